@@ -1,0 +1,1 @@
+"""soupfleet: decides. Torch-free; what acts lives in `workers`."""

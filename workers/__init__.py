@@ -1,0 +1,1 @@
+"""soupfleet: does. Never imports `orchestrator`."""

@@ -1,0 +1,304 @@
+"""Events come up: what happened. Each becomes one line of the ledger."""
+
+import time
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from workers.types.facts import Facts
+from workers.types.nouns import Checkpoint, Metric, Score, Value
+from workers.types.questions import Ingredient, Question, Soup, Tasting
+
+
+class Event(Value):
+    """A fact. `seq` is given by the ledger; order, attempt and slot by the fleet."""
+
+    seq: int = -1
+    time: float = Field(default_factory=time.time)
+    """Unix seconds where it happened."""
+    order: str | None = None
+    run: str | None = None
+    attempt: int | None = None
+    slot: str | None = None
+
+
+class Opened(Event):
+    """A driver took over; what an earlier one had ordered is open again."""
+
+    kind: Literal["opened"] = "opened"
+    driver: str
+    """host:pid"""
+    slots: int
+    specs: dict[str, Any] = {}
+    """Sweep as resolved: run id -> params, for readers without the code."""
+
+
+class Ordered(Event):
+    kind: Literal["ordered"] = "ordered"
+    what: str
+    """Kind of the order."""
+    due_since: float
+    """Unix seconds since when it could have run."""
+
+
+class Started(Event):
+    kind: Literal["started"] = "started"
+    warm: bool
+    """The slot already held a model of this shape."""
+    gap_s: float | None
+    """Seconds from the last step on this slot to the first batch ready; None for the first."""
+
+
+class Preflighted(Event):
+    kind: Literal["preflighted"] = "preflighted"
+    facts: Facts
+
+
+class BaseReady(Event):
+    kind: Literal["base_ready"] = "base_ready"
+    checkpoint: Checkpoint
+
+
+class Evaluated(Event):
+    """A point of a run's learning curve, at the end of an epoch."""
+
+    kind: Literal["evaluated"] = "evaluated"
+    step: int
+    epoch: int
+    loss: float | None
+    """Mean training loss of the epoch, nats; None where training left the finite numbers."""
+    lr: float
+    images_per_s: float
+    score: Score
+    """On the selection split."""
+
+
+class Checkpointed(Event):
+    """A complete checkpoint: its manifest is in the store."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    checkpoint: Checkpoint
+    score: Score | None
+    """On the selection split; None in the middle of an epoch."""
+
+
+class Trained(Event):
+    """The run reached the step its order names; all its checkpoints are complete."""
+
+    kind: Literal["trained"] = "trained"
+    step: int
+    busy_s: float
+
+
+class Interrupted(Event):
+    """The segment ended early, in good order, after a checkpoint (grace period)."""
+
+    kind: Literal["interrupted"] = "interrupted"
+    reason: str
+
+
+class Asked(Event):
+    kind: Literal["asked"] = "asked"
+    merge: str
+    question: Question
+
+
+class Tasted(Event):
+    kind: Literal["tasted"] = "tasted"
+    mix: str
+    """Key of the mix."""
+    tasting: Tasting
+    cohort: str
+    busy_s: float
+
+
+class Mixed(Event):
+    """A recipe finished."""
+
+    kind: Literal["mixed"] = "mixed"
+    merge: str
+    soup: Soup
+
+
+class Blended(Event):
+    kind: Literal["blended"] = "blended"
+    checkpoint: Checkpoint
+    busy_s: float
+
+
+class Scored(Event):
+    kind: Literal["scored"] = "scored"
+    checkpoint: str
+    """Name."""
+    scores: dict[str, Score]
+    busy_s: float
+
+
+class Delta(Value):
+    """A paired difference to the best single model, with its 95 % bootstrap interval."""
+
+    metric: Metric
+    delta: float
+    ci95: tuple[float, float]
+
+
+class EnsembleResult(Value):
+    id: str
+    kind: str
+    members: tuple[str, ...]
+    scores: dict[str, Score]
+    vs_best_single: dict[str, Delta]
+
+
+class Compared(Event):
+    kind: Literal["compared"] = "compared"
+    soups: dict[str, dict[str, Delta]]
+    """Soup name -> split -> difference."""
+    ensembles: tuple[EnsembleResult, ...]
+
+
+class Served(Event):
+    kind: Literal["served"] = "served"
+    soup: str | None
+    """Name; None when there is nothing to serve."""
+
+
+class Retired(Event):
+    kind: Literal["retired"] = "retired"
+    checkpoints: tuple[str, ...]
+    """Ids."""
+
+
+ErrorClass = Literal[
+    "refused",  # a user's mistake found by a worker: never retried
+    "lost",  # worker, rank or node died
+    "preempted",  # its node is being drained
+    "hang",  # no sign of life within fleet.heartbeat_s
+    "oom",  # out of (accelerator) memory
+    "storage",  # the store did not answer
+    "diverged",  # weights or loss left the finite numbers
+    "error",  # an exception of ours or the user's code
+]
+
+
+class Failed(Event):
+    """An attempt at an order ended without its result; the schedule decides what follows."""
+
+    kind: Literal["failed"] = "failed"
+    error: ErrorClass
+    message: str
+    """One sentence."""
+    traceback: str = ""
+
+
+class RetryDecided(Event):
+    """The order will get a new attempt after a pause."""
+
+    kind: Literal["retry_decided"] = "retry_decided"
+    after_s: float
+    reason: str
+    micro_batch: int | None = None
+
+
+class BackoffOver(Event):
+    kind: Literal["backoff_over"] = "backoff_over"
+
+
+class GaveUp(Event):
+    """The order will not be tried again; its run, if any, has failed."""
+
+    kind: Literal["gave_up"] = "gave_up"
+    reason: str
+
+
+class MergeOpened(Event):
+    """Who takes part in a merge, settled before anybody is told."""
+
+    kind: Literal["merge_opened"] = "merge_opened"
+    merge: str
+    cohort: str
+    recipe: str
+    options: dict[str, Any] = {}
+    ingredients: tuple[Ingredient, ...]
+    observe: bool
+    round: int | None = None
+    """Number of the observe round; None for a final merge."""
+
+
+class FinishRequested(Event):
+    """Stop training, soup what is committed."""
+
+    kind: Literal["finish_requested"] = "finish_requested"
+    reason: str
+
+
+class Cancelled(Event):
+    """An open order that nothing waits for any more was taken back."""
+
+    kind: Literal["cancelled"] = "cancelled"
+
+
+class Stopped(Event):
+    """The user stopped the driver; the same command goes on."""
+
+    kind: Literal["stopped"] = "stopped"
+    reason: str
+
+
+class Finished(Event):
+    kind: Literal["finished"] = "finished"
+    busy_s: float
+    """Slot-seconds at work, this driver's life."""
+    wanted_s: float
+    """Slot-seconds in which the slot worked or had an order due for it."""
+    wall_s: float
+    """Of all drivers together."""
+
+
+AnyEvent = Annotated[
+    Opened
+    | Ordered
+    | Started
+    | Preflighted
+    | BaseReady
+    | Evaluated
+    | Checkpointed
+    | Trained
+    | Interrupted
+    | Asked
+    | Tasted
+    | Mixed
+    | Blended
+    | Scored
+    | Compared
+    | Served
+    | Retired
+    | Failed
+    | RetryDecided
+    | BackoffOver
+    | GaveUp
+    | MergeOpened
+    | FinishRequested
+    | Cancelled
+    | Stopped
+    | Finished,
+    Field(discriminator="kind"),
+]
+
+event_adapter: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
+
+
+class Pulse(Value):
+    """A sign of life of a slot; never enters the ledger."""
+
+    slot: str
+    order: str | None = None
+    run: str | None = None
+    epoch: int | None = None
+    epochs: int | None = None
+    step: int | None = None
+    loss: float | None = None
+    images_per_s: float | None = None
+    silent_s: float = 0.0
+    """Seconds since the work last made progress."""
+    rss_bytes: int = 0

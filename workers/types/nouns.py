@@ -1,0 +1,127 @@
+"""The nouns: checkpoints, scores, runs, cohorts, mixes. Frozen, plain JSON, torch-free."""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from workers.spec import ModelSpec, TrainSpec
+
+SELECTION = "val"
+"""The only split that selects; every other split only reports."""
+
+Metric = Literal["top1", "macro_f1", "nll"]
+BatchNormPolicy = Literal["auto", "recompute", "average", "best", "frozen"]
+
+
+class UserError(ValueError):
+    """The user can mend this: one sentence that says what, where, what was seen, and the remedy."""
+
+
+def digest(value: Any, length: int = 8) -> str:
+    """Short sha256 of a JSON value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+class Value(BaseModel):
+    """A frozen value: equality is identity, JSON in and out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Score(Value):
+    """Metrics of one model on one split. Fractions 0..1, nats; None where not a finite number."""
+
+    count: int
+    top1: float
+    macro_f1: float | None
+    nll: float | None
+    ece: float | None
+    """Expected calibration error, 15 equal-width bins."""
+
+    def selection(self, metric: Metric) -> float:
+        """The number that recipes maximise; a negative log-likelihood changes sign."""
+        value: float | None = getattr(self, metric)
+        if value is None:
+            return float("-inf")
+        return -value if metric == "nll" else value
+
+
+class Checkpoint(Value):
+    """A complete set of weights in the store: of a run, a base or a soup.
+
+    `name` is what is ordered, mixed and hashed: `<run>/<step:08d>`, `base/<hash>`, `soup/<id>`.
+    A run's checkpoint lies under its `id`, which adds the attempt that wrote it.
+    """
+
+    name: str
+    attempt: int | None = None
+    step: int = 0
+    sha256: str
+    """Of model.safetensors."""
+    num_bytes: int
+    """Of all its files."""
+
+    @property
+    def id(self) -> str:
+        return self.name if self.attempt is None else f"{self.name}-{self.attempt}"
+
+
+class Cohort(Value):
+    """Runs whose weights may be averaged: one base, one evaluation preprocessing, one label map."""
+
+    id: str
+    model: ModelSpec
+    base: str
+    """Name of the base checkpoint, `base/<hash>`."""
+    batchnorm: Literal["recompute", "average", "best", "frozen", "none"]
+    """How a mix gets its BatchNorm statistics; `none` for a network without BatchNorm."""
+
+
+class RunSpec(Value):
+    """One training run of the fleet, completely resolved."""
+
+    id: str
+    role: Literal["member", "probe", "trunk"] = "member"
+    """`probe` and `trunk` are stages of the base: not ingredients."""
+    params: dict[str, Any] = {}
+    """What the sweep set, by dotted path; for people and tables."""
+    seed: int = 0
+    replica: int = 0
+    model: ModelSpec
+    train: TrainSpec
+
+    @property
+    def stream(self) -> str:
+        """Names the run's random streams; replicas share it."""
+        return digest([self.role, self.seed, self.model.model_dump(), self.train.model_dump()], 16)
+
+
+class Mix(Value):
+    """theta = (sum_i weight_i * theta_i) / divisor, in float64, in this order."""
+
+    weights: tuple[tuple[str, float], ...]
+    """(checkpoint name, weight), in order of acceptance."""
+    divisor: float
+
+    @classmethod
+    def mean(cls, names: list[str] | tuple[str, ...]) -> "Mix":
+        return cls(weights=tuple((name, 1.0) for name in names), divisor=float(len(names)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, weight in self.weights if weight)
+
+    @property
+    def single(self) -> str | None:
+        """The one checkpoint that this mix is, if it is one."""
+        live = [(name, weight) for name, weight in self.weights if weight]
+        if len(live) == 1 and live[0][1] == self.divisor:
+            return live[0][0]
+        return None
+
+    @property
+    def key(self) -> str:
+        return digest(self.model_dump(), 12)

@@ -1,0 +1,227 @@
+"""Orders go down: what shall be done. Ids are deterministic and omit the attempt."""
+
+from typing import Any, Literal
+
+from workers.spec import BaseSpec, DataSpec, ModelSpec
+from workers.types.nouns import Checkpoint, Cohort, Metric, Mix, RunSpec, Value, digest
+from workers.types.questions import Answer, Ingredient, Soup
+
+
+class Setting(Value):
+    """What every order of an experiment has in common; a worker is built with it."""
+
+    uri: str
+    """Of the experiment: `<storage>/<name>`."""
+    seed: int
+    data: DataSpec
+    base: BaseSpec
+    metric: Metric
+    batchnorm_samples: int
+    ranks: int = 1
+    threads: int = 1
+    """torch threads per rank; fixes the bits on a CPU."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    cache_dir: str | None = None
+    """Node-local folder for files of a remote store."""
+
+
+class Order(Value):
+    """Something to be done, once. `place`: a training slot, or the merge actor."""
+
+    @property
+    def id(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "slot"
+
+    @property
+    def run_id(self) -> str | None:
+        return None
+
+
+class PreflightOrder(Order):
+    kind: Literal["preflight"] = "preflight"
+    models: tuple[ModelSpec, ...]
+    opts: tuple[str, ...] = ()
+    """Optimizers the runs will ask for."""
+
+    @property
+    def id(self) -> str:
+        return "preflight"
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
+
+
+class BaseOrder(Order):
+    """Write `name` into the store: a fresh model with a shared head, or what `source` became."""
+
+    kind: Literal["base"] = "base"
+    name: str
+    """`base/<hash>`."""
+    model: ModelSpec
+    source: Checkpoint | None = None
+    """The last checkpoint of the probe or trunk; None for a fresh model."""
+
+    @property
+    def id(self) -> str:
+        return f"base-{self.name.removeprefix('base/')}"
+
+
+class TrainOrder(Order):
+    """Train `run` from `start` to `stop_step`."""
+
+    kind: Literal["train"] = "train"
+    run: RunSpec
+    start: Checkpoint
+    stop_step: int
+    micro_batch: int | None = None
+    """Smaller micro-batch after running out of memory; the optimizer step stays the same."""
+
+    @property
+    def id(self) -> str:
+        return f"train-{self.run.id}-{self.stop_step:08d}"
+
+    @property
+    def run_id(self) -> str | None:
+        return self.run.id
+
+
+class MergeOrder(Order):
+    """Replay the recipe up to its next question, or to its soup."""
+
+    kind: Literal["merge"] = "merge"
+    merge: str
+    recipe: str
+    options: dict[str, Any] = {}
+    ingredients: tuple[Ingredient, ...]
+    answers: tuple[Answer, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return f"merge-{self.merge}-{len(self.answers):04d}"
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
+
+
+class TasteOrder(Order):
+    """Score a mix on the selection split; stop once the bar is provably out of reach."""
+
+    kind: Literal["taste"] = "taste"
+    cohort: Cohort
+    mix: Mix
+    ingredients: tuple[Checkpoint, ...]
+    """Where the mix's members lie."""
+    hard_first: tuple[str, ...] = ()
+    """Checkpoint ids whose cached predictions decide which images are looked at first."""
+    at_least: float | None = None
+    strict: bool = False
+    observe: bool = False
+    """An anytime taste during training: never takes a training slot."""
+
+    @property
+    def id(self) -> str:
+        bar = "full" if self.at_least is None else f"{self.at_least:.12g}{'+' * self.strict}"
+        return f"taste-{self.cohort.id}-{self.mix.key}-{bar}"
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge" if self.observe else "slot"
+
+
+class BlendOrder(Order):
+    """Write the soup of a mix: blended, BatchNorm statistics settled, loadable by timm."""
+
+    kind: Literal["blend"] = "blend"
+    soup: str
+    """`soup/<id>`."""
+    recipe: str
+    cohort: Cohort
+    made: Soup
+    ingredients: tuple[Checkpoint, ...]
+
+    @property
+    def id(self) -> str:
+        return f"blend-{self.soup.removeprefix('soup/')}"
+
+
+class ScoreOrder(Order):
+    """Cache the logits of a checkpoint on the splits, and score them."""
+
+    kind: Literal["score"] = "score"
+    cohort: Cohort
+    checkpoint: Checkpoint
+    splits: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return f"score-{self.checkpoint.name.replace('/', '_')}"
+
+
+class CompareOrder(Order):
+    """From cached predictions: ensembles, and every soup and ensemble against the best single."""
+
+    kind: Literal["compare"] = "compare"
+    best_single: str
+    """Checkpoint ids throughout."""
+    soups: tuple[str, ...]
+    members: tuple[str, ...]
+    """Of the soft-voting ensemble; empty for none."""
+    splits: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return "compare"
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
+
+
+class ServeOrder(Order):
+    """Copy a soup to `soup/`, with a README of its own."""
+
+    kind: Literal["serve"] = "serve"
+    soup: Checkpoint
+
+    @property
+    def id(self) -> str:
+        return "serve"
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
+
+
+class RetireOrder(Order):
+    """Delete checkpoints that nothing can choose any more."""
+
+    kind: Literal["retire"] = "retire"
+    checkpoints: tuple[Checkpoint, ...]
+
+    @property
+    def id(self) -> str:
+        return f"retire-{digest([c.id for c in self.checkpoints], 12)}"
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
+
+
+AnyOrder = (
+    PreflightOrder
+    | BaseOrder
+    | TrainOrder
+    | MergeOrder
+    | TasteOrder
+    | BlendOrder
+    | ScoreOrder
+    | CompareOrder
+    | ServeOrder
+    | RetireOrder
+)
