@@ -1,0 +1,126 @@
+"""A refusal: what a validation error says, as one sentence with the way out."""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from workers.types import UserError
+
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "label_smoothing": "smoothing",
+    "optimizer": "opt",
+    "scheduler": "sched",
+    "lr_scheduler": "sched",
+    "wd": "weight_decay",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "gradient_accumulation_steps": "grad_accum_steps",
+    "auto_augment": "aa",
+    "random_erasing": "reprob",
+    "img_size": "image_size",
+    "precision": "amp_dtype",
+    "arch": "name",
+    "gpus": "gpus_per_run",
+    "max_runs": "num_runs",
+    "n_runs": "num_runs",
+    "max_concurrent": "max_concurrent_runs",
+}
+"""What other tools call our keys; a spelling distance alone would not find them."""
+
+
+def refusal(
+    error: ValidationError, schema: type[BaseModel], document: Any, source: str, prefix: str = ""
+) -> UserError:
+    """The first error of a validation, unknown keys before others, and how many more there are.
+
+    `document` is what was validated: the value seen is looked up in it. `prefix` is the dotted
+    path of `document` when it is a part of the configuration.
+    """
+    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    sentence = _sentence(errors[0], schema, document, prefix)
+    places = {tuple(_look_up(document, one["loc"])[0]) for one in errors}
+    more = len(places) - 1
+    tail = f" ({more} more like this)" if more else ""
+    return UserError(f"{source}: {sentence}{tail}")
+
+
+def nearest(path: str, schema: type[BaseModel]) -> str | None:
+    """The valid dotted key that an unknown one most likely means."""
+    section, _, key = path.rpartition(".")
+    valid = list(keys(schema))
+    key = OTHER_NAMES.get(key, key)
+    same_name = [one for one in valid if one.rpartition(".")[2] == key]
+    close = sorted(same_name, key=lambda one: one.rpartition(".")[0] != section)
+    if not close:
+        siblings = [one for one in valid if one.rpartition(".")[0] == section]
+        close = difflib.get_close_matches(path, siblings, 1, 0.7)
+    if not close:
+        close = difflib.get_close_matches(path, valid, 1, 0.6)
+    return close[0] if close else None
+
+
+def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a schema, sections included."""
+    for name, field in schema.model_fields.items():
+        yield prefix + name
+        if inner := _section(field.annotation):
+            yield from keys(inner, f"{prefix}{name}.")
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(filter(None, map(_section, typing.get_args(annotation))), None)
+    return None
+
+
+def _sentence(error: Any, schema: type[BaseModel], document: Any, prefix: str) -> str:
+    steps, seen = _look_up(document, error["loc"])
+    path = prefix + ".".join(map(str, steps))
+    if error["type"] == "extra_forbidden":
+        return unknown_key(path, schema)
+    if error["type"] == "missing":
+        return f"{path} is missing; pass {path}=VALUE or write it into the file"
+    if error["type"] == "value_error":
+        said = str(error["ctx"]["error"])
+        return f"{path}: {said}" if path else said
+    wanted = error["msg"].removeprefix("Input ")
+    return f"{path} is {seen!r}, but {wanted}"
+
+
+def unknown_key(path: str, schema: type[BaseModel]) -> str:
+    """The sentence about a dotted key that the schema does not have."""
+    if meant := nearest(path, schema):
+        return f"unknown key {path}; did you mean {meant}?"
+    section = path.rpartition(".")[0]
+    valid = [one for one in keys(schema) if one.rpartition(".")[0] == section]
+    known = ", ".join(valid or [one for one in keys(schema) if "." not in one])
+    return f"unknown key {path}; known here: {known}"
+
+
+def _look_up(document: Any, loc: tuple[int | str, ...]) -> tuple[list[int | str], Any]:
+    """The part of an error's location that the user wrote, and what stands there.
+
+    Pydantic appends names of its own, such as the member of a union; those are not in the document.
+    """
+    steps: list[int | str] = []
+    for step in loc:
+        if isinstance(document, dict) and (step in document or isinstance(step, str)):
+            steps.append(step)
+            if step not in document:
+                return steps, None
+            document = document[step]
+        elif isinstance(document, (list, tuple)) and isinstance(step, int):
+            steps.append(step)
+            document = document[step]
+        else:
+            break
+    return steps, document

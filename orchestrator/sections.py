@@ -1,0 +1,259 @@
+"""The sections of the configuration that the driver reads: sweep, fleet, merge, soup, ensemble.
+
+What a worker reads lives in `workers.spec`; `orchestrator.config` composes them all.
+"""
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_serializer, model_validator
+
+from workers.spec import Section, period_steps
+from workers.types import BatchNormPolicy, Metric
+
+Whole = tuple[int, int]
+"""An inclusive range of integers; named because `Axis.int` hides the builtin."""
+
+
+class Axis(Section):
+    """What one setting takes over the sweep: exactly one of the fields.
+
+    `[a, b]` in YAML is short for `{choice: [a, b]}`.
+    """
+
+    choice: tuple[Any, ...] | None = None
+    """Values as written; a grid and a zip take them in order."""
+    uniform: tuple[float, float] | None = None
+    """[low, high)"""
+    loguniform: tuple[float, float] | None = None
+    """[low, high), uniform in the logarithm; low > 0."""
+    int: Whole | None = None
+    """[low, high], both included."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_is_choice(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return {"choice": value}
+        if not isinstance(value, (dict, Axis)):
+            raise ValueError(
+                f"got {value!r}; write a list of values, or one of {{choice: [...]}}, "
+                "{uniform: [a, b]}, {loguniform: [a, b]}, {int: [a, b]}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "Axis":
+        given = {key: value for key, value in self if value is not None}
+        if len(given) != 1:
+            raise ValueError(
+                f"got {', '.join(given) or 'none'} of choice, uniform, loguniform, int; give one"
+            )
+        kind, value = given.popitem()
+        if kind == "choice" and not value:
+            raise ValueError("got an empty list; give at least one value")
+        if kind != "choice" and not value[0] < value[1]:
+            raise ValueError(f"{kind} {list(value)} is no range; write [low, high]")
+        if kind == "loguniform" and value[0] <= 0:
+            raise ValueError(f"loguniform {list(value)} must begin above 0")
+        return self
+
+    @model_serializer(mode="plain")
+    def _as_written(self) -> dict[str, Any]:
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in self
+            if value is not None
+        }
+
+
+class SweepSpec(Section):
+    """The runs of the fleet. Without it there is one run."""
+
+    sampler: Literal["grid", "random", "list", "zip"] = "grid"
+    """`grid`: every combination, the last axis fastest; `random`: `num_runs` draws, each the same
+    however many there are; `list`: `runs` as written; `zip`: the axes side by side."""
+    num_runs: int | None = Field(default=None, ge=1)
+    """Draws of the random sampler."""
+    seeds: int | tuple[int, ...] | None = None
+    """Each setting is trained with these seeds; a number N stands for 0..N-1."""
+    space: dict[str, Axis] = {}
+    """Dotted path of `train.*`, `model.*` or `seed` -> what it takes."""
+    runs: tuple[dict[str, Any], ...] = ()
+    """Explicit settings by dotted or nested path."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _runs_are_a_list(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("runs") and "sampler" not in value:
+            return {**value, "sampler": "list"}
+        return value
+
+    @model_validator(mode="after")
+    def _sampler_has_what_it_needs(self) -> "SweepSpec":
+        if self.runs and self.sampler != "list":
+            raise ValueError(f"runs are for sampler: list, not {self.sampler}; remove one")
+        if self.sampler == "list" and (self.space or not self.runs):
+            raise ValueError("sampler: list needs runs and no space; write the settings into runs")
+        if (self.sampler == "random") != (self.num_runs is not None):
+            raise ValueError(
+                f"num_runs is {self.num_runs} with sampler: {self.sampler}; sampler: random needs "
+                "it and no other takes it (to repeat a setting with other seeds, use seeds)"
+            )
+        if self.sampler in ("random", "zip") and not self.space:
+            raise ValueError(f"sampler: {self.sampler} needs a space; add one, or use seeds: N")
+        return self
+
+    @model_validator(mode="after")
+    def _axes_fit_the_sampler(self) -> "SweepSpec":
+        if self.sampler == "random":
+            return self
+        lengths = {}
+        for path, axis in self.space.items():
+            if axis.choice is None:
+                raise ValueError(
+                    f"space.{path} is a range, which a {self.sampler} cannot list; give values, "
+                    "or use sampler: random"
+                )
+            lengths[path] = len(axis.choice)
+        if self.sampler == "zip" and len(set(lengths.values())) > 1:
+            raise ValueError(f"sampler: zip needs axes of one length, got {lengths}")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_are_distinct(self) -> "SweepSpec":
+        if self.seeds is None:
+            return self
+        if not self.seed_values or len(set(self.seed_values)) != len(self.seed_values):
+            raise ValueError(f"seeds {self.seeds!r} must be a count, or a list of distinct seeds")
+        if "seed" in self.space:
+            raise ValueError("seeds and space.seed both set the seed; keep one")
+        return self
+
+    @property
+    def seed_values(self) -> tuple[int, ...]:
+        if self.seeds is None:
+            return (0,)
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+
+class FleetSpec(Section):
+    """What the runs may use, and how much trouble the fleet puts up with."""
+
+    gpus_per_run: float = Field(default=1, gt=0)
+    """GPUs, and so ranks, of one run; below 1 is a share of a GPU for one rank. Without GPUs the
+    whole numbers count gloo ranks."""
+    cpus_per_run: int = Field(default=1, ge=1)
+    """CPU cores and torch threads of one rank; on a CPU they are part of the result's bits."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is cuda where there is any."""
+    max_concurrent_runs: int | None = Field(default=None, ge=1)
+    """As many as fit, when absent."""
+    max_failures: int = Field(default=3, ge=0)
+    """Attempts an order may lose by its own fault before it is given up."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """Wall-clock hours after which training stops and what is committed is souped."""
+    heartbeat_s: float = Field(default=120, gt=0)
+    """Seconds without progress after which a worker counts as hanging."""
+    grace_s: float = Field(default=2, ge=0)
+    """Seconds a worker gets to write a checkpoint when it has to go."""
+    env: dict[str, str] = {}
+    """Environment variables of the workers."""
+    label_selector: dict[str, str] = {}
+    """Labels of the Ray nodes to use."""
+
+    @field_validator("gpus_per_run")
+    @classmethod
+    def _whole_or_a_share(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError(f"got {value}; write a whole number, or a share below 1")
+        return value
+
+
+class RecipeSpec(Section):
+    """A recipe and its options. YAML: `greedy`, or `{greedy: {option: value}}`."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, RecipeSpec) or (isinstance(value, dict) and "name" in value):
+            return value
+        if isinstance(value, dict) and len(value) == 1:
+            name, options = next(iter(value.items()))
+            return {"name": name, "options": options or {}}
+        raise ValueError(f"got {value!r}; write a recipe's name, or {{name: {{option: value}}}}")
+
+    @model_serializer(mode="plain")
+    def _as_written(self) -> str | dict[str, Any]:
+        return {self.name: self.options} if self.options else self.name
+
+
+class MergeSpec(Section):
+    """Merging while training goes on."""
+
+    every: int | str = 1
+    """Epochs of the fleet between rounds, or "N steps"."""
+    mode: Literal["observe", "off"] = "observe"
+    """`observe`: an anytime soup of the newest checkpoints each round; training is untouched."""
+    method: str = "greedy"
+    """Name of a recipe."""
+
+    @field_validator("every")
+    @classmethod
+    def _every_is_a_period(cls, value: int | str) -> int | str:
+        if period_steps(value, 1) is None:
+            raise ValueError(
+                f'got {value!r}; write a number of epochs, or "200 steps", or set merge.mode=off'
+            )
+        return value
+
+
+class SoupSpec(Section):
+    """The soups at the end, and which of them is served."""
+
+    recipes: tuple[RecipeSpec, ...] = (
+        RecipeSpec(name="best"),
+        RecipeSpec(name="uniform"),
+        RecipeSpec(name="greedy"),
+    )
+    """In the order they are made and shown."""
+    metric: Metric = "top1"
+    """Of the selection split; what recipes maximise."""
+    ingredients: str = "best"
+    """Checkpoints of each run that recipes see: `best`, `last`, `all` or `top-K`."""
+    batchnorm: BatchNormPolicy = "auto"
+    """How a mix gets its BatchNorm statistics."""
+    batchnorm_samples: int = Field(default=2048, ge=2)
+    """Training images that `recompute` forwards."""
+    tie: Literal["accept", "strict"] = "accept"
+    """Whether greedy takes a candidate that leaves the score as it is."""
+    serve: str = "auto"
+    """Recipe whose soup is served; `auto` takes the best on the selection split."""
+
+    @field_validator("ingredients")
+    @classmethod
+    def _ingredients_are_known(cls, value: str) -> str:
+        if value not in ("best", "last", "all") and not re.fullmatch(r"top-[1-9][0-9]*", value):
+            raise ValueError(f"got {value!r}; write best, last, all or top-K, such as top-3")
+        return value
+
+    @model_validator(mode="after")
+    def _recipes_are_distinct_and_served(self) -> "SoupSpec":
+        names = [recipe.name for recipe in self.recipes]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"recipes {names} must name at least one recipe, and none twice")
+        if self.serve != "auto" and self.serve not in names:
+            raise ValueError(f"serve is {self.serve!r}; write auto or one of {', '.join(names)}")
+        return self
+
+
+class EnsembleSpec(Section):
+    """Output ensembles that soups are compared with."""
+
+    soft_voting: bool = True
+    """Average the probabilities of every run's ingredient."""
