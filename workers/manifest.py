@@ -82,6 +82,13 @@ def complete(store: Store, run: str, attempt: int) -> list[tuple[Checkpoint, Sco
     return [(m.checkpoint, m.score) for m in sorted(whole, key=lambda m: m.step)]
 
 
+def discard(store: Store, checkpoint_id: str) -> None:
+    """Delete a checkpoint; the manifest goes first, so that no half of it looks complete."""
+    folder = checkpoint_dir(checkpoint_id)
+    store.delete(f"{folder}/{MANIFEST}")
+    store.delete(folder)
+
+
 def verify(store: Store, checkpoint_id: str) -> None:
     """Hash every file of a checkpoint against its manifest.
 

@@ -15,10 +15,10 @@ import uuid
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
-
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
+from workers import disk
 from workers.types import UserError
 
 CONFIG = "config.yaml"
@@ -128,7 +128,7 @@ class Store:
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Bytes of every file under a folder, in one listing."""
         if self.local_root is not None:
-            return dict(_walk(self.local_root, self._local(prefix)))
+            return dict(disk.walk(self.local_root, self._local(prefix)))
         from pyarrow import fs
 
         selector = fs.FileSelector(self._remote(prefix), allow_not_found=True, recursive=True)
@@ -159,7 +159,7 @@ class Store:
     def hash(self, path: str) -> str:
         """sha256 of the bytes that are in the store now, in hex; nothing cached is believed."""
         if self.local_root is not None:
-            return hash_file(self._local(path))
+            return disk.hash_file(self._local(path))
         total = hashlib.sha256()
         with self._filesystem.open_input_stream(self._remote(path)) as source:
             while block := source.read(_BLOCK):
@@ -179,7 +179,7 @@ class Store:
     def writing(self, path: str) -> Iterator[Sink]:
         """Write a file piece by piece. Locally it appears whole, and durable, at the end."""
         if self.local_root is not None:
-            with _replacing(self._local(path)) as file:
+            with disk.replacing(self._local(path)) as file:
                 yield file
             return
         self._make_folder(path)
@@ -200,11 +200,11 @@ class Store:
         if self.local_root is None:
             return self.write(path, data)
         target = self._local(path)
-        _make_dirs(target.parent)
+        disk.make_dirs(target.parent)
         with target.open("xb") as file:
             file.write(data)
-            _sync(file)
-        _sync_folder(target.parent)
+            disk.sync(file)
+        disk.sync_folder(target.parent)
 
     def put(self, local: Path, path: str) -> None:
         """Copy a local file into the store."""
@@ -217,7 +217,7 @@ class Store:
         if not path.strip("/"):
             raise ValueError("refusing to delete a whole store")
         if self.local_root is not None:
-            return _delete_local(self._local(path))
+            return disk.delete(self._local(path))
         kind = self._info(path).type.name
         if kind == "Directory":
             self._filesystem.delete_dir(self._remote(path))
@@ -305,7 +305,7 @@ class Store:
     def _download(self, path: str, local: Path) -> None:
         with (
             self._filesystem.open_input_stream(self._remote(path)) as source,
-            _replacing(local, durable=False) as file,
+            disk.replacing(local, durable=False) as file,
         ):
             while block := source.read(_BLOCK):
                 file.write(block)
@@ -316,7 +316,7 @@ class Store:
         state = (status.st_mtime_ns, status.st_size)
         if self._verified.get(str(local)) == (*state, sha256):
             return True
-        if hash_file(local) != sha256:
+        if disk.hash_file(local) != sha256:
             return False
         self._verified[str(local)] = (*state, sha256)
         return True
@@ -328,75 +328,10 @@ class Store:
             )
 
 
-def hash_file(local: Path) -> str:
-    """sha256 of a local file, in hex."""
-    with local.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _local_root(uri: str) -> Path | None:
     if uri.startswith("file://"):
         return Path(unquote(urlsplit(uri).path))
     return None if "://" in uri else Path(os.path.abspath(Path(uri).expanduser()))
-
-
-def _walk(root: Path, folder: Path) -> Iterator[tuple[str, int]]:
-    """Relative path and bytes of every file, leaving out unfinished writes."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            if not _is_unfinished(name):
-                with contextlib.suppress(FileNotFoundError):  # deleted since the listing
-                    yield path.relative_to(root).as_posix(), path.stat().st_size
-
-
-def _is_unfinished(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
-
-
-@contextlib.contextmanager
-def _replacing(target: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file that takes its name only when it is whole, so that nobody maps or reads a part."""
-    _make_dirs(target.parent)
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with unfinished.open("xb") as file:
-            yield file
-            if durable:
-                _sync(file)
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    if durable:
-        _sync_folder(target.parent)
-
-
-def _make_dirs(folder: Path) -> None:
-    """Like mkdir -p, but the new names outlive a power cut."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        _sync_folder(path.parent)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _delete_local(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=False)
-        return
-    path.unlink(missing_ok=True)
 
 
 def _first_line(error: BaseException) -> str:

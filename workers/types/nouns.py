@@ -28,7 +28,8 @@ def digest(value: Any, length: int = 8) -> str:
 class Value(BaseModel):
     """A frozen value: equality is identity, JSON in and out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no infinity; as null, a bar of -inf would not come back out of the ledger.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Score(Value):
