@@ -1,0 +1,86 @@
+"""The table of recipes, and the two that ask little."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from workers.merge import advance
+from workers.recipes import RECIPES, load
+from workers.recipes.greedy import Greedy
+from workers.types import Ingredient, Mix, Soup, Taste, Tastings, UserError
+
+POOL = (
+    Ingredient(name="b/00000010", run="b", score=0.8),
+    Ingredient(name="c/00000010", run="c", score=0.9),
+    Ingredient(name="a/00000010", run="a", score=0.9),
+)
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """Somebody's own recipe, found by its path; it mixes what it was not given."""
+
+    name: str = "z"
+
+    def __call__(self, ingredients):  # type: ignore[no-untyped-def]
+        yield from ()
+        return Soup(mix=Mix.mean([self.name]))
+
+
+def test_best_takes_the_highest_score_and_the_first_run_among_equals() -> None:
+    soup = advance(load("best"), POOL, ())
+    assert isinstance(soup, Soup)
+    assert (soup.mix.single, soup.score) == ("a/00000010", 0.9)
+    assert [each.accepted for each in soup.decisions] == [True, False, False]
+    assert "ties go to the first run" in soup.decisions[1].reason
+
+
+def test_uniform_asks_for_the_score_of_its_mix_and_takes_everybody() -> None:
+    recipe = load("uniform")
+    mix = Mix.mean(["a/00000010", "c/00000010", "b/00000010"])
+    assert advance(recipe, POOL, ()) == Taste(mixes=(mix,))
+    soup = advance(recipe, POOL, (Tastings(scores=(0.7,)),))
+    assert isinstance(soup, Soup)
+    assert (soup.mix, soup.score) == (mix, 0.7)
+    assert all(each.accepted for each in soup.decisions)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_the_order_in_which_ingredients_arrive_does_not_matter(name: str) -> None:
+    assert advance(load(name), POOL, ()) == advance(load(name), POOL[::-1], ())
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_without_ingredients_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="at least one ingredient"):
+        advance(load(name), (), ())
+
+
+def test_options_become_fields_and_a_path_names_a_recipe_outside() -> None:
+    assert load("greedy", {"tie": "strict"}) == Greedy(tie="strict")
+    assert load(f"{__name__}:Stranger", {"name": "y"}) == Stranger("y")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gredy", {}, "unknown recipe 'gredy'; did you mean greedy"),
+        ("xxx", {}, "known are best, greedy, uniform"),
+        ("greedy", {"ties": 1}, "recipe greedy has no option 'ties'; did you mean tie"),
+        ("greedy", {"tie": "maybe"}, "recipe greedy, option tie: .*got 'maybe'"),
+        ("best", {"tie": "strict"}, "recipe best has no option 'tie'; it has none"),
+        ("no.such:Thing", {}, "cannot be imported"),
+        ("workers.recipes:Thing", {}, "cannot be imported"),
+        ("workers.recipes:load", {}, "no dataclass"),
+    ],
+)
+def test_a_wrong_name_or_option_is_the_users_mistake(
+    name: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load(name, options)
+
+
+def test_a_recipe_that_mixes_a_stranger_is_refused() -> None:
+    with pytest.raises(UserError, match="mixes 'z', which is none of its 3 ingredients"):
+        advance(load(f"{__name__}:Stranger"), POOL, ())

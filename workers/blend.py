@@ -1,0 +1,120 @@
+"""Blending: the only place where weights are averaged.
+
+    mix      [(a, 2), (b, 1)] / 3                theta = (2 * a + 1 * b) / 3, in float64
+    tensors  a.stem  a.block1 ...                one after the other, so memory stays that of one
+             b.stem  b.block1 ...
+    blocks   |====|====|====|==|                 of a tensor, sized to stay in the processor's cache
+
+Sources are memory-mapped files: their bytes are read once, straight into a block. Every element is
+a function of the same element of the sources alone, so neither block size nor threads change a bit.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from workers.types import Mix, UserError
+
+Weights = Mapping[str, Tensor]
+
+BLOCK = 1 << 16
+"""Elements per block and thread: accumulator and term, 1 MiB together, stay in a core's cache."""
+
+
+def blend(
+    mix: Mix, sources: Mapping[str, Weights], block: int | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields (key, theta) with theta = (sum_i w_i theta_i) / d, in the key order of the first.
+
+    The sum runs in float64 in mix order from the first term on; zero weights are dropped; the
+    result is cast back to the stored dtype. A mix that is one checkpoint yields its very tensors.
+    Integer tensors (counters) come from the heaviest member, the first among equals.
+
+    Raises UserError that names ingredient and tensor where keys, shapes or dtypes differ, or where
+    a value is not finite.
+    """
+    members = [(name, weight) for name, weight in mix.weights if weight]
+    if not members:
+        raise ValueError("a mix needs at least one checkpoint with a weight, got none")
+    first = members[0][0]
+    for name, _ in members[1:]:
+        _check_same_keys(first, sources[first], name, sources[name])
+    scratch = torch.empty(2, block or BLOCK * torch.get_num_threads(), dtype=torch.float64)
+    for key in sources[first]:
+        terms = [(name, weight, sources[name][key]) for name, weight in members]
+        yield key, _blend_tensor(key, terms, mix.divisor, scratch)
+
+
+Term = tuple[str, float, Tensor]
+
+
+def _blend_tensor(key: str, terms: list[Term], divisor: float, scratch: Tensor) -> Tensor:
+    _check_same_shapes(key, terms)
+    name, weight, first = terms[0]
+    if not first.is_floating_point():
+        return max(terms, key=lambda term: term[1])[2]
+    if len(terms) == 1 and weight == divisor:
+        _check_finite(first, key, terms)
+        return first
+    return _weighted_sum(key, terms, divisor, scratch)
+
+
+def _weighted_sum(key: str, terms: list[Term], divisor: float, scratch: Tensor) -> Tensor:
+    """Block by block: total = w_1 t_1, then total += w_i t_i, then total / d."""
+    flats = [(weight, tensor.reshape(-1)) for _, weight, tensor in terms]
+    blended = torch.empty_like(flats[0][1])
+    for start in range(0, blended.numel(), scratch.shape[1]):
+        part = slice(start, start + scratch.shape[1])
+        out = blended[part]
+        total, term = scratch[0, : out.numel()], scratch[1, : out.numel()]
+        for i, (weight, flat) in enumerate(flats):
+            into = term if i else total
+            into.copy_(flat[part])
+            if weight != 1.0:
+                # Not `add_(term, alpha=weight)`: it may fuse multiplication and addition, and
+                # whether it does depends on an element's place in the block.
+                into.mul_(weight)
+            if i:
+                total.add_(term)
+        out.copy_(total.div_(divisor))
+        _check_finite(out, key, terms)
+    return blended.reshape(terms[0][2].shape)
+
+
+def _check_finite(values: Tensor, key: str, terms: list[Term]) -> None:
+    """A sum is finite only if all its terms are, so looking at the sum is enough."""
+    # min and max pass NaN on and allocate nothing; isfinite().all() costs several times more.
+    low, high = torch.aminmax(values) if values.numel() else (torch.zeros(()), torch.zeros(()))
+    if torch.isfinite(low) and torch.isfinite(high):
+        return
+    for name, _, tensor in terms:
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise UserError(
+                f"ingredient {name}: {bad} of {tensor.numel()} values of tensor {key!r} are not "
+                "finite (its training diverged); leave this checkpoint out"
+            )
+    raise UserError(f"tensor {key!r} of this mix leaves the range of {values.dtype}; lower weights")
+
+
+def _check_same_keys(first: str, expected: Weights, name: str, found: Weights) -> None:
+    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+    if missing or extra:
+        key = min(missing or extra)
+        verb = "lacks" if missing else "has a surplus"
+        raise UserError(
+            f"ingredient {name} {verb} tensor {key!r}, compared with {first}; only checkpoints of "
+            "one architecture can be averaged"
+        )
+
+
+def _check_same_shapes(key: str, terms: list[Term]) -> None:
+    first, _, expected = terms[0]
+    for name, _, found in terms[1:]:
+        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+            raise UserError(
+                f"ingredient {name}: tensor {key!r} is {found.dtype} {list(found.shape)}, but "
+                f"{expected.dtype} {list(expected.shape)} in {first}; only checkpoints of one "
+                "architecture can be averaged"
+            )

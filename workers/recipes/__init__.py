@@ -1,0 +1,81 @@
+"""Recipes: which ingredients, in which proportion. A file each; this is the table of names.
+
+A recipe is a frozen dataclass whose fields are its YAML options. Called with ingredients it is a
+generator: it yields questions, is sent their answers, and returns a soup. It never sees a tensor,
+a file, or any split but the selection split:
+
+    recipe(ingredients) --Taste | First--> driver --orders--> slots
+                        <--Tastings | Found--
+"""
+
+import difflib
+import importlib
+from collections.abc import Generator
+from dataclasses import fields, is_dataclass
+from typing import Any, Protocol
+
+from pydantic import TypeAdapter, ValidationError
+
+from workers.recipes.best import Best
+from workers.recipes.greedy import Greedy
+from workers.recipes.uniform import Uniform
+from workers.types import Answer, Ingredient, Question, Soup, UserError
+
+RECIPES: dict[str, type] = {"best": Best, "uniform": Uniform, "greedy": Greedy}
+
+
+class Recipe(Protocol):
+    """Asks until it knows its soup. The same answers must lead to the same questions."""
+
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], /
+    ) -> Generator[Question, Answer, Soup]: ...
+
+
+def load(name: str, options: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of that name, or of that path `package.module:Class`, with its options.
+
+    Raises UserError for a name or an option that does not exist, and for a value that does not fit.
+    """
+    recipe = _imported(name) if ":" in name else RECIPES.get(name)
+    if recipe is None:
+        raise UserError(f"unknown recipe {name!r}; {_nearest(name, list(RECIPES))}")
+    for option in options or {}:
+        _check_option(name, recipe, option)
+    try:
+        loaded: Recipe = TypeAdapter(recipe).validate_python(options or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"recipe {name}, option {where}: {first['msg']}, got {first['input']!r}"
+        ) from None
+    return loaded
+
+
+def _imported(path: str) -> type:
+    module_name, _, class_name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise UserError(
+            f"recipe {path!r} cannot be imported ({error}); write package.module:Class of an "
+            "importable module"
+        ) from error
+    if not is_dataclass(found):
+        raise UserError(f"recipe {path!r} is no dataclass; decorate it with dataclass(frozen=True)")
+    assert isinstance(found, type)
+    return found
+
+
+def _check_option(name: str, recipe: type, option: str) -> None:
+    known = [field.name for field in fields(recipe)]
+    if option not in known:
+        raise UserError(f"recipe {name} has no option {option!r}; {_nearest(option, known)}")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    if not known:
+        return "it has none"
+    near = difflib.get_close_matches(word, known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(known))}"

@@ -1,0 +1,30 @@
+"""The recipe `uniform`: the plain mean of all ingredients."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from workers.recipes.best import best_first
+from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup, Taste, Tastings
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform soup (Wortsman et al., "Model soups", ICML 2022, section 2).
+
+    Assumes that every ingredient lies in the basin of the common base: one that left it, say by
+    a too high learning rate, spoils the mean. Its selection score is asked for, and chooses
+    nothing.
+    """
+
+    def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
+        ordered = best_first(ingredients)
+        mix = Mix.mean([each.name for each in ordered])
+        answer = yield Taste(mixes=(mix,))
+        assert isinstance(answer, Tastings)
+        decisions = tuple(_joins(each, len(ordered)) for each in ordered)
+        return Soup(mix=mix, score=answer.scores[0], decisions=decisions)
+
+
+def _joins(each: Ingredient, num_members: int) -> Decision:
+    reason = f"one of {num_members}, all of which belong; alone it scores {each.score:.4f}"
+    return Decision(candidate=each.name, accepted=True, reason=reason)
