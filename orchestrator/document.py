@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 problem = f"the key {key!r} stands there twice; keep one"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
+from workers import recipes
 from workers.spec import Section, period_steps
 from workers.types import BatchNormPolicy, Metric
 
@@ -188,6 +189,11 @@ class RecipeSpec(Section):
             return {"name": name, "options": options or {}}
         raise ValueError(f"got {value!r}; write a recipe's name, or {{name: {{option: value}}}}")
 
+    @model_validator(mode="after")
+    def _is_known(self) -> "RecipeSpec":
+        recipes.load(self.name, self.options)
+        return self
+
     @model_serializer(mode="plain")
     def _as_written(self) -> str | dict[str, Any]:
         return {self.name: self.options} if self.options else self.name
@@ -202,6 +208,12 @@ class MergeSpec(Section):
     """`observe`: an anytime soup of the newest checkpoints each round; training is untouched."""
     method: str = "greedy"
     """Name of a recipe."""
+
+    @field_validator("method")
+    @classmethod
+    def _method_is_known(cls, value: str) -> str:
+        recipes.load(value)
+        return value
 
     @field_validator("every")
     @classmethod
@@ -243,7 +255,7 @@ class SoupSpec(Section):
         return value
 
     @model_validator(mode="after")
-    def _recipes_are_distinct_and_served(self) -> "SoupSpec":
+    def _recipes_are_distinct(self) -> "SoupSpec":
         names = [recipe.name for recipe in self.recipes]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"recipes {names} must name at least one recipe, and none twice")
