@@ -1,6 +1,6 @@
 """Images of an experiment: found, decoded once, split, fingerprinted, and turned into tensors.
 
-    sources -> survey -> splits.parquet -> Images -> cache (evaluation), loader (training)
+sources -> survey -> splits.parquet -> Images -> cache (evaluation), loader (training)
 """
 
 from workers.data.augment import train_transform

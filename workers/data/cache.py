@@ -34,9 +34,7 @@ def normalise(pixels: torch.Tensor, preprocessing: dict[str, Any]) -> torch.Tens
     return pixels.to(torch.float32).div(255).sub_(mean).div_(std)
 
 
-def _render(
-    images: Images, split: str, preprocessing: dict[str, Any], num: int
-) -> torch.Tensor:
+def _render(images: Images, split: str, preprocessing: dict[str, Any], num: int) -> torch.Tensor:
     transform = eval_transform(preprocessing, normalize=False)
     pixels = torch.empty((num, *preprocessing["input_size"]), dtype=torch.uint8)
 

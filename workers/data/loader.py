@@ -1,6 +1,6 @@
 """Training batches: which images each step sees, and how they are read; a function of seeds only.
 
-    epoch_order -> step_batches (per optimizer step, rank, micro-batch) -> train_batches
+epoch_order -> step_batches (per optimizer step, rank, micro-batch) -> train_batches
 """
 
 import hashlib

@@ -184,7 +184,9 @@ def _key(root: Path, pool: str, folder: Path, file: Path) -> str:
 
 def _folders(parent: Path) -> list[str]:
     return sorted(
-        entry.name for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        entry.name
+        for entry in parent.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
     )
 
 

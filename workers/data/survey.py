@@ -1,6 +1,6 @@
 """Survey: look at every image once, refuse what cannot work, and split the rest.
 
-    find -> read, hash and decode (threads) -> refuse or warn -> split -> Images
+find -> read, hash and decode (threads) -> refuse or warn -> split -> Images
 """
 
 import hashlib
@@ -71,9 +71,7 @@ def _look_at(found: Found) -> Looked:
     return Looked(found, sha256, True)
 
 
-def _refuse_empty_classes(
-    classes: tuple[str, ...], found: list[Found], good: list[Looked]
-) -> None:
+def _refuse_empty_classes(classes: tuple[str, ...], found: list[Found], good: list[Looked]) -> None:
     alive = {(look.found.pool, look.found.label) for look in good}
     for image in found:
         if (image.pool, image.label) not in alive:
