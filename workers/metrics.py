@@ -1,0 +1,70 @@
+"""Metrics: a Score from logits and labels, in numpy."""
+
+import numpy as np
+
+from workers.types import Score
+
+NUM_BINS = 15
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> Score:
+    """Top-1, macro-F1, negative log-likelihood and calibration error of (N, C) logits.
+
+    A row with a NaN is a wrong prediction. What is no finite number becomes None. Raises
+    ValueError for an empty split.
+    """
+    if not len(labels):
+        raise ValueError("no images to score; the split is empty")
+    predicted = predictions(logits)
+    has_nan = bool((predicted < 0).any())
+    return Score(
+        count=len(labels),
+        top1=float(np.mean(predicted == labels)),
+        macro_f1=None if has_nan else macro_f1(predicted, labels),
+        nll=_finite(nll(logits, labels)),
+        ece=_finite(ece(logits, labels)),
+    )
+
+
+def predictions(logits: np.ndarray) -> np.ndarray:
+    """(N,) class of the largest logit, the lowest index among equals; -1 where a logit is NaN."""
+    return np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
+
+
+def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Unweighted mean of the F1 of every class that is in `labels` or was predicted."""
+    classes = np.union1d(predicted, labels)
+    hits = np.array([np.sum((predicted == c) & (labels == c)) for c in classes])
+    named = np.array([np.sum(predicted == c) + np.sum(labels == c) for c in classes])
+    return float(np.mean(2 * hits / named))
+
+
+def nll(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean negative log-likelihood of the softmax, nats."""
+    return float(-np.mean(log_softmax(logits)[np.arange(len(labels)), labels]))
+
+
+def ece(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error over 15 equal-width bins of confidence (Guo et al., 2017).
+
+    Bin b holds confidences in (b/15, (b+1)/15].
+    """
+    confidence = np.exp(log_softmax(logits).max(axis=1))
+    if not np.isfinite(confidence).all():
+        return float("nan")
+    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    gaps = np.bincount(bins, (predictions(logits) == labels) - confidence, minlength=NUM_BINS)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """(N, C) in float64; NaN where a row has a NaN or an infinite largest logit."""
+    wide = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        shifted = wide - wide.max(axis=1, keepdims=True)
+        result: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
