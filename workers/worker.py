@@ -33,7 +33,7 @@ class Worker:
         self.memory_is: str | None = None
         """Id of the checkpoint that the training model's memory is, byte for byte."""
         self.momentum: Any = None
-        """What training keeps beside the weights that `memory_is` names; training's own business."""
+        """What training keeps beside the weights that `memory_is` names.."""
         self._images: Images | None = None
         self._models: dict[str, nn.Module] = {}
         self._drop_path = 0.0
