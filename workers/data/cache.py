@@ -21,7 +21,9 @@ def eval_pixels(
     num = images.count(split) if count is None else min(count, images.count(split))
     key = (split, json.dumps(preprocessing, sort_keys=True), num)
     if key not in images.pixels:
-        images.pixels[key] = _render(images, split, preprocessing, num)
+        # Runs of one experiment mostly share a preprocessing; keeping others would fill the memory.
+        kept = {other: value for other, value in images.pixels.items() if other[1] == key[1]}
+        images.pixels = kept | {key: _render(images, split, preprocessing, num)}
     pixels: torch.Tensor = images.pixels[key]
     return pixels
 

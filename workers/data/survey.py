@@ -41,6 +41,7 @@ def survey(
     _refuse_empty_classes(classes, found, good)
     _refuse_shared(good, spec)
     images = Images(classes, _split(good, spec, seed))
+    _refuse_empty_splits(images)
     warnings = (*_corrupt_warning(corrupt), *_overlap_warnings(images), *_gap_warnings(images))
     return images, corrupt, warnings
 
@@ -78,6 +79,15 @@ def _refuse_empty_classes(classes: tuple[str, ...], found: list[Found], good: li
             raise UserError(
                 f"none of the images of class {classes[image.label]!r} in {image.pool} decodes, "
                 f"e.g. {image.path}; replace them, or remove the class folder"
+            )
+
+
+def _refuse_empty_splits(images: Images) -> None:
+    for split in ("train", "val"):
+        if not images.count(split):
+            raise UserError(
+                f"no image is left for {split} of {sum(map(images.count, images.split_names))}; "
+                "add images, or change data.val_fraction and data.test_fraction"
             )
 
 

@@ -1,0 +1,52 @@
+"""Base: the one starting point of all runs of a cohort, written once.
+
+fresh model (seeded) -> initial weights -> head     or     what the trunk or probe became
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from workers.checkpoints import open_weights, write_checkpoint
+from workers.model import create_model, init_head, load_initial, timm_config
+from workers.types import AnyEvent, BaseOrder, BaseReady, Checkpoint
+from workers.worker import Worker
+
+
+def make_base(order: BaseOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]:
+    """Yields BaseReady. Any attempt writes the same bytes, so attempts need no fencing."""
+    model = _fresh(order, worker)
+    if order.source is None:
+        yield BaseReady(checkpoint=_write(order, model, model.state_dict(), worker))
+        return
+    with open_weights(worker.store, order.source) as weights:
+        yield BaseReady(checkpoint=_write(order, model, weights, worker))
+
+
+def base_seed(seed: int, name: str) -> int:
+    """Of the initial weights; another base of the same experiment gets another."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
+
+
+def _fresh(order: BaseOrder, worker: Worker) -> nn.Module:
+    """Built on the CPU, whose generator draws the same numbers everywhere."""
+    setting = worker.setting
+    seed = base_seed(setting.seed, order.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = create_model(order.model, len(worker.images.classes), setting.data)
+    if order.source is None:
+        load_initial(model, order.model)
+        init_head(model, setting.base.init, seed)
+    return model
+
+
+def _write(
+    order: BaseOrder, model: nn.Module, tensors: Mapping[str, Tensor], worker: Worker
+) -> Checkpoint:
+    config = timm_config(model, order.model, worker.images.classes, worker.setting.data)
+    files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
+    return write_checkpoint(worker.store, order.name, None, 0, tensors, extra_files=files)

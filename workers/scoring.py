@@ -1,0 +1,57 @@
+"""Scoring: cache the logits of one checkpoint on its splits, and score them."""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from workers.checkpoints import open_weights
+from workers.evaluate import logits, read_predictions, write_predictions
+from workers.metrics import score as metrics_of
+from workers.model import assign_weights, preprocessing
+from workers.types import AnyEvent, Scored, ScoreOrder
+from workers.worker import Worker
+
+
+def score(order: ScoreOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]:
+    """Yields Scored. Predictions that are cached already are not made again."""
+    began = time.monotonic()
+    cached = {split: _cached(order.checkpoint.id, split, worker) for split in order.splits}
+    made = _forward(order, [split for split, rows in cached.items() if rows is None], worker)
+    scores = {
+        split: metrics_of(made[split] if rows is None else rows, worker.images.labels(split))
+        for split, rows in cached.items()
+    }
+    busy_s = time.monotonic() - began
+    yield Scored(checkpoint=order.checkpoint.name, scores=scores, busy_s=busy_s)
+
+
+def _cached(checkpoint_id: str, split: str, worker: Worker) -> np.ndarray | None:
+    """Logits in the store, if they are of the split as it is."""
+    try:
+        keys, labels, rows = read_predictions(worker.store, checkpoint_id, split)
+    except FileNotFoundError:
+        return None
+    same = keys == worker.images.keys(split)
+    return rows if same and np.array_equal(labels, worker.images.labels(split)) else None
+
+
+def _forward(order: ScoreOrder, splits: list[str], worker: Worker) -> dict[str, np.ndarray]:
+    """Logits of the splits by name, also written to the store."""
+    if not splits:
+        return {}
+    model = worker.model(order.cohort.model)
+    worker.memory_is = None
+    with open_weights(worker.store, order.checkpoint) as weights:
+        assign_weights(model, weights, order.checkpoint.id)
+    config = preprocessing(model, worker.setting.data)
+    made = {}
+    for split in splits:
+        pixels = worker.eval_pixels(split, config)
+        made[split] = logits(
+            model, pixels, config, worker.setting.device, lambda _: worker.progress.touch()
+        )
+        labels = worker.images.labels(split)
+        keys = worker.images.keys(split)
+        write_predictions(worker.store, order.checkpoint.id, split, keys, labels, made[split])
+    return made
