@@ -1,0 +1,144 @@
+"""Tasting: score a mix on the selection split, and stop as soon as it cannot reach the bar.
+
+checkpoints --blend--> warm model --BatchNorm--> images, hard ones first --> score, or a bound
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import nn
+
+from workers import batchnorm
+from workers.blend import Weights, blend
+from workers.checkpoints import open_weights
+from workers.data import eval_pixels
+from workers.evaluate import EVAL_BATCH, logits, read_predictions
+from workers.metrics import predictions, score
+from workers.model import assign_weights, preprocessing
+from workers.types import (
+    SELECTION,
+    AnyEvent,
+    Checkpoint,
+    Cohort,
+    Mix,
+    Tasted,
+    TasteOrder,
+    Tasting,
+)
+from workers.worker import Worker
+
+
+def taste(order: TasteOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]:
+    """One event with the score of the mix, or with the bound that rules it out.
+
+    Writes nothing. Every image of the selection split is looked at in the same batches, whether
+    the taste is stopped early or not, so stopping cannot change a score.
+    """
+    began = time.monotonic()
+    model = worker.model(order.cohort.model)
+    mix_into(model, order.mix, order.cohort, order.ingredients, worker)
+    tasting = _tasted(model, order, worker)
+    yield Tasted(
+        mix=order.mix.key,
+        tasting=tasting,
+        cohort=order.cohort.id,
+        busy_s=time.monotonic() - began,
+    )
+
+
+def mix_into(
+    model: nn.Module,
+    mix: Mix,
+    cohort: Cohort,
+    ingredients: tuple[Checkpoint, ...],
+    worker: Worker,
+) -> None:
+    """Make `model` the mix: weights blended straight into it, BatchNorm statistics settled.
+
+    `ingredients` say where the members of the mix lie. A mix of one checkpoint becomes exactly
+    that checkpoint. Raises UserError for members that do not fit each other or the model.
+    """
+    worker.memory_is = None
+    places = {each.name: each for each in ingredients}
+    with ExitStack() as opened:
+        sources = {
+            name: opened.enter_context(open_weights(worker.store, places[name]))
+            for name in mix.names
+        }
+        first = mix.names[0]
+        _pour(model, mix, sources)
+        if mix.single is None:
+            _settle_batchnorm(model, cohort, sources[first], worker)
+
+
+def _pour(model: nn.Module, mix: Mix, sources: Mapping[str, Weights]) -> None:
+    """One tensor after the other, so that no second copy of the model exists."""
+    first = mix.names[0]
+    live = model.state_dict()
+    found = {key: tensor.shape for key, tensor in sources[first].items()}
+    if found != {key: tensor.shape for key, tensor in live.items()}:
+        assign_weights(model, sources[first], f"checkpoint {first}")  # raises, naming the tensor
+    with torch.no_grad():
+        for key, tensor in blend(mix, sources):
+            live[key].copy_(tensor)
+
+
+def _settle_batchnorm(model: nn.Module, cohort: Cohort, first: Weights, worker: Worker) -> None:
+    if cohort.batchnorm == "recompute":
+        config = preprocessing(model, worker.setting.data)
+        count = worker.setting.batchnorm_samples
+        pixels = eval_pixels(worker.images, "train", config, count)
+        device = worker.setting.device
+        batchnorm.recompute(model, pixels, config, device, worker.progress.touch)
+    elif cohort.batchnorm in ("best", "frozen"):
+        batchnorm.restore(model, first)
+
+
+def _tasted(model: nn.Module, order: TasteOrder, worker: Worker) -> Tasting:
+    """Batch by batch; before each one: can the bar still be reached?"""
+    config = preprocessing(model, worker.setting.data)
+    pixels = eval_pixels(worker.images, SELECTION, config)
+    labels = worker.images.labels(SELECTION)
+    queue = hard_first(order.hard_first, worker)
+    seen = np.empty((len(queue), len(worker.images.classes)), np.float32)
+    num_wrong = 0
+    for start in range(0, len(queue), EVAL_BATCH):
+        at_most = (len(queue) - num_wrong) / len(queue)
+        if worker.setting.metric == "top1" and _is_out_of_reach(order, at_most):
+            return Tasting(score=None, at_most=at_most, samples=start)
+        batch = queue[start : start + EVAL_BATCH]
+        images = pixels[torch.from_numpy(batch)]
+        seen[batch] = logits(model, images, config, worker.setting.device)
+        num_wrong += int((predictions(seen[batch]) != labels[batch]).sum())
+        worker.progress.touch()
+    # In split order again, so that the same logits give the same float as anywhere else.
+    found = score(seen, labels).selection(worker.setting.metric)
+    return Tasting(score=found, at_most=found, samples=len(queue))
+
+
+def _is_out_of_reach(order: TasteOrder, at_most: float) -> bool:
+    if order.at_least is None:
+        return False
+    return at_most <= order.at_least if order.strict else at_most < order.at_least
+
+
+def hard_first(checkpoint_ids: tuple[str, ...], worker: Worker) -> np.ndarray:
+    """(N,) indices of the selection split: first the images that most of these checkpoints get
+    wrong by their cached predictions, ties in split order.
+
+    What a mix gets wrong is mostly what its members get wrong, so a hopeless mix shows early. The
+    order depends on the order's checkpoints alone, never on how far a taste gets. Without the
+    predictions of all of them it is the split order.
+    """
+    count = worker.images.count(SELECTION)
+    num_wrong = np.zeros(count, np.int64)
+    for checkpoint_id in checkpoint_ids:
+        try:
+            _, labels, cached = read_predictions(worker.store, checkpoint_id, SELECTION)
+        except FileNotFoundError:
+            return np.arange(count)
+        num_wrong += predictions(cached) != labels
+    return np.argsort(-num_wrong, kind="stable")
