@@ -9,7 +9,7 @@ flag, as in torchvision otherwise; the sections a worker reads live in `workers.
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -145,7 +145,18 @@ def _validated(tree: dict[str, Any], source: str) -> Experiment:
         raise refusal(error, Experiment, tree, source) from error
     for path, number in infinite(experiment.model_dump()):
         raise UserError(f"{source}: {path} is {number}; write a finite number")
+    for path in _truths_for_numbers(tree, experiment.model_dump()):
+        raise UserError(f"{source}: {path} is true or false; write a number")
     return experiment
+
+
+def _truths_for_numbers(written: Any, read: Any, path: str = "") -> Iterator[str]:
+    """Dotted paths where true or false was read as 1 or 0."""
+    if isinstance(written, bool) and not isinstance(read, bool):
+        yield path
+    elif isinstance(written, dict) and isinstance(read, dict):
+        for key in written.keys() & read.keys():
+            yield from _truths_for_numbers(written[key], read[key], f"{path}.{key}".strip("."))
 
 
 def infinite(value: Any, path: str = "") -> list[tuple[str, float]]:

@@ -75,7 +75,8 @@ def parse(text: str, source: str) -> dict[str, Any]:
 
 def render(value: dict[str, Any]) -> str:
     """YAML text that `parse` reads back as `value`."""
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    # Escaped, for PyYAML does not read back every character it would write plainly.
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)
     return text
 
 
@@ -100,7 +101,8 @@ def _value(text: str, source: str) -> Any:
         raise UserError(f"{source}{place}: not readable as YAML: {error.problem}") from error
     except (yaml.YAMLError, TypeError) as error:
         # TypeError: a mapping or list used as a key.
-        raise UserError(f"{source}: not readable as YAML: {error}") from error
+        said = " ".join(str(error).split())
+        raise UserError(f"{source}: not readable as YAML: {said}") from error
 
 
 def _steps(key: str) -> list[str]:
