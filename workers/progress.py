@@ -21,6 +21,7 @@ class Progress:
 
     def begin(self, order: str) -> None:
         self.order, self.facts, self.touched_at = order, {}, time.monotonic()
+        self.interrupt = None
 
     def touch(self, **facts: Any) -> None:
         """The work moved on. `facts` are fields of Pulse, e.g. step=12, loss=0.3."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from workers.checkpoints import open_weights
+from workers.data import eval_pixels
 from workers.evaluate import logits, read_predictions, write_predictions
 from workers.metrics import score as metrics_of
 from workers.model import assign_weights, preprocessing
@@ -47,7 +48,7 @@ def _forward(order: ScoreOrder, splits: list[str], worker: Worker) -> dict[str, 
     config = preprocessing(model, worker.setting.data)
     made = {}
     for split in splits:
-        pixels = worker.eval_pixels(split, config)
+        pixels = eval_pixels(worker.images, split, config)
         made[split] = logits(
             model, pixels, config, worker.setting.device, lambda _: worker.progress.touch()
         )

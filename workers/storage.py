@@ -9,6 +9,7 @@ This is the only file that imports pyarrow.fs and the only one that spells a pat
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -51,6 +52,12 @@ def checkpoint_dir(checkpoint_id: str) -> str:
     if owner == "soup":
         return f"soups/{rest}"
     return f"runs/{owner}/checkpoints/{rest}"
+
+
+def checkpoint_of(text: str) -> str | None:
+    """Id of the run's checkpoint whose file a message names, if it names one."""
+    found = re.search(r"runs/([^/\s]+)/checkpoints/([^/\s]+)/", text)
+    return f"{found[1]}/{found[2]}" if found else None
 
 
 def predictions_dir(checkpoint_id: str) -> str:

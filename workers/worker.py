@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from workers.progress import Progress
+from workers.spec import ModelSpec
 from workers.storage import Store
-from workers.types import AnyEvent, AnyOrder, ModelSpec, Setting, digest
+from workers.types import AnyEvent, AnyOrder, Setting, Started, digest
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from workers.data import Images
 
@@ -33,11 +34,10 @@ class Worker:
         self.memory_is: str | None = None
         """Id of the checkpoint that the training model's memory is, byte for byte."""
         self.momentum: Any = None
-        """What training keeps beside the weights that `memory_is` names.."""
+        """What training keeps beside the weights that `memory_is` names."""
         self._images: Images | None = None
         self._models: dict[str, nn.Module] = {}
         self._drop_path = 0.0
-        self._pixels: dict[str, Tensor] = {}
 
     @property
     def images(self) -> "Images":
@@ -47,16 +47,6 @@ class Worker:
 
             self._images = Images.load(self.store, self.setting.data)
         return self._images
-
-    def eval_pixels(self, split: str, preprocessing: dict[str, Any]) -> "Tensor":
-        """`data.eval_pixels` of a split, kept for one preprocessing: decoded once per worker."""
-        from workers.data import eval_pixels
-
-        key = f"{split} {digest(preprocessing)}"
-        if key not in self._pixels:
-            kept = {k: v for k, v in self._pixels.items() if k.endswith(digest(preprocessing))}
-            self._pixels = kept | {key: eval_pixels(self.images, split, preprocessing)}
-        return self._pixels[key]
 
     def holds(self, spec: ModelSpec, drop_path: float | None = None) -> bool:
         """Whether `model` with these arguments has nothing to build."""
@@ -82,24 +72,35 @@ class Worker:
 
     def forget(self) -> None:
         """Drop everything warm; after an exception its state is not to be trusted."""
-        self._images, self._models, self._pixels = None, {}, {}
+        self._images, self._models = None, {}
         self.memory_is, self.momentum = None, None
 
     def perform(self, order: AnyOrder, attempt: int) -> Iterator[AnyEvent]:
         """The events of one order, stamped with who, which and where."""
-        from workers.performing import performer
-
+        who = {"order": order.id, "run": order.run_id, "attempt": attempt, "slot": self.slot}
         self.progress.begin(order.id)
         try:
-            for event in performer(order)(order, attempt, self):
-                yield event.model_copy(
-                    update={
-                        "order": order.id,
-                        "run": order.run_id,
-                        "attempt": attempt,
-                        "slot": self.slot,
-                    }
-                )
+            for event in self._perform(order, attempt):
+                yield event.model_copy(update=who)
         finally:
             self.progress.end()
             self.last_step_at = time.monotonic()
+
+    def _perform(self, order: AnyOrder, attempt: int) -> Iterator[AnyEvent]:
+        from workers.performing import performer
+
+        if order.kind not in ("merge", "retire"):  # these never need torch
+            self._settle_torch()
+        if order.kind != "train":  # training says so itself, when its first batch is ready
+            yield Started(warm=bool(self._models), gap_s=self.gap_s())
+        yield from performer(order)(order, attempt, self)
+
+    def gap_s(self) -> float | None:
+        """Seconds since the last step of work here; None before the first."""
+        return None if self.last_step_at is None else time.monotonic() - self.last_step_at
+
+    def _settle_torch(self) -> None:
+        """The number of threads is part of a CPU result's bits."""
+        import torch
+
+        torch.set_num_threads(self.setting.threads)

@@ -8,6 +8,7 @@ Everything is frozen and serialises to plain JSON. Torch-free.
 """
 
 from workers.types.events import (
+    Answered,
     AnyEvent,
     Asked,
     BackoffOver,
@@ -49,6 +50,7 @@ from workers.types.facts import (
 )
 from workers.types.nouns import (
     SELECTION,
+    WORST,
     BatchNormPolicy,
     Checkpoint,
     Cohort,
@@ -89,6 +91,8 @@ from workers.types.questions import (
 )
 
 __all__ = [
+    "WORST",
+    "Answered",
     "Answer",
     "AnyEvent",
     "AnyOrder",

@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter
 
 from workers.types.facts import Facts
 from workers.types.nouns import Checkpoint, Metric, Score, Value
-from workers.types.questions import Ingredient, Question, Soup, Tasting
+from workers.types.questions import Answer, Ingredient, Question, Soup, Tasting
 
 
 class Event(Value):
@@ -28,9 +28,9 @@ class Opened(Event):
     kind: Literal["opened"] = "opened"
     driver: str
     """host:pid"""
+    fleet: str
+    """ray or local"""
     slots: int
-    specs: dict[str, Any] = {}
-    """Sweep as resolved: run id -> params, for readers without the code."""
 
 
 class Ordered(Event):
@@ -103,6 +103,14 @@ class Asked(Event):
     question: Question
 
 
+class Answered(Event):
+    """The driver answers the open question of a merge from what tastes have shown."""
+
+    kind: Literal["answered"] = "answered"
+    merge: str
+    answer: Answer
+
+
 class Tasted(Event):
     kind: Literal["tasted"] = "tasted"
     mix: str
@@ -152,6 +160,8 @@ class EnsembleResult(Value):
 
 class Compared(Event):
     kind: Literal["compared"] = "compared"
+    key: str
+    """Of what was compared: `CompareOrder.key`."""
     soups: dict[str, dict[str, Delta]]
     """Soup name -> split -> difference."""
     ensembles: tuple[EnsembleResult, ...]
@@ -176,6 +186,7 @@ ErrorClass = Literal[
     "hang",  # no sign of life within fleet.heartbeat_s
     "oom",  # out of (accelerator) memory
     "storage",  # the store did not answer
+    "corrupt",  # a committed file does not have the bytes its manifest names
     "diverged",  # weights or loss left the finite numbers
     "error",  # an exception of ours or the user's code
 ]
@@ -189,6 +200,8 @@ class Failed(Event):
     message: str
     """One sentence."""
     traceback: str = ""
+    checkpoint: str | None = None
+    """Id of the checkpoint that is corrupt."""
 
 
 class RetryDecided(Event):
@@ -266,6 +279,7 @@ AnyEvent = Annotated[
     | Trained
     | Interrupted
     | Asked
+    | Answered
     | Tasted
     | Mixed
     | Blended

@@ -19,6 +19,8 @@ class ModelFacts(Value):
     checkpoint_bytes: int
     """Of one training checkpoint with optimizer state."""
     has_batchnorm: bool
+    weights: str | None = None
+    """sha256 of the file that model.checkpoint names."""
     preprocessing: dict[str, Any]
     """timm's data config: input_size, interpolation, mean, std, crop_pct, crop_mode."""
 

@@ -15,6 +15,10 @@ Metric = Literal["top1", "macro_f1", "nll"]
 BatchNormPolicy = Literal["auto", "recompute", "average", "best", "frozen"]
 
 
+WORST = -1e9
+"""The selection score of what has none; JSON has no minus infinity."""
+
+
 class UserError(ValueError):
     """The user can mend this: one sentence that says what, where, what was seen, and the remedy."""
 
@@ -46,7 +50,7 @@ class Score(Value):
         """The number that recipes maximise; a negative log-likelihood changes sign."""
         value: float | None = getattr(self, metric)
         if value is None:
-            return float("-inf")
+            return WORST
         return -value if metric == "nll" else value
 
 

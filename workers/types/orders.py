@@ -175,8 +175,12 @@ class CompareOrder(Order):
     splits: tuple[str, ...]
 
     @property
+    def key(self) -> str:
+        return digest(self.model_dump(mode="json"), 12)
+
+    @property
     def id(self) -> str:
-        return "compare"
+        return f"compare-{self.key}"
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -191,7 +195,7 @@ class ServeOrder(Order):
 
     @property
     def id(self) -> str:
-        return "serve"
+        return f"serve-{self.soup.name.removeprefix('soup/')}"
 
     @property
     def place(self) -> Literal["slot", "merge"]:

@@ -1,0 +1,69 @@
+"""What is due: pure rules over the state, one per kind of order.
+
+    due(program, state)         orders that should be in flight, most urgent first
+    decisions(program, state, now)   facts that the driver may settle by itself, as events
+
+Both look at what is, not at what just happened: asked twice, they answer the same. `due` does not
+repeat what a fleet already holds, what waits for its backoff, or what was given up.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+
+from orchestrator.program import Program
+from orchestrator.schedule import base, finish, merge, observe, retire, retry, score, train
+from orchestrator.state import State
+from workers.types import AnyEvent, AnyOrder
+
+RULES = (
+    base.preflight,
+    base.bases,
+    train.runs,
+    merge.final_orders,
+    score.runs,
+    merge.blends,
+    score.soups,
+    score.comparison,
+    finish.serving,
+    observe.orders,
+    retire.checkpoints,
+)
+"""In order of priority: training first, then final tastes, then scores; anytime tastes last."""
+
+
+def due(program: Program, state: State) -> tuple[AnyOrder, ...]:
+    return tuple(order for order in wanted(program, state) if not is_held(state, order.id))
+
+
+def wanted(program: Program, state: State) -> tuple[AnyOrder, ...]:
+    """Due, or already in flight."""
+    if state.stopped is not None or finish.refusal(state) is not None:
+        return ()
+    return tuple(chain.from_iterable(rule(program, state) for rule in RULES))
+
+
+def is_held(state: State, order: str) -> bool:
+    return (
+        order in state.open
+        or order in state.backoff
+        or order in state.undecided
+        or order in state.gave_up
+    )
+
+
+def decisions(program: Program, state: State, now: float) -> tuple[AnyEvent, ...]:
+    return tuple(_decisions(program, state, now))
+
+
+def _decisions(program: Program, state: State, now: float) -> Iterator[AnyEvent]:
+    yield from retry.decisions(program, state, now)
+    yield from finish.deadline(program, state, now)
+    yield from merge.decisions(program, state)
+    yield from observe.decisions(program, state)
+    yield from finish.nothing_to_serve(program, state)
+
+
+def is_over(program: Program, state: State) -> bool:
+    """Nothing is in flight, waits or could be done: the experiment has all it will get."""
+    idle = not (state.open or state.backoff or state.undecided)
+    return idle and (finish.refusal(state) is not None or not due(program, state))

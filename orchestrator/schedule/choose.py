@@ -1,0 +1,87 @@
+"""Which checkpoints may be mixed, and where they lie."""
+
+from collections.abc import Iterable, Sequence
+
+from orchestrator.program import Program, Resolved
+from orchestrator.schedule.train import failure, is_trained
+from orchestrator.state import RunState, State
+from workers.types import Checkpoint, Checkpointed, Cohort, Ingredient, Metric, RunSpec
+
+
+def selection(event: Checkpointed, metric: Metric) -> float:
+    assert event.score is not None
+    return event.score.selection(metric)
+
+
+def best(run: RunState, metric: Metric) -> Checkpointed | None:
+    """The best checkpoint on the selection split; of equals the later one."""
+    scored = run.scored
+    return max(scored, key=lambda e: (selection(e, metric), e.checkpoint.step), default=None)
+
+
+def chosen(run: RunState, ingredients: str, metric: Metric) -> tuple[Checkpointed, ...]:
+    """The run's ingredients under soup.ingredients: best, last, all or top-K."""
+    if ingredients == "all":
+        return run.scored
+    if ingredients == "last":
+        return run.scored[-1:]
+    count = 1 if ingredients == "best" else int(ingredients.removeprefix("top-"))
+    ranked = sorted(run.scored, key=lambda e: (-selection(e, metric), -e.checkpoint.step))
+    return tuple(sorted(ranked[:count], key=lambda e: e.checkpoint.step))
+
+
+def representative(program: Program, run: RunState) -> Checkpointed | None:
+    """The checkpoint that stands for the run in tables and ensembles."""
+    soup = program.experiment.soup
+    if soup.ingredients == "last":
+        return run.scored[-1] if run.scored else None
+    return best(run, soup.metric)
+
+
+def usable_runs(state: State, resolved: Resolved, runs: Iterable[RunSpec]) -> tuple[RunSpec, ...]:
+    """Runs that ended well: trained, or stopped early with something to show; failed ones never."""
+    return tuple(
+        run
+        for run in runs
+        if state.run(run.id).scored
+        and failure(state, resolved, run) is None
+        and (is_trained(state, resolved, run) or state.finish_reason is not None)
+    )
+
+
+def ingredients(
+    program: Program, state: State, resolved: Resolved, cohort: Cohort
+) -> tuple[Ingredient, ...]:
+    """Candidates of a final merge, by run in configured order."""
+    soup = program.experiment.soup
+    return tuple(
+        as_ingredient(run, event, soup.metric)
+        for run in usable_runs(state, resolved, resolved.members[cohort.id])
+        for event in chosen(state.run(run.id), soup.ingredients, soup.metric)
+    )
+
+
+def as_ingredient(run: RunSpec, event: Checkpointed, metric: Metric) -> Ingredient:
+    return Ingredient(name=event.checkpoint.name, run=run.id, score=selection(event, metric))
+
+
+def locate(state: State, name: str) -> Checkpoint:
+    """The checkpoint of that name; retention keeps whatever an open merge names."""
+    if name in state.bases:
+        return state.bases[name]
+    if name in state.soups:
+        return state.soups[name]
+    return counted(state, name).checkpoint
+
+
+def counted(state: State, name: str) -> Checkpointed:
+    """The event that made a run's checkpoint count."""
+    run, _, step = name.partition("/")
+    for event in state.run(run).checkpoints:
+        if event.checkpoint.step == int(step):
+            return event
+    raise KeyError(f"no checkpoint {name} in the ledger")
+
+
+def locate_all(state: State, names: Sequence[str]) -> tuple[Checkpoint, ...]:
+    return tuple(locate(state, name) for name in names)

@@ -1,0 +1,90 @@
+"""Observe rounds: an anytime soup of the newest checkpoints while training goes on.
+
+An epoch of the fleet is as many run-epochs as there are slots (or runs, if fewer). After each
+`merge.every` of them a round opens, unless the last one is unfinished: then it is skipped. A round
+is never a candidate for serving; its tastes run on the merge actor, so training is untouched.
+"""
+
+from collections.abc import Iterator
+
+from orchestrator.program import Program, Resolved, resolve
+from orchestrator.schedule.choose import as_ingredient
+from orchestrator.schedule.merge import failure, orders_of
+from orchestrator.schedule.train import all_settled
+from orchestrator.state import MergeState, State
+from workers.spec import period_steps
+from workers.types import AnyEvent, AnyOrder, Cohort, Ingredient, MergeOpened
+
+
+def is_on(program: Program, state: State) -> bool:
+    return program.experiment.merge.mode == "observe" and not all_settled(program, state)
+
+
+def decisions(program: Program, state: State) -> Iterator[AnyEvent]:
+    if state.facts is None or not is_on(program, state):
+        return
+    resolved = resolve(program, state.facts)
+    for cohort in resolved.cohorts:
+        last = _last_round(state, cohort)
+        number = _fleet_rounds(program, state, resolved, cohort)
+        members = _newest(program, state, resolved, cohort)
+        if len(members) >= 2 and number > _number(last) and _is_finished(state, last):
+            yield _open(program, cohort, number, members)
+
+
+def orders(program: Program, state: State) -> Iterator[AnyOrder]:
+    if state.facts is None or not is_on(program, state):
+        return
+    for cohort in resolve(program, state.facts).cohorts:
+        last = _last_round(state, cohort)
+        if last is not None and last.soup is None:
+            yield from orders_of(state, last, cohort, width=1)
+
+
+def _open(
+    program: Program, cohort: Cohort, number: int, members: tuple[Ingredient, ...]
+) -> MergeOpened:
+    method = program.experiment.merge.method
+    return MergeOpened(
+        merge=f"observe-{cohort.id}-{number:04d}",
+        cohort=cohort.id,
+        recipe=method,
+        ingredients=members,
+        observe=True,
+        round=number,
+    )
+
+
+def _fleet_rounds(program: Program, state: State, resolved: Resolved, cohort: Cohort) -> int:
+    """Rounds that should have opened by now: steps done by all, in periods of the whole fleet."""
+    members = resolved.members[cohort.id]
+    steps = sum(max(state.run(run.id).curve, default=0) for run in members)
+    shortest = min(members, key=lambda run: resolved.num_steps[run.id])
+    steps_per_epoch = resolved.num_steps[shortest.id] // shortest.train.epochs
+    period = period_steps(program.experiment.merge.every, steps_per_epoch)
+    assert period is not None, "merge.every was validated"
+    return steps // (min(state.slots, len(members)) * period)
+
+
+def _newest(
+    program: Program, state: State, resolved: Resolved, cohort: Cohort
+) -> tuple[Ingredient, ...]:
+    metric = program.experiment.soup.metric
+    return tuple(
+        as_ingredient(run, state.run(run.id).scored[-1], metric)
+        for run in resolved.members[cohort.id]
+        if state.run(run.id).scored and state.run(run.id).failed is None
+    )
+
+
+def _last_round(state: State, cohort: Cohort) -> MergeState | None:
+    rounds = [m for m in state.merges.values() if m.opened.observe and m.opened.cohort == cohort.id]
+    return max(rounds, key=_number, default=None)
+
+
+def _number(merge: MergeState | None) -> int:
+    return 0 if merge is None or merge.opened.round is None else merge.opened.round
+
+
+def _is_finished(state: State, merge: MergeState | None) -> bool:
+    return merge is None or merge.soup is not None or failure(state, merge.opened.merge) is not None

@@ -1,0 +1,54 @@
+"""Retention: checkpoints that nothing can choose any more are deleted, newest first kept.
+
+Kept: the last of each run (a restart begins there), whatever soup.ingredients may still choose, and
+whatever an unfinished merge names. A checkpoint is retired only after a newer one counts.
+"""
+
+from collections.abc import Iterator
+
+from orchestrator.program import Program
+from orchestrator.schedule.choose import chosen, representative
+from orchestrator.state import RunState, State
+from workers.types import AnyOrder, Checkpoint, RetireOrder
+
+
+def checkpoints(program: Program, state: State) -> Iterator[AnyOrder]:
+    if any(order.what == "retire" for order in state.open.values()):
+        return
+    pinned = _pinned(state)
+    gone = tuple(
+        checkpoint
+        for run_id, run in state.runs.items()
+        for checkpoint in _superseded(program, run, is_stage=_is_stage(run_id))
+        if checkpoint.name not in pinned
+    )
+    if gone:
+        yield RetireOrder(checkpoints=gone)
+
+
+def _is_stage(run_id: str) -> bool:
+    return run_id.startswith(("probe-", "trunk-"))
+
+
+def _superseded(program: Program, run: RunState, is_stage: bool) -> Iterator[Checkpoint]:
+    if len(run.checkpoints) < 2:
+        return
+    soup = program.experiment.soup
+    kept = {run.checkpoints[-1].checkpoint.id}
+    if not is_stage:
+        kept |= {e.checkpoint.id for e in chosen(run, soup.ingredients, soup.metric)}
+        kept |= {e.checkpoint.id for e in run.scored[-1:]}
+        stands_for_it = representative(program, run)
+        kept |= {stands_for_it.checkpoint.id} if stands_for_it is not None else set()
+    for event in run.checkpoints:
+        if event.checkpoint.id not in kept:
+            yield event.checkpoint
+
+
+def _pinned(state: State) -> frozenset[str]:
+    """Names that an unfinished merge may still taste, or a soup yet to be written needs."""
+    unfinished = [merge for merge in state.merges.values() if merge.soup is None]
+    tasting = {i.name for merge in unfinished for i in merge.opened.ingredients}
+    finals = [m for m in state.merges.values() if m.soup is not None and not m.opened.observe]
+    mixed = {name for merge in finals if merge.soup for name in merge.soup.mix.names}
+    return frozenset(tasting | mixed)

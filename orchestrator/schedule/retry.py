@@ -1,0 +1,97 @@
+"""The failure policy: a table from what went wrong to what follows.
+
+error      retries                     pause                why
+refused    none                        -                    the user must mend it
+lost       fleet.max_failures          1 s, doubling        machines die
+preempted  unlimited                   none                 nobody's fault
+hang       fleet.max_failures          1 s, doubling
+oom        while the batch can halve   none                 the same again would fail again
+storage    fleet.max_failures          2 s, doubling        stores recover
+corrupt    fleet.max_failures          none                 an older checkpoint takes over
+diverged   none                        -                    the same bytes would come again
+error      once                        1 s                  twice the same is deterministic
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orchestrator.program import Program, resolve
+from orchestrator.state import State
+from workers.types import AnyEvent, BackoffOver, ErrorClass, Failed, GaveUp, RetryDecided
+
+LONGEST_PAUSE_S = 60.0
+UNLIMITED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Policy:
+    retries: int | None
+    """None means fleet.max_failures."""
+    pause_s: float = 0.0
+
+
+POLICIES: dict[ErrorClass, Policy] = {
+    "refused": Policy(retries=0),
+    "lost": Policy(retries=None, pause_s=1.0),
+    "preempted": Policy(retries=UNLIMITED),
+    "hang": Policy(retries=None, pause_s=1.0),
+    "oom": Policy(retries=UNLIMITED),
+    "storage": Policy(retries=None, pause_s=2.0),
+    "corrupt": Policy(retries=None),
+    "diverged": Policy(retries=0),
+    "error": Policy(retries=1, pause_s=1.0),
+}
+
+
+def decisions(program: Program, state: State, now: float) -> Iterator[AnyEvent]:
+    for order, failed in state.undecided.items():
+        yield decide(program, state, order, failed)
+    for order, pause in state.backoff.items():
+        if now >= pause.time + pause.after_s:
+            yield BackoffOver(order=order, run=pause.run, time=now)
+
+
+def decide(program: Program, state: State, order: str, failed: Failed) -> AnyEvent:
+    """Retry or give up, with the reason in words."""
+    same = [f for f in state.failures.get(order, ()) if f.error == failed.error]
+    policy = POLICIES[failed.error]
+    retries = program.experiment.fleet.max_failures if policy.retries is None else policy.retries
+    seen = f"{failed.error}: {failed.message}"
+    if failed.error == "oom":
+        return _shrink(program, state, order, failed)
+    if len(same) > retries:
+        times = f" ({len(same)} times)" if len(same) > 1 else ""
+        return GaveUp(order=order, run=failed.run, time=failed.time, reason=f"{seen}{times}")
+    pause_s = min(policy.pause_s * 2 ** (len(same) - 1), LONGEST_PAUSE_S)
+    limit = "" if retries == UNLIMITED else f" of {retries}"
+    reason = f"retry {len(same)}{limit} after {seen}"
+    return RetryDecided(
+        order=order, run=failed.run, time=failed.time, after_s=pause_s, reason=reason
+    )
+
+
+def _shrink(program: Program, state: State, order: str, failed: Failed) -> AnyEvent:
+    """Half the micro-batch, same optimizer step; only training can shrink."""
+    micro_batch = _micro_batch(program, state, order, failed)
+    if micro_batch is None or micro_batch // 2 < 2:
+        reason = f"oom: {failed.message}; the micro-batch cannot shrink below 2 images"
+        return GaveUp(order=order, run=failed.run, time=failed.time, reason=reason)
+    return RetryDecided(
+        order=order,
+        run=failed.run,
+        time=failed.time,
+        after_s=0.0,
+        reason=f"out of memory with micro-batches of {micro_batch}; trying {micro_batch // 2}",
+        micro_batch=micro_batch // 2,
+    )
+
+
+def _micro_batch(program: Program, state: State, order: str, failed: Failed) -> int | None:
+    if order in state.micro_batch:
+        return state.micro_batch[order]
+    if state.facts is None:
+        return None
+    resolved = resolve(program, state.facts)
+    stages = [stage for plan in resolved.plans for stage in plan.stages]
+    sizes = {run.id: run.train.batch_size for run in (*program.runs, *stages)}
+    return sizes.get(failed.run or "")

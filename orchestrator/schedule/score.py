@@ -1,0 +1,138 @@
+"""Scores on every split, once nothing can be selected by them any more.
+
+A run's representative is scored when the run has ended, a soup when it is written. Recipes see
+selection scores alone, whatever the order of events.
+"""
+
+from collections.abc import Iterator
+
+from orchestrator.program import Program, Resolved, resolve
+from orchestrator.schedule import merge
+from orchestrator.schedule.choose import counted, representative, selection, usable_runs
+from orchestrator.schedule.train import all_settled, in_flight
+from orchestrator.state import State
+from workers.types import (
+    AnyOrder,
+    Checkpointed,
+    CompareOrder,
+    RunSpec,
+    Score,
+    ScoreOrder,
+)
+
+
+def runs(program: Program, state: State) -> Iterator[AnyOrder]:
+    if state.facts is None:
+        return
+    resolved = resolve(program, state.facts)
+    for run, event in ended(program, state, resolved):
+        name = event.checkpoint.name
+        if _lacks(state, name, resolved.report_splits):
+            cohort = resolved.cohort_of[run.id]
+            splits = resolved.report_splits
+            yield ScoreOrder(cohort=cohort, checkpoint=event.checkpoint, splits=splits)
+
+
+def ended(
+    program: Program, state: State, resolved: Resolved
+) -> tuple[tuple[RunSpec, Checkpointed], ...]:
+    """Usable runs that are over, with the checkpoint that stands for each."""
+    busy = in_flight(state)
+    return tuple(
+        (run, event)
+        for run in usable_runs(state, resolved, program.runs)
+        if run.id not in busy and (event := representative(program, state.run(run.id))) is not None
+    )
+
+
+def soups(program: Program, state: State) -> Iterator[AnyOrder]:
+    """A soup of one member is that member: its scores are known."""
+    if state.facts is None:
+        return
+    resolved = resolve(program, state.facts)
+    for final, name in merge.made(program, state):
+        if single(state, final) is None and _lacks(state, name, resolved.splits):
+            checkpoint = state.soups[name]
+            yield ScoreOrder(cohort=final.cohort, checkpoint=checkpoint, splits=resolved.splits)
+
+
+def single(state: State, final: merge.Final) -> str | None:
+    made = state.merges[final.id].soup
+    return made.mix.single if made is not None else None
+
+
+def _lacks(state: State, name: str, splits: tuple[str, ...]) -> bool:
+    return not set(splits) <= set(state.scores.get(name, {}))
+
+
+def scores_of(state: State, name: str) -> dict[str, Score]:
+    """Everything known of a checkpoint, by split; a run's selection score came with training."""
+    known = dict(state.scores.get(name, {}))
+    if not name.startswith(("soup/", "base/")):
+        score = counted(state, name).score
+        known = {"val": score, **known} if score is not None else known
+    return known
+
+
+def scores_of_soup(state: State, final: merge.Final, name: str) -> dict[str, Score]:
+    member = single(state, final)
+    return scores_of(state, member if member is not None else name)
+
+
+def comparison(program: Program, state: State) -> Iterator[AnyOrder]:
+    order = compare_order(program, state)
+    if order is not None and order.key not in state.compared:
+        yield order
+
+
+def compare_order(program: Program, state: State) -> CompareOrder | None:
+    """Who is compared with whom; None until all that will be scored has been."""
+    if state.facts is None or not all_settled(program, state):
+        return None
+    if not merge.is_complete(program, state):
+        return None
+    resolved = resolve(program, state.facts)
+    pending = [*runs(program, state), *soups(program, state)]
+    if any(order.id not in state.gave_up for order in pending):
+        return None
+    singles = [(r, e) for r, e in ended(program, state, resolved) if _is_scored(state, resolved, e)]
+    return _compare(program, state, resolved, singles) if singles else None
+
+
+def _is_scored(state: State, resolved: Resolved, event: Checkpointed) -> bool:
+    return not _lacks(state, event.checkpoint.name, resolved.report_splits)
+
+
+def _compare(
+    program: Program,
+    state: State,
+    resolved: Resolved,
+    singles: list[tuple[RunSpec, Checkpointed]],
+) -> CompareOrder:
+    soups = {predictions_of(state, f, n): n for f, n in merge.made(program, state)}
+    scored = {id for id, name in soups.items() if id != name or not _missing(state, resolved, name)}
+    ensemble = program.experiment.ensemble.soft_voting and len(singles) > 1
+    return CompareOrder(
+        best_single=best_single(program, singles)[1].checkpoint.id,
+        soups=tuple(sorted(scored)),
+        members=tuple(event.checkpoint.id for _, event in singles) if ensemble else (),
+        splits=resolved.splits,
+    )
+
+
+def _missing(state: State, resolved: Resolved, name: str) -> bool:
+    return _lacks(state, name, resolved.splits)
+
+
+def best_single(
+    program: Program, singles: list[tuple[RunSpec, Checkpointed]]
+) -> tuple[RunSpec, Checkpointed]:
+    """Highest selection score; ties go to the smaller run id, as in every recipe."""
+    metric = program.experiment.soup.metric
+    return min(singles, key=lambda pair: (-selection(pair[1], metric), pair[0].id))
+
+
+def predictions_of(state: State, final: merge.Final, name: str) -> str:
+    """Id under which a soup's predictions lie: a soup of one member shares the member's."""
+    member = single(state, final)
+    return name if member is None else counted(state, member).checkpoint.id

@@ -1,0 +1,86 @@
+"""Training: every run that can go on should be going on, from its newest checkpoint."""
+
+from collections.abc import Iterator
+
+from orchestrator.program import Program, Resolved, resolve
+from orchestrator.state import State
+from workers.types import AnyOrder, Checkpoint, RunSpec, TrainOrder
+
+
+def runs(program: Program, state: State) -> Iterator[AnyOrder]:
+    if state.facts is None or state.finish_reason is not None:
+        return
+    resolved = resolve(program, state.facts)
+    for run in program.runs:
+        base = state.bases.get(resolved.plan_of[run.id].final)
+        if base is None:
+            continue
+        order = segment(state, resolved, run, base)
+        if order is not None:
+            yield order
+
+
+def segment(state: State, resolved: Resolved, run: RunSpec, start: Checkpoint) -> TrainOrder | None:
+    """The rest of the run; None when it is trained, or given up."""
+    known = state.run(run.id)
+    stop_step = resolved.num_steps[run.id]
+    if known.failed is not None or known.trained_to >= stop_step:
+        return None
+    order = TrainOrder(run=run, start=known.last or start, stop_step=stop_step)
+    micro_batch = state.micro_batch.get(order.id)
+    return order.model_copy(update={"micro_batch": micro_batch}) if micro_batch else order
+
+
+def failure(state: State, resolved: Resolved, run: RunSpec) -> str | None:
+    """Why nothing (more) will come of this run: given up itself, or its base was."""
+    known = state.run(run.id)
+    if known.failed is not None:
+        return known.failed
+    plan = resolved.plan_of[run.id]
+    for stage in plan.stages:
+        reason = state.run(stage.id).failed
+        if reason is not None:
+            return f"its base failed in the {stage.role}: {reason}"
+    for base in (plan.fresh, plan.final):
+        reason = state.gave_up.get(f"base-{base.removeprefix('base/')}")
+        if reason is not None:
+            return f"its base failed: {reason}"
+    return None
+
+
+def is_trained(state: State, resolved: Resolved, run: RunSpec) -> bool:
+    return state.run(run.id).trained_to >= resolved.num_steps[run.id]
+
+
+def in_flight(state: State) -> frozenset[str]:
+    """Ids of the runs that a fleet holds or that wait for another try."""
+    held = [order.run for order in state.open.values()]
+    waiting = [event.run for event in (*state.backoff.values(), *state.undecided.values())]
+    return frozenset(run for run in (*held, *waiting) if run is not None)
+
+
+def all_settled(program: Program, state: State) -> bool:
+    """Every member run has ended, one way or another, and none is in flight."""
+    if state.facts is None:
+        return False
+    resolved = resolve(program, state.facts)
+    busy = in_flight(state)
+    return all(_is_settled(state, resolved, run, busy) for run in program.runs)
+
+
+def _is_settled(state: State, resolved: Resolved, run: RunSpec, busy: frozenset[str]) -> bool:
+    if is_trained(state, resolved, run) or failure(state, resolved, run) is not None:
+        return run.id not in busy
+    return state.finish_reason is not None and run.id not in busy
+
+
+def status(program: Program, state: State, run: RunSpec) -> str:
+    """done, failed, running, stopped or waiting."""
+    resolved = resolve(program, state.facts) if state.facts is not None else None
+    if resolved is not None and is_trained(state, resolved, run):
+        return "done"
+    if resolved is not None and failure(state, resolved, run) is not None:
+        return "failed"
+    if any(order.run == run.id and order.started_at for order in state.open.values()):
+        return "running"
+    return "stopped" if state.finish_reason is not None else "waiting"

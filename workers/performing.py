@@ -1,0 +1,30 @@
+"""Which function performs which order. Imports are late: a rank never loads what it won't use."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from workers.types import AnyEvent, AnyOrder
+
+if TYPE_CHECKING:
+    from workers.worker import Worker
+
+Perform = Callable[[Any, int, "Worker"], Iterator[AnyEvent]]
+
+PERFORMERS = {
+    "preflight": "workers.preflight:preflight",
+    "base": "workers.base:make_base",
+    "train": "workers.train:train",
+    "merge": "workers.merge:merge",
+    "taste": "workers.tasting:taste",
+    "blend": "workers.soups:blend_soup",
+    "score": "workers.scoring:score",
+    "compare": "workers.compare:compare",
+    "serve": "workers.soups:serve",
+    "retire": "workers.retire:retire",
+}
+
+
+def performer(order: AnyOrder) -> Perform:
+    module, _, function = PERFORMERS[order.kind].partition(":")
+    return cast(Perform, getattr(importlib.import_module(module), function))
