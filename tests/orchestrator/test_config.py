@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import document
@@ -201,6 +201,7 @@ _tree = st.recursive(
 )
 
 
+@settings(deadline=None)  # a busy machine is not a failure
 @given(st.dictionaries(st.text(), _tree))
 def test_a_document_reads_back_as_it_was_written(tree: dict[str, Any]) -> None:
     assert document.parse(document.render(tree), "text") == tree
@@ -234,6 +235,7 @@ _experiments = st.builds(
 )
 
 
+@settings(deadline=None)  # a busy machine is not a failure
 @given(_experiments)
 def test_the_dump_loads_to_the_same_experiment(experiment: Experiment) -> None:
     assert read(dump(experiment), "dump") == experiment

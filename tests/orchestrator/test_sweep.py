@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config import Experiment
@@ -81,6 +81,7 @@ def test_an_id_is_known_by_heart() -> None:
     assert run.id == "02a4a554"
 
 
+@settings(deadline=None)  # a busy machine is not a failure
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**31))
 def test_a_random_run_is_the_same_however_many_there_are(fewer: int, more: int, seed: int) -> None:
     def runs(num_runs: int) -> tuple[Any, ...]:
@@ -91,6 +92,7 @@ def test_a_random_run_is_the_same_however_many_there_are(fewer: int, more: int, 
     assert runs(fewer)[:shared] == runs(more)[:shared]
 
 
+@settings(deadline=None)  # a busy machine is not a failure
 @given(st.integers(0, 2**31))
 def test_random_runs_stay_within_their_ranges(seed: int) -> None:
     sweep = {"sampler": "random", "num_runs": 20, "space": SPACE}
