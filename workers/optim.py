@@ -107,6 +107,7 @@ def body_lr(optimizer: Optimizer) -> float:
 
 
 def _decays(model: nn.Module, name: str) -> bool:
-    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
-    vector = model.get_parameter(name).ndim <= 1 or name.endswith(".bias")
-    return not vector and name not in exempt
+    exemptions: Any = getattr(model, "no_weight_decay", set)
+    exempt = exemptions()
+    is_vector = model.get_parameter(name).ndim <= 1 or name.endswith(".bias")
+    return not is_vector and name not in exempt

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from workers.checkpoints import CheckpointWriter, TrainState
+from workers.data import eval_pixels
 from workers.evaluate import logits, write_predictions
 from workers.manifest import read_manifest
 from workers.metrics import score
@@ -52,7 +53,7 @@ class Scribe:
         if error is not None:
             self._log.say(f"ended by {type(error).__name__}: {error}")
         try:
-            self._writer.close()
+            self._writer.__exit__(kind, error, traceback)
         finally:
             self._log.close()
 
@@ -65,7 +66,7 @@ class Scribe:
         prepared = preprocessing(net, worker.setting.data)
         values = logits(
             net,
-            worker.eval_pixels(SELECTION, prepared),
+            eval_pixels(worker.images, SELECTION, prepared),
             prepared,
             worker.setting.device,
             on_batch=lambda _: worker.progress.touch(),

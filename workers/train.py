@@ -11,29 +11,24 @@ the same bytes. Ranks of a gang walk in step; rank 0 alone scores, writes and te
 
 import contextlib
 import gc
-import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from itertools import chain, islice
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 from torch.optim import Optimizer
 
 from workers import snapshot
 from workers.checkpoints import load_train_state, open_weights
-from workers.data.augment import train_transform
-from workers.data.loader import epoch_order, step_batches, train_batches
-from workers.model import assign_weights, head_parameter_names, preprocessing
+from workers.learning import Objective, Training, learn, read_loss, steps
+from workers.model import assign_weights, head_parameter_names
 from workers.optim import body_lr, create_optimizer, create_schedule
 from workers.scribe import Scribe
 from workers.snapshot import Position
@@ -48,89 +43,11 @@ from workers.types import (
     Trained,
     TrainOrder,
     UserError,
-    digest,
 )
 from workers.worker import Worker
 
-LOOK_S = 0.5
-"""Seconds between looks at the loss on an accelerator; each look waits for the device."""
-AGREE_EVERY = 10
-"""Steps between looks, on accelerators, at whether a rank was asked to stop."""
 GANG_TIMEOUT = timedelta(hours=1)
 """Ranks wait this long for rank 0 to score and write; a hang is the heartbeat's to find."""
-
-Batch = tuple[Tensor, Tensor]
-
-
-class Objective(nn.Module):
-    """(images, labels) -> mean cross-entropy.
-
-    This shell is what Accelerate wraps and patches; the network inside stays bare, so it is saved
-    under its own names and scored in its own precision.
-    """
-
-    def __init__(self, net: nn.Module, smoothing: float) -> None:
-        super().__init__()
-        self.net = net
-        self.smoothing = smoothing
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits = self.net(images).float()
-        return functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
-
-
-@dataclass
-class Step:
-    """What one rank learns from in one optimizer step; batches are loaded when they are asked."""
-
-    images: int
-    micros: int
-    batches: Iterator[Batch]
-
-
-@dataclass
-class Training:
-    """Everything that lives during one order. `position` is all that changes besides tensors."""
-
-    order: TrainOrder
-    attempt: int
-    worker: Worker
-    accelerator: Accelerator
-    net: nn.Module
-    objective: nn.Module
-    optimizer: Any
-    scheduler: Any
-    steps_per_epoch: int
-    position: Position
-    scribe: Scribe | None
-    """Rank 0's."""
-    loss_sum: Tensor
-    """`position.loss_sum`, on the device: reading it there would wait for every step."""
-    reason: str | None = None
-    """Why to stop early."""
-    saved_at: int = -1
-    images: int = 0
-    """Since `clock`, over all ranks."""
-    clock: float = field(default_factory=time.monotonic)
-    looked_at: float = 0.0
-
-    @property
-    def run(self) -> RunSpec:
-        return self.order.run
-
-    @property
-    def ends_epoch(self) -> bool:
-        return self.position.step % self.steps_per_epoch == 0
-
-    @property
-    def checkpoint_due(self) -> bool:
-        every = self.run.train.checkpoint_steps(self.steps_per_epoch)
-        step = self.position.step
-        return step % every == 0 or step == self.order.stop_step
-
-    @property
-    def images_per_s(self) -> float:
-        return self.images / max(time.monotonic() - self.clock, 1e-9)
 
 
 @dataclass
@@ -160,10 +77,10 @@ def train(order: TrainOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]
         accelerated(spec, worker.setting) as accelerator,
         _training(order, attempt, worker, accelerator) as t,
     ):
-        for step in _steps(t):
-            if t.images == 0 and t.scribe and t.saved_at < 0:
+        for index, step in enumerate(steps(t)):
+            if index == 0:
                 yield from _started(t, warm)
-            _learn(t, step)
+            learn(t, step)
             if t.ends_epoch:
                 yield from _end_epoch(t)
             if t.checkpoint_due:
@@ -218,8 +135,8 @@ def _training(
     order: TrainOrder, attempt: int, worker: Worker, accelerator: Accelerator
 ) -> Iterator[Training]:
     """The order's start, brought to life; closed and remembered afterwards."""
-    run, setting = order.run, worker.setting
-    steps_per_epoch = run.train.steps_per_epoch(worker.images.count("train"), setting.ranks)
+    run = order.run
+    steps_per_epoch = _steps_per_epoch(run.train, worker)
     net = _network(order, worker)
     with _only_trained_require_grad(net, run):
         kept = _kept_momentum(order, worker)
@@ -250,6 +167,17 @@ def _training(
         )
         with scribe or contextlib.nullcontext():
             yield t
+
+
+def _steps_per_epoch(spec: TrainSpec, worker: Worker) -> int:
+    num_images, ranks = worker.images.count("train"), worker.setting.ranks
+    steps_per_epoch = spec.steps_per_epoch(num_images, ranks)
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"data.train: {num_images} training images are too few for {ranks} ranks, each of "
+            "which needs two; add images or lower fleet.gpus_per_run"
+        )
+    return steps_per_epoch
 
 
 def _network(order: TrainOrder, worker: Worker) -> nn.Module:
@@ -322,141 +250,18 @@ def _resume(
     return position
 
 
-# Learning
-
-
-def _steps(t: Training) -> Iterator[Step]:
-    """The remaining optimizer steps, each with its first batch loaded.
-
-    The plan of an epoch is a pure function, so a resume cuts off the steps already done.
-    """
-    setting, images, spec = t.worker.setting, t.worker.images, t.run.train
-    transform = train_transform(spec, preprocessing(t.net, setting.data))
-    while t.position.step < t.order.stop_step:
-        epoch, done = divmod(t.position.step, t.steps_per_epoch)
-        order = epoch_order(images.count("train"), setting.seed, t.run.stream, epoch)
-        plan = step_batches(order, spec, setting.ranks, t.worker.rank, t.order.micro_batch)
-        plan = plan[done : done + t.order.stop_step - t.position.step]
-        batches = train_batches(
-            images,
-            transform,
-            [micro for micros in plan for micro in micros],
-            setting.seed,
-            t.run.stream,
-            epoch,
-            setting.data.workers,
-        )
-        _set_mode(t.net, t.run)
-        for micros in plan:
-            rest = islice(batches, len(micros) - 1)
-            yield Step(sum(map(len, micros)), len(micros), chain([next(batches)], rest))
-
-
-def _set_mode(net: nn.Module, run: RunSpec) -> None:
-    """Training mode, except for what the run leaves as it was."""
-    net.train(run.role != "probe")
-    for module in net.modules():
-        if run.train.bn_freeze and isinstance(module, _BatchNorm):
-            module.eval()
-
-
-def _learn(t: Training, step: Step) -> None:
-    """One optimizer step: every image of it weighs the same, in whichever micro-batch it came."""
-    t.worker.memory_is = None
-    t.scheduler.step_update(t.position.step)
-    loss = torch.zeros((), dtype=torch.float64, device=t.accelerator.device)
-    for micro, (images, labels) in enumerate(step.batches):
-        loss += _backward(t, step, micro, images, labels)
-        t.worker.progress.touch()
-    if t.run.train.clip_grad is not None:
-        t.accelerator.clip_grad_norm_(t.objective.parameters(), t.run.train.clip_grad)
-    t.optimizer.step()
-    t.optimizer.zero_grad()
-    _account(t, _agree(t, loss), step.images * t.worker.setting.ranks)
-
-
-def _backward(t: Training, step: Step, micro: int, images: Tensor, labels: Tensor) -> Tensor:
-    """Add a micro-batch's gradients; gradients cross ranks with the last one only."""
-    seed = t.worker.setting.seed
-    torch.manual_seed(_noise_seed(seed, t.run.stream, t.position.step, micro, t.worker.rank))
-    images = images.to(t.accelerator.device, non_blocking=True)
-    labels = labels.to(t.accelerator.device, non_blocking=True)
-    is_last = micro == step.micros - 1
-    alone = contextlib.nullcontext() if is_last else t.accelerator.no_sync(t.objective)
-    with alone:
-        loss = t.objective(images, labels) * (len(labels) / step.images)
-        t.accelerator.backward(loss)
-    return loss.detach()
-
-
-def _noise_seed(seed: int, stream: str, step: int, micro: int, rank: int) -> int:
-    """Of everything random inside the network: dropout, stochastic depth."""
-    return int(digest([seed, stream, step, micro, rank], 15), 16)
-
-
-def _agree(t: Training, loss: Tensor) -> Tensor:
-    """The step's mean loss over ranks; sets `reason` on all ranks alike if one is to stop."""
-    asked, ranks = t.worker.progress.interrupt, t.worker.setting.ranks
-    if ranks == 1:
-        t.reason = asked
-        return loss
-    both = torch.stack([loss, torch.full_like(loss, asked is not None)])
-    torch.distributed.all_reduce(both)
-    look = t.accelerator.device.type == "cpu" or t.position.step % AGREE_EVERY == 0
-    if look and both[1].item() > 0:
-        t.reason = asked or "another rank was asked to stop"
-    return both[0] / ranks
-
-
-def _account(t: Training, loss: Tensor, images: int) -> None:
-    """Book a finished step, and show it."""
-    if t.ends_epoch:  # the step before this one did
-        t.loss_sum.zero_()
-        t.position.images = 0
-    t.loss_sum += loss * images
-    t.position.images += images
-    t.position.step += 1
-    t.images += images
-    now = time.monotonic()
-    if t.accelerator.device.type == "cpu" or now - t.looked_at >= LOOK_S:
-        t.looked_at = now
-        _show(t, loss.item())
-
-
-def _show(t: Training, loss: float) -> None:
-    _require_finite(t, loss)
-    t.worker.progress.touch(
-        run=t.run.id,
-        epoch=(t.position.step - 1) // t.steps_per_epoch,
-        epochs=t.run.train.epochs,
-        step=t.position.step,
-        loss=loss,
-        images_per_s=t.images_per_s,
-    )
-    if t.scribe:
-        t.scribe.show_step(t.position.step, loss, body_lr(t.optimizer))
-
-
-def _require_finite(t: Training, loss: float) -> None:
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"run {t.run.id} diverged: its loss is {loss} at step {t.position.step}"
-        )
-
-
 # Telling and saving
 
 
 def _started(t: Training, warm: bool) -> Iterator[AnyEvent]:
-    last, now = t.worker.last_step_at, time.monotonic()
-    t.clock = now
-    t.saved_at = 0
-    yield Started(warm=warm, gap_s=None if last is None else now - last)
+    last, t.clock = t.worker.last_step_at, time.monotonic()
+    if t.scribe:
+        yield Started(warm=warm, gap_s=None if last is None else t.clock - last)
 
 
 def _end_epoch(t: Training) -> Iterator[AnyEvent]:
     """Score the selection split; the other ranks wait, and the clock does not run."""
-    mean_loss = _read_loss(t) / t.position.images
+    mean_loss = read_loss(t) / t.position.images
     if t.scribe:
         yield t.scribe.evaluate(
             t.net,
@@ -470,15 +275,9 @@ def _end_epoch(t: Training) -> Iterator[AnyEvent]:
     t.images, t.clock = 0, time.monotonic()
 
 
-def _read_loss(t: Training) -> float:
-    t.position.loss_sum = float(t.loss_sum.item())
-    _require_finite(t, t.position.loss_sum)
-    return t.position.loss_sum
-
-
 def _save(t: Training) -> None:
     """Hand a checkpoint of this step to the background writer."""
-    _read_loss(t)
+    read_loss(t)
     t.saved_at = t.position.step
     if t.scribe is None:
         return

@@ -1,0 +1,66 @@
+"""Runs small enough for tests: 32-pixel digits, two dozen of them, and timm's test models."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workers.checkpoints import write_checkpoint
+from workers.data import Images, survey
+from workers.spec import BaseSpec, DataSpec, ModelSpec, TrainSpec
+from workers.storage import Store
+from workers.train import train
+from workers.types import AnyEvent, Checkpoint, RunSpec, Setting, TrainOrder
+from workers.worker import Worker
+
+DATA = DataSpec(source="digits", image_size=32)
+NUM_TRAIN, NUM_VAL = 22, 10
+VIT = ModelSpec(name="test_vit", kwargs={"drop_rate": 0.1})
+RESNET = ModelSpec(name="test_resnet")
+
+
+def make_setting(folder: Path, **changes: Any) -> Setting:
+    """An experiment whose splits are in the store, as preflight leaves them."""
+    torch.set_num_threads(1)
+    setting = Setting(
+        uri=str(folder),
+        seed=3,
+        data=DATA,
+        base=BaseSpec(),
+        metric="top1",
+        batchnorm_samples=16,
+        **changes,
+    )
+    images, _, _ = survey(DATA, seed=3)
+    few = [*images.samples("train")[:NUM_TRAIN], *images.samples("val")[:NUM_VAL]]
+    Images(images.classes, few).save(Store(setting.uri))
+    return setting
+
+
+def make_base(setting: Setting, model: ModelSpec) -> Checkpoint:
+    """A seeded random network as `base/<model>`."""
+    torch.manual_seed(0)
+    net = Worker(setting).model(model)
+    name = f"base/{model.name}"
+    return write_checkpoint(Store(setting.uri), name, None, 0, net.state_dict())
+
+
+def make_run(id_: str = "r", model: ModelSpec = VIT, **train_options: Any) -> RunSpec:
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "lr": 1e-2, "weight_decay": 0.05}
+    spec = TrainSpec(**(options | train_options))
+    return RunSpec(id=id_, seed=1, model=model, train=spec)
+
+
+def last_step(run: RunSpec, ranks: int = 1) -> int:
+    return run.train.epochs * run.train.steps_per_epoch(NUM_TRAIN, ranks)
+
+
+def perform(
+    worker: Worker, run: RunSpec, start: Checkpoint, stop: int | None = None, attempt: int = 0
+) -> list[AnyEvent]:
+    order = TrainOrder(run=run, start=start, stop_step=stop or last_step(run))
+    return list(train(order, attempt, worker))
+
+
+def checkpoints(events: list[AnyEvent]) -> list[Checkpoint]:
+    return [event.checkpoint for event in events if event.kind == "checkpoint"]
