@@ -153,6 +153,7 @@ class Store:
         """
         if self.local_root is not None:
             local = self._local(path)
+            local.stat()  # a missing file is an error here, as it is elsewhere
             if sha256 is not None:
                 self._verify(path, local, sha256)
             return local
