@@ -51,13 +51,15 @@ def compare(order: CompareOrder, attempt: int, worker: Worker) -> Iterator[AnyEv
     A split on which the metric is no finite number is left out.
     """
     soups: dict[str, dict[str, Delta]] = {soup: {} for soup in order.soups}
+    compared = {*order.soups, ensembles.SOFT_VOTING}
     vote_scores: dict[str, Score] = {}
     vote_deltas: dict[str, Delta] = {}
     for split in order.splits:
         labels, outcomes = _outcomes(order, split, worker)
         seed = [worker.setting.seed, zlib.crc32(split.encode())]
-        single = outcomes.pop(order.best_single)
-        found = differences(labels, single, outcomes, worker.setting.metric, seed)
+        single = outcomes[order.best_single]
+        others = {name: each for name, each in outcomes.items() if name in compared}
+        found = differences(labels, single, others, worker.setting.metric, seed)
         if order.members:
             vote_scores[split] = outcomes[ensembles.SOFT_VOTING].score
         for name, delta in found.items():

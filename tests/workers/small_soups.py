@@ -1,0 +1,102 @@
+"""A pool of ingredients small enough for tests: three short fine-tunings on 32-pixel digits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from workers.checkpoints import write_checkpoint
+from workers.data import Images, eval_pixels, normalise, survey
+from workers.evaluate import logits, write_predictions
+from workers.metrics import score
+from workers.model import preprocessing
+from workers.spec import BaseSpec, DataSpec, ModelSpec
+from workers.storage import Store
+from workers.types import SELECTION, Checkpoint, Cohort, Setting
+from workers.worker import Worker
+
+DATA = DataSpec(source="digits", image_size=32)
+VIT = ModelSpec(name="test_vit")
+RESNET = ModelSpec(name="test_resnet")
+NUM_SAMPLES = 65
+"""For BatchNorm: a full batch, and one image that must be dropped."""
+
+
+@dataclass
+class Pool:
+    worker: Worker
+    cohort: Cohort
+    members: tuple[Checkpoint, ...]
+    scores: tuple[float, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.members)
+
+
+def make_pool(folder: Path, model: ModelSpec, num_members: int = 3) -> Pool:
+    """Members differ by seed and learning rate; their predictions on val and test are cached."""
+    torch.set_num_threads(1)
+    setting = Setting(
+        uri=str(folder),
+        seed=3,
+        data=DATA,
+        base=BaseSpec(),
+        metric="top1",
+        batchnorm_samples=NUM_SAMPLES,
+    )
+    images, _, _ = survey(DATA, seed=3)
+    few = [
+        s
+        for split, n in (("train", 320), ("val", 150), ("test", 150))
+        for s in images.samples(split)[:n]
+    ]
+    Images(images.classes, few).save(Store(setting.uri))
+    worker = Worker(setting)
+    torch.manual_seed(0)
+    net = worker.model(model)
+    batchnorm = "recompute" if model == RESNET else "none"
+    cohort = Cohort(id="c", model=model, base=f"base/{model.name}", batchnorm=batchnorm)
+    start = write_checkpoint(worker.store, cohort.base, None, 0, net.state_dict())
+    _train(net, worker, seed=99, lr=3e-3, epochs=4)
+    trunk = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    members, scores = [], []
+    for i in range(num_members):
+        net.load_state_dict(trunk)
+        _train(net, worker, seed=i, lr=1e-3 * (1 + i), epochs=2)
+        name, step = f"run{i}/{20:08d}", 20
+        member = write_checkpoint(worker.store, name, i, step, net.state_dict(), base=start.name)
+        members.append(member)
+        scores.append(_predict(net, worker, member.id))
+    return Pool(worker, cohort, tuple(members), tuple(scores))
+
+
+def _train(net: nn.Module, worker: Worker, seed: int, lr: float, epochs: int) -> None:
+    config = preprocessing(net, worker.setting.data)
+    inputs = normalise(eval_pixels(worker.images, "train", config), config)
+    labels = torch.from_numpy(worker.images.labels("train"))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
+    order = np.random.default_rng(seed)
+    net.train()
+    for _ in range(epochs):
+        for batch in np.array_split(order.permutation(len(labels)), 10):
+            loss = nn.functional.cross_entropy(net(inputs[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    net.eval()
+
+
+def _predict(net: nn.Module, worker: Worker, checkpoint_id: str) -> float:
+    config = preprocessing(net, worker.setting.data)
+    selection = 0.0
+    for split in (SELECTION, "test"):
+        labels = worker.images.labels(split)
+        found = logits(net, eval_pixels(worker.images, split, config), config, "cpu")
+        keys = worker.images.keys(split)
+        write_predictions(worker.store, checkpoint_id, split, keys, labels, found)
+        if split == SELECTION:
+            selection = score(found, labels).top1
+    return selection
