@@ -1,0 +1,201 @@
+"""What is happening now: each run, the soup so far, and what waits for what. Values, no layout."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrator import schedule
+from orchestrator.program import Program, Resolved, resolve
+from orchestrator.report import words
+from orchestrator.schedule import finish, train
+from orchestrator.state import RunState, State
+from workers.types import Metric, Pulse, RunSpec
+
+Phase = Literal["waiting", "running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class RunNow:
+    """A run as a line of a table shows it."""
+
+    id: str
+    role: str
+    params: str
+    status: str
+    """done, failed, running, stopped, waiting, queued or retrying"""
+    epochs_done: int
+    epochs: int
+    loss: float | None
+    score: float | None
+    """Newest selection metric."""
+    images_per_s: float | None
+    slot: str | None
+    note: str = ""
+
+
+def phase(state: State) -> Phase:
+    """Of the whole experiment, as far as its ledger tells."""
+    if finish.refusal(state) is not None:
+        return "failed"
+    if state.finished is not None:
+        return "finished" if state.served is not None and state.served.soup else "failed"
+    if state.stopped is not None:
+        return "stopped"
+    return "running" if state.starts else "waiting"
+
+
+def runs(program: Program, state: State, pulses: Iterable[Pulse] = ()) -> list[RunNow]:
+    """The stages of bases that are being trained, then the runs, in configured order."""
+    pulse_of = {pulse.run: pulse for pulse in pulses if pulse.run is not None}
+    resolved = resolve(program, state.facts) if state.facts is not None else None
+    specs = [*_stages(state, resolved), *program.runs]
+    return [_run(program, state, resolved, spec, pulse_of.get(spec.id)) for spec in specs]
+
+
+def _stages(state: State, resolved: Resolved | None) -> list[RunSpec]:
+    plans = resolved.plans if resolved is not None else ()
+    return [stage for plan in plans if plan.final not in state.bases for stage in plan.stages]
+
+
+def _run(
+    program: Program, state: State, resolved: Resolved | None, run: RunSpec, pulse: Pulse | None
+) -> RunNow:
+    known = state.run(run.id)
+    status, note = _status(state, resolved, run)
+    is_running = status == "running"
+    newest = known.curve[max(known.curve)] if known.curve else None
+    loss = newest.loss if newest is not None else None
+    rate = newest.images_per_s if newest is not None and is_running else None
+    if pulse is not None and is_running:
+        loss = pulse.loss if pulse.loss is not None else loss
+        rate = pulse.images_per_s if pulse.images_per_s is not None else rate
+        note = f"silent for {pulse.silent_s:.0f} s" if pulse.silent_s > 15 else note
+    return RunNow(
+        id=run.id,
+        role=run.role,
+        params=words.params(run.params),
+        status=status,
+        epochs_done=len(known.curve),
+        epochs=run.train.epochs,
+        loss=loss,
+        score=newest_score(known, program.experiment.soup.metric),
+        images_per_s=rate,
+        slot=_slot(state, run.id),
+        note=note,
+    )
+
+
+def newest_score(known: RunState, metric: Metric) -> float | None:
+    if not known.curve:
+        return None
+    value: float | None = getattr(known.curve[max(known.curve)].score, metric)
+    return value
+
+
+def _slot(state: State, run: str) -> str | None:
+    return next((o.slot for o in state.open.values() if o.run == run and o.started_at), None)
+
+
+def _status(state: State, resolved: Resolved | None, run: RunSpec) -> tuple[str, str]:
+    """In one word, and what there is to say beyond it."""
+    if resolved is not None and train.is_trained(state, resolved, run):
+        return "done", ""
+    reason = _failure(state, resolved, run)
+    if reason is not None:
+        return "failed", reason
+    held = [order for order in state.open.values() if order.run == run.id]
+    if any(order.started_at for order in held):
+        return "running", ""
+    pauses = [event.reason for event in state.backoff.values() if event.run == run.id]
+    if pauses:
+        return "retrying", pauses[-1]
+    if held:
+        return "queued", ""
+    over = state.finish_reason is not None or state.stopped is not None
+    return ("stopped", state.finish_reason or "") if over else ("waiting", "")
+
+
+def _failure(state: State, resolved: Resolved | None, run: RunSpec) -> str | None:
+    if resolved is None or run.role != "member":
+        return state.run(run.id).failed
+    return train.failure(state, resolved, run)
+
+
+@dataclass(frozen=True)
+class SoupNow:
+    label: str
+    score: float | None
+    members: int
+    ingredients: int
+
+
+def soups(program: Program, state: State) -> list[SoupNow]:
+    """The final soups once there are any; before that the newest anytime soup of each cohort."""
+    made = [each for each in state.merges.values() if each.soup is not None]
+    finals = [each for each in made if not each.opened.observe]
+    newest = {each.opened.cohort: each for each in made if each.opened.observe}
+    shown = finals or list(newest.values())
+    return [
+        SoupNow(
+            label=each.opened.recipe if finals else f"round {each.opened.round}",
+            score=selection_shown(each.soup.score, program.experiment.soup.metric),
+            members=len(each.soup.mix.names),
+            ingredients=len(each.opened.ingredients),
+        )
+        for each in shown
+        if each.soup is not None
+    ]
+
+
+def selection_shown(score: float | None, metric: Metric) -> float | None:
+    """A recipe maximises; a negative log-likelihood is shown with its own sign."""
+    return -score if score is not None and metric == "nll" else score
+
+
+def waits(program: Program, state: State, waiting_for: str | None = None) -> Iterator[str]:
+    """What waits, and for what, in sentences."""
+    if waiting_for is not None:
+        yield waiting_for
+    if state.finish_reason is not None and state.finished is None:
+        yield f"Training is over ({state.finish_reason}); what is committed is souped."
+    yield from _beginnings(program, state)
+    yield from _queued(program, state)
+    for pause in state.backoff.values():
+        yield f"{pause.run or pause.order} waits {pause.after_s:.0f} s: {pause.reason}."
+    for merge in state.merges.values():
+        if merge.question is not None and merge.soup is None and not merge.opened.observe:
+            asked = len(merge.question.mixes)
+            yield f"Recipe {merge.opened.recipe} waits for tastes of up to {asked} mixes."
+
+
+def _beginnings(program: Program, state: State) -> Iterator[str]:
+    refusal = finish.refusal(state)
+    if state.facts is None:
+        yield refusal or f"{len(program.runs)} runs wait for preflight, which looks at the data."
+        return
+    resolved = resolve(program, state.facts)
+    for plan in resolved.plans:
+        waiting = [run for run in program.runs if resolved.plan_of[run.id] is plan]
+        if plan.final not in state.bases and not train.failure(state, resolved, waiting[0]):
+            yield f"{len(waiting)} runs of {plan.model.name} wait for their base."
+
+
+def _queued(program: Program, state: State) -> Iterator[str]:
+    held = Counter(order.what for order in state.open.values() if order.started_at is None)
+    due = Counter(order.kind for order in schedule.due(program, state))
+    waiting = held + due
+    if waiting:
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(waiting.items()))
+        slots = "the one slot" if state.slots == 1 else f"one of {state.slots} slots"
+        yield f"Due, waiting for {slots} or the merge actor: {listed}."
+
+
+def epochs_done(program: Program, state: State) -> tuple[int, int]:
+    """Run-epochs done, and in all; a failed run's missing ones will never come."""
+    done, total = 0, 0
+    for run in program.runs:
+        known = state.run(run.id)
+        done += len(known.curve)
+        total += len(known.curve) if known.failed is not None else run.train.epochs
+    return done, total

@@ -1,0 +1,252 @@
+"""results.json: the outcome of an experiment as one JSON value.
+
+Ids are those of the store throughout, so that whoever reads them finds the files. Scores are
+fractions 0..1 and nats; what is not a finite number is null.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from orchestrator import config
+from orchestrator.program import Program, Resolved, resolve
+from orchestrator.report.efficiency import fleet_efficiency, wall_s
+from orchestrator.schedule import choose, merge, score, train
+from orchestrator.schedule.merge import Final
+from orchestrator.state import MergeState, State
+from workers.types import SELECTION, Checkpointed, Compared, Delta, RunSpec, Score
+
+SCHEMA = 1
+SCORES = ("top1", "macro_f1", "nll", "ece")
+
+Json = dict[str, Any]
+
+
+def results(program: Program, state: State) -> Json:
+    """Everything DESIGN promises in results.json; rendered early it says what is known so far."""
+    resolved = resolve(program, state.facts) if state.facts is not None else None
+    compared = comparison(program, state)
+    value = {
+        "schema": SCHEMA,
+        "name": program.experiment.name,
+        "uri": config.uri(program.experiment),
+        "seed": program.experiment.seed,
+        "metric": program.experiment.soup.metric,
+        "selection": SELECTION,
+        **_facts(state),
+        "cohorts": _cohorts(resolved),
+        "runs": [_run(program, state, resolved, run) for run in program.runs],
+        "soups": [_soup(state, compared, *each) for each in merge.made(program, state)],
+        "ensembles": _ensembles(compared),
+        "best_single": best_single(program, state),
+        "served": state.served.soup if state.served is not None else None,
+        "rounds": _rounds(state),
+        "failures": _failures(state),
+        "finish_reason": state.finish_reason,
+        "wall_s": wall_s(state),
+        "fleet_efficiency": fleet_efficiency(state).as_json(),
+    }
+    finite: Json = _finite(value)
+    return finite
+
+
+def _facts(state: State) -> Json:
+    facts = state.facts
+    if facts is None:
+        return {"splits": {}, "classes": [], "corrupt": [], "warnings": []}
+    return {
+        "splits": {
+            name: {"count": split.count, "fingerprint": split.fingerprint}
+            for name, split in facts.splits.items()
+        },
+        "classes": list(facts.classes),
+        "corrupt": list(facts.corrupt),
+        "warnings": list(facts.warnings),
+    }
+
+
+def _cohorts(resolved: Resolved | None) -> list[Json]:
+    if resolved is None:
+        return []
+    return [
+        {
+            "id": cohort.id,
+            "model": cohort.model.name,
+            "base": cohort.base,
+            "batchnorm": cohort.batchnorm,
+            "runs": [run.id for run in resolved.members[cohort.id]],
+        }
+        for cohort in resolved.cohorts
+    ]
+
+
+def _run(program: Program, state: State, resolved: Resolved | None, run: RunSpec) -> Json:
+    known = state.run(run.id)
+    stands_for_it = choose.representative(program, known)
+    status = train.status(program, state, run)
+    return {
+        "id": run.id,
+        "cohort": resolved.cohort_of[run.id].id if resolved is not None else None,
+        "params": run.params,
+        "seed": run.seed,
+        "replica": run.replica,
+        "status": status if status in ("done", "failed", "pruned") else "stopped",
+        "failure": train.failure(state, resolved, run) if resolved is not None else None,
+        "attempts": state.attempts.get(run.id, 0),
+        "interruptions": known.interruptions,
+        "checkpoints": [event.checkpoint.id for event in known.checkpoints],
+        "representative": stands_for_it.checkpoint.id if stands_for_it is not None else None,
+        "scores": _scores_of_run(state, stands_for_it),
+    }
+
+
+def _scores_of_run(state: State, event: Checkpointed | None) -> Json:
+    return {} if event is None else _scores(score.scores_of(state, event.checkpoint.name))
+
+
+def _scores(scores: Mapping[str, Score]) -> Json:
+    return {
+        split: {name: getattr(value, name) for name in SCORES} for split, value in scores.items()
+    }
+
+
+def _soup(state: State, compared: Compared | None, final: Final, name: str) -> Json:
+    state_of_it = state.merges[final.id]
+    soup = state_of_it.soup
+    assert soup is not None, f"{name} was made without a mix"
+    tasted = tastes(state, state_of_it)
+    deltas = compared.soups.get(score.predictions_of(state, final, name)) if compared else None
+    return {
+        "id": name,
+        "recipe": final.recipe.label,
+        "options": dict(final.recipe.options),
+        "cohort": final.cohort.id,
+        "mix": {
+            "divisor": soup.mix.divisor,
+            "weights": [[_id_of(state, member), weight] for member, weight in soup.mix.weights],
+        },
+        "members": _ids_of(state, soup.mix.names),
+        "scores": _scores(score.scores_of_soup(state, final, name)),
+        "decisions": _decisions(state, state_of_it),
+        "tastes": len(tasted),
+        "samples_forwarded": sum(state.tastes[key].samples for key in tasted),
+        "seconds": sum(state.taste_cost.get(key, 0.0) for key in tasted)
+        + state.blend_seconds.get(name, 0.0),
+        "batchnorm": final.cohort.batchnorm,
+        "vs_best_single": _deltas(deltas or {}),
+    }
+
+
+def tastes(state: State, made: MergeState) -> tuple[tuple[str, str], ...]:
+    """(cohort, mix key) of the mixes that were tasted to answer the merge's questions, each once.
+    A taste that another merge paid for counts here as well: it says what the recipe needs."""
+    keys = dict.fromkeys((made.opened.cohort, mix) for mix in made.tried)
+    return tuple(key for key in keys if key in state.tastes)
+
+
+def _id_of(state: State, name: str) -> str:
+    """The id under which a named checkpoint lies; its name, if it is gone."""
+    try:
+        return choose.locate(state, name).id
+    except KeyError:
+        return name
+
+
+def _ids_of(state: State, names: Iterable[str]) -> list[str]:
+    return [_id_of(state, name) for name in names]
+
+
+def _decisions(state: State, made: MergeState) -> list[Json]:
+    """Who was taken and who not, and why, in the order the recipe looked at them."""
+    run_of = {each.name: each.run for each in made.opened.ingredients}
+    decisions = made.soup.decisions if made.soup is not None else ()
+    return [
+        {
+            **decision.model_dump(),
+            "candidate": _id_of(state, decision.candidate),
+            "run": run_of.get(decision.candidate),
+        }
+        for decision in decisions
+    ]
+
+
+def _deltas(deltas: Mapping[str, Delta]) -> Json:
+    return {split: delta.model_dump(mode="json") for split, delta in deltas.items()}
+
+
+def comparison(program: Program, state: State) -> Compared | None:
+    """The comparison of exactly what there is to compare; None until it has been made."""
+    order = score.compare_order(program, state)
+    return state.compared.get(order.key) if order is not None else None
+
+
+def _ensembles(compared: Compared | None) -> list[Json]:
+    return [
+        {
+            "id": each.id,
+            "kind": each.kind,
+            "members": list(each.members),
+            "scores": _scores(each.scores),
+            "vs_best_single": _deltas(each.vs_best_single),
+        }
+        for each in (compared.ensembles if compared is not None else ())
+    ]
+
+
+def best_single(program: Program, state: State) -> Json | None:
+    """The run that the soups have to beat; None while no run has ended well."""
+    if state.facts is None:
+        return None
+    resolved = resolve(program, state.facts)
+    singles = list(score.ended(program, state, resolved))
+    order = score.compare_order(program, state)
+    if order is not None:
+        singles = [each for each in singles if each[1].checkpoint.id == order.best_single]
+    if not singles:
+        return None
+    run, event = score.best_single(program, singles)
+    scores = _scores(score.scores_of(state, event.checkpoint.name))
+    return {"run": run.id, "checkpoint": event.checkpoint.id, "scores": scores}
+
+
+def _rounds(state: State) -> list[Json]:
+    """The anytime soups of the observe rounds, oldest first."""
+    rounds = [each for each in state.merges.values() if each.opened.observe and each.soup]
+    return [
+        {
+            "round": each.opened.round,
+            "cohort": each.opened.cohort,
+            "time": each.mixed_at,
+            "score": each.soup.score,
+            "members": _ids_of(state, each.soup.mix.names),
+        }
+        for each in sorted(rounds, key=lambda each: (each.mixed_at or 0.0, each.opened.merge))
+        if each.soup is not None
+    ]
+
+
+def _failures(state: State) -> list[Json]:
+    """Every order that failed, whether another attempt mended it, and what was given up."""
+    orders = dict.fromkeys([*state.failures, *state.gave_up])
+    return [_failure(state, order) for order in orders]
+
+
+def _failure(state: State, order: str) -> Json:
+    failed = state.failures.get(order, ())
+    return {
+        "order": order,
+        "run": next((event.run for event in failed if event.run), None),
+        "times": len(failed),
+        "error": failed[-1].error if failed else None,
+        "message": failed[-1].message if failed else None,
+        "gave_up": state.gave_up.get(order),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The same JSON value with null for every number that JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,90 @@
+"""summary.csv: one row per model of the experiment, and one row per epoch of a run."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from orchestrator.program import Program
+from orchestrator.report.results import SCORES, Json, results
+from orchestrator.state import State
+from workers.types import SELECTION
+
+ABOUT = ("kind", "id", "label", "cohort", "status", "served", "members", "params")
+
+
+def summary_csv(program: Program, state: State, known: Json | None = None) -> str:
+    """Runs, soups and ensembles; per split the scores, and the difference to the best single.
+
+    `known` are the results, if they have been worked out already.
+    """
+    known = known if known is not None else results(program, state)
+    splits = [name for name in known["splits"] if name != "train"]
+    rows = [*_runs(known), *_soups(known), *_ensembles(known)]
+    scored = [{**about, **_flat(scores, deltas)} for about, scores, deltas in rows]
+    return _csv([*ABOUT, *(column for split in splits for column in _columns(split))], scored)
+
+
+Row = tuple[Json, Json, Json]
+"""What the model is, its scores by split, its differences by split."""
+
+
+def _runs(known: Json) -> Iterable[Row]:
+    for run in known["runs"]:
+        about = {"kind": "run", "label": run["id"], "members": 1}
+        params = json.dumps(run["params"])
+        keys = {key: run[key] for key in ("id", "cohort", "status")}
+        yield {**about, **keys, "params": params}, run["scores"], {}
+
+
+def _soups(known: Json) -> Iterable[Row]:
+    for soup in known["soups"]:
+        about = {"kind": "soup", "label": soup["recipe"], "members": len(soup["members"])}
+        served = "yes" if soup["id"] == known["served"] else ""
+        keys = {"id": soup["id"], "cohort": soup["cohort"], "served": served, "status": "done"}
+        yield {**about, **keys}, soup["scores"], soup["vs_best_single"]
+
+
+def _ensembles(known: Json) -> Iterable[Row]:
+    for ensemble in known["ensembles"]:
+        about = {"kind": "ensemble", "id": ensemble["id"], "label": ensemble["kind"]}
+        members = len(ensemble["members"])
+        row = {**about, "members": members, "status": "done"}
+        yield row, ensemble["scores"], ensemble["vs_best_single"]
+
+
+def _columns(split: str) -> list[str]:
+    difference = ("delta", "ci95_low", "ci95_high")
+    return [f"{split} {name}" for name in (*SCORES, *difference)]
+
+
+def _flat(scores: Json, deltas: Json) -> Json:
+    flat = {f"{split} {name}": score[name] for split, score in scores.items() for name in SCORES}
+    for split, delta in deltas.items():
+        low, high = delta["ci95"]
+        flat |= {f"{split} delta": delta["delta"]}
+        flat |= {f"{split} ci95_low": low, f"{split} ci95_high": high}
+    return flat
+
+
+def run_csv(state: State, run_id: str) -> str:
+    """The learning curve of a run: one row per epoch, in order of step."""
+    curve = state.run(run_id).curve
+    columns = ["epoch", "step", "time", "loss", "lr", "images_per_s"]
+    rows = [
+        {
+            **{name: getattr(curve[step], name) for name in columns},
+            **{f"{SELECTION} {name}": getattr(curve[step].score, name) for name in SCORES},
+        }
+        for step in sorted(curve)
+    ]
+    return _csv([*columns, *(f"{SELECTION} {name}" for name in SCORES)], rows)
+
+
+def _csv(columns: list[str], rows: Iterable[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,77 @@
+"""Numbers in words: scores as percent, differences as points, what a metric is called."""
+
+from typing import Any
+
+Json = dict[str, Any]
+
+METRICS = {
+    "top1": "accuracy",
+    "macro_f1": "macro-F1",
+    "nll": "negative log-likelihood",
+    "ece": "calibration error",
+}
+
+UNKNOWN = "–"
+
+
+def is_fraction(metric: str) -> bool:
+    """Shown as percent, and its differences as points; the other metric is in nats."""
+    return metric != "nll"
+
+
+def score_of(scores: Json, split: str, metric: str) -> float | None:
+    value: float | None = scores.get(split, {}).get(metric)
+    return value
+
+
+def shown(value: float | None, metric: str) -> str:
+    """`94.07` for a fraction in percent, `0.213` for nats."""
+    if value is None:
+        return UNKNOWN
+    return f"{100 * value:.2f}" if is_fraction(metric) else f"{value:.4f}"
+
+
+def unit(metric: str) -> str:
+    return "%" if is_fraction(metric) else "nats"
+
+
+def with_sign(value: float, metric: str) -> str:
+    """`+1.25` points, or nats."""
+    return f"{100 * value:+.2f}" if is_fraction(metric) else f"{value:+.4f}"
+
+
+def interval(delta: Json | None) -> str:
+    """`+1.25 [+0.20, +2.31]`: a difference with its 95 % interval, in points or nats."""
+    if not delta:
+        return ""
+    low, high = (with_sign(end, delta["metric"]) for end in delta["ci95"])
+    return f"{with_sign(delta['delta'], delta['metric'])} [{low}, {high}]"
+
+
+def params(values: Json) -> str:
+    """`lr 0.001, seed 3`: what the sweep set, without the section names."""
+    parts = (f"{path.rpartition('.')[2]} {value}" for path, value in values.items())
+    return ", ".join(parts) or "defaults"
+
+
+def duration(seconds: float | None) -> str:
+    """`2 h 05 min`, `3 min 12 s`, `41 s`."""
+    if seconds is None:
+        return UNKNOWN
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def percent(fraction: float | None) -> str:
+    return UNKNOWN if fraction is None else f"{100 * fraction:.0f} %"
+
+
+def ensemble(kind: str) -> str:
+    return kind.replace("_", " ")
+
+
+def splits_of(known: Json) -> list[str]:
+    """The scored splits: selection first, then those that only report."""
+    return [name for name in known["splits"] if name != "train"]
