@@ -307,3 +307,16 @@ def test_metadata_is_exactly_the_contracts(store: Store) -> None:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert header["__metadata__"] == {"format": "pt"}
     assert_same(load_bytes(data), tensors())
+
+
+@pytest.mark.gpu
+def test_a_state_on_a_device_is_copied_through_pinned_memory(tmp_path: os.PathLike[str]) -> None:
+    store = Store(str(tmp_path))
+    live = {name: tensor.cuda() for name, tensor in tensors().items()}
+    with CheckpointWriter(store) as writer:
+        writer.submit("r1/00000001", 1, 1, live)
+        for tensor in live.values():
+            tensor.zero_()
+        [checkpoint] = writer.flush()
+    with open_weights(store, checkpoint) as weights:
+        assert_same(dict(weights), tensors())
