@@ -5,6 +5,7 @@ ModelSpec -> create_model -> load_initial (head dropped) -> init_head -> the bas
 """
 
 import difflib
+import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 """Of files that `model.checkpoint` may name."""
 REFUSALS = (AssertionError, AttributeError, KeyError, TypeError, ValueError, RuntimeError)
 """What timm raises for arguments, sizes or weights that an architecture does not take."""
+UNREADABLE = (*REFUSALS, SafetensorError, EOFError, OSError, IndexError, struct.error)
+"""What safetensors and torch's restricted unpickler raise for bytes that are no weights."""
 
 
 def create_model(
@@ -135,11 +138,21 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str)
 
 def _refuse_unknown(name: str) -> None:
     known = timm.list_models()
-    if name.partition(".")[0] in known:
-        return
+    architecture, _, tag = name.partition(".")
+    if architecture in known:
+        return _refuse_unknown_tag(architecture, tag)
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
     hint = f"nearest: {', '.join(near)}" if near else "see timm.list_models()"
     raise UserError(f"model.name: timm has no model {name!r}; {hint}")
+
+
+def _refuse_unknown_tag(architecture: str, tag: str) -> None:
+    published = timm.list_models(f"{architecture}.*", pretrained=True)
+    if tag and f"{architecture}.{tag}" not in published:
+        raise UserError(
+            f"model.name: timm has no weights {tag!r} of {architecture}; "
+            f"there are {', '.join(published) or 'none'}"
+        )
 
 
 def _img_size(spec: ModelSpec, data: DataSpec) -> dict[str, int]:
@@ -188,7 +201,7 @@ def _read_weights(path: str) -> dict[str, Tensor]:
         )
     try:
         loaded: Any = timm.models.load_state_dict(str(file), weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
+    except UNREADABLE as error:
         raise UserError(_refusal(file, error)) from error
     tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
     if not tensors:

@@ -1,0 +1,161 @@
+"""Preflight, base and scoring, one after the other, on the bundled digits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from workers.base import make_base
+from workers.checkpoints import open_weights, write_checkpoint
+from workers.evaluate import read_predictions
+from workers.metrics import score as metrics_of
+from workers.preflight import preflight
+from workers.scoring import score
+from workers.spec import BaseSpec, DataSpec, ModelSpec
+from workers.types import (
+    BaseOrder,
+    BaseReady,
+    Checkpoint,
+    Cohort,
+    Facts,
+    Preflighted,
+    PreflightOrder,
+    Scored,
+    ScoreOrder,
+    Setting,
+    UserError,
+    digest,
+)
+from workers.worker import Worker
+
+RESNET = ModelSpec(name="test_resnet")
+
+
+def worker_at(folder: Path, **fields: Any) -> Worker:
+    data = DataSpec(source="digits", image_size=32)
+    setting = {"uri": str(folder), "seed": 0, "data": data, "base": BaseSpec(), "metric": "top1"}
+    return Worker(Setting(**{**setting, "batchnorm_samples": 64, **fields}))
+
+
+def facts_of(worker: Worker, *models: ModelSpec, opts: tuple[str, ...] = ("adamw",)) -> Facts:
+    (event,) = preflight(PreflightOrder(models=models, opts=opts), 1, worker)
+    assert isinstance(event, Preflighted)
+    return event.facts
+
+
+def base_of(worker: Worker, name: str = "base/abc", **fields: Any) -> Checkpoint:
+    (event,) = make_base(BaseOrder(name=name, model=RESNET, **fields), 1, worker)
+    assert isinstance(event, BaseReady)
+    return event.checkpoint
+
+
+def scores_of(worker: Worker, checkpoint: Checkpoint, *splits: str) -> Scored:
+    cohort = Cohort(id="c", model=RESNET, base="base/abc", batchnorm="recompute")
+    order = ScoreOrder(cohort=cohort, checkpoint=checkpoint, splits=splits)
+    (event,) = score(order, 1, worker)
+    assert isinstance(event, Scored)
+    return event
+
+
+def test_preflight_finds_out_what_later_orders_rely_on(tmp_path: Path) -> None:
+    worker = worker_at(tmp_path)
+    vit = ModelSpec(name="test_vit")
+    facts = facts_of(worker, RESNET, vit)
+    assert facts.classes == tuple("0123456789") and facts.corrupt == ()
+    assert facts.splits["val"].count == worker.images.count("val")
+    assert facts.splits["val"].fingerprint == worker.images.fingerprint("val")
+    assert sum(facts.splits["train"].class_counts) == facts.splits["train"].count
+    found = facts.models[digest(RESNET.model_dump())]
+    assert found.has_batchnorm and not facts.models[digest(vit.model_dump())].has_batchnorm
+    assert found.preprocessing["input_size"] == [3, 32, 32]
+    written = tmp_path / "base" / "abc" / "model.safetensors"
+    base_of(worker)
+    assert found.model_bytes == written.stat().st_size < found.checkpoint_bytes
+    again = facts_of(worker_at(tmp_path / "again"), RESNET, vit)
+    assert again == facts and Facts.model_validate_json(facts.model_dump_json()) == facts
+
+
+def test_preflight_writes_no_splits_for_what_it_refuses(tmp_path: Path) -> None:
+    worker = worker_at(tmp_path)
+    with pytest.raises(UserError, match="adamw"):
+        facts_of(worker, RESNET, opts=("adamww",))
+    with pytest.raises(UserError, match="test_resnet"):
+        facts_of(worker, ModelSpec(name="test_resne"))
+    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"w\.safetensors"):
+        facts_of(worker, ModelSpec(name="test_vit", checkpoint=str(tmp_path / "w.safetensors")))
+    assert not worker.store.exists("splits.parquet")
+
+
+def test_a_model_without_one_logit_per_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="global_pool"):
+        spec = ModelSpec(name="test_vit", kwargs={"global_pool": "wrong"})
+        facts_of(worker_at(tmp_path), spec)
+    with pytest.raises(UserError, match="33x33 pixels"):
+        odd = DataSpec(source="digits", image_size=33)
+        facts_of(worker_at(tmp_path, data=odd), ModelSpec(name="test_vit"))
+
+
+def test_the_base_is_the_same_bytes_for_any_worker_and_another_for_another_seed(
+    tmp_path: Path,
+) -> None:
+    bases = []
+    for i, fields in enumerate([{}, {}, {"seed": 1}, {"base": BaseSpec(init="timm")}]):
+        worker = worker_at(tmp_path / str(i), **fields)
+        facts_of(worker, RESNET)
+        torch.manual_seed(i)
+        bases.append(base_of(worker))
+    assert bases[0] == bases[1]
+    assert len({base.sha256 for base in bases}) == 3
+    stored = [load_file(tmp_path / str(i) / "base" / "abc" / "model.safetensors") for i in range(4)]
+    assert not stored[0]["fc.weight"].any() and stored[3]["fc.weight"].any()
+    assert torch.equal(stored[0]["conv1.0.weight"], stored[3]["conv1.0.weight"])
+    config = json.loads((tmp_path / "0" / "base" / "abc" / "config.json").read_text())
+    assert config["label_names"] == list("0123456789")
+    assert timm.create_model(f"local-dir:{tmp_path / '0' / 'base' / 'abc'}", pretrained=True)
+
+
+def test_a_base_with_a_source_is_its_bytes(tmp_path: Path) -> None:
+    worker = worker_at(tmp_path)
+    facts_of(worker, RESNET)
+    tensors = worker.model(RESNET).state_dict()
+    trunk = write_checkpoint(worker.store, "trunk/00000010", 2, 10, tensors)
+    base = base_of(worker, "base/def", source=trunk)
+    assert base.sha256 == trunk.sha256 and base.id == "base/def" and base.step == 0
+
+
+def test_initial_weights_reach_the_base(tmp_path: Path) -> None:
+    worker = worker_at(tmp_path)
+    facts_of(worker, RESNET)
+    donor = timm.create_model("test_resnet", num_classes=3)
+    save_file(donor.state_dict(), tmp_path / "donor.safetensors")
+    spec = ModelSpec(name="test_resnet", checkpoint=str(tmp_path / "donor.safetensors"))
+    list(make_base(BaseOrder(name="base/ghi", model=spec), 1, worker))
+    stored = load_file(tmp_path / "base" / "ghi" / "model.safetensors")
+    assert torch.equal(stored["conv1.0.weight"], donor.state_dict()["conv1.0.weight"])
+    assert not stored["fc.weight"].any() and stored["fc.weight"].shape[0] == 10
+
+
+def test_scores_are_of_the_checkpoint_and_predictions_are_kept(tmp_path: Path) -> None:
+    worker = worker_at(tmp_path, base=BaseSpec(init="timm"))
+    facts_of(worker, RESNET)
+    checkpoint = base_of(worker)
+    with torch.no_grad():  # a warm model of other weights must not matter
+        for parameter in worker.model(RESNET).parameters():
+            parameter.fill_(0.1)
+    first = scores_of(worker, checkpoint, "val", "test")
+    keys, labels, rows = read_predictions(worker.store, "base/abc", "test")
+    assert keys == worker.images.keys("test")
+    assert np.array_equal(labels, worker.images.labels("test"))
+    assert first.scores["test"] == metrics_of(rows, labels)
+    assert first.scores["test"].count == worker.images.count("test")
+    with open_weights(worker.store, checkpoint) as weights:
+        assert torch.equal(worker.model(RESNET).state_dict()["fc.weight"], weights["fc.weight"])
+    (tmp_path / "base" / "abc" / "model.safetensors").unlink()
+    # What is cached needs no weights.
+    assert scores_of(worker, checkpoint, "val", "test").scores == first.scores
