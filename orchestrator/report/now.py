@@ -10,7 +10,7 @@ from orchestrator.program import Program, Resolved, resolve
 from orchestrator.report import words
 from orchestrator.schedule import finish, train
 from orchestrator.state import RunState, State
-from workers.types import Metric, Pulse, RunSpec
+from workers.types import WORST, Metric, Pulse, RunSpec
 
 Phase = Literal["waiting", "running", "finished", "stopped", "failed"]
 
@@ -150,7 +150,9 @@ def soups(program: Program, state: State) -> list[SoupNow]:
 
 def selection_shown(score: float | None, metric: Metric) -> float | None:
     """A recipe maximises; a negative log-likelihood is shown with its own sign."""
-    return -score if score is not None and metric == "nll" else score
+    if score is None or score <= WORST:
+        return None
+    return -score if metric == "nll" else score
 
 
 def waits(program: Program, state: State, waiting_for: str | None = None) -> Iterator[str]:

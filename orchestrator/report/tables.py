@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.program import Program
-from orchestrator.report import now, words
+from orchestrator.report import now, verdict, words
 from orchestrator.report.now import RunNow
 from orchestrator.report.words import Json
 from orchestrator.state import State
@@ -74,7 +74,7 @@ def final_table(known: Json) -> RenderableType:
     table.add_column("what", overflow="fold", style="dim")
     for split in splits:
         table.add_column(split, justify="right")
-    versus = _versus_split(splits)
+    versus = verdict.versus(known)
     if versus is not None:
         table.add_column(f"{versus} vs best single [95 %]", justify="right")
     kind = ""
@@ -90,13 +90,6 @@ def final_table(known: Json) -> RenderableType:
     return Group(table, *_closing_lines(known))
 
 
-def _versus_split(splits: list[str]) -> str | None:
-    """The split on which differences count: chosen by nothing."""
-    if "test" in splits:
-        return "test"
-    return splits[-1] if splits else None
-
-
 def _mark(row: Row) -> str:
     if row.is_served:
         return "served"
@@ -110,6 +103,7 @@ def _name(row: Row) -> str:
 
 
 def _closing_lines(known: Json) -> Iterator[Text]:
+    yield Text(verdict.verdict(known).sentence, style="bold")
     for run in known["runs"]:
         if run["status"] == "failed":
             yield Text(f"Run {run['id']} failed: {run['failure']}", style="bold red")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from workers.types import WORST
+
 Json = dict[str, Any]
 
 METRICS = {
@@ -75,3 +77,14 @@ def ensemble(kind: str) -> str:
 def splits_of(known: Json) -> list[str]:
     """The scored splits: selection first, then those that only report."""
     return [name for name in known["splits"] if name != "train"]
+
+
+def difference_unit(metric: str) -> str:
+    return "points" if is_fraction(metric) else "nats"
+
+
+def selection(value: float | None, metric: str) -> str:
+    """A number that recipes maximise, as its metric; what has no score is unknown."""
+    if value is None or value <= WORST:
+        return UNKNOWN
+    return shown(-value if metric == "nll" else value, metric)

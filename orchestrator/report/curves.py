@@ -1,0 +1,143 @@
+"""Learning curves: every run's selection score, and the anytime soup as a thick line."""
+
+from collections.abc import Iterator
+
+from orchestrator.program import Program
+from orchestrator.report import words
+from orchestrator.report.figures import GRID, INK, RUNS, SOUP, Figure, layout_of, scaled, selection
+from orchestrator.report.words import Json
+from orchestrator.state import MergeState, RunState, State
+from workers.types import Evaluated, RunSpec
+
+
+def learning_curves(program: Program, state: State) -> Figure | None:
+    """Selection score of every run by time or epoch, and the anytime soup as a thick line."""
+    metric = program.experiment.soup.metric
+    curves = [(run, state.run(run.id)) for run in program.runs if state.run(run.id).curve]
+    if not curves:
+        return None
+    began = state.began_at or 0.0
+    lines = [_curve(run, known, i, metric, began) for i, (run, known) in enumerate(curves)]
+    lines += _soups_so_far(program, state, metric, began)
+    finals = _finals(state, metric, began, max(line["by_epoch"][-1] for line in lines))
+    lines += finals
+    data = [_drawn(line) for line in lines]
+    y_title = f"{words.METRICS[metric]} on val, {words.unit(metric)}"
+    layout = layout_of(
+        460,
+        xaxis={"title": {"text": "minutes since the start"}, "rangemode": "tozero"},
+        yaxis={"title": {"text": y_title}},
+        updatemenus=[_by_time_or_epoch(lines)],
+        margin={"t": 46},
+        hovermode="closest",
+    )
+    caption = (
+        "Each thin line is a run, each point the end of an epoch. The thick line is the soup that "
+        "could have been served at that moment: an observe round over the newest checkpoints."
+    )
+    return Figure("learning-curves", caption, data, layout)
+
+
+def _curve(run: RunSpec, known: RunState, index: int, metric: str, began: float) -> Json:
+    points = [known.curve[step] for step in sorted(known.curve)]
+    label = run.id if known.failed is None else f"{run.id} (failed)"
+    dash = "solid" if known.failed is None else "dot"
+    return {
+        "name": label,
+        "by_time": [(point.time - began) / 60 for point in points],
+        "by_epoch": [point.epoch for point in points],
+        "y": [scaled(getattr(point.score, metric), metric) for point in points],
+        "text": [_about(run, point) for point in points],
+        "mode": "lines+markers",
+        "line": {"width": 1.5, "color": RUNS[index % len(RUNS)], "dash": dash},
+        "marker": {"size": 5},
+    }
+
+
+def _about(run: RunSpec, point: Evaluated) -> str:
+    loss = words.UNKNOWN if point.loss is None else f"{point.loss:.4f}"
+    return f"{words.params(run.params)}<br>epoch {point.epoch}, loss {loss}"
+
+
+def _soups_so_far(program: Program, state: State, metric: str, began: float) -> Iterator[Json]:
+    rounds = [each for each in state.merges.values() if each.opened.observe and each.soup]
+    for cohort in dict.fromkeys(each.opened.cohort for each in rounds):
+        ours = sorted(
+            (each for each in rounds if each.opened.cohort == cohort),
+            key=lambda each: each.opened.round or 0,
+        )
+        yield {
+            "name": "soup so far",
+            "by_time": [((each.mixed_at or began) - began) / 60 for each in ours],
+            "by_epoch": [_mean_epoch(program, state, each) for each in ours],
+            "y": [selection(each.soup.score if each.soup else None, metric) for each in ours],
+            "text": [_about_round(each) for each in ours],
+            "mode": "lines+markers",
+            "line": {"width": 4, "color": SOUP},
+            "marker": {"size": 7},
+        }
+
+
+def _mean_epoch(program: Program, state: State, merge: MergeState) -> float:
+    """Epochs that the average run had behind it when the round opened."""
+    points = [p for run in program.runs for p in state.run(run.id).curve.values()]
+    return sum(point.time <= merge.opened.time for point in points) / len(program.runs)
+
+
+def _about_round(merge: MergeState) -> str:
+    members = len(merge.soup.mix.names) if merge.soup is not None else 0
+    return f"round {merge.opened.round}: {members} of {len(merge.opened.ingredients)} ingredients"
+
+
+def _finals(state: State, metric: str, began: float, last_epoch: float) -> list[Json]:
+    return [
+        {
+            "name": f"final {each.opened.recipe}",
+            "by_time": [((each.mixed_at or began) - began) / 60],
+            "by_epoch": [last_epoch],
+            "y": [selection(each.soup.score, metric)],
+            "text": [f"{len(each.soup.mix.names)} of {len(each.opened.ingredients)} ingredients"],
+            "mode": "markers",
+            "marker": {"size": 13, "symbol": symbol, "color": SOUP, "line": {"color": INK}},
+        }
+        for each, symbol in zip(_final_merges(state), _symbols(), strict=False)
+        if each.soup is not None
+    ]
+
+
+def _final_merges(state: State) -> list[MergeState]:
+    return [each for each in state.merges.values() if not each.opened.observe and each.soup]
+
+
+def _symbols() -> list[str]:
+    return ["star", "diamond", "square", "triangle-up", "cross", "hexagram", "pentagon"] * 8
+
+
+def _drawn(line: Json) -> Json:
+    kept = {key: value for key, value in line.items() if not key.startswith("by_")}
+    template = "%{y:.2f}  <b>%{fullData.name}</b><br>%{text}<extra></extra>"
+    return {**kept, "type": "scatter", "x": line["by_time"], "hovertemplate": template}
+
+
+def _by_time_or_epoch(lines: list[Json]) -> Json:
+    """Buttons that exchange the x axis."""
+    titles = {"by_time": "minutes since the start", "by_epoch": "epochs (soups: of the mean run)"}
+    return {
+        "type": "buttons",
+        "direction": "right",
+        "x": 0,
+        "y": 1.02,
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "pad": {"b": 4},
+        "bgcolor": "#ffffff",
+        "bordercolor": GRID,
+        "buttons": [
+            {
+                "label": key.replace("_", " "),
+                "method": "update",
+                "args": [{"x": [line[key] for line in lines]}, {"xaxis.title.text": title}],
+            }
+            for key, title in titles.items()
+        ],
+    }

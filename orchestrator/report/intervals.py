@@ -1,0 +1,74 @@
+"""Differences: every soup and ensemble against the best single run, with intervals."""
+
+from collections.abc import Iterable
+
+from orchestrator.report import words
+from orchestrator.report.figures import FAINT, GOOD, INK, OTHER, SOUP, Figure, layout_of
+from orchestrator.report.tables import Row
+from orchestrator.report.words import Json
+
+
+def differences(known: Json, rows: Iterable[Row]) -> Figure | None:
+    """Soups and ensembles against the best single run, a panel per split, with intervals."""
+    splits = words.splits_of(known)
+    models = [row for row in rows if row.deltas]
+    if not models:
+        return None
+    width, gap = 1 / len(splits), 0.03
+    layout = layout_of(110 + 34 * len(models), margin={"t": 34, "l": 150}, showlegend=False)
+    layout["yaxis"] |= {"autorange": "reversed", "showgrid": False, "type": "category"}
+    layout["annotations"] = []
+    data = []
+    for index, split in enumerate(splits):
+        axis = "" if index == 0 else str(index + 1)
+        domain = [index * width + (gap / 2 if index else 0), (index + 1) * width - gap / 2]
+        unit = words.difference_unit(known["metric"])
+        title = {"text": f"{unit} to best single", "font": {"size": 12}}
+        zero = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1.5}
+        layout[f"xaxis{axis}"] = {**layout["xaxis"], **zero, "domain": domain, "title": title}
+        layout["annotations"].append(_panel_title(split, domain))
+        data.append(_panel(models, split, f"x{axis}"))
+    caption = (
+        "Difference to the best single run with its paired 95 % bootstrap interval. An interval "
+        "across the zero line means: cannot tell. The selection split chose the models, so it "
+        "flatters them."
+    )
+    return Figure("differences", caption, data, layout)
+
+
+def _panel_title(split: str, domain: list[float]) -> Json:
+    where = {"x": sum(domain) / 2, "y": 1, "xref": "paper", "yref": "paper", "yanchor": "bottom"}
+    return {"text": f"<b>{split}</b>", "showarrow": False, **where}
+
+
+def _panel(models: list[Row], split: str, axis: str) -> Json:
+    shown = [(row, row.deltas[split]) for row in models if split in row.deltas]
+    scale = [100 if words.is_fraction(delta["metric"]) else 1 for _, delta in shown]
+    points = [by * delta["delta"] for by, (_, delta) in zip(scale, shown, strict=True)]
+    lows = [by * delta["ci95"][0] for by, (_, delta) in zip(scale, shown, strict=True)]
+    highs = [by * delta["ci95"][1] for by, (_, delta) in zip(scale, shown, strict=True)]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": split,
+        "xaxis": axis,
+        "y": [f"{row.kind} {row.name}" for row, _ in shown],
+        "x": points,
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - point for high, point in zip(highs, points, strict=True)],
+            "arrayminus": [point - low for low, point in zip(lows, points, strict=True)],
+            "color": FAINT,
+            "thickness": 2,
+        },
+        "marker": {"size": 10, "color": [_color(row) for row, _ in shown]},
+        "text": [words.interval(delta) for _, delta in shown],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+
+
+def _color(row: Row) -> str:
+    if row.is_served:
+        return GOOD
+    return SOUP if row.kind == "soup" else OTHER

@@ -1,0 +1,162 @@
+"""The verdict: what the experiment shows, in sentences that claim no more than their intervals."""
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+from orchestrator.report import words
+from orchestrator.report.words import Json
+
+Z95 = 1.96
+"""Half a 95 % interval in standard errors."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    tone: Literal["better", "worse", "unsure", "none"]
+    sentence: str
+
+
+def verdict(known: Json) -> Verdict:
+    """Does the served soup beat the best single run, on data that chose neither?"""
+    soup = served(known)
+    if soup is None:
+        return Verdict("none", f"No soup is served. {_why_none(known)}")
+    split = versus(known)
+    delta = soup["vs_best_single"].get(split) if split is not None else None
+    if delta is None:
+        return Verdict(
+            "none", f"The served soup ({_what(soup)}) was not compared on a report split."
+        )
+    if soup["members"] == [known["best_single"]["checkpoint"]]:
+        return Verdict("unsure", _itself(known, soup, str(split)))
+    tone = judged(delta)
+    against = (
+        f"{_shown(known, soup, split)} against {_shown(known, known['best_single'], split)}, "
+        f"{_difference(delta)}"
+    )
+    ours, rival = f"the served soup ({_what(soup)})", f"the best single run on {split}"
+    said = {
+        "better": f"The{ours[3:]} beats {rival}: {against}.",
+        "worse": f"The{ours[3:]} is worse than {rival}: {against}.",
+        "unsure": f"Cannot tell whether {ours} beats {rival}: {against}, which contains 0.",
+    }
+    return Verdict(tone, said[tone])
+
+
+def judged(delta: Json) -> Literal["better", "worse", "unsure"]:
+    """By the 95 % interval; less is better for a negative log-likelihood."""
+    low, high = delta["ci95"]
+    if delta["metric"] == "nll":
+        low, high = -high, -low
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "unsure"
+
+
+def served(known: Json) -> Json | None:
+    return next((soup for soup in known["soups"] if soup["id"] == known["served"]), None)
+
+
+def versus(known: Json) -> str | None:
+    """The split that judges: `test`, else the last that only reports; never the selection split."""
+    report = [split for split in words.splits_of(known) if split != known["selection"]]
+    if "test" in report:
+        return "test"
+    return report[-1] if report else None
+
+
+def _what(soup: Json) -> str:
+    return f"{soup['recipe']}, {len(soup['members'])} of {len(soup['decisions'])} ingredients"
+
+
+def _why_none(known: Json) -> str:
+    failed = [run for run in known["runs"] if run["status"] == "failed"]
+    if failed and len(failed) == len(known["runs"]):
+        return f"All {len(failed)} runs failed; the first because {failed[0]['failure']}."
+    return "None has been made, or the experiment has not ended."
+
+
+def _itself(known: Json, soup: Json, split: str) -> str:
+    return (
+        f"The served soup ({_what(soup)}) is the best single run itself, "
+        f"{_shown(known, soup, split)} on {split}: no mixture was preferred to it on the selection "
+        "split."
+    )
+
+
+def _shown(known: Json, model: Json, split: str | None) -> str:
+    metric = known["metric"]
+    value = words.score_of(model["scores"], split or "", metric)
+    return f"{words.shown(value, metric)} {words.unit(metric)}"
+
+
+def _difference(delta: Json) -> str:
+    low, high = (words.with_sign(end, delta["metric"]) for end in delta["ci95"])
+    by = words.with_sign(delta["delta"], delta["metric"])
+    return f"{by} {words.difference_unit(delta['metric'])} with a 95 % interval of {low} to {high}"
+
+
+def about_ensembles(known: Json) -> list[str]:
+    """How each ensemble compares with the soup, through what both differ from the best single."""
+    soup, split = served(known), versus(known)
+    if soup is None or split is None:
+        return []
+    return [
+        sentence
+        for ensemble in known["ensembles"]
+        if (sentence := _about_ensemble(known, soup, ensemble, split)) is not None
+    ]
+
+
+def _about_ensemble(known: Json, soup: Json, ensemble: Json, split: str) -> str | None:
+    ours, theirs = (each["vs_best_single"].get(split) for each in (soup, ensemble))
+    if ours is None or theirs is None:
+        return None
+    times = len(ensemble["members"])
+    name = words.ensemble(ensemble["kind"]).capitalize()
+    by = words.with_sign(ours["delta"] - theirs["delta"], ours["metric"])
+    unit = words.difference_unit(ours["metric"])
+    return (
+        f"{name} of {times} models, at {times} times the work per image, scores "
+        f"{_shown(known, ensemble, split)} ({_difference(theirs)}); the soup minus it is {by} "
+        f"{unit}, {_apart(ours, theirs)}."
+    )
+
+
+def _apart(ours: Json, theirs: Json) -> str:
+    """Intervals that do not touch settle it; those that do may or may not hide a difference."""
+    if ours["ci95"][0] > theirs["ci95"][1] or theirs["ci95"][0] > ours["ci95"][1]:
+        return "and their intervals do not overlap"
+    return "and since their intervals overlap, these data cannot tell them apart"
+
+
+def cautions(known: Json) -> list[str]:
+    """What a reader should know before believing the numbers."""
+    failed = [run for run in known["runs"] if run["status"] == "failed"]
+    stopped = [run for run in known["runs"] if run["status"] == "stopped"]
+    total = len(known["runs"])
+    said = [f"{len(failed)} of {total} runs failed and are in no soup."] if failed else []
+    if stopped:
+        reason = f" ({known['finish_reason']})" if known["finish_reason"] else ""
+        said.append(f"{len(stopped)} of {total} runs ended before their last epoch{reason}.")
+    small = small_selection_split(known)
+    return [*said, *([small] if small is not None else []), *known["warnings"]]
+
+
+def small_selection_split(known: Json) -> str | None:
+    """When 95 % of the noise of one accuracy there is more than a point: sqrt(p (1 - p) / n)."""
+    name = known["selection"]
+    count = known["splits"].get(name, {}).get("count", 0)
+    best = known["best_single"]
+    accuracy = words.score_of(best["scores"], name, "top1") if best else None
+    if accuracy is None or not count:
+        return None
+    standard_error = sqrt(accuracy * (1 - accuracy) / count)
+    if Z95 * standard_error <= 0.01:
+        return None
+    return (
+        f"The selection split has only {count} images: an accuracy of {100 * accuracy:.1f} % has a "
+        f"standard error of {100 * standard_error:.1f} points there, so it cannot see differences "
+        "of a point, and who is in a soup is partly luck."
+    )
