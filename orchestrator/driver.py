@@ -17,11 +17,12 @@ from dataclasses import dataclass
 
 from orchestrator import schedule
 from orchestrator.fleet import Fleet
+from orchestrator.folds import fold, is_stale
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.program import Program
 from orchestrator.schedule import finish
-from orchestrator.state import State, fold, is_stale
+from orchestrator.state import State
 from workers import manifest
 from workers.storage import Store
 from workers.types import (

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import config, schedule, sweep
+from orchestrator.folds import CLOSING, fold
 from orchestrator.program import Program, distinct_models
 from orchestrator.schedule import score
-from orchestrator.state import CLOSING, State, fold
+from orchestrator.state import State
 from workers import recipes
 from workers.types import (
     AnyEvent,

@@ -1,0 +1,5 @@
+"""`python -m orchestrator` is `soupfleet`."""
+
+from orchestrator.cli import main
+
+main()

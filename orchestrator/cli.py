@@ -1,0 +1,219 @@
+"""The command: `soupfleet VERB ...`. Each verb reads like a sentence; what it does lives elsewhere.
+
+Exit codes: 0 done; 2 the user must mend something; 3 done, but some or all runs failed; 4 stopped
+by the user; 1 a bug of ours.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from orchestrator import config, session
+from orchestrator.driver import FINISH_MARKER
+from orchestrator.folds import fold
+from orchestrator.ledger import Ledger
+from orchestrator.report.tables import final_table, status_json, status_view
+from orchestrator.report.write import write_report
+from orchestrator.session import BAD, STOPPED, Options
+from orchestrator.state import State
+from workers.storage import Store
+from workers.types import UserError
+
+app = typer.Typer(
+    help="Fine-tune a fleet of image classifiers and get back one better model: a soup.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, e.g. configs/x.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[k=v ...]", help="Settings to change, e.g. seed=1.")
+]
+Uri = Annotated[str, typer.Argument(metavar="URI", help="Of an experiment: STORAGE/NAME.")]
+Storage = Annotated[str | None, typer.Option(help="Folder or pyarrow.fs URI for experiments.")]
+Name = Annotated[str | None, typer.Option(help="Name of the experiment in the storage.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+
+
+@app.command()
+def plan(
+    config_file: Config,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    storage: Storage = None,
+    name: Name = None,
+) -> None:
+    """Validate, survey data and models, print runs, resources, storage and time; start none."""
+    from orchestrator.plan import make_plan, plan_view
+
+    experiment = config.load(config_file, overrides or [], storage=storage, name=name)
+    made = make_plan(experiment)
+    if as_json:
+        print(json.dumps(made.summary))
+    else:
+        Console().print(plan_view(made))
+
+
+@app.command()
+def run(
+    config_file: Config,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray: local, auto or HOST:PORT. Default: RAY_ADDRESS, local.")
+    ] = None,
+    storage: Storage = None,
+    name: Name = None,
+    fleet: Annotated[str, typer.Option(help="ray, or local: all in this process.")] = "ray",
+    extend: Annotated[bool, typer.Option("--extend", help="Add runs to an experiment.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Replace the driver that holds the lease.")
+    ] = False,
+    plain: Annotated[
+        bool | None, typer.Option("--plain/--live", help="Lines, or a live table.")
+    ] = None,
+) -> None:
+    """Run an experiment to its end; the same command again continues it."""
+    if fleet not in ("ray", "local"):
+        raise UserError(f"--fleet {fleet} is unknown; use ray or local")
+    experiment = config.load(config_file, overrides or [], storage=storage, name=name)
+    options = Options(
+        address=address or os.environ.get("RAY_ADDRESS") or "local",
+        fleet="local" if fleet == "local" else "ray",
+        extend=extend,
+        take_over=take_over,
+        plain=plain,
+    )
+    outcome = session.run(experiment, options)
+    uri = config.uri(experiment)
+    if outcome.results is None:
+        print(f"Stopped. The same command goes on where this one left {uri}.")
+    else:
+        if not outcome.worked:
+            print(f"{uri} is finished; there was nothing left to do.")
+        Console().print(final_table(outcome.results, uri))
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def status(
+    uri: Uri,
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until finished.")] = False,
+) -> None:
+    """Show the fleet from its store, from any machine."""
+    from orchestrator.watching import watch_status
+
+    if watch and not as_json:
+        watch_status(Store(uri), uri)
+        return
+    program, state, _ = _replayed(uri)
+    if as_json:
+        print(json.dumps(status_json(program, state)))
+    else:
+        Console().print(status_view(program, state, uri))
+
+
+@app.command()
+def report(uri: Uri) -> None:
+    """Write results.json, summary.csv and report.html anew."""
+    program, state, store = _replayed(uri)
+    results = write_report(program, state, store)
+    Console().print(final_table(results, uri))
+
+
+@app.command()
+def finish(uri: Uri) -> None:
+    """Stop training and soup what is committed; whoever drives the experiment obeys."""
+    _, state, store = _replayed(uri)
+    if state.finished is not None:
+        print(f"{uri} is finished already.")
+        return
+    store.write(FINISH_MARKER, b"")
+    print(f"Asked {uri} to finish: training ends within seconds, then come the soups.")
+
+
+@app.command()
+def logs(uri: Uri, run_id: Annotated[str, typer.Argument(metavar="RUN")]) -> None:
+    """Print a run's log, all attempts."""
+    from orchestrator.watching import run_log
+
+    sys.stdout.write(run_log(_existing(uri), run_id))
+
+
+@app.command()
+def evaluate(
+    model_dir: Annotated[str, typer.Argument(metavar="MODEL_DIR", help="A served soup/ folder.")],
+    data: Annotated[str, typer.Option(help="Folder of class folders.")],
+    as_json: Json = False,
+) -> None:
+    """Score a model on class folders, matched by name to its labels."""
+    from workers.serving import evaluate_folder
+
+    from orchestrator.watching import score_view
+
+    score = evaluate_folder(Path(model_dir), Path(data))
+    if as_json:
+        print(json.dumps(score.model_dump()))
+    else:
+        Console().print(score_view(score, model_dir, data))
+
+
+@app.command()
+def verify(uri: Uri) -> None:
+    """Check every committed file, rebuild the served soup from its mix and compare bytes."""
+    from orchestrator.verify import verify_experiment
+
+    program, state, store = _replayed(uri)
+    problems = verify_experiment(program, state, store, say=print)
+    if problems:
+        raise UserError(f"{uri} does not verify: {'; '.join(problems)}")
+
+
+@app.command()
+def submit(
+    config_file: Config,
+    overrides: Overrides = None,
+    address: Annotated[str, typer.Option(help="Of the head's dashboard: http://HEAD:8265")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it; exit with its code.")] = False,
+    storage: Storage = None,
+    name: Name = None,
+) -> None:
+    """Run an experiment as a Ray job on a cluster."""
+    from orchestrator.submit import submit_job
+
+    experiment = config.load(config_file, overrides or [], storage=storage, name=name)
+    raise typer.Exit(submit_job(experiment, address, wait))
+
+
+def _existing(uri: str) -> Store:
+    store = Store(uri)
+    if session.read_experiment(store) is None:
+        raise UserError(
+            f"there is no experiment at {uri}; give STORAGE/NAME, as in runs/quickstart"
+        )
+    return store
+
+
+def _replayed(uri: str) -> tuple[session.Program, State, Store]:
+    store = _existing(uri)
+    experiment = session.read_experiment(store)
+    assert experiment is not None
+    return session.planned(experiment), fold(Ledger(store).replay()), store
+
+
+def main() -> None:
+    """Run a verb; a user's mistake is one sentence on stderr and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"soupfleet: {error}", file=sys.stderr)
+        sys.exit(BAD)
+    except KeyboardInterrupt:
+        print("soupfleet: stopped before it had begun", file=sys.stderr)
+        sys.exit(STOPPED)
