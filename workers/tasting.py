@@ -133,6 +133,13 @@ def hard_first(checkpoint_ids: tuple[str, ...], worker: Worker) -> np.ndarray:
     order depends on the order's checkpoints alone, never on how far a taste gets. Without the
     predictions of all of them it is the split order.
     """
+    if worker.hard_first is None or worker.hard_first[0] != checkpoint_ids:
+        worker.hard_first = checkpoint_ids, _by_hardness(checkpoint_ids, worker)
+    queue: np.ndarray = worker.hard_first[1]
+    return queue
+
+
+def _by_hardness(checkpoint_ids: tuple[str, ...], worker: Worker) -> np.ndarray:
     count = worker.images.count(SELECTION)
     num_wrong = np.zeros(count, np.int64)
     for checkpoint_id in checkpoint_ids:

@@ -35,6 +35,8 @@ class Worker:
         """Id of the checkpoint that the training model's memory is, byte for byte."""
         self.momentum: Any = None
         """What training keeps beside the weights that `memory_is` names."""
+        self.hard_first: tuple[tuple[str, ...], Any] | None = None
+        """Checkpoint ids, and the order of images that tastes derive from their predictions."""
         self._images: Images | None = None
         self._models: dict[str, nn.Module] = {}
         self._drop_path = 0.0
@@ -73,7 +75,7 @@ class Worker:
     def forget(self) -> None:
         """Drop everything warm; after an exception its state is not to be trusted."""
         self._images, self._models = None, {}
-        self.memory_is, self.momentum = None, None
+        self.memory_is, self.momentum, self.hard_first = None, None, None
 
     def perform(self, order: AnyOrder, attempt: int) -> Iterator[AnyEvent]:
         """The events of one order, stamped with who, which and where."""
