@@ -35,8 +35,8 @@ def layout_of(height: int, **changes: Any) -> Json:
         "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
         "hoverlabel": {"align": "left"},
         "legend": {"orientation": "v", "x": 1.01, "y": 1, "font": {"size": 12}},
-        "xaxis": axis,
-        "yaxis": axis,
+        "xaxis": dict(axis),
+        "yaxis": dict(axis),
     }
     for key, value in changes.items():
         base[key] = {**base[key], **value} if isinstance(base.get(key), dict) else value

@@ -48,7 +48,7 @@ def report_html(known: Json, program: Program, state: State) -> str:
     ]
     page = Template(resources.files("orchestrator.report").joinpath("page.html").read_text())
     return page.substitute(
-        title=escape(f"{known['name']}: soup of {len(known['runs'])} runs"),
+        title=escape(f"{known['name']}: soup of {words.counted(len(known['runs']), 'run')}"),
         name=escape(known["name"]),
         facts=_facts(known, state),
         verdict=_verdict(known),
@@ -92,7 +92,7 @@ def _facts(known: Json, state: State) -> str:
     models = ", ".join(dict.fromkeys(cohort["model"] for cohort in known["cohorts"]))
     began = state.began_at
     when = datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d %H:%M UTC") if began else ""
-    runs = f"{len(known['runs'])} runs"
+    runs = words.counted(len(known["runs"]), "run")
     parts = [models, runs, f"{words.duration(known['wall_s'])}", when]
     return " · ".join(escape(part) for part in parts if part)
 
@@ -119,11 +119,12 @@ def _figure(figure: Figure | None) -> str:
 def _models(known: Json, models: list[Row], figure: Figure | None) -> str:
     metric, splits = known["metric"], words.splits_of(known)
     columns = [_split_title(known, split) for split in splits]
-    title = f"{words.METRICS[metric]}, {words.unit(metric)}"
+    measure = words.METRICS[metric]
     lines = [_model_line(row, splits, metric) for row in models]
     note = (
-        f"<p>{escape(title)}; below it the difference to the best single run with its 95 % "
-        "interval. <b>val</b> chose checkpoints and soups, the other splits chose nothing.</p>"
+        f"<p>{measure[0].upper()}{measure[1:]}, {words.unit(metric)}; below it the difference to "
+        "the best single run with its 95 % interval. <b>val</b> chose checkpoints and soups, the "
+        "other splits chose nothing.</p>"
     )
     return (
         note
@@ -188,7 +189,7 @@ def _failures(known: Json) -> str:
         f"<td>{escape(each['gave_up'] or 'mended by another attempt')}</td></tr>"
         for each in known["failures"]
     ]
-    return table(["order", "times", "last message", "outcome"], lines)
+    return table(["order", "times", "last message", "outcome"], lines, "count-second")
 
 
 def _fleet(known: Json, figure: Figure | None) -> str:
@@ -211,7 +212,7 @@ def _data(known: Json) -> str:
         [
             "<p>A fingerprint is the sha256 over key, label and content of every image of a split. "
             "Equal fingerprints: equal data.</p>",
-            table(["split", "images", "fingerprint"], lines),
+            table(["split", "images", "fingerprint"], lines, "count-second"),
             f"<p>{len(known['classes'])} classes: {escape(', '.join(known['classes']))}.</p>",
             *_corrupt(known["corrupt"]),
         ]

@@ -22,7 +22,7 @@ def members(known: Json) -> Iterator[str]:
 
 def _facts(soup: Json) -> str:
     tasted = (
-        f"{soup['tastes']} tastes of {soup['samples_forwarded']} images"
+        f"{words.counted(soup['tastes'], 'taste')}, {soup['samples_forwarded']} images looked at"
         if soup["tastes"]
         else "nothing had to be tasted"
     )

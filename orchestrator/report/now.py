@@ -184,8 +184,10 @@ def _beginnings(program: Program, state: State) -> Iterator[str]:
 
 
 def _queued(program: Program, state: State) -> Iterator[str]:
+    if state.facts is None:
+        return
     held = Counter(order.what for order in state.open.values() if order.started_at is None)
-    due = Counter(order.kind for order in schedule.due(program, state))
+    due = Counter(order.kind for order in schedule.due(program, state) if order.kind != "retire")
     waiting = held + due
     if waiting:
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(waiting.items()))
@@ -201,3 +203,20 @@ def epochs_done(program: Program, state: State) -> tuple[int, int]:
         done += len(known.curve)
         total += len(known.curve) if known.failed is not None else run.train.epochs
     return done, total
+
+
+def seconds_left(program: Program, state: State, at: float) -> float | None:
+    """Estimate for the epochs of runs still to come, at the pace of this driver's life so far.
+
+    None before the first epoch has ended.
+    """
+    if state.opened_at is None:
+        return None
+    curves = (state.run(run.id).curve.values() for run in program.runs)
+    times = [point.time for curve in curves for point in curve if point.time >= state.opened_at]
+    starts = [each.time for each in state.starts if each.run and each.time >= state.opened_at]
+    if not times or not starts:
+        return None
+    done, total = epochs_done(program, state)
+    pace_s = (max(times) - min(starts)) / len(times)
+    return max(0.0, pace_s * (total - done) - (at - max(times)))

@@ -64,7 +64,7 @@ def _soup_name(known: Json, soup: Json) -> str:
     return f"{soup['recipe']} ({soup['cohort']})" if several else str(soup["recipe"])
 
 
-def final_table(known: Json) -> RenderableType:
+def final_table(known: Json, uri: str | None = None) -> RenderableType:
     """Every model on every split, what is served, and where to look further."""
     metric, splits = known["metric"], words.splits_of(known)
     title = f"{known['name']}: {words.METRICS[metric]}, {words.unit(metric)}"
@@ -87,7 +87,7 @@ def final_table(known: Json) -> RenderableType:
         style = "bold green" if row.is_served else "red" if row.status == "failed" else ""
         cells = [_mark(row), _name(row), escape(row.about), *scores, *difference]
         table.add_row(*cells, style=style)
-    return Group(table, *_closing_lines(known))
+    return Group(table, *_closing_lines(known, uri or known["uri"]))
 
 
 def _mark(row: Row) -> str:
@@ -102,7 +102,7 @@ def _name(row: Row) -> str:
     return escape(f"{prefix}{row.name}{ended}")
 
 
-def _closing_lines(known: Json) -> Iterator[Text]:
+def _closing_lines(known: Json, uri: str) -> Iterator[Text]:
     yield Text(verdict.verdict(known).sentence, style="bold")
     for run in known["runs"]:
         if run["status"] == "failed":
@@ -117,12 +117,12 @@ def _closing_lines(known: Json) -> Iterator[Text]:
         f"{words.duration(known['wall_s'])}; slots were at work {words.percent(used['value'])} of "
         f"the time there was work for them, {words.percent(used['whole_wall'])} of the whole time."
     )
-    yield _path("Results ", known["uri"], RESULTS)
-    yield _path("Report  ", known["uri"], REPORT)
+    yield _path("Results ", uri, RESULTS)
+    yield _path("Report  ", uri, REPORT)
     if known["served"] is None:
         yield Text("Nothing is served: no soup could be made.", style="bold red")
     else:
-        yield _path("Soup    ", known["uri"], SERVED)
+        yield _path("Soup    ", uri, SERVED)
 
 
 def _path(label: str, uri: str, name: str) -> Text:

@@ -30,12 +30,13 @@ def timeline(state: State) -> Figure | None:
         bars[_kind(order)].append((slot, begin, end, order))
     slots = {slot for slot, _, _ in state.busy}
     layout = layout_of(
-        110 + 30 * len(slots),
+        136 + 30 * len(slots),
         xaxis={"title": {"text": "minutes since the start"}, "rangemode": "tozero"},
         yaxis={"type": "category", "categoryorder": "category descending", "showgrid": False},
         barmode="overlay",
         bargap=0.25,
-        margin={"l": 90},
+        margin={"l": 90, "t": 46},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
     )
     began = state.began_at or 0.0
     data = [_drawn(kind, bars[kind], began) for kind in (*COLORS, "other") if kind in bars]

@@ -88,3 +88,7 @@ def selection(value: float | None, metric: str) -> str:
     if value is None or value <= WORST:
         return UNKNOWN
     return shown(-value if metric == "nll" else value, metric)
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

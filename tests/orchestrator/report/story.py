@@ -94,6 +94,8 @@ class Story:
     program: Program
     wide: float = 0.0085
     """Half of every interval."""
+    diverging: int = 3
+    """Which run does."""
     state: State = field(default_factory=State)
     events: list[AnyEvent] = field(default_factory=list)
     now: float = BEGAN
@@ -187,7 +189,7 @@ class Story:
 
     def _train(self, order: Any, attempt: int) -> Iterator[tuple[float, AnyEvent]]:
         index = [run.id for run in self.program.runs].index(order.run.id)
-        if index == 3:
+        if index == self.diverging:
             yield 2.0, Failed(error="diverged", message="the loss is not finite at step 17")
             return
         done = 0 if order.start.name.startswith("base/") else order.start.step // STEPS

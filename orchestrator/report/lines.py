@@ -1,0 +1,95 @@
+"""Lines: an event in one plain sentence, for logs and pipes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.program import Program
+from orchestrator.report import words
+from orchestrator.state import State
+from workers.types import (
+    AnyEvent,
+    Evaluated,
+    MergeOpened,
+    Mixed,
+    Opened,
+    Preflighted,
+    Served,
+    Started,
+)
+
+
+def line(program: Program, state: State, event: AnyEvent) -> str | None:
+    """What there is to say of an event; None for what need not be said."""
+    say = LINES.get(event.kind)
+    return say(program, state, event) if say is not None else None
+
+
+def _opened(program: Program, state: State, event: Opened) -> str:
+    return f"driver {event.driver}, {event.fleet} fleet, {words.counted(event.slots, 'slot')}"
+
+
+def _preflighted(program: Program, state: State, event: Preflighted) -> str:
+    counts = ", ".join(f"{name} {split.count}" for name, split in event.facts.splits.items())
+    warned = "".join(f"; {warning}" for warning in event.facts.warnings)
+    return f"preflight: {len(event.facts.classes)} classes, images: {counts}{warned}"
+
+
+def _started(program: Program, state: State, event: Started) -> str | None:
+    """Of training alone; the rest is over in a moment."""
+    if event.run is None:
+        return None
+    again = f", attempt {event.attempt}" if event.attempt and event.attempt > 1 else ""
+    params = [words.params(run.params) for run in program.runs if run.id == event.run]
+    return f"run {event.run} started on {event.slot}{again}{''.join(f': {p}' for p in params)}"
+
+
+def _evaluated(program: Program, state: State, event: Evaluated) -> str:
+    metric = program.experiment.soup.metric
+    score = f"{words.shown(getattr(event.score, metric), metric)} {words.unit(metric)}"
+    loss = words.UNKNOWN if event.loss is None else f"{event.loss:.4f}"
+    return (
+        f"run {event.run} epoch {event.epoch}: val {words.METRICS[metric]} {score}, loss {loss}, "
+        f"{event.images_per_s:.0f} images/s"
+    )
+
+
+def _merge_opened(program: Program, state: State, event: MergeOpened) -> str | None:
+    if event.observe:
+        return None
+    return f"{event.recipe} begins with {words.counted(len(event.ingredients), 'ingredient')}"
+
+
+def _mixed(program: Program, state: State, event: Mixed) -> str:
+    metric = program.experiment.soup.metric
+    opened = state.merges[event.merge].opened
+    label = f"round {opened.round}, soup so far" if opened.observe else f"soup {opened.recipe}"
+    score = f"{words.selection(event.soup.score, metric)} {words.unit(metric)}"
+    members = f"{len(event.soup.mix.names)} of {len(opened.ingredients)} ingredients"
+    return f"{label}: val {words.METRICS[metric]} {score}, {members}"
+
+
+def _served(program: Program, state: State, event: Served) -> str:
+    return f"serving {event.soup}" if event.soup else "nothing to serve: no soup could be made"
+
+
+LINES: dict[str, Callable[[Program, State, Any], str | None]] = {
+    "opened": _opened,
+    "preflighted": _preflighted,
+    "base_ready": lambda p, s, event: f"{event.checkpoint.name} is ready",
+    "started": _started,
+    "evaluated": _evaluated,
+    "trained": lambda p, s, event: f"run {event.run} is trained, step {event.step}",
+    "interrupted": lambda p, s, event: f"run {event.run} was interrupted: {event.reason}",
+    "failed": lambda p, s, event: f"{_who(event)} failed ({event.error}): {event.message}",
+    "retry_decided": lambda p, s, event: f"{_who(event)}: {event.reason}",
+    "gave_up": lambda p, s, event: f"gave up on {_who(event)}: {event.reason}",
+    "merge_opened": _merge_opened,
+    "mixed": _mixed,
+    "served": _served,
+    "finish_requested": lambda p, s, event: f"training ends: {event.reason}",
+    "stopped": lambda p, s, event: f"stopped: {event.reason}",
+}
+
+
+def _who(event: AnyEvent) -> str:
+    return f"run {event.run}" if event.run else str(event.order)

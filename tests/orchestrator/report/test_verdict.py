@@ -1,0 +1,56 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.report.results import results
+from orchestrator.report.verdict import about_ensembles, cautions, judged, verdict
+from tests.orchestrator.report.story import Story, program
+
+
+def test_an_interval_above_zero_is_a_win(told: Story) -> None:
+    said = verdict(results(told.program, told.state))
+    assert said.tone == "better"
+    assert (
+        "beats the best single run on test: 93.33 % against 92.33 %, +1.00 points" in said.sentence
+    )
+
+
+def test_an_interval_across_zero_cannot_tell(tmp_path: Path) -> None:
+    story = Story(program(tmp_path), wide=0.02).tell()
+    said = verdict(results(story.program, story.state))
+    assert said.tone == "unsure" and said.sentence.startswith("Cannot tell whether the served soup")
+
+
+@pytest.mark.parametrize(
+    ("metric", "interval", "expected"),
+    [
+        ("top1", (0.01, 0.02), "better"),
+        ("top1", (-0.02, -0.01), "worse"),
+        ("top1", (-0.01, 0.01), "unsure"),
+        ("top1", (0.0, 0.01), "unsure"),
+        ("nll", (-0.2, -0.1), "better"),
+        ("nll", (0.1, 0.2), "worse"),
+    ],
+)
+def test_less_is_better_for_a_loss(
+    metric: str, interval: tuple[float, float], expected: str
+) -> None:
+    assert judged({"metric": metric, "delta": 0.0, "ci95": interval}) == expected
+
+
+def test_the_ensemble_is_compared_without_claiming_more_than_the_intervals(told: Story) -> None:
+    (sentence,) = about_ensembles(results(told.program, told.state))
+    assert "at 4 times the work per image" in sentence and "cannot tell them apart" in sentence
+
+
+def test_a_small_selection_split_and_failed_runs_are_warned_of(told: Story) -> None:
+    said = " ".join(cautions(results(told.program, told.state)))
+    assert "1 of 5 runs failed" in said
+    assert "only 400 images" in said and "standard error of 1.3 points" in said
+
+
+def test_a_large_selection_split_is_not_warned_of(told: Story) -> None:
+    known: dict[str, Any] = results(told.program, told.state)
+    known["splits"]["val"]["count"] = 50_000
+    assert not any("selection split" in each for each in cautions(known))
