@@ -128,7 +128,7 @@ def _apart(ours: Json, theirs: Json) -> str:
     """Intervals that do not touch settle it; those that do may or may not hide a difference."""
     if ours["ci95"][0] > theirs["ci95"][1] or theirs["ci95"][0] > ours["ci95"][1]:
         return "and their intervals do not overlap"
-    return "and since their intervals overlap, these data cannot tell them apart"
+    return "and since their intervals overlap, this does not settle which is better"
 
 
 def cautions(known: Json) -> list[str]:
