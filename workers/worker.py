@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from workers.data import Images
 
 
+INSTANT = frozenset({"merge", "retire"})
+"""Orders that need no torch and no word of their start."""
+
+
 class Worker:
     """Holds the store, the images and one model per shape. Torch is imported at first use."""
 
@@ -91,10 +95,10 @@ class Worker:
     def _perform(self, order: AnyOrder, attempt: int) -> Iterator[AnyEvent]:
         from workers.performing import performer
 
-        if order.kind not in ("merge", "retire"):  # these never need torch
+        if order.kind not in INSTANT:
             self._settle_torch()
-        if order.kind != "train":  # training says so itself, when its first batch is ready
-            yield Started(warm=bool(self._models), gap_s=self.gap_s())
+            if order.kind != "train":  # training says so itself, when its first batch is ready
+                yield Started(warm=bool(self._models), gap_s=self.gap_s())
         yield from performer(order)(order, attempt, self)
 
     def gap_s(self) -> float | None:
