@@ -126,6 +126,31 @@ def timm_config(
     }
 
 
+def open_served(folder: Path) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
+    """(network in eval mode, its evaluation preprocessing, label names) of a folder that plain timm
+    loads, such as a served soup/. Raises UserError for a folder that is not one."""
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} has no {name}, so it is no model; give a served folder, as in "
+                "runs/quickstart/soup"
+            )
+    try:
+        model = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True)
+    except UNREADABLE as error:
+        raise UserError(
+            f"the model in {folder} cannot be loaded ({_first_line(error)}); copy or make it again"
+        ) from error
+    config: dict[str, Any] = model.pretrained_cfg
+    labels = tuple(config.get("label_names") or ())
+    if len(labels) != model.num_classes:
+        raise UserError(
+            f"{folder}/config.json names {len(labels)} labels for {model.num_classes} outputs; "
+            "write label_names, one for each output, into it"
+        )
+    return model.eval(), preprocessing(model, DataSpec()), labels
+
+
 def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Copy every tensor into the live model. Raises UserError naming the first that is missing,
     of another shape, or too many."""

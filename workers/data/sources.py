@@ -97,7 +97,7 @@ def _pool_folder(root: Path, setting: str, path: str) -> Path:
     if not folder.is_dir():
         raise UserError(
             f"{setting} {path!r} is not a folder below data.root {root}; "
-            f"there are {_some(_folders(root)) or 'no folders'}"
+            f"there are {_some(class_folders(root)) or 'no folders'}"
         )
     return folder
 
@@ -112,7 +112,7 @@ def _refuse_repeated(folders: list[Path]) -> None:
 
 def _common_classes(trains: list[Path]) -> tuple[str, ...]:
     """Class names, sorted; every training folder must have all of them."""
-    per_folder = {folder: _folders(folder) for folder in trains}
+    per_folder = {folder: class_folders(folder) for folder in trains}
     classes = sorted({name for names in per_folder.values() for name in names})
     _refuse_splits_as_classes(trains, classes)
     for folder, names in per_folder.items():
@@ -138,7 +138,7 @@ def _refuse_splits_as_classes(trains: list[Path], classes: list[str]) -> None:
 
 
 def _refuse_unknown_classes(folder: Path, setting: str, classes: tuple[str, ...]) -> None:
-    names = _folders(folder)
+    names = class_folders(folder)
     if unknown := [name for name in names if name not in classes]:
         raise UserError(
             f"{setting} folder {folder} has a class folder {unknown[0]!r} that data.train does "
@@ -155,7 +155,7 @@ def _walk(root: Path, pool: str, folder: Path, classes: tuple[str, ...]) -> Iter
         class_folder = folder / name
         if not class_folder.is_dir():
             continue
-        files = _image_files(class_folder)
+        files = image_files(class_folder)
         if not files:
             raise UserError(
                 f"class folder {class_folder} holds no images ({', '.join(EXTENSIONS)}); "
@@ -165,7 +165,7 @@ def _walk(root: Path, pool: str, folder: Path, classes: tuple[str, ...]) -> Iter
             yield Found(pool, _key(root, pool, folder, file), str(file), label)
 
 
-def _image_files(class_folder: Path) -> list[Path]:
+def image_files(class_folder: Path) -> list[Path]:
     """Recursively, following links like torchvision's ImageFolder, in a fixed order."""
     return sorted(
         Path(parent) / file
@@ -182,7 +182,7 @@ def _key(root: Path, pool: str, folder: Path, file: Path) -> str:
     return f"{pool}/{file.relative_to(folder).as_posix()}"
 
 
-def _folders(parent: Path) -> list[str]:
+def class_folders(parent: Path) -> list[str]:
     return sorted(
         entry.name
         for entry in parent.iterdir()
