@@ -107,7 +107,6 @@ class Driver:
         self._end_unwanted_training()
         self._look_for_finish_request()
         events = self._commit(self.fleet.events(POLL_S))
-        self.lease.renew()
         self._account(time.monotonic() - began, len(orders))
         self.watch(self.state, events, self.fleet.pulses(), self.fleet.waiting_for())
 
@@ -173,6 +172,7 @@ class Driver:
         fresh = [event for event in events if not is_stale(self.state, event)]
         failed = [event for event in fresh if event.kind == "failed" and event.run is not None]
         adopted = [e for f in failed for e in self._completed(f.run, f.attempt, beside=fresh)]
+        self.lease.renew()  # no write of a driver that was replaced may follow
         group = self.ledger.append([*adopted, *fresh])
         self.state = fold(group, self.state)
         return group

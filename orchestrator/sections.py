@@ -142,12 +142,12 @@ class FleetSpec(Section):
     """What the runs may use, and how much trouble the fleet puts up with."""
 
     gpus_per_run: float = Field(default=1, gt=0)
-    """GPUs, and so ranks, of one run; below 1 is a share of a GPU for one rank. Without GPUs the
-    whole numbers count gloo ranks."""
+    """GPUs, and so ranks, of one run; below 1 is a share of a GPU for one rank. With device: cpu
+    the whole numbers count gloo ranks; a cluster without GPUs trains one rank on the CPU."""
     cpus_per_run: int = Field(default=1, ge=1)
     """CPU cores and torch threads of one rank; on a CPU they are part of the result's bits."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` is cuda where there is any."""
+    """`auto` is cuda where the cluster has any."""
     max_concurrent_runs: int | None = Field(default=None, ge=1)
     """As many as fit, when absent."""
     max_failures: int = Field(default=3, ge=0)
@@ -268,4 +268,4 @@ class EnsembleSpec(Section):
     """Output ensembles that soups are compared with."""
 
     soft_voting: bool = True
-    """Average the probabilities of every run's ingredient."""
+    """Softmax of the mean logits of every run's checkpoint."""

@@ -25,7 +25,7 @@ from orchestrator.driver import Driver, refusal
 from orchestrator.fleet import Fleet, LocalFleet
 from orchestrator.folds import fold
 from orchestrator.identity import check, identity
-from orchestrator.lease import Lease
+from orchestrator.lease import Lease, LeaseLost
 from orchestrator.ledger import Ledger
 from orchestrator.program import Program
 from orchestrator.report.write import write_report
@@ -78,6 +78,8 @@ def run(experiment: Experiment, options: Options) -> Outcome:
     lease.acquire(options.take_over)
     try:
         return _run(experiment, options, program, store, lease, is_new=known is None)
+    except LeaseLost as error:
+        raise UserError(str(error)) from error
     finally:
         lease.release()
 
