@@ -7,7 +7,7 @@ step -> learning rate of every group, a pure function
 import difflib
 from typing import Any
 
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -21,16 +21,22 @@ WARMUP_LR = 1e-5
 POLY_POWER = 1.0
 """Of `sched: poly`: a straight line, as in BERT; timm's flag default of 0.1 hardly decays."""
 
+LOOKAHEAD = "lookahead_"
+"""timm's prefix for any optimizer with Lookahead around it (Zhang et al. 2019)."""
+
 ParameterGroup = dict[str, Any]
 
 
 def require_optimizer(name: str) -> None:
-    """Raise UserError with the nearest names when timm has no optimizer `name`."""
-    known = list_optimizers()
-    if name.lower() in known:
+    """Raise UserError with the nearest names when timm has no optimizer `name`, or has one that
+    needs gradients of gradients, which training does not compute."""
+    known = [name for name in list_optimizers() if not get_optimizer_info(name).second_order]
+    if name.lower().removeprefix(LOOKAHEAD) in known:
         return
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) or ["adamw", "sgd"]
-    raise UserError(f"train.opt: timm has no optimizer {name!r}; nearest: {', '.join(near)}")
+    raise UserError(
+        f"train.opt: timm has no first-order optimizer {name!r}; nearest: {', '.join(near)}"
+    )
 
 
 def create_optimizer(model: nn.Module, spec: TrainSpec, head: set[str]) -> Optimizer:
@@ -43,9 +49,12 @@ def create_optimizer(model: nn.Module, spec: TrainSpec, head: set[str]) -> Optim
     named = dict(model.named_parameters())
     for group in groups:
         group["params"] = [named[name] for name in group.pop("names")]
-    optimizer: Optimizer = create_optimizer_v2(
-        groups, spec.opt, lr=spec.lr, weight_decay=spec.weight_decay, momentum=spec.momentum
-    )
+    try:
+        optimizer: Optimizer = create_optimizer_v2(
+            groups, spec.opt, lr=spec.lr, weight_decay=spec.weight_decay, momentum=spec.momentum
+        )
+    except (AssertionError, ImportError) as error:  # timm's way of asking for CUDA, apex, ...
+        raise UserError(f"train.opt: {spec.opt} cannot be used here: {error}") from error
     return optimizer
 
 

@@ -18,6 +18,8 @@ from workers.optim import parameter_names
 
 TENSOR = "tensor:"
 """Marks, in the JSON, the place of a tensor of this name."""
+DTYPE = "dtype:"
+"""Marks the name of a torch dtype."""
 
 
 @dataclass
@@ -61,7 +63,18 @@ def give_back(state: TrainState, model: nn.Module, optimizer: Optimizer) -> Posi
         if name in state.scalars["optimizer"]
     }
     optimizer.load_state_dict({"state": memory, "param_groups": groups})
+    _restore_dtypes(memory, optimizer)
     return Position(**state.scalars["position"])
+
+
+def _restore_dtypes(memory: dict[int, dict[str, Any]], optimizer: Optimizer) -> None:
+    """torch casts what it loads to the parameter's type; some optimizers keep less precision."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, saved in memory.items():
+        live = optimizer.state.get(parameters[index], {})  # timm's Lookahead keeps it elsewhere
+        for key, value in saved.items():
+            if isinstance(value, Tensor) and key in live:
+                live[key] = live[key].to(value.dtype)
 
 
 def _to_json(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -73,6 +86,8 @@ def _to_json(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {str(k): _to_json(v, f"{path}:{k}", tensors) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_to_json(v, f"{path}:{i}", tensors) for i, v in enumerate(value)]
+    if isinstance(value, torch.dtype):
+        return DTYPE + str(value).removeprefix("torch.")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"optimizer state {path} is a {type(value).__name__}, which JSON cannot hold")
@@ -82,6 +97,8 @@ def _from_json(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, str) and value.startswith(TENSOR):
         # A copy: the stored tensor may be a read-only view of a file.
         return torch.clone(tensors[value.removeprefix(TENSOR)])
+    if isinstance(value, str) and value.startswith(DTYPE):
+        return getattr(torch, value.removeprefix(DTYPE))
     if isinstance(value, dict):
         return {k: _from_json(v, tensors) for k, v in value.items()}
     if isinstance(value, list):

@@ -114,3 +114,14 @@ def test_the_case_of_an_optimizers_name_does_not_matter() -> None:
     net = _vit()
     optimizer = create_optimizer(net, TrainSpec(opt="AdamW"), head_parameter_names(net))
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_an_optimizer_that_needs_gradients_of_gradients_is_refused() -> None:
+    with pytest.raises(UserError, match="no first-order optimizer 'adahessian'"):
+        create_optimizer(_vit(), TrainSpec(opt="adahessian"), set())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has the device")
+def test_an_optimizer_that_lacks_its_device_is_refused() -> None:
+    with pytest.raises(UserError, match="train.opt: fusedadam cannot be used here: CUDA required"):
+        create_optimizer(_vit(), TrainSpec(opt="fusedadam"), set())

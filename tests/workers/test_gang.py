@@ -1,0 +1,138 @@
+"""Gangs: two ranks, two processes, one run, over gloo."""
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import multiprocessing
+
+from tests.workers.small_runs import (
+    RESNET,
+    VIT,
+    checkpoints,
+    last_step,
+    make_base,
+    make_run,
+    make_setting,
+)
+from workers.manifest import read_manifest
+from workers.train import train
+from workers.types import AnyEvent, Checkpoint, RunSpec, Setting, TrainOrder
+from workers.worker import Worker
+
+RANKS = 2
+MODELS = {"vit": VIT, "resnet": RESNET}
+
+
+@dataclass
+class Heard:
+    """What one rank yielded for one order, and what it held afterwards."""
+
+    events: list[AnyEvent]
+    memory_is: str | None
+    weights: dict[str, np.ndarray]
+
+
+def _run(name: str) -> RunSpec:
+    """22 images in steps of 2 ranks x 2 micro-batches x 4: two steps, of which one is short."""
+    options: dict[str, Any] = {"grad_accum_steps": 2, "drop_path": 0.2, "clip_grad": 1.0}
+    return make_run(f"gang-{name}", MODELS[name], **options)
+
+
+def _rank(
+    rank: int, setting: Setting, bases: dict[str, Checkpoint], ports: list[int], answers: Any
+) -> None:
+    """One rank's life: order after order on one warm worker, each in a process group of its own."""
+    torch.set_num_threads(1)
+    worker, heard = Worker(setting, rank=rank), {}
+
+    def perform(title: str, run: RunSpec, start: Checkpoint, attempt: int) -> None:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports.pop())}
+        order = TrainOrder(run=run, start=start, stop_step=last_step(run, RANKS))
+        events = list(train(order, attempt, worker))
+        state = {k: v.numpy().copy() for k, v in worker.model(run.model).state_dict().items()}
+        heard[title] = Heard(events, worker.memory_is, state)
+
+    for name, base in bases.items():
+        perform(f"{name} cold", _run(name), base, 0)
+        perform(f"{name} warm", _run(name), base, 1)
+        worker.forget()
+        half = read_manifest(worker.store, f"gang-{name}/00000002-0")
+        assert half is not None
+        perform(f"{name} resumed", _run(name), half.checkpoint, 2)
+    worker.progress.interrupt = "node is drained" if rank == RANKS - 1 else None
+    perform("interrupted", _run("vit"), bases["vit"], 3)
+    answers.put((rank, heard))
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Heard]]:
+    """rank -> order -> what was heard. One pair of processes for all tests: imports take long."""
+    setting = make_setting(tmp_path_factory.mktemp("gang"), ranks=RANKS)
+    bases = {name: make_base(setting, model) for name, model in MODELS.items()}
+    context = multiprocessing.get_context("spawn")
+    answers, ports = context.Queue(), _free_ports(3 * len(MODELS) + 1)
+    processes = [
+        context.Process(target=_rank, args=(rank, setting, bases, ports, answers))
+        for rank in range(RANKS)
+    ]
+    for process in processes:
+        process.start()
+    told = dict(answers.get(timeout=240) for _ in processes)
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    return told
+
+
+def _free_ports(num: int) -> list[int]:
+    probes = [socket.socket() for _ in range(num)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_rank_zero_tells_and_writes(heard: dict[int, dict[str, Heard]], name: str) -> None:
+    kinds = [event.kind for event in heard[0][f"{name} cold"].events]
+    assert kinds[0] == "started" and kinds[-1] == "trained"
+    assert kinds.count("evaluated") == kinds.count("checkpoint") == 2
+    assert heard[1][f"{name} cold"].events == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ranks_end_with_equal_weights_under_the_networks_own_names(
+    heard: dict[int, dict[str, Heard]], name: str
+) -> None:
+    one, other = (heard[rank][f"{name} cold"] for rank in range(RANKS))
+    assert one.memory_is == other.memory_is == checkpoints(one.events)[-1].id
+    assert not any(key.startswith("module.") for key in one.weights)
+    for key, values in one.weights.items():
+        assert (values == other.weights[key]).all(), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("again", ["warm", "resumed"])
+def test_a_gang_writes_the_same_bytes_again(
+    heard: dict[int, dict[str, Heard]], name: str, again: str
+) -> None:
+    first, second = heard[0][f"{name} cold"].events, heard[0][f"{name} {again}"].events
+    assert checkpoints(first)[-1].sha256 == checkpoints(second)[-1].sha256
+    last_loss = [[e.loss for e in es if e.kind == "evaluated"][-1] for es in (first, second)]
+    assert last_loss[0] == last_loss[1]
+
+
+def test_one_rank_asked_to_stop_stops_the_gang_after_a_checkpoint(
+    heard: dict[int, dict[str, Heard]],
+) -> None:
+    events = heard[0]["interrupted"].events
+    assert events[-1].kind == "interrupted"
+    assert [checkpoint.step for checkpoint in checkpoints(events)] == [1]
