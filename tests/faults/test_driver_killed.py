@@ -1,0 +1,61 @@
+"""A driver is killed with SIGKILL after any of its ledger writes: the bytes stay the same."""
+
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+
+from tests.faults import tiny
+from tests.faults.lives import Life, Nursery
+from workers.storage import Store
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, int]:
+    """What an experiment that nothing happens to serves, and its number of ledger writes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    death = nursery.live(_life(folder))
+    assert death.code == 0
+    return tiny.served(_store(folder)), death.writes
+
+
+def _life(folder: Path, kill_after: int | None = None) -> Life:
+    return Life(str(tiny.config_file(folder)), str(folder / "runs"), kill_after=kill_after)
+
+
+def _store(folder: Path) -> Store:
+    return Store(str(folder / "runs" / "tiny"))
+
+
+def test_a_driver_killed_again_and_again_ends_with_the_same_bytes(
+    nursery: Nursery, undisturbed: tuple[dict, int], tmp_path: Path
+) -> None:
+    """One store, many lives. A life of five writes can train an epoch; shorter ones only begin."""
+    lengths = cycle([1, 8, 3, 6, 2, 7, 5])
+    num_killed = 0
+    while nursery.live(_life(tmp_path, kill_after=next(lengths))).was_killed:
+        num_killed += 1
+        assert num_killed < 100, "the experiment does not get on"
+    assert num_killed >= 10
+    assert tiny.served(_store(tmp_path)) == undisturbed[0]
+    assert "failed" not in tiny.kinds(_store(tmp_path))
+
+
+@pytest.mark.slow
+def test_after_a_kill_at_any_ledger_write_one_more_driver_ends_with_the_same_bytes(
+    nursery: Nursery, undisturbed: tuple[dict, int], tmp_path: Path
+) -> None:
+    expected, num_writes = undisturbed
+    for write in range(1, num_writes + 1):
+        folder = tmp_path / str(write)
+        folder.mkdir()
+        assert nursery.live(_life(folder, kill_after=write)).was_killed, write
+        assert nursery.live(_life(folder)).code == 0, write
+        assert tiny.served(_store(folder)) == expected, write
