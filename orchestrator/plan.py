@@ -208,11 +208,11 @@ def _lines(plan: Plan) -> Iterator[str]:
     for spec in {plan.model.name: plan.model for plan in plan.resolved.plans}.values():
         model = facts.models[digest(spec.model_dump())]
         yield f"Model: {spec.name}, {model.num_parameters / 1e6:.2f} million parameters."
-    spec = plan.program.experiment.fleet
-    gpus = f" and {spec.gpus_per_run:g} GPU" if plan.device == "cuda" else ""
+    fleet = plan.program.experiment.fleet
+    gpus = f" and {fleet.gpus_per_run:g} GPU" if plan.device == "cuda" else ""
     yield (
         f"Slots: {plan.slots} at a time on this machine ({machine.cpus} CPUs, {machine.gpus} GPUs);"
-        f" a run takes {plan.program.ranks * spec.cpus_per_run} CPU{gpus}."
+        f" a run takes {plan.program.ranks * fleet.cpus_per_run} CPU{gpus}."
     )
     free = "" if plan.free_bytes is None else f", of {size(plan.free_bytes)} free"
     yield (

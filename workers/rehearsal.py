@@ -4,6 +4,7 @@ The network, its optimizer, the images with their decoding and augmentation and 
 those of the run; its weights are random, which costs the same time.
 """
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -42,7 +43,8 @@ class Pace(Value):
 def rehearse(run: RunSpec, worker: Worker) -> Pace:
     """Time one rank of `run` on the worker's device, which nothing else should use meanwhile."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(worker.setting.threads)
+    # More than there are would tell nothing, and torch crashes when asked for very many.
+    torch.set_num_threads(min(worker.setting.threads, os.cpu_count() or 1))
     try:
         net = create_model(
             run.model, len(worker.images.classes), worker.setting.data, run.train.drop_path
