@@ -100,8 +100,9 @@ def accelerated(spec: TrainSpec, setting: Setting) -> Iterator[Accelerator]:
     """
     if spec.amp_dtype == "float16" and setting.device == "cpu":
         raise UserError("train.amp_dtype: float16 needs a GPU; use bfloat16 or none on a CPU")
-    # Without it Accelerate chooses a number of threads itself, and that changes the bits.
-    os.environ.setdefault("OMP_NUM_THREADS", str(setting.threads))
+    if setting.ranks > 1:
+        # Without it Accelerate chooses a number of threads itself, and that changes the bits.
+        os.environ.setdefault("OMP_NUM_THREADS", str(setting.threads))
     precision = {"none": "no", "bfloat16": "bf16", "float16": "fp16"}[spec.amp_dtype]
     try:
         yield Accelerator(
@@ -254,9 +255,9 @@ def _resume(
 
 
 def _started(t: Training, warm: bool) -> Iterator[AnyEvent]:
-    last, t.clock = t.worker.last_step_at, time.monotonic()
+    t.clock = time.monotonic()
     if t.scribe:
-        yield Started(warm=warm, gap_s=None if last is None else t.clock - last)
+        yield Started(warm=warm, gap_s=t.worker.gap_s())
 
 
 def _end_epoch(t: Training) -> Iterator[AnyEvent]:

@@ -1,0 +1,169 @@
+"""Training step rate, against a plain loop of timm's loader, optimizer and scheduler.
+
+    python -m tests.benchmarks.train_rate [--model resnet18] [--size 96] [--batch 32] [--steps 12]
+                                          [--device cuda] [--amp bfloat16] [--loaders 8]
+
+Same model, images, batch, augmentation, precision, threads and loader processes, in turns in one
+process. Ours has beside it what a fleet needs: seeds per sample and step, books, log, heartbeat.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.data import create_dataset, create_loader
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch.nn import functional
+
+from workers.checkpoints import write_checkpoint
+from workers.data import survey
+from workers.model import preprocessing
+from workers.spec import BaseSpec, DataSpec, ModelSpec, TrainSpec
+from workers.storage import Store
+from workers.train import train
+from workers.types import Checkpoint, RunSpec, Setting, TrainOrder
+from workers.worker import Worker
+
+NUM_CLASSES = 4
+ROUNDS = 5
+
+
+def measure(
+    model: str = "resnet18",
+    size: int = 96,
+    batch: int = 32,
+    steps: int = 12,
+    device: str = "cpu",
+    amp: str = "none",
+    loaders: int = 0,
+    threads: int = 1,
+) -> dict[str, float]:
+    """Median images/s of both, and ours over the plain loop's."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as root:
+        _write_images(Path(root), batch * steps, size)
+        data = DataSpec(
+            root=f"{root}/images",
+            train="train",
+            val="val",
+            test="val2",
+            image_size=size,
+            workers=loaders,
+        )
+        spec = TrainSpec(epochs=1, batch_size=batch, hflip=0.5, amp_dtype=amp, smoothing=0.1)
+        run = RunSpec(id="ours", model=ModelSpec(name=model), train=spec)
+        worker, base = _worker(f"{root}/store", data, run, device)
+        ours, plain = [], []
+        for attempt in range(ROUNDS + 1):
+            ours.append(_ours(worker, run, base, steps, attempt))
+            plain.append(_plain(worker, run, f"{root}/images/train", steps))
+    ours_rate, plain_rate = statistics.median(ours[1:]), statistics.median(plain[1:])
+    return {"ours": ours_rate, "plain": plain_rate, "ratio": ours_rate / plain_rate}
+
+
+def _write_images(root: Path, num: int, size: int) -> None:
+    noise = np.random.default_rng(0)
+    for split, count in (("train", num), ("val", 2 * NUM_CLASSES), ("val2", 2 * NUM_CLASSES)):
+        for i in range(count):
+            folder = root / "images" / split / f"class{i % NUM_CLASSES}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = noise.integers(0, 255, (size + 32, size + 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i:05d}.jpg")
+
+
+def _worker(uri: str, data: DataSpec, run: RunSpec, device: str) -> tuple[Worker, Checkpoint]:
+    setting = Setting(
+        uri=uri,
+        seed=0,
+        data=data,
+        base=BaseSpec(),
+        metric="top1",
+        batchnorm_samples=64,
+        device="cuda" if device == "cuda" else "cpu",
+    )
+    survey(data, seed=0)[0].save(Store(uri))
+    worker = Worker(setting)
+    weights = worker.model(run.model).state_dict()
+    return worker, write_checkpoint(Store(uri), "base/b", None, 0, weights)
+
+
+def _ours(worker: Worker, run: RunSpec, base: Checkpoint, steps: int, attempt: int) -> float:
+    events = train(TrainOrder(run=run, start=base, stop_step=steps), attempt, worker)
+    return next(event.images_per_s for event in list(events) if event.kind == "evaluated")
+
+
+def _plain(worker: Worker, run: RunSpec, folder: str, steps: int) -> float:
+    spec, device = run.train, torch.device(worker.setting.device)
+    model = timm.create_model(run.model.name, num_classes=NUM_CLASSES).to(device)
+    optimizer = create_optimizer_v2(model, spec.opt, lr=spec.lr, weight_decay=spec.weight_decay)
+    schedule, _ = create_scheduler_v2(
+        optimizer, spec.sched, spec.epochs, step_on_epochs=False, updates_per_epoch=steps
+    )
+    model.train()
+    began, images = 0.0, 0
+    for step, (x, y) in enumerate(_timm_loader(worker, model, spec, folder, device)):
+        began = began or time.monotonic()
+        x, y = x.to(device), y.to(device)
+        with torch.autocast(device.type, _dtype(spec), enabled=spec.amp_dtype != "none"):
+            loss = functional.cross_entropy(model(x), y, label_smoothing=spec.smoothing)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step_update(step + 1)
+        images += len(x)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return images / (time.monotonic() - began)
+
+
+def _dtype(spec: TrainSpec) -> torch.dtype:
+    return torch.float16 if spec.amp_dtype == "float16" else torch.bfloat16
+
+
+def _timm_loader(
+    worker: Worker, model: torch.nn.Module, spec: TrainSpec, folder: str, device: torch.device
+) -> object:
+    config = preprocessing(model, worker.setting.data)
+    return create_loader(
+        create_dataset("", folder),
+        input_size=tuple(config["input_size"]),
+        batch_size=spec.batch_size,
+        is_training=True,
+        scale=spec.crop,
+        hflip=spec.hflip,
+        color_jitter=spec.color_jitter,
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        num_workers=worker.setting.data.workers,
+        persistent_workers=False,
+        use_prefetcher=device.type == "cuda",
+        device=device,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--amp", default="none", choices=["none", "bfloat16", "float16"])
+    for option, default in (("size", 96), ("batch", 32), ("steps", 12)):
+        parser.add_argument(f"--{option}", type=int, default=default)
+    for option, default in (("loaders", 0), ("threads", 1)):
+        parser.add_argument(f"--{option}", type=int, default=default)
+    result = measure(**vars(parser.parse_args()))
+    print(
+        f"ours {result['ours']:.1f} images/s, plain loop {result['plain']:.1f} images/s: "
+        f"{result['ratio']:.2f}x"
+    )
+
+
+if __name__ == "__main__":
+    main()
