@@ -1,7 +1,7 @@
 """Lives of drivers: forked from one process that has torch loaded, and killed on cue.
 
-    test --{storage, kill_after, ...}--> nursery --fork--> driver: session.run, SIGKILL after write n
-         <------{signal or code}-------          <--wait--
+    test --{storage, kill_after, ..}--> nursery --fork--> driver: SIGKILL to itself after write n
+         <------{signal or code}------          <--wait--
 
 Forking saves the imports of each life; the nursery itself never computes, so there is nothing
 that a fork could tear.
@@ -37,7 +37,7 @@ class Death:
     code: int
     """Exit code, or minus the signal's number, as subprocess has it."""
     writes: int
-    """Files that the ledger has by now... of this life: see `Nursery.live`."""
+    """Ledger writes of this life."""
     pid: int
 
     @property
@@ -97,10 +97,14 @@ def _serve() -> None:
 
 
 def _preload() -> None:
-    import plotly.graph_objects  # noqa: F401
+    import pandas  # noqa: F401
+    import plotly.offline  # noqa: F401
+    import sklearn.datasets  # noqa: F401
     import torch
+    import torch.utils.tensorboard  # noqa: F401
 
-    import workers.actors  # noqa: F401
+    import orchestrator.report.html  # noqa: F401
+    import workers.actors
     import workers.base
     import workers.compare
     import workers.merge
