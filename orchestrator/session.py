@@ -32,7 +32,7 @@ from orchestrator.report.write import write_report
 from orchestrator.schedule.train import status
 from orchestrator.state import State
 from orchestrator.sweep import expand
-from workers.storage import CONFIG, ENV, Store
+from workers.storage import CONFIG, ENV, LEASE, Store
 from workers.types import Setting, UserError
 
 DONE, BAD, PARTLY, STOPPED = 0, 2, 3, 4
@@ -66,18 +66,19 @@ def run(experiment: Experiment, options: Options) -> Outcome:
     """Drive the experiment as far as it goes. Raises UserError for what the user must mend."""
     store = Store(config.uri(experiment))
     known = read_experiment(store)
-    if known is not None:
+    state = fold(Ledger(store).replay()) if known is not None else State()
+    has_begun = known is not None and state.facts is not None
+    if known is not None and has_begun:
         check(identity(known), experiment, extend=options.extend)
     program = planned(experiment)
-    state = fold(Ledger(store).replay()) if known is not None else State()
-    if known is not None and is_finished(program, state):
+    if has_begun and is_finished(program, state):
         return Outcome(exit_code(program, state), program, state, _results(store), worked=False)
     ttl_s = LOCAL_LEASE_S if options.fleet == "local" else 60.0
     store.probe()
     lease = Lease(store, owner=f"{socket.gethostname()}:{os.getpid()}", ttl_s=ttl_s)
     lease.acquire(options.take_over)
     try:
-        return _run(experiment, options, program, store, lease, is_new=known is None)
+        return _run(experiment, options, program, store, lease, is_new=not has_begun)
     except LeaseLost as error:
         raise UserError(str(error)) from error
     finally:
@@ -119,6 +120,8 @@ def _run(
     lease: Lease,
     is_new: bool,
 ) -> Outcome:
+    if is_new:
+        _clear(store)
     try:
         fleet = open_fleet(experiment, options)
     except UserError:
@@ -169,8 +172,18 @@ def _drive(
 
 def _take_back(store: Store, is_new: bool) -> None:
     """An experiment that was refused before it began leaves nothing behind."""
-    if is_new:
-        store.delete("")
+    if not is_new:
+        return
+    _clear(store)
+    store.delete(LEASE)
+    if store.local_root is not None:
+        store.local_root.rmdir()
+
+
+def _clear(store: Store) -> None:
+    """What an attempt left that never came past preflight; the lease stays."""
+    for name in {path.partition("/")[0] for path in store.list()} - {LEASE}:
+        store.delete(name)
 
 
 def _results(store: Store) -> dict[str, Any]:
