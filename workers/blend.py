@@ -3,13 +3,17 @@
     mix      [(a, 2), (b, 1)] / 3                theta = (2 * a + 1 * b) / 3, in float64
     tensors  a.stem  a.block1 ...                one after the other, so memory stays that of one
              b.stem  b.block1 ...
-    blocks   |====|====|====|==|                 of a tensor, sized to stay in the processor's cache
+    threads  |=========|=======|                 share a tensor
+    blocks   |====|====|====|==|                 stay in the processor's cache
 
 Sources are memory-mapped files: their bytes are read once, straight into a block. Every element is
 a function of the same element of the sources alone, so neither block size nor threads change a bit.
 """
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,12 +22,14 @@ from workers.types import Mix, UserError
 
 Weights = Mapping[str, Tensor]
 
-BLOCK = 1 << 16
-"""Elements per block and thread: accumulator and term, 1 MiB together, stay in a core's cache."""
+BLOCK = 32_000
+"""Elements per block: accumulator and term, half a MiB together, stay in a core's cache. Torch does
+not split operations this small over its own threads, which wait for each other after every one:
+on a busy machine that was seen to take ten times as long."""
 
 
 def blend(
-    mix: Mix, sources: Mapping[str, Weights], block: int | None = None
+    mix: Mix, sources: Mapping[str, Weights], block: int = BLOCK
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields (key, theta) with theta = (sum_i w_i theta_i) / d, in the key order of the first.
 
@@ -40,34 +46,52 @@ def blend(
     first = members[0][0]
     for name, _ in members[1:]:
         _check_same_keys(first, sources[first], name, sources[name])
-    scratch = torch.empty(2, block or BLOCK * torch.get_num_threads(), dtype=torch.float64)
-    for key in sources[first]:
-        terms = [(name, weight, sources[name][key]) for name, weight in members]
-        yield key, _blend_tensor(key, terms, mix.divisor, scratch)
+    num_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(num_threads) as pool:
+        for key in sources[first]:
+            terms = [(name, weight, sources[name][key]) for name, weight in members]
+            _check_same_shapes(key, terms)
+            yield key, _blend_tensor(_Sum(key, terms, mix.divisor, block), pool, num_threads)
 
 
 Term = tuple[str, float, Tensor]
 
 
-def _blend_tensor(key: str, terms: list[Term], divisor: float, scratch: Tensor) -> Tensor:
-    _check_same_shapes(key, terms)
-    name, weight, first = terms[0]
+@dataclass(frozen=True)
+class _Sum:
+    """What there is to do for one tensor."""
+
+    key: str
+    terms: list[Term]
+    divisor: float
+    block: int
+
+
+def _blend_tensor(job: _Sum, pool: ThreadPoolExecutor, num_threads: int) -> Tensor:
+    _, weight, first = job.terms[0]
     if not first.is_floating_point():
-        return max(terms, key=lambda term: term[1])[2]
-    if len(terms) == 1 and weight == divisor:
-        _check_finite(first, key, terms)
+        return max(job.terms, key=lambda term: term[1])[2]
+    if len(job.terms) == 1 and weight == job.divisor:
+        _check_finite(first, job)
         return first
-    return _weighted_sum(key, terms, divisor, scratch)
+    blended = torch.empty(first.numel(), dtype=first.dtype)
+    if num_threads == 1 or len(blended) <= job.block:
+        _sum_part(job, blended, 0, len(blended))
+    else:
+        cuts = [len(blended) * i // num_threads for i in range(num_threads + 1)]
+        for _ in pool.map(partial(_sum_part, job, blended), cuts, cuts[1:]):
+            pass
+    return blended.reshape(first.shape)
 
 
-def _weighted_sum(key: str, terms: list[Term], divisor: float, scratch: Tensor) -> Tensor:
+def _sum_part(job: _Sum, blended: Tensor, start: int, stop: int) -> None:
     """Block by block: total = w_1 t_1, then total += w_i t_i, then total / d."""
-    flats = [(weight, tensor.reshape(-1)) for _, weight, tensor in terms]
-    blended = torch.empty_like(flats[0][1])
-    for start in range(0, blended.numel(), scratch.shape[1]):
-        part = slice(start, start + scratch.shape[1])
+    flats = [(weight, tensor.reshape(-1)) for _, weight, tensor in job.terms]
+    scratch = torch.empty(2, min(job.block, stop - start), dtype=torch.float64)
+    for low in range(start, stop, job.block):
+        part = slice(low, min(low + job.block, stop))
         out = blended[part]
-        total, term = scratch[0, : out.numel()], scratch[1, : out.numel()]
+        total, term = scratch[0, : len(out)], scratch[1, : len(out)]
         for i, (weight, flat) in enumerate(flats):
             into = term if i else total
             into.copy_(flat[part])
@@ -77,25 +101,26 @@ def _weighted_sum(key: str, terms: list[Term], divisor: float, scratch: Tensor) 
                 into.mul_(weight)
             if i:
                 total.add_(term)
-        out.copy_(total.div_(divisor))
-        _check_finite(out, key, terms)
-    return blended.reshape(terms[0][2].shape)
+        out.copy_(total.div_(job.divisor))
+        _check_finite(out, job)
 
 
-def _check_finite(values: Tensor, key: str, terms: list[Term]) -> None:
+def _check_finite(values: Tensor, job: _Sum) -> None:
     """A sum is finite only if all its terms are, so looking at the sum is enough."""
     # min and max pass NaN on and allocate nothing; isfinite().all() costs several times more.
     low, high = torch.aminmax(values) if values.numel() else (torch.zeros(()), torch.zeros(()))
     if torch.isfinite(low) and torch.isfinite(high):
         return
-    for name, _, tensor in terms:
+    for name, _, tensor in job.terms:
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise UserError(
-                f"ingredient {name}: {bad} of {tensor.numel()} values of tensor {key!r} are not "
+                f"ingredient {name}: {bad} of {tensor.numel()} values of {job.key!r} are not "
                 "finite (its training diverged); leave this checkpoint out"
             )
-    raise UserError(f"tensor {key!r} of this mix leaves the range of {values.dtype}; lower weights")
+    raise UserError(
+        f"tensor {job.key!r} of this mix leaves the range of {values.dtype}; lower its weights"
+    )
 
 
 def _check_same_keys(first: str, expected: Weights, name: str, found: Weights) -> None:

@@ -16,7 +16,7 @@ from workers.blend import Weights, blend
 from workers.checkpoints import open_weights
 from workers.data import eval_pixels
 from workers.evaluate import EVAL_BATCH, logits, read_predictions
-from workers.metrics import predictions, score
+from workers.metrics import log_softmax, predictions, score
 from workers.model import assign_weights, preprocessing
 from workers.types import (
     SELECTION,
@@ -127,11 +127,12 @@ def _is_out_of_reach(order: TasteOrder, at_most: float) -> bool:
 
 def hard_first(checkpoint_ids: tuple[str, ...], worker: Worker) -> np.ndarray:
     """(N,) indices of the selection split: first the images that most of these checkpoints get
-    wrong by their cached predictions, ties in split order.
+    wrong by their cached predictions; among equals those they are least sure of (mean probability
+    of the label); then in split order.
 
-    What a mix gets wrong is mostly what its members get wrong, so a hopeless mix shows early. The
-    order depends on the order's checkpoints alone, never on how far a taste gets. Without the
-    predictions of all of them it is the split order.
+    What a mix gets wrong is mostly what its members get wrong or nearly so, and a hopeless mix
+    shows early. The result depends on the checkpoints alone, never on how far a taste gets.
+    Without the predictions of all of them it is the split order.
     """
     if worker.hard_first is None or worker.hard_first[0] != checkpoint_ids:
         worker.hard_first = checkpoint_ids, _by_hardness(checkpoint_ids, worker)
@@ -141,11 +142,12 @@ def hard_first(checkpoint_ids: tuple[str, ...], worker: Worker) -> np.ndarray:
 
 def _by_hardness(checkpoint_ids: tuple[str, ...], worker: Worker) -> np.ndarray:
     count = worker.images.count(SELECTION)
-    num_wrong = np.zeros(count, np.int64)
+    num_wrong, sureness = np.zeros(count, np.int64), np.zeros(count)
     for checkpoint_id in checkpoint_ids:
         try:
             _, labels, cached = read_predictions(worker.store, checkpoint_id, SELECTION)
         except FileNotFoundError:
             return np.arange(count)
         num_wrong += predictions(cached) != labels
-    return np.argsort(-num_wrong, kind="stable")
+        sureness += np.exp(log_softmax(cached)[np.arange(count), labels])
+    return np.lexsort((np.arange(count), np.nan_to_num(sureness), -num_wrong))

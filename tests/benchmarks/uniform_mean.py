@@ -30,7 +30,7 @@ ROUNDS = 5
 def measure(
     count: int = 16, mib: int = 330, threads: int = 2, folder: str | None = None
 ) -> dict[str, float]:
-    """Median seconds of reading and of blending, their ratio, and peak anonymous memory in models."""
+    """Median seconds of reading and of blending, their ratio; peak anonymous memory in models."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(dir=folder) as root:
         store = Store(root)

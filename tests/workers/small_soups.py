@@ -36,21 +36,27 @@ class Pool:
         return tuple(each.name for each in self.members)
 
 
-def make_pool(folder: Path, model: ModelSpec, num_members: int = 3) -> Pool:
+def make_pool(
+    folder: Path,
+    model: ModelSpec,
+    num_members: int = 3,
+    data: DataSpec = DATA,
+    num_val: int = 150,
+) -> Pool:
     """Members differ by seed and learning rate; their predictions on val and test are cached."""
     torch.set_num_threads(1)
     setting = Setting(
         uri=str(folder),
         seed=3,
-        data=DATA,
+        data=data,
         base=BaseSpec(),
         metric="top1",
         batchnorm_samples=NUM_SAMPLES,
     )
-    images, _, _ = survey(DATA, seed=3)
+    images, _, _ = survey(data, seed=3)
     few = [
         s
-        for split, n in (("train", 320), ("val", 150), ("test", 150))
+        for split, n in (("train", 320), ("val", num_val), ("test", 150))
         for s in images.samples(split)[:n]
     ]
     Images(images.classes, few).save(Store(setting.uri))
@@ -65,7 +71,7 @@ def make_pool(folder: Path, model: ModelSpec, num_members: int = 3) -> Pool:
     members, scores = [], []
     for i in range(num_members):
         net.load_state_dict(trunk)
-        _train(net, worker, seed=i, lr=1e-3 * (1 + i), epochs=2)
+        _train(net, worker, seed=i, lr=1e-3 * (1 + i % 4), epochs=2)
         name, step = f"run{i}/{20:08d}", 20
         member = write_checkpoint(worker.store, name, i, step, net.state_dict(), base=start.name)
         members.append(member)

@@ -1,0 +1,107 @@
+"""Sorted greedy of many models: images forwarded and time, against the textbook loop.
+
+    python -m tests.benchmarks.greedy_tastes [--count 16]
+
+Both see the same decoded images in the same batches with one thread; the textbook forwards all of
+them for every candidate. The members must be the same. With BatchNorm, recomputing statistics
+costs every taste a pass that nothing can shorten, so its gain in time is smaller.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
+from workers.merge import advance
+from workers.recipes import load
+from workers.spec import DataSpec, ModelSpec
+from workers.tasting import taste
+from workers.types import (
+    Answer,
+    First,
+    Found,
+    Ingredient,
+    Mix,
+    Soup,
+    Tasted,
+    TasteOrder,
+    Tasting,
+)
+
+DATA = DataSpec(source="digits", image_size=32, val_fraction=0.6, test_fraction=0.1)
+NUM_VAL = 1024
+
+
+def measure(model: ModelSpec, count: int = 16) -> dict[str, object]:
+    """Seconds and images of both, their ratios, and whether the members agree."""
+    with tempfile.TemporaryDirectory() as root:
+        pool = make_pool(Path(root), model, count, DATA, NUM_VAL)
+        _tasted(pool, Mix.mean(pool.names[:2]), None)  # warm: pixels decoded, files hashed
+        members, textbook = _cook(pool, stops_early=False)
+        same, ours = _cook(pool, stops_early=True)
+    return {
+        "model": model.name,
+        "members": len(members),
+        "same_members": members == same,
+        "samples": ours[0],
+        "samples_ratio": ours[0] / textbook[0],
+        "textbook_s": textbook[1],
+        "ours_s": ours[1],
+        "speedup": textbook[1] / ours[1],
+    }
+
+
+def _cook(pool: Pool, stops_early: bool) -> tuple[tuple[str, ...], tuple[int, float]]:
+    """Members, and (images forwarded, seconds)."""
+    ingredients = tuple(
+        Ingredient(name=name, run=name.split("/")[0], score=score)
+        for name, score in zip(pool.names, pool.scores, strict=True)
+    )
+    began, samples, answers = time.perf_counter(), 0, list[Answer]()
+    while True:
+        outcome = advance(load("greedy"), ingredients, tuple(answers))
+        if isinstance(outcome, Soup):
+            return outcome.mix.names, (samples, time.perf_counter() - began)
+        assert isinstance(outcome, First)
+        found = _first(pool, outcome, stops_early)
+        samples += sum(each.samples for each in found.tried)
+        answers.append(found)
+
+
+def _first(pool: Pool, question: First, stops_early: bool) -> Found:
+    tried: list[Tasting] = []
+    for index, mix in enumerate(question.mixes):
+        tried.append(_tasted(pool, mix, question.at_least if stops_early else None))
+        score = tried[-1].score
+        if score is not None and question.is_met_by(score):
+            return Found(index=index, tried=tuple(tried))
+    return Found(index=None, tried=tuple(tried))
+
+
+def _tasted(pool: Pool, mix: Mix, at_least: float | None) -> Tasting:
+    order = TasteOrder(
+        cohort=pool.cohort,
+        mix=mix,
+        ingredients=pool.members,
+        hard_first=tuple(each.id for each in pool.members),
+        at_least=at_least,
+    )
+    (event,) = taste(order, 0, pool.worker)
+    assert isinstance(event, Tasted)
+    return event.tasting
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--count", type=int, default=16)
+    count = parser.parse_args().count
+    for model in (VIT, RESNET):
+        for name, value in measure(model, count).items():
+            print(
+                f"{name:>14}  {value:.4g}" if isinstance(value, float) else f"{name:>14}  {value}"
+            )
+
+
+if __name__ == "__main__":
+    main()
