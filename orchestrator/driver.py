@@ -221,9 +221,11 @@ class Driver:
         if time.monotonic() - self._looked_for_finish_at < FINISH_POLL_S:
             return
         self._looked_for_finish_at = time.monotonic()
-        if self.state.finish_reason is None and self.store.exists(FINISH_MARKER):
+        if not self.store.exists(FINISH_MARKER):
+            return
+        if self.state.finish_reason is None:
             self._commit([FinishRequested(reason="soupfleet finish was called", time=self.now())])
-            self.store.delete(FINISH_MARKER)
+        self.store.delete(FINISH_MARKER)
 
     # Figures
 

@@ -34,6 +34,7 @@ from workers.types import (
     Started,
     Stopped,
     Tasted,
+    Tasting,
     Trained,
 )
 
@@ -203,13 +204,20 @@ def _tasted(state: State, event: Tasted) -> State:
     key = (event.cohort, event.mix)
     known = state.tastes.get(key)
     samples = event.tasting.samples + (known.samples if known else 0)
-    tasting = event.tasting.model_copy(update={"samples": samples})
+    tasting = _surer(known, event.tasting).model_copy(update={"samples": samples})
     seconds = state.taste_cost.get(key, 0.0) + event.busy_s
     return replace(
         state,
         tastes={**state.tastes, key: tasting},
         taste_cost={**state.taste_cost, key: seconds},
     )
+
+
+def _surer(known: Tasting | None, new: Tasting) -> Tasting:
+    """A score says more than a bound; of two bounds the lower one."""
+    if known is None or new.score is not None:
+        return new
+    return known if known.at_most <= new.at_most or known.score is not None else new
 
 
 def _mixed(state: State, event: Mixed) -> State:
@@ -251,11 +259,20 @@ def _without(run: RunState, gone: frozenset[str]) -> RunState:
     return replace(run, checkpoints=kept)
 
 
+def _corrupted(run: RunState, checkpoint: str) -> RunState:
+    """An older one takes over; without its last checkpoint a run has not been trained so far."""
+    left = _without(run, frozenset([checkpoint]))
+    if left is run:
+        return run
+    reached = left.last.step if left.last is not None else 0
+    return replace(left, trained_to=min(run.trained_to, reached))
+
+
 def _failed(state: State, event: Failed) -> State:
     assert event.order is not None
     if event.checkpoint is not None:
-        gone = frozenset([event.checkpoint])
-        state = replace(state, runs={run: _without(r, gone) for run, r in state.runs.items()})
+        runs = {run: _corrupted(known, event.checkpoint) for run, known in state.runs.items()}
+        state = replace(state, runs=runs)
     earlier = state.failures.get(event.order, ())
     return replace(
         state,

@@ -64,6 +64,9 @@ def _decisions(program: Program, state: State, now: float) -> Iterator[AnyEvent]
 
 
 def is_over(program: Program, state: State) -> bool:
-    """Nothing is in flight, waits or could be done: the experiment has all it will get."""
-    idle = not (state.open or state.backoff or state.undecided)
-    return idle and (finish.refusal(state) is not None or not due(program, state))
+    """Nothing is in flight, waits, could be done or settled: the experiment has all it will get."""
+    if state.open or state.backoff or state.undecided:
+        return False
+    if finish.refusal(state) is not None:
+        return True
+    return not due(program, state) and not decisions(program, state, now=0.0)

@@ -74,6 +74,12 @@ def locate(state: State, name: str) -> Checkpoint:
     return counted(state, name).checkpoint
 
 
+def counts(state: State, name: str) -> bool:
+    """Whether the ledger knows a usable checkpoint of that run and step."""
+    run, _, step = name.partition("/")
+    return any(event.checkpoint.step == int(step) for event in state.run(run).checkpoints)
+
+
 def counted(state: State, name: str) -> Checkpointed:
     """The event that made a run's checkpoint count."""
     run, _, step = name.partition("/")

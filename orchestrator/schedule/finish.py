@@ -33,8 +33,10 @@ def deadline(program: Program, state: State, now: float) -> Iterator[AnyEvent]:
 
 def serving(program: Program, state: State) -> Iterator[AnyOrder]:
     """Once everything is compared; the comparison itself selects nothing."""
+    if not score.is_complete(program, state):
+        return
     order = score.compare_order(program, state)
-    if order is None or not (order.key in state.compared or order.id in state.gave_up):
+    if order is not None and not (order.key in state.compared or order.id in state.gave_up):
         return
     name = to_serve(program, state)
     if name is not None and (state.served is None or state.served.soup != name):

@@ -134,7 +134,7 @@ def known(state: State, opened: MergeOpened, mix: Mix) -> Tasting | None:
     if mix.single is not None:
         score = next(i.score for i in opened.ingredients if i.name == mix.single)
         return Tasting(score=score, at_most=score, samples=0)
-    prefix = f"taste-{opened.cohort}-{mix.key}-"
+    prefix = f"{'observe' if opened.observe else 'taste'}-{opened.cohort}-{mix.key}-"
     if any(order.startswith(prefix) for order in state.gave_up):
         return Tasting(score=None, at_most=WORST, samples=0)
     return state.tastes.get((opened.cohort, mix.key))

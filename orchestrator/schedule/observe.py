@@ -8,7 +8,7 @@ is never a candidate for serving; its tastes run on the merge actor, so training
 from collections.abc import Iterator
 
 from orchestrator.program import Program, Resolved, resolve
-from orchestrator.schedule.choose import as_ingredient
+from orchestrator.schedule.choose import as_ingredient, counts
 from orchestrator.schedule.merge import failure, orders_of
 from orchestrator.schedule.train import all_settled
 from orchestrator.state import MergeState, State
@@ -37,7 +37,7 @@ def orders(program: Program, state: State) -> Iterator[AnyOrder]:
         return
     for cohort in resolve(program, state.facts).cohorts:
         last = _last_round(state, cohort)
-        if last is not None and last.soup is None:
+        if last is not None and not _is_finished(state, last):
             yield from orders_of(state, last, cohort, width=1)
 
 
@@ -87,4 +87,9 @@ def _number(merge: MergeState | None) -> int:
 
 
 def _is_finished(state: State, merge: MergeState | None) -> bool:
-    return merge is None or merge.soup is not None or failure(state, merge.opened.merge) is not None
+    """Mixed, given up, or abandoned because a member turned out corrupt."""
+    if merge is None or merge.soup is not None:
+        return True
+    if failure(state, merge.opened.merge) is not None:
+        return True
+    return not all(counts(state, member.name) for member in merge.opened.ingredients)

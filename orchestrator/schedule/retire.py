@@ -7,6 +7,7 @@ whatever an unfinished merge names. A checkpoint is retired only after a newer o
 from collections.abc import Iterator
 
 from orchestrator.program import Program
+from orchestrator.schedule import observe
 from orchestrator.schedule.choose import chosen, representative
 from orchestrator.state import RunState, State
 from workers.types import AnyOrder, Checkpoint, RetireOrder
@@ -15,7 +16,7 @@ from workers.types import AnyOrder, Checkpoint, RetireOrder
 def checkpoints(program: Program, state: State) -> Iterator[AnyOrder]:
     if any(order.what == "retire" for order in state.open.values()):
         return
-    pinned = _pinned(state)
+    pinned = _pinned(program, state)
     gone = tuple(
         checkpoint
         for run_id, run in state.runs.items()
@@ -45,10 +46,19 @@ def _superseded(program: Program, run: RunState, is_stage: bool) -> Iterator[Che
             yield event.checkpoint
 
 
-def _pinned(state: State) -> frozenset[str]:
+def _pinned(program: Program, state: State) -> frozenset[str]:
     """Names that an unfinished merge may still taste, or a soup yet to be written needs."""
-    unfinished = [merge for merge in state.merges.values() if merge.soup is None]
+    rounds_matter = observe.is_on(program, state) or any(map(_is_of_a_round, state.open))
+    unfinished = [
+        merge
+        for merge in state.merges.values()
+        if merge.soup is None and (rounds_matter or not merge.opened.observe)
+    ]
     tasting = {i.name for merge in unfinished for i in merge.opened.ingredients}
     finals = [m for m in state.merges.values() if m.soup is not None and not m.opened.observe]
     mixed = {name for merge in finals if merge.soup for name in merge.soup.mix.names}
     return frozenset(tasting | mixed)
+
+
+def _is_of_a_round(order: str) -> bool:
+    return order.startswith(("observe-", "merge-observe-"))

@@ -85,16 +85,19 @@ def comparison(program: Program, state: State) -> Iterator[AnyOrder]:
         yield order
 
 
+def is_complete(program: Program, state: State) -> bool:
+    """Every soup is made, and all that will be scored has been."""
+    if not all_settled(program, state) or not merge.is_complete(program, state):
+        return False
+    pending = [*runs(program, state), *soups(program, state)]
+    return all(order.id in state.gave_up for order in pending)
+
+
 def compare_order(program: Program, state: State) -> CompareOrder | None:
-    """Who is compared with whom; None until all that will be scored has been."""
-    if state.facts is None or not all_settled(program, state):
-        return None
-    if not merge.is_complete(program, state):
+    """Who is compared with whom; None while scores are to come, or when there are none at all."""
+    if state.facts is None or not is_complete(program, state):
         return None
     resolved = resolve(program, state.facts)
-    pending = [*runs(program, state), *soups(program, state)]
-    if any(order.id not in state.gave_up for order in pending):
-        return None
     singles = [(r, e) for r, e in ended(program, state, resolved) if _is_scored(state, resolved, e)]
     return _compare(program, state, resolved, singles) if singles else None
 

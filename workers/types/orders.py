@@ -127,7 +127,9 @@ class TasteOrder(Order):
     @property
     def id(self) -> str:
         bar = "full" if self.at_least is None else f"{self.at_least:.12g}{'+' * self.strict}"
-        return f"taste-{self.cohort.id}-{self.mix.key}-{bar}"
+        # Apart, so that a round's taste that was given up refuses nothing at the end.
+        what = "observe" if self.observe else "taste"
+        return f"{what}-{self.cohort.id}-{self.mix.key}-{bar}"
 
     @property
     def place(self) -> Literal["slot", "merge"]:
