@@ -13,7 +13,6 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from orchestrator import schedule
 from orchestrator.fleet import Fleet
@@ -49,14 +48,6 @@ FINISH_POLL_S = 5.0
 Watch = Callable[[State, list[AnyEvent], list[Pulse], str | None], None]
 
 
-@dataclass
-class Effort:
-    """Slot-seconds of this driver's life, for fleet efficiency."""
-
-    busy_s: float = 0.0
-    wanted_s: float = 0.0
-
-
 class Driver:
     def __init__(
         self,
@@ -79,7 +70,6 @@ class Driver:
         self.stop_reason: str | None = None
         """Set by a signal handler; the loop ends at its next turn."""
         self._due_since: dict[str, float] = {}
-        self._effort = Effort()
         self._looked_for_finish_at = 0.0
         self._training_ends_at: float | None = None
 
@@ -95,19 +85,16 @@ class Driver:
     def finish(self) -> State:
         """After the report is written: nothing will be done again."""
         wall_s = self.now() - (self.state.began_at or self.now())
-        effort = self._effort
-        self._commit([Finished(busy_s=effort.busy_s, wanted_s=effort.wanted_s, wall_s=wall_s)])
+        self._commit([Finished(wall_s=wall_s)])
         return self.state
 
     def _turn(self) -> None:
-        began = time.monotonic()
         self._commit(list(schedule.decisions(self.program, self.state, self.now())))
         orders = tuple(schedule.due(self.program, self.state))
         self._submit(orders)
         self._end_unwanted_training()
         self._look_for_finish_request()
         events = self._commit(self.fleet.events(POLL_S))
-        self._account(time.monotonic() - began, len(orders))
         self.watch(self.state, events, self.fleet.pulses(), self.fleet.waiting_for())
 
     # Beginning and ending
@@ -226,15 +213,6 @@ class Driver:
         if self.state.finish_reason is None:
             self._commit([FinishRequested(reason="soupfleet finish was called", time=self.now())])
         self.store.delete(FINISH_MARKER)
-
-    # Figures
-
-    def _account(self, seconds: float, num_due: int) -> None:
-        """A slot counts while it works or while something is due that it could take."""
-        busy = len({o.slot for o in self.state.open.values() if o.started_at and o.slot})
-        idle_but_wanted = min(self.fleet.num_slots - min(busy, self.fleet.num_slots), num_due)
-        self._effort.busy_s += busy * seconds
-        self._effort.wanted_s += (busy + idle_but_wanted) * seconds
 
 
 def refusal(state: State) -> str | None:

@@ -192,4 +192,5 @@ def _recipe(entry: RecipeSpec, tie: str) -> Recipe:
     options = dict(entry.options)
     if entry.name in TIED:
         options = {"tie": tie, **options}
-    return Recipe(label=entry.name, name=entry.name, options=options)
+    label = entry.name.rpartition(":")[2]
+    return Recipe(label=label, name=entry.name, options=options)

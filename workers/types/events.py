@@ -260,10 +260,6 @@ class Stopped(Event):
 
 class Finished(Event):
     kind: Literal["finished"] = "finished"
-    busy_s: float
-    """Slot-seconds at work, this driver's life."""
-    wanted_s: float
-    """Slot-seconds in which the slot worked or had an order due for it."""
     wall_s: float
     """Of all drivers together."""
 

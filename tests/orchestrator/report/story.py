@@ -119,7 +119,7 @@ class Story:
                 return self
         if until is None:
             wall_s = self.now - BEGAN
-            self._happen(Finished(busy_s=90, wanted_s=95, wall_s=wall_s, time=self.now))
+            self._happen(Finished(wall_s=wall_s, time=self.now))
         return self
 
     def _happen(self, event: AnyEvent) -> None:
