@@ -8,12 +8,14 @@ and storage do not: they must be reachable from the nodes by the same path or UR
 
 import asyncio
 import contextlib
+import http.client
 import os
 import shlex
 import shutil
-import socket
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,8 +44,8 @@ def submit_job(experiment: Experiment, address: str, wait: bool) -> int:
     Raises:
         UserError: no address, nothing answers there, or it does not let us in.
     """
-    host, port = _refuse_odd(address)
-    _refuse_unreachable(address, host, port)
+    host = _host(address)
+    _refuse_unreachable(address)
     _use_own_token(host)
     with _no_addresses(), tempfile.TemporaryDirectory(prefix="soupfleet-submit-") as folder:
         fill(Path(folder), experiment)
@@ -90,25 +92,23 @@ def _absolute(experiment: Experiment) -> Experiment:
 # The cluster
 
 
-def _refuse_odd(address: str) -> tuple[str, int]:
-    """Host and port of a dashboard's address."""
-    parts = urlsplit(address)
+def _host(address: str) -> str:
+    """Of a dashboard's address."""
     if not address:
         raise UserError(f"submit needs an address; {EXPECTED}")
+    parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"--address {address} is not that of a dashboard; {EXPECTED}")
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise UserError(f"--address {address} has no valid port; {EXPECTED}") from error
-    return parts.hostname, port or {"http": 80, "https": 443}[parts.scheme]
+    return parts.hostname
 
 
-def _refuse_unreachable(address: str, host: str, port: int) -> None:
-    """Ray's client would go on waiting for a host that does not answer."""
+def _refuse_unreachable(address: str) -> None:
+    """Ray's client would wait for ever for a host that does not answer."""
     try:
-        socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
-    except OSError as error:
+        urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=CONNECT_TIMEOUT_S)
+    except urllib.error.HTTPError:
+        return  # somebody is there; what it says is for Ray's client to judge
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"nothing answers at --address {address} ({error}); check that the head runs (`ray "
             "status` there) with its dashboard, and that its port is open from here"
@@ -144,10 +144,10 @@ def _client(address: str) -> Any:
             f"the cluster at --address {address} wants its token; set RAY_AUTH_MODE=token, and put "
             "the token into ~/.ray/auth_token or name its file in RAY_AUTH_TOKEN_PATH"
         ) from error
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"no Ray dashboard at --address {address} ({reason}); {EXPECTED}"
+            f"what answers at --address {address} is no Ray dashboard ({reason}); {EXPECTED}"
         ) from error
 
 

@@ -33,6 +33,16 @@ def test_an_address_where_nothing_answers_is_refused_soon(tmp_path: Path) -> Non
     assert time.monotonic() - began < 6
 
 
+def test_a_host_that_says_nothing_is_refused_soon(tmp_path: Path) -> None:
+    """It takes the connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(UserError, match="nothing answers"):
+            submit_job(small_experiment(tmp_path), address, wait=False)
+        assert time.monotonic() - began < 8
+
+
 def test_a_web_server_that_is_no_dashboard_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,7 +51,7 @@ def test_a_web_server_that_is_no_dashboard_is_refused(
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with pytest.raises(UserError, match="no Ray dashboard"):
+        with pytest.raises(UserError, match="is no Ray dashboard"):
             submit_job(small_experiment(tmp_path), f"http://127.0.0.1:{server.server_port}", False)
     finally:
         server.shutdown()
