@@ -98,6 +98,7 @@ def rebuild(made: SoupFile, ingredients: tuple[Checkpoint, ...], worker: Worker)
         if place is None or place.sha256 != member.sha256:
             what = "is missing" if place is None else "has other weights now"
             raise CorruptFile(f"{made.id} cannot be made again: its member {member.name} {what}")
+    worker.settle_torch()  # an order would have; the number of threads is part of the bits
     sink = _Hash()
     write_tensors(sink, _tensors(made.mix, made.cohort, ingredients, worker))
     return sink.sha256.hexdigest()

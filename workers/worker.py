@@ -96,7 +96,7 @@ class Worker:
         from workers.performing import performer
 
         if order.kind not in INSTANT:
-            self._settle_torch()
+            self.settle_torch()
             if order.kind != "train":  # training says so itself, when its first batch is ready
                 yield Started(warm=bool(self._models), gap_s=self.gap_s())
         yield from performer(order)(order, attempt, self)
@@ -105,7 +105,7 @@ class Worker:
         """Seconds since the last step of work here; None before the first."""
         return None if self.last_step_at is None else time.monotonic() - self.last_step_at
 
-    def _settle_torch(self) -> None:
+    def settle_torch(self) -> None:
         """The number of threads is part of a CPU result's bits."""
         import torch
 
