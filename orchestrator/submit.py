@@ -14,6 +14,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -26,6 +27,10 @@ from orchestrator.config import Experiment
 from workers.types import UserError
 
 CONNECT_TIMEOUT_S = 5.0
+
+READY_TIMEOUT_S = 120.0
+NOT_READY = "No available agent"
+"""What Ray answers until the head's own agent has reported."""
 
 EXPECTED = "give that of the head's dashboard, as in --address http://HEAD:8265"
 
@@ -50,12 +55,7 @@ def submit_job(experiment: Experiment, address: str, wait: bool) -> int:
     with _no_addresses(), tempfile.TemporaryDirectory(prefix="soupfleet-submit-") as folder:
         fill(Path(folder), experiment)
         client = _client(address)
-        job = client.submit_job(
-            entrypoint=entrypoint(),
-            runtime_env={"working_dir": folder},
-            entrypoint_num_gpus=0,
-            metadata={"experiment": experiment.name},
-        )
+        job = _submit(client, folder, experiment.name)
         print(f"Submitted {job}: {config.uri(_absolute(experiment))}")
         print(f"  ray job logs --address {address} --follow {job}")
         print(f"  ray job stop --address {address} {job}")
@@ -149,6 +149,34 @@ def _client(address: str) -> Any:
         raise UserError(
             f"what answers at --address {address} is no Ray dashboard ({reason}); {EXPECTED}"
         ) from error
+
+
+def _submit(client: Any, folder: str, name: str) -> str:
+    """Id of the job. A head that has only just started has nobody yet to take it."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        try:
+            job: str = client.submit_job(
+                entrypoint=entrypoint(),
+                runtime_env={"working_dir": folder},
+                entrypoint_num_gpus=0,
+                metadata={"experiment": name},
+            )
+            return job
+        except RuntimeError as error:
+            if NOT_READY not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"the cluster has taken no job for {READY_TIMEOUT_S:.0f} s ({NOT_READY}); "
+                    "check that its head is well, and submit again"
+                ) from error
+        except OSError as error:
+            raise UserError(
+                f"the head went away before it took the job ({error}); check it, and submit again"
+            ) from error
+        print("the head is not ready to take a job; trying again", file=sys.stderr)
+        time.sleep(2)
 
 
 # Waiting

@@ -89,7 +89,7 @@ def test_the_job_runs_the_configuration_on_its_own_cluster() -> None:
 
 
 PORT, GCS_PORT = 8275, 6389
-STARTUP_S = 60
+STARTUP_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -116,22 +116,18 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             [*start, f"--dashboard-port={PORT}"], stdout=file, stderr=subprocess.STDOUT
         )
         try:
-            _wait_for_dashboard(process, log)
+            _wait_until_started(process, log)
             yield f"http://127.0.0.1:{PORT}"
         finally:
             _end(process)
 
 
-def _wait_for_dashboard(process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Ray's own processes give up on each other on a machine that is too busy."""
     deadline = time.monotonic() + STARTUP_S
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            socket.create_connection(("127.0.0.1", PORT), 1).close()
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise TimeoutError(log.read_text())
+    while "Ray runtime started" not in log.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.5)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
