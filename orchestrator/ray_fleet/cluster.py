@@ -1,17 +1,21 @@
 """The Ray cluster as the fleet sees it: connecting, what fits, what is about to go."""
 
+import contextlib
 import math
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import psutil
 import ray
 
 from orchestrator.sections import FleetSpec
 from workers.types import Setting, UserError
 
 CONNECT_TIMEOUT_S = 5.0
+MAX_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def connect(address: str, env: dict[str, str]) -> None:
         )
     if address == "local":
         os.environ.update(env)  # inherited by the processes that Ray starts here
-        ray.init(address="local", include_dashboard=False, **_QUIET)
+        _start_here()
         return
     _refuse_unreachable(address)
     try:
@@ -60,6 +64,31 @@ def connect(address: str, env: dict[str, str]) -> None:
             f"no Ray cluster answers at --address {address} "
             f"({str(error).strip().splitlines()[0]}); start one with `ray start --head`"
         ) from error
+
+
+def _start_here() -> None:
+    """A busy machine may miss the time that Ray grants its own processes to come up: try again."""
+    before = set(psutil.Process().children(recursive=True))
+    for tries_left in reversed(range(MAX_STARTS)):
+        try:
+            ray.init(address="local", include_dashboard=False, **_QUIET)
+            return
+        except Exception as error:
+            # Ray raises a bare Exception here, and leaves behind what did start.
+            if "timed out during startup" not in str(error):
+                raise
+            _end(set(psutil.Process().children(recursive=True)) - before)
+            if not tries_left:
+                raise UserError(
+                    f"Ray could not start on this machine {MAX_STARTS} times in a row; it is too "
+                    "busy, so wait for other work to end, or use --fleet local"
+                ) from error
+
+
+def _end(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 _QUIET = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}

@@ -161,4 +161,4 @@ def create_merge_slot(setting: Setting) -> Slot:
     """
     alone = setting.model_copy(update={"device": "cpu", "ranks": 1})
     actor = _ACTOR.options(num_cpus=0).remote(alone, "merge", 0, 1)
-    return Slot("merge", [actor], None, starting=[])
+    return Slot("merge", [actor], None, starting=[actor.ready.remote()])

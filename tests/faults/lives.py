@@ -45,6 +45,15 @@ class Death:
         return self.code == -signal.SIGKILL
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """An experiment to which nothing happened."""
+
+    served: dict[str, bytes]
+    writes: int
+    """Of its ledger."""
+
+
 class Nursery:
     """The process that forks drivers; a context."""
 

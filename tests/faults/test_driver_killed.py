@@ -1,29 +1,13 @@
 """A driver is killed with SIGKILL after any of its ledger writes: the bytes stay the same."""
 
-from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 
 import pytest
 
 from tests.faults import tiny
-from tests.faults.lives import Life, Nursery
+from tests.faults.lives import Life, Nursery, Undisturbed
 from workers.storage import Store
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
-
-
-@pytest.fixture(scope="module")
-def undisturbed(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, int]:
-    """What an experiment that nothing happens to serves, and its number of ledger writes."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    death = nursery.live(_life(folder))
-    assert death.code == 0
-    return tiny.served(_store(folder)), death.writes
 
 
 def _life(folder: Path, kill_after: int | None = None) -> Life:
@@ -35,7 +19,7 @@ def _store(folder: Path) -> Store:
 
 
 def test_a_driver_killed_again_and_again_ends_with_the_same_bytes(
-    nursery: Nursery, undisturbed: tuple[dict, int], tmp_path: Path
+    nursery: Nursery, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     """One store, many lives. A life of five writes can train an epoch; shorter ones only begin."""
     lengths = cycle([1, 8, 3, 6, 2, 7, 5])
@@ -44,18 +28,17 @@ def test_a_driver_killed_again_and_again_ends_with_the_same_bytes(
         num_killed += 1
         assert num_killed < 100, "the experiment does not get on"
     assert num_killed >= 10
-    assert tiny.served(_store(tmp_path)) == undisturbed[0]
+    assert tiny.served(_store(tmp_path)) == undisturbed.served
     assert "failed" not in tiny.kinds(_store(tmp_path))
 
 
 @pytest.mark.slow
 def test_after_a_kill_at_any_ledger_write_one_more_driver_ends_with_the_same_bytes(
-    nursery: Nursery, undisturbed: tuple[dict, int], tmp_path: Path
+    nursery: Nursery, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    expected, num_writes = undisturbed
-    for write in range(1, num_writes + 1):
+    for write in range(1, undisturbed.writes + 1):
         folder = tmp_path / str(write)
         folder.mkdir()
         assert nursery.live(_life(folder, kill_after=write)).was_killed, write
         assert nursery.live(_life(folder)).code == 0, write
-        assert tiny.served(_store(folder)) == expected, write
+        assert tiny.served(_store(folder)) == undisturbed.served, write

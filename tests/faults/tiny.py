@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ train: {epochs: 2, batch_size: 64, lr: 3e-3, hflip: 0.0, crop: [0.6, 1.0]}
 sweep: {seeds: 2}
 fleet: {device: cpu}
 """
+
+Faults = Sequence[dict[str, Any]]
 
 LONG = ("train.epochs=200", "train.batch_size=16", "sweep.seeds=1", "merge.mode=off")
 """Overrides for a run that is still training when something happens to it."""
@@ -78,7 +80,8 @@ def wait_for(what: Callable[[], Any], timeout_s: float = 120.0, every_s: float =
 class Command:
     """`python -m orchestrator run tiny.yaml` in a session of its own."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, faults: Faults = ()) -> None:
+        """`faults` are planted in every process; see planted/sitecustomize.py."""
         self.uri = str(folder / "runs" / "tiny")
         command = [sys.executable, "-m", "orchestrator", "run", str(config_file(folder))]
         command += ["--storage", str(folder / "runs"), "--plain", *arguments]
@@ -86,7 +89,7 @@ class Command:
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment(),
+            env=environment() | _planted(folder, faults),
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -136,11 +139,17 @@ def peek(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def _planted(folder: Path, faults: Faults) -> dict[str, str]:
+    marked = [{**fault, "mark": str(folder / f"fault-{n}")} for n, fault in enumerate(faults)]
+    path = f"{ROOT / 'tests' / 'faults' / 'planted'}{os.pathsep}{ROOT}"
+    return {"FAULTS": json.dumps(marked), "PYTHONPATH": path}
+
+
 def environment() -> dict[str, str]:
     return os.environ | {
         "OMP_NUM_THREADS": "1",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_worker_niceness": "0",
+        "RAY_worker_niceness": "0",  # nice workers starve beside busy processes
         "PYTHONPATH": str(ROOT),
     }
 

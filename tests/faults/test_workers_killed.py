@@ -1,0 +1,75 @@
+"""Workers of a Ray fleet are killed or freeze at work: the ledger explains it, the bytes stay.
+
+Also how many orders run at a time, and in which fleet, shows in no byte.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import tiny
+from tests.faults.lives import Undisturbed
+
+KILLED: dict[str, dict[str, Any]] = {
+    "training": {"order": ["train-"], "touches": 7, "signal": "SIGKILL"},
+    "taste": {"order": ["taste-", "observe-"], "touches": 1, "signal": "SIGKILL"},
+    "merge": {"order": ["merge-greedy"], "touches": 0, "signal": "SIGKILL"},
+    "upload": {"write": "model.safetensors", "signal": "SIGKILL"},
+}
+
+
+def _explained(store: Any, error: str) -> list[str]:
+    """Kinds of orders that failed with `error`, were decided upon and then ordered again."""
+    events = tiny.events(store)
+    failed = [event for event in events if event.kind == "failed"]
+    assert all(event.error == error for event in failed), [event.message for event in failed]
+    for event in failed:
+        later = [e.kind for e in events if e.order == event.order and e.seq > event.seq]
+        assert later[:3] == ["retry_decided", "backoff_over", "ordered"], (event.order, later)
+    return [str(event.order).partition("-")[0] for event in failed]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_ray_fleet_of_any_width_serves_the_bytes_of_a_local_one(
+    slots: int, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    with tiny.Command(tmp_path, f"fleet.max_concurrent_runs={slots}") as command:
+        assert command.wait() == 0, command.output
+        assert tiny.served(command.store) == undisturbed.served
+
+
+@pytest.mark.slow
+def test_workers_killed_in_training_upload_taste_and_merge_change_no_byte(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    with tiny.Command(
+        tmp_path, "fleet.max_concurrent_runs=2", faults=list(KILLED.values())
+    ) as command:
+        assert command.wait() == 0, command.output
+        assert len(list(tmp_path.glob("fault-*"))) == len(KILLED)
+        assert set(_explained(command.store, "lost")) >= {"merge", "train"}
+        assert tiny.served(command.store) == undisturbed.served
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", KILLED)
+def test_a_worker_killed_in_its_work_costs_one_attempt(
+    what: str, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    with tiny.Command(tmp_path, "fleet.max_concurrent_runs=1", faults=[KILLED[what]]) as command:
+        assert command.wait() == 0, command.output
+        assert len(_explained(command.store, "lost")) == 1
+        assert tiny.served(command.store) == undisturbed.served
+
+
+@pytest.mark.slow
+def test_a_frozen_worker_is_noticed_and_replaced(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    frozen = {"order": ["train-"], "touches": 7, "signal": "SIGSTOP"}
+    with tiny.Command(
+        tmp_path, "fleet.max_concurrent_runs=1", "fleet.heartbeat_s=15", faults=[frozen]
+    ) as command:
+        assert command.wait() == 0, command.output
+        assert _explained(command.store, "hang") == ["train"]
+        assert tiny.served(command.store) == undisturbed.served
