@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Any, Literal
 
@@ -208,6 +208,12 @@ def _local_fleet(experiment: Experiment) -> Fleet:
             f"--fleet local trains with one rank, but fleet.gpus_per_run is "
             f"{experiment.fleet.gpus_per_run:g}; set it to 1, or use --fleet ray"
         )
+    cores = os.cpu_count() or 1
+    if experiment.fleet.cpus_per_run > cores:
+        raise UserError(
+            f"fleet.cpus_per_run is {experiment.fleet.cpus_per_run}, but this machine has {cores} "
+            "CPUs; lower it, or use --fleet ray on a cluster"
+        )
     asked = experiment.fleet.device
     if asked == "cuda" and not cuda_is_available():
         raise UserError("fleet.device is cuda, but torch finds no GPU here; set fleet.device=cpu")
@@ -248,9 +254,17 @@ def _environment(options: Options) -> str:
         "host": socket.gethostname(),
         "command": sys.argv,
         "fleet": options.fleet,
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: _version(name) for name in packages},
     }
     return json.dumps(facts, indent=2) + "\n"
+
+
+def _version(package: str) -> str:
+    """A Ray job brings our code along without installing it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 # Signals

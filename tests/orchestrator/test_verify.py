@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from orchestrator.verify import counted, verify_experiment
 from tests.orchestrator.small_fleet import replayed, run_small
@@ -45,6 +46,13 @@ def test_a_finished_experiment_verifies_and_says_what_was_looked_at(finished: Pa
 
 def test_a_moved_experiment_verifies(copy: Path) -> None:
     assert problems_of(copy) == []
+
+
+def test_the_soup_is_made_again_with_the_threads_of_the_experiment(finished: Path) -> None:
+    """Other threads add up in another order, and other bytes would look like a corrupt soup."""
+    torch.set_num_threads(2)
+    assert problems_of(finished) == []
+    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("kind", ["base", "run", "soup"])
