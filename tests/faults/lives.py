@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Life:
     storage: str
     overrides: tuple[str, ...] = ()
     fleet: str = "local"
+    env: dict[str, str] = field(default_factory=dict)
     kill_after: int | None = None
     """Ledger writes of this life after which it dies at once."""
 
@@ -38,7 +39,6 @@ class Death:
     """Exit code, or minus the signal's number, as subprocess has it."""
     writes: int
     """Ledger writes of this life."""
-    pid: int
 
     @property
     def was_killed(self) -> bool:
@@ -76,12 +76,25 @@ class Nursery:
 
     def live(self, life: Life) -> Death:
         """One driver from its start to its end."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        self.begin(life)
+        return self.end()
+
+    def begin(self, life: Life) -> int:
+        """A driver that lives on meanwhile; its process id."""
+        assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(life)) + "\n")
         self._process.stdin.flush()
+        return int(self._answer())
+
+    def end(self) -> Death:
+        """The death of the driver that was begun."""
+        return Death(**json.loads(self._answer()))
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         assert answer, "the nursery died"
-        return Death(**json.loads(answer))
+        return answer
 
 
 def _serve() -> None:
@@ -96,13 +109,13 @@ def _serve() -> None:
         if pid == 0:
             os.close(read_end)
             os._exit(_drive(Life(**life), write_end))
+        print(pid, file=answers, flush=True)
         os.close(write_end)
         with os.fdopen(read_end, "rb") as told:
             writes = len(told.read())
         _, status = os.waitpid(pid, 0)
-        death = Death(os.waitstatus_to_exitcode(status), writes, pid)
-        answers.write(json.dumps(asdict(death)) + "\n")
-        answers.flush()
+        death = Death(os.waitstatus_to_exitcode(status), writes)
+        print(json.dumps(asdict(death)), file=answers, flush=True)
 
 
 def _preload() -> None:
@@ -129,6 +142,9 @@ def _preload() -> None:
 def _drive(life: Life, tell: int) -> int:
     """In the child: a session whose ledger kills the process after its n-th write."""
     from orchestrator import config, ledger, session
+    from workers.types import UserError
+
+    os.environ.update(life.env)
 
     class DeadlyLedger(ledger.Ledger):
         written = 0
@@ -148,6 +164,9 @@ def _drive(life: Life, tell: int) -> int:
         fleet: Any = life.fleet
         outcome = session.run(experiment, session.Options(fleet=fleet, plain=True))
         return outcome.exit_code
+    except UserError as error:
+        print(error)
+        return session.BAD
     except BaseException:
         traceback.print_exc()
         return 1

@@ -1,0 +1,114 @@
+"""The real command is asked to stop: the ledger replays, nothing is left, the same bytes follow."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults import tiny
+from tests.faults.lives import Life, Nursery, Undisturbed
+from workers.storage import Store
+
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+CLOSING_S = 15.0
+"""For a whole process to end on a busy machine, after a grace period of two seconds."""
+
+
+def test_the_command_stops_within_seconds_and_says_how_to_go_on(tmp_path: Path) -> None:
+    with tiny.Command(tmp_path, "--fleet", "local") as command:
+        command.wait_for("evaluated")
+        command.signal(signal.SIGINT)
+        began = time.monotonic()
+        assert command.wait() == 4, command.output
+        assert time.monotonic() - began < CLOSING_S
+        assert "The same command goes on" in command.output
+        assert tiny.session_of(command.process.pid) == []
+
+
+@pytest.mark.parametrize("number", STOP)
+def test_a_stopped_driver_leaves_a_ledger_from_which_the_same_bytes_follow(
+    number: signal.Signals, nursery: Nursery, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    pid = nursery.begin(_same(tmp_path))
+    tiny.wait_for(lambda: "evaluated" in _kinds(tmp_path))
+    os.kill(pid, number)
+    assert nursery.end().code == 4
+    kinds = [event.kind for event in tiny.events(_store(tmp_path))]
+    assert "stopped" in kinds and "failed" not in kinds
+    assert nursery.live(_same(tmp_path)).code == 0
+    assert tiny.served(_store(tmp_path)) == undisturbed.served
+
+
+def test_training_is_stopped_in_mid_epoch_and_goes_on_from_there(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    pid = nursery.begin(_same(tmp_path, *tiny.LONG))
+    tiny.wait_for(lambda: _kinds(tmp_path).count("evaluated") > 1)
+    os.kill(pid, signal.SIGTERM)
+    assert nursery.end().code == 4
+    events = tiny.events(_store(tmp_path))
+    assert "interrupted" in [event.kind for event in events]
+    stopped_at = [e.checkpoint.step for e in events if e.kind == "checkpoint"][-1]
+    assert nursery.live(_same(tmp_path, *tiny.LONG, kill_after=5)).was_killed
+    later = tiny.events(_store(tmp_path))[len(events) :]
+    evaluated = [e.step for e in (*events, *later) if e.kind == "evaluated"]
+    assert stopped_at > evaluated[1]
+    assert evaluated == sorted(set(evaluated)), "an epoch was trained again"
+
+
+def test_a_second_interrupt_ends_everything_at_once(nursery: Nursery, tmp_path: Path) -> None:
+    pid = nursery.begin(_same(tmp_path, *tiny.LONG, "fleet.grace_s=60"))
+    tiny.wait_for(lambda: "evaluated" in _kinds(tmp_path))
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGINT)
+    began = time.monotonic()
+    assert nursery.end().code == 4
+    assert time.monotonic() - began < 5
+    assert tiny.events(_store(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", STOP)
+def test_a_ray_driver_stops_within_seconds_and_another_one_ends_with_the_same_bytes(
+    number: signal.Signals, nursery: Nursery, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    with tiny.Command(tmp_path) as command:
+        command.wait_for("evaluated")
+        command.signal(number)
+        began = time.monotonic()
+        tiny.wait_for(lambda: "stopped" in _kinds(tmp_path), 3)
+        assert command.wait() == 4, command.output
+        assert time.monotonic() - began < CLOSING_S
+        tiny.wait_for(lambda: not tiny.session_of(command.process.pid), 5)
+    assert nursery.live(_same(tmp_path)).code == 0
+    assert tiny.served(command.store) == undisturbed.served
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_a_ray_fleet_at_once(tmp_path: Path) -> None:
+    with tiny.Command(tmp_path, "fleet.grace_s=60", *tiny.LONG) as command:
+        command.wait_for("evaluated")
+        command.signal(signal.SIGINT)
+        time.sleep(0.2)
+        command.signal(signal.SIGINT)
+        began = time.monotonic()
+        assert command.wait() == 4
+        assert time.monotonic() - began < 5
+        tiny.wait_for(lambda: not tiny.session_of(command.process.pid), 10)
+        assert tiny.events(command.store)
+
+
+def _same(folder: Path, *overrides: str, kill_after: int | None = None) -> Life:
+    config, storage = str(tiny.config_file(folder)), str(folder / "runs")
+    return Life(config, storage, overrides=overrides, kill_after=kill_after)
+
+
+def _kinds(folder: Path) -> list[str]:
+    return [event["kind"] for event in tiny.peek(folder / "runs" / "tiny")]
+
+
+def _store(folder: Path) -> Store:
+    return Store(str(folder / "runs" / "tiny"))
