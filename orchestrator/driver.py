@@ -175,12 +175,8 @@ class Driver:
         return [
             Checkpointed(run=run, attempt=attempt, checkpoint=checkpoint, score=score)
             for checkpoint, score in manifest.complete(self.store, run, attempt)
-            if checkpoint.id not in heard and checkpoint.id not in self._corrupt()
+            if checkpoint.id not in heard and checkpoint.id not in self.state.corrupt
         ]
-
-    def _corrupt(self) -> frozenset[str]:
-        failures = (f for group in self.state.failures.values() for f in group)
-        return frozenset(f.checkpoint for f in failures if f.checkpoint is not None)
 
     def _end_unwanted_training(self) -> None:
         """Once the experiment is to finish, training gets its grace period and is then cut off."""

@@ -221,7 +221,24 @@ def _surer(known: Tasting | None, new: Tasting) -> Tasting:
 
 
 def _mixed(state: State, event: Mixed) -> State:
+    if state.merges[event.merge].opened.observe:
+        state = _without_old_reasons(state, state.merges[event.merge].opened.cohort)
     return _with_merge(state, event.merge, soup=event.soup, mixed_at=event.time)
+
+
+def _without_old_reasons(state: State, cohort: str) -> State:
+    """Of the rounds before the newest only the soup is still asked for; memory stays flat."""
+    old = {
+        name: replace(
+            merge, answers=(), tried=(), soup=merge.soup.model_copy(update={"decisions": ()})
+        )
+        for name, merge in state.merges.items()
+        if merge.opened.observe
+        and merge.opened.cohort == cohort
+        and merge.soup is not None
+        and merge.soup.decisions
+    }
+    return replace(state, merges={**state.merges, **old})
 
 
 def _blended(state: State, event: Blended) -> State:
@@ -248,8 +265,9 @@ def _served(state: State, event: Served) -> State:
 
 def _retired(state: State, event: Retired) -> State:
     gone = frozenset(event.checkpoints)
-    runs = {run: _without(known, gone) for run, known in state.runs.items()}
-    return replace(state, runs=runs, retired=state.retired | gone)
+    owners = {checkpoint.partition("/")[0] for checkpoint in gone}
+    fewer = {run: _without(state.run(run), gone) for run in owners if run in state.runs}
+    return replace(state, runs={**state.runs, **fewer}, retired=state.retired | gone)
 
 
 def _without(run: RunState, gone: frozenset[str]) -> RunState:
@@ -272,7 +290,7 @@ def _failed(state: State, event: Failed) -> State:
     assert event.order is not None
     if event.checkpoint is not None:
         runs = {run: _corrupted(known, event.checkpoint) for run, known in state.runs.items()}
-        state = replace(state, runs=runs)
+        state = replace(state, runs=runs, corrupt=state.corrupt | {event.checkpoint})
     earlier = state.failures.get(event.order, ())
     return replace(
         state,

@@ -5,13 +5,13 @@ while the experiment runs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
 from orchestrator.config import Experiment, RecipeSpec
 from workers.spec import ModelSpec
-from workers.types import Cohort, Facts, RunSpec, digest
+from workers.types import AnyOrder, Cohort, Facts, RunSpec, digest
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,15 @@ class Resolved:
     """By run id."""
     num_steps: Mapping[str, int]
     """By run id, stages of the bases included."""
+    orders: dict[str, AnyOrder] = field(default_factory=dict)
+    """The last order made of each kind and run: made anew only when it would be another one."""
 
-    @property
+    @cached_property
     def splits(self) -> tuple[str, ...]:
         """The splits that are scored: selection first, then the report splits."""
         return tuple(name for name in self.facts.splits if name != "train")
 
-    @property
+    @cached_property
     def report_splits(self) -> tuple[str, ...]:
         return self.splits[1:]
 

@@ -8,6 +8,8 @@ replays the ledger stands exactly where the old one fell.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from workers.types import (
     Answer,
@@ -59,9 +61,23 @@ class RunState:
     def last(self) -> Checkpoint | None:
         return self.checkpoints[-1].checkpoint if self.checkpoints else None
 
-    @property
+    @cached_property
     def scored(self) -> tuple[Checkpointed, ...]:
         return tuple(event for event in self.checkpoints if event.score is not None)
+
+    @cached_property
+    def evaluated_to(self) -> int:
+        """Newest step of the curve."""
+        return max(self.curve, default=0)
+
+    @cached_property
+    def known(self) -> dict[Any, Any]:
+        """What pure functions found out about this very value; it goes when the value goes."""
+        return {}
+
+
+UNTOUCHED = RunState()
+"""Of a run that nothing has happened to."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +128,8 @@ class State:
     compared: Mapping[str, Compared] = field(default_factory=dict)
     served: Served | None = None
     retired: frozenset[str] = frozenset()
+    corrupt: frozenset[str] = frozenset()
+    """Ids of checkpoints whose bytes are not what was written."""
     starts: tuple[Started, ...] = ()
     due_since: Mapping[tuple[str, int], float] = field(default_factory=dict)
     """(order, attempt) -> Unix seconds since when it could have run."""
@@ -122,7 +140,16 @@ class State:
     finished: Finished | None = None
 
     def run(self, run_id: str) -> RunState:
-        return self.runs.get(run_id, RunState())
+        return self.runs.get(run_id, UNTOUCHED)
+
+    def holds(self, order: str) -> bool:
+        """In flight, to be decided, waiting for its backoff, or given up: not to be ordered."""
+        return (
+            order in self.open
+            or order in self.backoff
+            or order in self.undecided
+            or order in self.gave_up
+        )
 
     def attempt_key(self, order: str, run: str | None) -> str:
         return run or order

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from orchestrator.program import Program
+from orchestrator.remember import remembered
 from orchestrator.schedule import base, finish, merge, observe, retire, retry, score, train
 from orchestrator.state import State
 from workers.types import AnyEvent, AnyOrder
@@ -31,24 +32,16 @@ RULES = (
 """In order of priority: training first, then final tastes, then scores; anytime tastes last."""
 
 
+@remembered(by=lambda program, state: (program, state))
 def due(program: Program, state: State) -> tuple[AnyOrder, ...]:
-    return tuple(order for order in wanted(program, state) if not is_held(state, order.id))
+    return tuple(order for order in wanted(program, state) if not state.holds(order.id))
 
 
 def wanted(program: Program, state: State) -> tuple[AnyOrder, ...]:
-    """Due, or already in flight."""
+    """Due, or already in flight; rules may leave out what is in flight."""
     if state.stopped is not None or finish.refusal(state) is not None:
         return ()
     return tuple(chain.from_iterable(rule(program, state) for rule in RULES))
-
-
-def is_held(state: State, order: str) -> bool:
-    return (
-        order in state.open
-        or order in state.backoff
-        or order in state.undecided
-        or order in state.gave_up
-    )
 
 
 def decisions(program: Program, state: State, now: float) -> tuple[AnyEvent, ...]:

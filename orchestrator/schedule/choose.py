@@ -13,10 +13,18 @@ def selection(event: Checkpointed, metric: Metric) -> float:
     return event.score.selection(metric)
 
 
+def ranked(run: RunState, metric: Metric) -> tuple[Checkpointed, ...]:
+    """Scored checkpoints, best first; of equals the later one."""
+    if metric not in run.known:
+        order = sorted(run.scored, key=lambda e: (-selection(e, metric), -e.checkpoint.step))
+        run.known[metric] = tuple(order)
+    found: tuple[Checkpointed, ...] = run.known[metric]
+    return found
+
+
 def best(run: RunState, metric: Metric) -> Checkpointed | None:
-    """The best checkpoint on the selection split; of equals the later one."""
-    scored = run.scored
-    return max(scored, key=lambda e: (selection(e, metric), e.checkpoint.step), default=None)
+    """The best checkpoint on the selection split."""
+    return next(iter(ranked(run, metric)), None)
 
 
 def chosen(run: RunState, ingredients: str, metric: Metric) -> tuple[Checkpointed, ...]:
@@ -26,8 +34,7 @@ def chosen(run: RunState, ingredients: str, metric: Metric) -> tuple[Checkpointe
     if ingredients == "last":
         return run.scored[-1:]
     count = 1 if ingredients == "best" else int(ingredients.removeprefix("top-"))
-    ranked = sorted(run.scored, key=lambda e: (-selection(e, metric), -e.checkpoint.step))
-    return tuple(sorted(ranked[:count], key=lambda e: e.checkpoint.step))
+    return tuple(sorted(ranked(run, metric)[:count], key=lambda e: e.checkpoint.step))
 
 
 def representative(program: Program, run: RunState) -> Checkpointed | None:
@@ -55,14 +62,21 @@ def ingredients(
     """Candidates of a final merge, by run in configured order."""
     soup = program.experiment.soup
     return tuple(
-        as_ingredient(run, event, soup.metric)
+        as_ingredient(run, known, event, soup.metric)
         for run in usable_runs(state, resolved, resolved.members[cohort.id])
-        for event in chosen(state.run(run.id), soup.ingredients, soup.metric)
+        for known in (state.run(run.id),)
+        for event in chosen(known, soup.ingredients, soup.metric)
     )
 
 
-def as_ingredient(run: RunSpec, event: Checkpointed, metric: Metric) -> Ingredient:
-    return Ingredient(name=event.checkpoint.name, run=run.id, score=selection(event, metric))
+def as_ingredient(run: RunSpec, known: RunState, event: Checkpointed, metric: Metric) -> Ingredient:
+    """The same object for every round and merge that it takes part in: there may be many."""
+    name = event.checkpoint.name
+    if name not in known.known:
+        score = selection(event, metric)
+        known.known[name] = Ingredient(name=name, run=run.id, score=score)
+    found: Ingredient = known.known[name]
+    return found
 
 
 def locate(state: State, name: str) -> Checkpoint:
@@ -76,15 +90,14 @@ def locate(state: State, name: str) -> Checkpoint:
 
 def counts(state: State, name: str) -> bool:
     """Whether the ledger knows a usable checkpoint of that run and step."""
-    run, _, step = name.partition("/")
-    return any(event.checkpoint.step == int(step) for event in state.run(run).checkpoints)
+    known = state.run(name.partition("/")[0]).checkpoints
+    return any(event.checkpoint.name == name for event in known)
 
 
 def counted(state: State, name: str) -> Checkpointed:
     """The event that made a run's checkpoint count."""
-    run, _, step = name.partition("/")
-    for event in state.run(run).checkpoints:
-        if event.checkpoint.step == int(step):
+    for event in state.run(name.partition("/")[0]).checkpoints:
+        if event.checkpoint.name == name:
             return event
     raise KeyError(f"no checkpoint {name} in the ledger")
 

@@ -8,10 +8,12 @@ does not matter which driver, worker or attempt came to know it.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from orchestrator.program import Program, Recipe, resolve
+from orchestrator.remember import remembered
 from orchestrator.schedule.choose import ingredients, locate_all
-from orchestrator.schedule.train import all_settled
+from orchestrator.schedule.train import all_settled, standing
 from orchestrator.state import MergeState, State
 from workers.types import (
     WORST,
@@ -47,8 +49,12 @@ class Final:
 
 def finals(program: Program, state: State) -> tuple[Final, ...]:
     """Empty until every run has ended; then one per cohort and recipe."""
-    if state.facts is None or not all_settled(program, state):
-        return ()
+    return _finals(program, state) if all_settled(program, state) else ()
+
+
+@remembered(by=standing)
+def _finals(program: Program, state: State) -> tuple[Final, ...]:
+    assert state.facts is not None
     resolved = resolve(program, state.facts)
     return tuple(
         Final(_merge_id(recipe, cohort, members), cohort, recipe, members)
@@ -103,22 +109,34 @@ def orders_of(state: State, merge: MergeState, cohort: Cohort, width: int) -> It
             answers=merge.answers,
         )
         return
-    hard_first = tuple(c.id for c in locate_all(state, [i.name for i in opened.ingredients]))
-    for mix in unknown(merge.question, state, opened)[:width]:
-        yield taste_order(merge.question, mix, cohort).model_copy(
-            update={
-                "ingredients": locate_all(state, mix.names),
-                "hard_first": hard_first,
-                "observe": opened.observe,
-            }
-        )
+    for mix in islice(unknown(merge.question, state, opened), width):
+        order = taste_order(merge.question, mix, cohort, opened.observe)
+        if not state.holds(order.id):
+            yield _located(state, opened, order)
 
 
-def taste_order(question: Question, mix: Mix, cohort: Cohort) -> TasteOrder:
+def _located(state: State, opened: MergeOpened, order: TasteOrder) -> TasteOrder:
+    """With where the mix's members lie, and whose predictions say which images are hard."""
+    places = {
+        "ingredients": locate_all(state, order.mix.names),
+        "hard_first": _all_ids(state, opened),
+    }
+    return order.model_copy(update=places)
+
+
+@remembered(by=lambda state, opened: (state.runs, opened))
+def _all_ids(state: State, opened: MergeOpened) -> tuple[str, ...]:
+    known = locate_all(state, [ingredient.name for ingredient in opened.ingredients])
+    return tuple(checkpoint.id for checkpoint in known)
+
+
+def taste_order(question: Question, mix: Mix, cohort: Cohort, observe: bool) -> TasteOrder:
+    bar, strict = None, False
     if isinstance(question, First):
         bar, strict = question.at_least, question.strict
-        return TasteOrder(cohort=cohort, mix=mix, ingredients=(), at_least=bar, strict=strict)
-    return TasteOrder(cohort=cohort, mix=mix, ingredients=())
+    return TasteOrder(
+        cohort=cohort, mix=mix, ingredients=(), at_least=bar, strict=strict, observe=observe
+    )
 
 
 def failure(state: State, merge: str) -> str | None:
@@ -171,16 +189,14 @@ def is_enough(tasting: Tasting | None, question: Question) -> bool:
     return isinstance(question, First) and not question.is_met_by(tasting.at_most)
 
 
-def unknown(question: Question, state: State, opened: MergeOpened) -> tuple[Mix, ...]:
+def unknown(question: Question, state: State, opened: MergeOpened) -> Iterator[Mix]:
     """Mixes still to be tasted, in order; for `First` none beyond the first that is known to do."""
-    missing = []
     for mix in question.mixes:
         tasting = known(state, opened, mix)
         if not is_enough(tasting, question):
-            missing.append(mix)
+            yield mix
         elif _settles(tasting, question):
-            break
-    return tuple(missing)
+            return
 
 
 def _settles(tasting: Tasting | None, question: Question) -> bool:

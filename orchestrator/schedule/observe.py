@@ -26,9 +26,13 @@ def decisions(program: Program, state: State) -> Iterator[AnyEvent]:
     resolved = resolve(program, state.facts)
     for cohort in resolved.cohorts:
         last = _last_round(state, cohort)
+        if not _is_finished(state, last):
+            continue
         number = _fleet_rounds(program, state, resolved, cohort)
+        if number <= _number(last):
+            continue
         members = _newest(program, state, resolved, cohort)
-        if len(members) >= 2 and number > _number(last) and _is_finished(state, last):
+        if len(members) >= 2:
             yield _open(program, cohort, number, members)
 
 
@@ -58,7 +62,7 @@ def _open(
 def _fleet_rounds(program: Program, state: State, resolved: Resolved, cohort: Cohort) -> int:
     """Rounds that should have opened by now: steps done by all, in periods of the whole fleet."""
     members = resolved.members[cohort.id]
-    steps = sum(max(state.run(run.id).curve, default=0) for run in members)
+    steps = sum(state.run(run.id).evaluated_to for run in members)
     shortest = min(members, key=lambda run: resolved.num_steps[run.id])
     steps_per_epoch = resolved.num_steps[shortest.id] // shortest.train.epochs
     period = period_steps(program.experiment.merge.every, steps_per_epoch)
@@ -70,10 +74,11 @@ def _newest(
     program: Program, state: State, resolved: Resolved, cohort: Cohort
 ) -> tuple[Ingredient, ...]:
     metric = program.experiment.soup.metric
+    going = ((run, state.run(run.id)) for run in resolved.members[cohort.id])
     return tuple(
-        as_ingredient(run, state.run(run.id).scored[-1], metric)
-        for run in resolved.members[cohort.id]
-        if state.run(run.id).scored and state.run(run.id).failed is None
+        as_ingredient(run, known, known.scored[-1], metric)
+        for run, known in going
+        if known.scored and known.failed is None
     )
 
 
@@ -92,4 +97,6 @@ def _is_finished(state: State, merge: MergeState | None) -> bool:
         return True
     if failure(state, merge.opened.merge) is not None:
         return True
+    if not state.corrupt:
+        return False
     return not all(counts(state, member.name) for member in merge.opened.ingredients)

@@ -16,13 +16,15 @@ from workers.types import AnyOrder, Checkpoint, RetireOrder
 def checkpoints(program: Program, state: State) -> Iterator[AnyOrder]:
     if any(order.what == "retire" for order in state.open.values()):
         return
-    pinned = _pinned(program, state)
-    gone = tuple(
+    superseded = [
         checkpoint
         for run_id, run in state.runs.items()
         for checkpoint in _superseded(program, run, is_stage=_is_stage(run_id))
-        if checkpoint.name not in pinned
-    )
+    ]
+    if not superseded:
+        return
+    pinned = _pinned(program, state)
+    gone = tuple(checkpoint for checkpoint in superseded if checkpoint.name not in pinned)
     if gone:
         yield RetireOrder(checkpoints=gone)
 
@@ -31,19 +33,28 @@ def _is_stage(run_id: str) -> bool:
     return run_id.startswith(("probe-", "trunk-"))
 
 
-def _superseded(program: Program, run: RunState, is_stage: bool) -> Iterator[Checkpoint]:
+def _superseded(program: Program, run: RunState, is_stage: bool) -> tuple[Checkpoint, ...]:
     if len(run.checkpoints) < 2:
-        return
+        return ()
     soup = program.experiment.soup
+    key = ("superseded", soup.ingredients, soup.metric, is_stage)
+    if key not in run.known:
+        kept = _kept(program, run, is_stage)
+        events = (event for event in run.checkpoints if event.checkpoint.id not in kept)
+        run.known[key] = tuple(event.checkpoint for event in events)
+    found: tuple[Checkpoint, ...] = run.known[key]
+    return found
+
+
+def _kept(program: Program, run: RunState, is_stage: bool) -> set[str]:
     kept = {run.checkpoints[-1].checkpoint.id}
-    if not is_stage:
-        kept |= {e.checkpoint.id for e in chosen(run, soup.ingredients, soup.metric)}
-        kept |= {e.checkpoint.id for e in run.scored[-1:]}
-        stands_for_it = representative(program, run)
-        kept |= {stands_for_it.checkpoint.id} if stands_for_it is not None else set()
-    for event in run.checkpoints:
-        if event.checkpoint.id not in kept:
-            yield event.checkpoint
+    if is_stage:
+        return kept
+    soup = program.experiment.soup
+    kept |= {e.checkpoint.id for e in chosen(run, soup.ingredients, soup.metric)}
+    kept |= {e.checkpoint.id for e in run.scored[-1:]}
+    stands_for_it = representative(program, run)
+    return kept | ({stands_for_it.checkpoint.id} if stands_for_it is not None else set())
 
 
 def _pinned(program: Program, state: State) -> frozenset[str]:

@@ -5,14 +5,17 @@ selection scores alone, whatever the order of events.
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 from orchestrator.program import Program, Resolved, resolve
+from orchestrator.remember import remembered
 from orchestrator.schedule import merge
 from orchestrator.schedule.choose import counted, representative, selection, usable_runs
-from orchestrator.schedule.train import all_settled, in_flight
+from orchestrator.schedule.train import all_settled, in_flight, standing
 from orchestrator.state import State
 from workers.types import (
     AnyOrder,
+    Checkpoint,
     Checkpointed,
     CompareOrder,
     RunSpec,
@@ -22,15 +25,30 @@ from workers.types import (
 
 
 def runs(program: Program, state: State) -> Iterator[AnyOrder]:
-    if state.facts is None:
-        return
+    if state.facts is not None:
+        busy = in_flight(state)
+        yield from (order for run, order in _unscored(program, state) if run not in busy)
+
+
+@remembered(by=lambda program, state: (*standing(program, state), state.scores))
+def _unscored(program: Program, state: State) -> tuple[tuple[str, ScoreOrder], ...]:
+    """(run, order) of every usable run whose representative lacks a score."""
+    assert state.facts is not None
     resolved = resolve(program, state.facts)
-    for run, event in ended(program, state, resolved):
-        name = event.checkpoint.name
-        if _lacks(state, name, resolved.report_splits):
-            cohort = resolved.cohort_of[run.id]
-            splits = resolved.report_splits
-            yield ScoreOrder(cohort=cohort, checkpoint=event.checkpoint, splits=splits)
+    return tuple(
+        (run.id, _score_order(resolved, run, event.checkpoint))
+        for run, event in _represented(program, state)
+        if _lacks(state, event.checkpoint.name, resolved.report_splits)
+    )
+
+
+def _score_order(resolved: Resolved, run: RunSpec, checkpoint: Checkpoint) -> ScoreOrder:
+    order = resolved.orders.get(f"score {run.id}")
+    if not isinstance(order, ScoreOrder) or order.checkpoint is not checkpoint:
+        cohort, splits = resolved.cohort_of[run.id], resolved.report_splits
+        order = ScoreOrder(cohort=cohort, checkpoint=checkpoint, splits=splits)
+        resolved.orders[f"score {run.id}"] = order
+    return order
 
 
 def ended(
@@ -38,10 +56,17 @@ def ended(
 ) -> tuple[tuple[RunSpec, Checkpointed], ...]:
     """Usable runs that are over, with the checkpoint that stands for each."""
     busy = in_flight(state)
+    return tuple(pair for pair in _represented(program, state) if pair[0].id not in busy)
+
+
+@remembered(by=standing)
+def _represented(program: Program, state: State) -> tuple[tuple[RunSpec, Checkpointed], ...]:
+    assert state.facts is not None
+    resolved = resolve(program, state.facts)
     return tuple(
         (run, event)
         for run in usable_runs(state, resolved, program.runs)
-        if run.id not in busy and (event := representative(program, state.run(run.id))) is not None
+        if (event := representative(program, state.run(run.id))) is not None
     )
 
 
@@ -62,7 +87,8 @@ def single(state: State, final: merge.Final) -> str | None:
 
 
 def _lacks(state: State, name: str, splits: tuple[str, ...]) -> bool:
-    return not set(splits) <= set(state.scores.get(name, {}))
+    known = state.scores.get(name, {})
+    return any(split not in known for split in splits)
 
 
 def scores_of(state: State, name: str) -> dict[str, Score]:
@@ -85,11 +111,12 @@ def comparison(program: Program, state: State) -> Iterator[AnyOrder]:
         yield order
 
 
+@remembered(by=lambda program, state: (program, state))
 def is_complete(program: Program, state: State) -> bool:
     """Every soup is made, and all that will be scored has been."""
     if not all_settled(program, state) or not merge.is_complete(program, state):
         return False
-    pending = [*runs(program, state), *soups(program, state)]
+    pending = chain(runs(program, state), soups(program, state))
     return all(order.id in state.gave_up for order in pending)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from orchestrator.program import Program, Resolved, resolve
+from orchestrator.remember import remembered
 from orchestrator.state import State
 from workers.types import AnyOrder, Checkpoint, RunSpec, TrainOrder
 
@@ -11,7 +12,7 @@ def runs(program: Program, state: State) -> Iterator[AnyOrder]:
     if state.facts is None or state.finish_reason is not None:
         return
     resolved = resolve(program, state.facts)
-    for run in program.runs:
+    for run in unfinished(program, state):
         base = state.bases.get(resolved.plan_of[run.id].final)
         if base is None:
             continue
@@ -26,7 +27,11 @@ def segment(state: State, resolved: Resolved, run: RunSpec, start: Checkpoint) -
     stop_step = resolved.num_steps[run.id]
     if known.failed is not None or known.trained_to >= stop_step:
         return None
-    order = TrainOrder(run=run, start=known.last or start, stop_step=stop_step)
+    start = known.last or start
+    order = resolved.orders.get(f"train {run.id}")
+    if not isinstance(order, TrainOrder) or order.start is not start:
+        order = TrainOrder(run=run, start=start, stop_step=stop_step)
+        resolved.orders[f"train {run.id}"] = order
     micro_batch = state.micro_batch.get(order.id)
     return order.model_copy(update={"micro_batch": micro_batch}) if micro_batch else order
 
@@ -36,6 +41,8 @@ def failure(state: State, resolved: Resolved, run: RunSpec) -> str | None:
     known = state.run(run.id)
     if known.failed is not None:
         return known.failed
+    if not state.gave_up:
+        return None
     plan = resolved.plan_of[run.id]
     for stage in plan.stages:
         reason = state.run(stage.id).failed
@@ -52,6 +59,7 @@ def is_trained(state: State, resolved: Resolved, run: RunSpec) -> bool:
     return state.run(run.id).trained_to >= resolved.num_steps[run.id]
 
 
+@remembered(by=lambda state: (state.open, state.backoff, state.undecided))
 def in_flight(state: State) -> frozenset[str]:
     """Ids of the runs that a fleet holds or that wait for another try."""
     held = [order.run for order in state.open.values()]
@@ -59,19 +67,33 @@ def in_flight(state: State) -> frozenset[str]:
     return frozenset(run for run in (*held, *waiting) if run is not None)
 
 
+def standing(program: Program, state: State) -> tuple[object, ...]:
+    """All that the ends of runs depend on."""
+    return program, state.facts, state.runs, state.gave_up, state.finish_reason
+
+
+@remembered(by=standing)
+def unfinished(program: Program, state: State) -> tuple[RunSpec, ...]:
+    """Member runs that neither reached their last step nor failed."""
+    if state.facts is None:
+        return program.runs
+    resolved = resolve(program, state.facts)
+    return tuple(
+        run
+        for run in program.runs
+        if not is_trained(state, resolved, run) and failure(state, resolved, run) is None
+    )
+
+
+@remembered(by=lambda program, state: (*standing(program, state), in_flight(state)))
 def all_settled(program: Program, state: State) -> bool:
     """Every member run has ended, one way or another, and none is in flight."""
     if state.facts is None:
         return False
-    resolved = resolve(program, state.facts)
-    busy = in_flight(state)
-    return all(_is_settled(state, resolved, run, busy) for run in program.runs)
-
-
-def _is_settled(state: State, resolved: Resolved, run: RunSpec, busy: frozenset[str]) -> bool:
-    if is_trained(state, resolved, run) or failure(state, resolved, run) is not None:
-        return run.id not in busy
-    return state.finish_reason is not None and run.id not in busy
+    if state.finish_reason is None and unfinished(program, state):
+        return False
+    members = resolve(program, state.facts).plan_of
+    return not any(run in members for run in in_flight(state))
 
 
 def status(program: Program, state: State, run: RunSpec) -> str:

@@ -1,309 +1,36 @@
-"""A simulated world: orders are performed without torch, on scores from a seeded table.
+"""A simulated fleet, and the lives of drivers in a simulated world.
 
-    World             what is true and lasts: the store, the scores, the mishaps that will happen
-    SimulatedFleet    one driver's slots in it; whatever is in flight dies with them
-    live(world)       one driver's life, to its end or its death
-
-Checkpoints are real folders with real manifests where the driver looks for them, and an order that
-names one which is no longer there fails the test.
+World             what is true and lasts (tests.orchestrator.world)
+SimulatedFleet    one driver's slots in it; whatever is in flight dies with them
+live(world)       one driver's life, to its end or its death
 """
 
-import hashlib
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from orchestrator import sweep
-from orchestrator.config import Experiment
 from orchestrator.driver import Driver
-from orchestrator.folds import CLOSING, fold
+from orchestrator.folds import CLOSING
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
-from orchestrator.program import Program, distinct_models
 from orchestrator.state import State
-from workers import recipes
-from workers.manifest import FileFacts, Manifest
-from workers.merge import advance
-from workers.storage import LEASE, LEDGER, MANIFEST, WEIGHTS, Store, checkpoint_dir
-from workers.types import (
-    SELECTION,
-    AnyEvent,
-    AnyOrder,
-    Asked,
-    BaseReady,
-    Blended,
-    Checkpoint,
-    Checkpointed,
-    Compared,
-    ErrorClass,
-    Evaluated,
-    Facts,
-    Failed,
-    Interrupted,
-    Mix,
-    Mixed,
-    ModelFacts,
-    Preflighted,
-    Pulse,
-    Retired,
-    Score,
-    Scored,
-    Served,
-    Soup,
-    SplitFacts,
-    Started,
-    Tasted,
-    TasteOrder,
-    Tasting,
-    Trained,
-    TrainOrder,
-)
+from tests.orchestrator.world import Mishap, World, facts, program
+from workers.storage import LEASE, LEDGER, Store
+from workers.types import AnyEvent, AnyOrder, Pulse
 
-COUNTS = {"train": 320, "val": 40, "test": 50, "ood:sketch": 30}
-CONTENT = b"weights"
-MODEL = {"name": "test_vit"}
-
-
-def program(num_runs: int = 3, epochs: int = 2, **sections: dict[str, Any]) -> Program:
-    """`num_runs` seeds of one setting, ten steps per epoch."""
-    tree: dict[str, Any] = {
-        "name": "simulated",
-        "data": {"source": "digits"},
-        "model": MODEL,
-        "sweep": {"seeds": num_runs},
-        "fleet": {"grace_s": 0.0},
-    }
-    for section, value in sections.items():
-        tree[section] = tree.get(section, {}) | value
-    tree["train"] = {"epochs": epochs} | tree.get("train", {})
-    experiment = Experiment.model_validate(tree)
-    return Program(experiment, sweep.expand(experiment), ranks=1)
-
-
-@dataclass(frozen=True)
-class Mishap:
-    """What goes wrong with an attempt, after so many of its events."""
-
-    error: ErrorClass
-    after: int = 0
-    unheard: int = 0
-    """Events that still happen, but of which word never comes."""
-    checkpoint: str | None = None
-    message: str = "simulated"
-
-
-Mishaps = Callable[[AnyOrder, int], Mishap | None]
-"""(order, attempt) -> what will go wrong with it."""
-
-
-def no_mishap(order: AnyOrder, attempt: int) -> Mishap | None:
-    return None
-
-
-@dataclass
-class World:
-    program: Program
-    store: Store
-    seed: int = 0
-    mishaps: Mishaps = no_mishap
-    early_stops: bool = True
-    """Hopeless tastes end with a bound."""
-    writes: bool = True
-    """Checkpoints really are in the store."""
-    deleted: set[str] = field(default_factory=set)
-    """Ids of retired checkpoints."""
-    performed: list[tuple[str, int]] = field(default_factory=list)
-    """(order, attempt) that began."""
-    clock: float = 1_760_000_000.0
-
-    @classmethod
-    def at(cls, folder: Path, program: Program | None = None, **options: Any) -> "World":
-        return cls(program or globals()["program"](), Store(str(folder / "store")), **options)
-
-    def ledger(self) -> Ledger:
-        return Ledger(self.store)
-
-    def state(self) -> State:
-        return fold(self.ledger().replay())
-
-    def now(self) -> float:
-        return self.clock
-
-    # Scores
-
-    def score(self, mix: Mix) -> float:
-        """Selection score of a mix; of few images, so that ties happen."""
-        name = mix.single or mix.key
-        return (_table(self.seed, name) % 21 + 10) / COUNTS[SELECTION]
-
-    def _scored(self, name: str, split: str) -> Score:
-        if split == SELECTION and not name.startswith("soup/"):
-            top1 = self.score(Mix.mean([name]))
-        else:
-            top1 = _table(self.seed, f"{name} {split}") % 1000 / 1000
-        return Score(count=COUNTS[split], top1=top1, macro_f1=top1, nll=1 - top1, ece=0.1)
-
-    # Performing
-
-    def perform(
-        self, order: AnyOrder, attempt: int, interrupted: Callable[[], str | None]
-    ) -> Iterator[AnyEvent]:
-        self._check_places(order)
-        self.performed.append((order.id, attempt))
-        stamp = {"order": order.id, "run": order.run_id, "attempt": attempt}
-        for event in self._with_mishaps(order, attempt, interrupted):
-            yield event.model_copy(update={**stamp, "time": self.clock})
-
-    def _with_mishaps(
-        self, order: AnyOrder, attempt: int, interrupted: Callable[[], str | None]
-    ) -> Iterator[AnyEvent]:
-        events: Iterator[AnyEvent] = getattr(self, f"_{order.kind}")(order, attempt)
-        mishap = self.mishaps(order, attempt)
-        for index, event in enumerate(events):
-            if mishap is not None and index == mishap.after:
-                for _ in zip(range(mishap.unheard), events, strict=False):
-                    pass
-                break
-            yield event
-            if event.kind == "checkpoint" and interrupted():
-                yield Interrupted(reason=interrupted() or "")
-                return
-        if mishap is not None:
-            yield Failed(error=mishap.error, message=mishap.message, checkpoint=mishap.checkpoint)
-
-    def _check_places(self, order: AnyOrder) -> None:
-        """Every checkpoint an order names is in the store; deleting again what is gone is fine."""
-        for id_ in named(order) if order.kind != "retire" else ():
-            assert id_ not in self.deleted, f"{order.id} names the deleted {id_}"
-            if self.writes:
-                manifest = f"{checkpoint_dir(id_)}/{MANIFEST}"
-                assert self.store.exists(manifest), f"{order.id} names {id_}, not in the store"
-
-    def _preflight(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
-        yield Started(warm=False, gap_s=None)
-        yield Preflighted(facts=facts(self.program))
-
-    def _base(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
-        yield Started(warm=False, gap_s=None)
-        yield BaseReady(checkpoint=self._write(order.name, None, 0))
-
-    def _train(self, order: TrainOrder, attempt: int) -> Iterator[AnyEvent]:
-        per_epoch = order.run.train.steps_per_epoch(COUNTS["train"], 1)
-        done = 0 if order.start.name.startswith("base/") else order.start.step
-        if order.start.name.startswith(("probe-", "trunk-")) and order.run.role != "member":
-            done = order.start.step if order.start.name.startswith(order.run.id) else 0
-        yield Started(warm=True, gap_s=0.01)
-        for step in range(done + per_epoch, order.stop_step + 1, per_epoch):
-            name = f"{order.run.id}/{step:08d}"
-            score = self._scored(name, SELECTION)
-            yield Evaluated(
-                step=step,
-                epoch=step // per_epoch,
-                loss=1.0,
-                lr=0.1,
-                images_per_s=100.0,
-                score=score,
-            )
-            made = self._write(name, attempt, step, score)
-            yield Checkpointed(checkpoint=made, score=score)
-        yield Trained(step=order.stop_step, busy_s=1.0)
-
-    def _merge(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
-        recipe = recipes.load(order.recipe, order.options)
-        outcome = advance(recipe, order.ingredients, order.answers)
-        if isinstance(outcome, Soup):
-            yield Mixed(merge=order.merge, soup=outcome)
-        else:
-            yield Asked(merge=order.merge, question=outcome)
-
-    def _taste(self, order: TasteOrder, attempt: int) -> Iterator[AnyEvent]:
-        yield Started(warm=True, gap_s=0.01)
-        yield Tasted(
-            mix=order.mix.key, tasting=self.tasting(order), cohort=order.cohort.id, busy_s=1.0
-        )
-
-    def tasting(self, order: TasteOrder) -> Tasting:
-        """Complete, or for a hopeless one a bound somewhere between its score and the bar."""
-        score = self.score(order.mix)
-        bar = order.at_least
-        hopeless = bar is not None and (score <= bar if order.strict else score < bar)
-        if not (self.early_stops and hopeless) or bar is None:
-            return Tasting(score=score, at_most=score, samples=COUNTS[SELECTION])
-        steps = round((bar - score) * COUNTS[SELECTION])
-        choices = range(steps + 1) if order.strict else range(steps)
-        above = choices[_table(self.seed, order.id) % len(choices)]
-        return Tasting(score=None, at_most=score + above / COUNTS[SELECTION], samples=8)
-
-    def _blend(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
-        yield Started(warm=True, gap_s=0.01)
-        yield Blended(checkpoint=self._write(order.soup, None, 0), busy_s=1.0)
-
-    def _score(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
-        yield Started(warm=True, gap_s=0.01)
-        scores = {split: self._scored(order.checkpoint.name, split) for split in order.splits}
-        yield Scored(checkpoint=order.checkpoint.name, scores=scores, busy_s=1.0)
-
-    def _compare(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
-        yield Started(warm=True, gap_s=0.01)
-        yield Compared(key=order.key, soups={}, ensembles=())
-
-    def _serve(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
-        yield Started(warm=True, gap_s=0.01)
-        yield Served(soup=order.soup.name)
-
-    def _retire(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
-        for checkpoint in order.checkpoints:
-            self.deleted.add(checkpoint.id)
-            self.store.delete(checkpoint_dir(checkpoint.id))
-        yield Retired(checkpoints=tuple(checkpoint.id for checkpoint in order.checkpoints))
-
-    def _write(
-        self, name: str, attempt: int | None, step: int, score: Score | None = None
-    ) -> Checkpoint:
-        """A complete checkpoint, without waiting for the disk."""
-        sha256 = hashlib.sha256(CONTENT).hexdigest()
-        files = {WEIGHTS: FileFacts(size=len(CONTENT), sha256=sha256)}
-        made = Manifest(name=name, attempt=attempt, step=step, score=score, files=files)
-        if self.writes:
-            assert self.store.local_root is not None
-            folder = self.store.local_root / checkpoint_dir(made.checkpoint.id)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / WEIGHTS).write_bytes(CONTENT)
-            (folder / MANIFEST).write_text(made.model_dump_json())
-        return made.checkpoint
-
-
-def _table(seed: int, name: str) -> int:
-    return int(hashlib.sha256(f"{seed} {name}".encode()).hexdigest()[:8], 16)
-
-
-def named(order: AnyOrder) -> set[str]:
-    """Ids of all checkpoints that an order says where to find."""
-    one = [getattr(order, key, None) for key in ("start", "source", "checkpoint", "soup")]
-    many = [] if order.kind == "merge" else getattr(order, "ingredients", ())
-    ids = {each.id for each in (*one, *many) if isinstance(each, Checkpoint)}
-    if order.kind == "compare":
-        ids |= {order.best_single, *order.members, *order.soups}
-    return ids | set(getattr(order, "hard_first", ()))
-
-
-def facts(program: Program) -> Facts:
-    model = ModelFacts(
-        num_parameters=1000,
-        model_bytes=4000,
-        checkpoint_bytes=12000,
-        has_batchnorm=False,
-        preprocessing={"input_size": [3, 32, 32]},
-    )
-    splits = {
-        name: SplitFacts(count=count, fingerprint="f" * 64, class_counts=(count,))
-        for name, count in COUNTS.items()
-    }
-    models = dict.fromkeys(distinct_models(program.runs), model)
-    return Facts(classes=("0", "1"), splits=splits, corrupt=(), models=models)
+__all__ = [
+    "FragileLedger",
+    "Killed",
+    "Mishap",
+    "SimulatedFleet",
+    "World",
+    "driver",
+    "facts",
+    "live",
+    "program",
+]
 
 
 @dataclass

@@ -17,6 +17,10 @@ from workers.types import (
     Tasting,
 )
 
+AT_ONCE = 64
+"""Candidates per question, many more than any fleet tastes at once: a question names every member
+of every mix, and a thousand candidates in one would fill the ledger."""
+
 
 @dataclass(frozen=True)
 class Greedy:
@@ -39,13 +43,14 @@ class Greedy:
         members, score = [best.name], best.score
         decisions = [_starts(best)]
         while queue:
-            mixes = tuple(Mix.mean([*members, each.name]) for each in queue)
+            mixes = tuple(Mix.mean([*members, each.name]) for each in queue[:AT_ONCE])
             found = yield First(mixes=mixes, at_least=score, strict=self.tie == "strict")
             assert isinstance(found, Found)
             for candidate, tasting in zip(queue, found.tried, strict=False):
                 decisions.append(self._decided(candidate, tasting, score))
             if found.index is None:
-                break
+                queue = queue[AT_ONCE:]
+                continue
             tasted = found.tried[found.index].score
             assert tasted is not None, "an accepted mix was tasted completely"
             members.append(queue[found.index].name)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -119,7 +120,7 @@ class Mix(Value):
     def names(self) -> tuple[str, ...]:
         return tuple(name for name, weight in self.weights if weight)
 
-    @property
+    @cached_property
     def single(self) -> str | None:
         """The one checkpoint that this mix is, if it is one."""
         live = [(name, weight) for name, weight in self.weights if weight]
@@ -127,6 +128,6 @@ class Mix(Value):
             return live[0][0]
         return None
 
-    @property
+    @cached_property
     def key(self) -> str:
         return digest(self.model_dump(), 12)
