@@ -1,7 +1,8 @@
 """A simulated world: orders are performed without torch, on scores from a seeded table.
 
-What is true here lasts: the store, the scores, the mishaps that will happen. Checkpoints are real folders with real manifests where the driver looks for them, and an order that
-names one which is no longer there fails the test.
+What is true here lasts: the store, the scores, the mishaps that will happen. Checkpoints are real
+folders with real manifests where the driver looks for them, and an order that names one which is
+no longer there fails the test.
 """
 
 import hashlib
