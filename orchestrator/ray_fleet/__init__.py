@@ -26,7 +26,7 @@ from orchestrator.ray_fleet.cluster import (
 )
 from orchestrator.ray_fleet.slot import Held, Slot, create_merge_slot, create_slot
 from orchestrator.sections import FleetSpec
-from workers.types import AnyEvent, AnyOrder, Failed, Pulse, Setting, UserError
+from workers.types import AnyEvent, AnyOrder, ErrorClass, Failed, Pulse, Setting, UserError
 
 PULSE_S = 2.0
 """Between two questions for a sign of life: negligible load, and live enough for a table."""
@@ -36,6 +36,9 @@ SURVEY_S = 5.0
 
 MAX_START_FAILURES = 3
 """Slots that may fail to come up in a row before the fleet gives up."""
+
+LAST_WORDS_S = 5.0
+"""For the other ranks of a gang to say what they saw, once one has failed."""
 
 RECYCLE = frozenset({"oom", "error"})
 """After these a process, its CUDA context above all, is not to be trusted."""
@@ -137,12 +140,32 @@ class RayFleet:
             return self._after_end(slot)
         except (RayActorError, RayTaskError, RayError) as error:
             return self._lose(slot, error)
-        slot.begun()
+        slot.heard(event)
         if event.kind == "failed" and (slot.is_gang or event.error in RECYCLE):
+            event = self._cause(slot, event)
             self._requeue(slot.held[1:])
             slot.held = []
             self._rebuild(slot)
         return [event]
+
+    def _cause(self, slot: Slot, failed: Failed) -> Failed:
+        """Whoever loses a peer fails with a plain error; the rank that knows more is believed."""
+        deadline = time.monotonic() + LAST_WORDS_S
+        for stream in slot.streams():
+            if failed.error != "error":
+                break
+            failed = self._last_word(slot, stream, deadline - time.monotonic()) or failed
+        return failed
+
+    def _last_word(self, slot: Slot, stream: Any, timeout_s: float) -> Failed | None:
+        ready, _ = ray.wait([stream], timeout=max(0.0, timeout_s), fetch_local=False)
+        try:
+            event = ray.get(next(stream)) if ready else None
+        except StopIteration:
+            return None
+        except RayError as error:
+            return _failed(slot.held[0], slot.name, *_loss(slot, error))
+        return event if isinstance(event, Failed) else None
 
     def _after_end(self, slot: Slot) -> list[AnyEvent]:
         if slot.draining and not slot.held:
@@ -150,22 +173,22 @@ class RayFleet:
         return []
 
     def _lose(self, slot: Slot, error: Exception) -> list[AnyEvent]:
-        preempted = bool(getattr(error, "preempted", False))
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        message = f"{slot.name} died: {type(error).__name__}: {first_line}"
-        return self._fail(slot, "preempted" if preempted else "lost", message)
+        return self._fail(slot, *_loss(slot, error))
 
-    def _fail(self, slot: Slot, kind: Any, message: str) -> list[AnyEvent]:
-        """The running order failed, the queued one moves on, the slot is made anew."""
+    def _fail(self, slot: Slot, kind: ErrorClass, message: str) -> list[AnyEvent]:
+        """The running order failed, unless it was done; the queued one moves on; the slot is made
+        anew."""
         running, queued = slot.held[:1], slot.held[1:]
-        failed = [_failed(held, slot.name, kind, message) for held in running]
+        failed: list[AnyEvent] = [
+            _failed(held, slot.name, kind, message) for held in running if not held.is_over
+        ]
         self._requeue(queued)
         slot.held = []
         self._rebuild(slot)
         return failed
 
     def _requeue(self, held: list[Held]) -> None:
-        self._waiting += [(h.order, h.attempt) for h in held]
+        self._waiting += [(h.order, h.attempt) for h in held if not h.is_over]
 
     def _place_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -268,7 +291,14 @@ def open_cluster(experiment: Experiment, address: str) -> Setting:
     return setting
 
 
-def _failed(held: Held, slot: str, kind: Any, message: str) -> AnyEvent:
+def _loss(slot: Slot, error: Exception) -> tuple[ErrorClass, str]:
+    preempted = bool(getattr(error, "preempted", False))
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    message = f"{slot.name} died: {type(error).__name__}: {first_line}"
+    return "preempted" if preempted else "lost", message
+
+
+def _failed(held: Held, slot: str, kind: ErrorClass, message: str) -> Failed:
     return Failed(
         order=held.order.id,
         run=held.order.run_id,

@@ -8,10 +8,11 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from orchestrator.folds import CLOSING
 from orchestrator.ray_fleet.cluster import Needs
 from orchestrator.sections import FleetSpec
 from workers.actors import WorkerActor
-from workers.types import AnyOrder, Pulse, Setting, digest
+from workers.types import AnyEvent, AnyOrder, Pulse, Setting, digest
 
 _ACTOR: Any = WorkerActor
 """Ray's decorator adds attributes that no type checker sees."""
@@ -25,7 +26,8 @@ class Held:
     attempt: int
     streams: list[Any]
     """One per rank that takes part, until it ends."""
-    begun: bool = False
+    is_over: bool = False
+    """Its last event was heard; the ends of its streams were not yet."""
 
 
 @dataclass
@@ -79,9 +81,8 @@ class Slot:
     def streams(self) -> list[Any]:
         return self.held[0].streams if self.held else []
 
-    def begun(self) -> None:
-        if self.held:
-            self.held[0].begun = True
+    def heard(self, event: AnyEvent) -> None:
+        self.held[0].is_over |= event.kind in CLOSING
 
     def end(self, stream: Any) -> None:
         """A rank came to the end of its stream; with the last one the order is over."""

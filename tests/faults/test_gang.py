@@ -1,0 +1,42 @@
+"""Two gloo ranks in one placement group: one of them dies, and the whole gang is built anew."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import tiny
+
+GANG = ("fleet.gpus_per_run=2", "fleet.max_concurrent_runs=1")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    with tiny.Command(tmp_path_factory.mktemp("gang"), *GANG) as command:
+        assert command.wait() == 0, command.output
+        assert "failed" not in [event.kind for event in tiny.events(command.store)]
+        return tiny.served(command.store)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(
+    ("stroke", "error", "heartbeat_s"), [("SIGKILL", "lost", 120), ("SIGSTOP", "hang", 20)]
+)
+def test_a_rank_that_dies_or_freezes_costs_one_attempt_and_no_byte(
+    rank: str,
+    stroke: str,
+    error: str,
+    heartbeat_s: int,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+) -> None:
+    fault: dict[str, Any] = {"order": ["train-"], "touches": 7, "signal": stroke, "rank": rank}
+    with tiny.Command(
+        tmp_path, *GANG, f"fleet.heartbeat_s={heartbeat_s}", faults=[fault]
+    ) as command:
+        assert command.wait() == 0, command.output
+        failed = [event for event in tiny.events(command.store) if event.kind == "failed"]
+        assert [event.error for event in failed] == [error], [e.message for e in failed]
+        assert tiny.served(command.store) == undisturbed
