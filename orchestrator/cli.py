@@ -24,6 +24,8 @@ from orchestrator.state import State
 from workers.storage import Store
 from workers.types import UserError
 
+PIPE_WIDTH = 130
+
 app = typer.Typer(
     help="Fine-tune a fleet of image classifiers and get back one better model: a soup.",
     no_args_is_help=True,
@@ -57,7 +59,7 @@ def plan(
     if as_json:
         print(json.dumps(made.summary))
     else:
-        Console().print(plan_view(made))
+        _console().print(plan_view(made))
 
 
 @app.command()
@@ -96,7 +98,7 @@ def run(
     else:
         if not outcome.worked:
             print(f"{uri} is finished; there was nothing left to do.")
-        Console().print(final_table(outcome.results, uri))
+        _console().print(final_table(outcome.results, uri))
     raise typer.Exit(outcome.exit_code)
 
 
@@ -116,7 +118,7 @@ def status(
     if as_json:
         print(json.dumps(status_json(program, state)))
     else:
-        Console().print(status_view(program, state, uri))
+        _console().print(status_view(program, state, uri))
 
 
 @app.command()
@@ -124,7 +126,7 @@ def report(uri: Uri) -> None:
     """Write results.json, summary.csv and report.html anew."""
     program, state, store = _replayed(uri)
     results = write_report(program, state, store)
-    Console().print(final_table(results, uri))
+    _console().print(final_table(results, uri))
 
 
 @app.command()
@@ -153,15 +155,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model on class folders, matched by name to its labels."""
-    from workers.serving import evaluate_folder
-
     from orchestrator.watching import score_view
+    from workers.serving import evaluate_folder
 
     score = evaluate_folder(Path(model_dir), Path(data))
     if as_json:
         print(json.dumps(score.model_dump()))
     else:
-        Console().print(score_view(score, model_dir, data))
+        _console().print(score_view(score, model_dir, data))
 
 
 @app.command()
@@ -189,6 +190,11 @@ def submit(
 
     experiment = config.load(config_file, overrides or [], storage=storage, name=name)
     raise typer.Exit(submit_job(experiment, address, wait))
+
+
+def _console() -> Console:
+    """Pipes and job logs have no width; the tables need this much."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def _existing(uri: str) -> Store:
