@@ -268,6 +268,8 @@ class RayFleet:
         return []
 
     def waiting_for(self) -> str | None:
+        if not self._slots:
+            return f"a node with room for a slot ({self._needs})"
         starting = [slot for slot in self._slots if not slot.is_open]
         if not starting:
             return None

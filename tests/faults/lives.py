@@ -39,6 +39,8 @@ class Death:
     """Exit code, or minus the signal's number, as subprocess has it."""
     writes: int
     """Ledger writes of this life."""
+    pid: int
+    """Also the id of its session."""
 
     @property
     def was_killed(self) -> bool:
@@ -108,13 +110,14 @@ def _serve() -> None:
         pid = os.fork()
         if pid == 0:
             os.close(read_end)
+            os.setsid()
             os._exit(_drive(Life(**life), write_end))
         print(pid, file=answers, flush=True)
         os.close(write_end)
         with os.fdopen(read_end, "rb") as told:
             writes = len(told.read())
         _, status = os.waitpid(pid, 0)
-        death = Death(os.waitstatus_to_exitcode(status), writes)
+        death = Death(os.waitstatus_to_exitcode(status), writes, pid)
         print(json.dumps(asdict(death)), file=answers, flush=True)
 
 

@@ -10,8 +10,9 @@ from tests.faults.lives import Life, Nursery, Undisturbed
 from workers.storage import Store
 
 
-def _life(folder: Path, kill_after: int | None = None) -> Life:
-    return Life(str(tiny.config_file(folder)), str(folder / "runs"), kill_after=kill_after)
+def _life(folder: Path, fleet: str = "local", kill_after: int | None = None) -> Life:
+    config, storage = str(tiny.config_file(folder)), str(folder / "runs")
+    return Life(config, storage, fleet=fleet, kill_after=kill_after)
 
 
 def _store(folder: Path) -> Store:
@@ -42,3 +43,19 @@ def test_after_a_kill_at_any_ledger_write_one_more_driver_ends_with_the_same_byt
         assert nursery.live(_life(folder, kill_after=write)).was_killed, write
         assert nursery.live(_life(folder)).code == 0, write
         assert tiny.served(_store(folder)) == undisturbed.served, write
+
+
+@pytest.mark.slow
+def test_a_ray_driver_killed_again_and_again_ends_with_the_same_bytes(
+    nursery: Nursery, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """After its fifth write, or its tenth so that it gets on; its cluster goes with it."""
+    lengths = cycle([5, 10])
+    num_killed = 0
+    while (death := nursery.live(_life(tmp_path, "ray", next(lengths)))).was_killed:
+        tiny.wait_for(lambda pid=death.pid: not tiny.session_of(pid), 30)
+        num_killed += 1
+        assert num_killed < 40, "the experiment does not get on"
+    assert death.code == 0
+    assert num_killed >= 5
+    assert tiny.served(_store(tmp_path)) == undisturbed.served

@@ -1,0 +1,109 @@
+"""A cluster of several nodes: they come and go, and whatever ends the driver gives all back."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from tests.faults import tiny
+from tests.faults.lives import Life, Nursery, Undisturbed
+from workers.storage import Store
+
+pytestmark = pytest.mark.slow
+
+LONGER = ("train.epochs=30", "merge.mode=off")
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs and one node with two."""
+    with pytest.MonkeyPatch.context() as environment:
+        for key, value in tiny.environment().items():
+            environment.setenv(key, value)
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
+        cluster.node = cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        try:
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def longer(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the longer experiment serves when nothing happens."""
+    folder = tmp_path_factory.mktemp("longer")
+    config, storage = str(tiny.config_file(folder)), str(folder / "runs")
+    assert nursery.live(Life(config, storage, overrides=LONGER)).code == 0
+    return tiny.served(Store(f"{storage}/tiny"))
+
+
+def _command(cluster: Any, folder: Path, *arguments: str) -> tiny.Command:
+    return tiny.Command(folder, "--address", cluster.address, *arguments)
+
+
+def _is_given_back(cluster: Any) -> bool:
+    """Every resource is free, no actor lives and no placement group holds anything."""
+    if not ray.is_initialized():
+        ray.init(address=cluster.address, log_to_driver=False)
+    free = ray.available_resources()
+    total = ray.cluster_resources()
+    actors = ray._private.state.actors().values()
+    groups = ray.util.placement_group_table().values()
+    return (
+        all(free.get(kind, 0) == total[kind] for kind in ("CPU",))
+        and all(actor["State"] == "DEAD" for actor in actors)
+        and all(group["state"] == "REMOVED" for group in groups)
+    )
+
+
+def test_a_node_lost_in_training_and_one_that_joins_change_no_byte(
+    cluster: Any, longer: dict[str, bytes], tmp_path: Path
+) -> None:
+    with _command(cluster, tmp_path, *LONGER) as command:
+        command.wait_for("evaluated", count=4)
+        cluster.remove_node(cluster.node, allow_graceful=False)
+        command.wait_for("failed")
+        cluster.add_node(num_cpus=2)
+        assert command.wait() == 0, command.output
+        events = tiny.events(command.store)
+        failed = [event for event in events if event.kind == "failed"]
+        assert {event.error for event in failed} <= {"lost", "preempted"}
+        later = {e.slot for e in events if e.kind == "started" and e.seq > failed[-1].seq}
+        assert later - {"merge"}
+        assert not (later & {event.slot for event in failed}) - {"merge"}
+        assert tiny.served(command.store) == longer
+    tiny.wait_for(lambda: _is_given_back(cluster), 30)
+
+
+def test_a_node_that_joins_is_used(cluster: Any, longer: dict[str, bytes], tmp_path: Path) -> None:
+    with _command(cluster, tmp_path, "fleet.cpus_per_run=1", *LONGER) as command:
+        command.wait_for("evaluated")
+        before = {e["slot"] for e in tiny.peek(Path(command.uri)) if e["kind"] == "started"}
+        cluster.add_node(num_cpus=2)
+        assert command.wait() == 0, command.output
+        slots = {e.slot for e in tiny.events(command.store) if e.kind == "started"}
+        assert slots > before
+        assert tiny.served(command.store) == longer
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_the_driver_its_cluster_gets_all_back(
+    number: signal.Signals, cluster: Any, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    with _command(cluster, tmp_path) as command:
+        command.wait_for("evaluated")
+        command.signal(number)
+        assert command.wait() == (-9 if number == signal.SIGKILL else 4), command.output
+        tiny.wait_for(lambda: _is_given_back(cluster), 60)
+    with _command(cluster, tmp_path) as command:
+        assert command.wait() == 0, command.output
+        assert tiny.served(command.store) == undisturbed.served
+    tiny.wait_for(lambda: _is_given_back(cluster), 60)
