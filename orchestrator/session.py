@@ -76,13 +76,14 @@ def run(experiment: Experiment, options: Options) -> Outcome:
     ttl_s = LOCAL_LEASE_S if options.fleet == "local" else 60.0
     store.probe()
     lease = Lease(store, owner=f"{socket.gethostname()}:{os.getpid()}", ttl_s=ttl_s)
-    lease.acquire(options.take_over)
-    try:
-        return _run(experiment, options, program, store, lease, is_new=not has_begun)
-    except LeaseLost as error:
-        raise UserError(str(error)) from error
-    finally:
-        lease.release()
+    with _stoppable():
+        lease.acquire(options.take_over)
+        try:
+            return _run(experiment, options, program, store, lease, is_new=not has_begun)
+        except LeaseLost as error:
+            raise UserError(str(error)) from error
+        finally:
+            lease.release()
 
 
 def read_experiment(store: Store) -> Experiment | None:
@@ -276,9 +277,27 @@ CLOSING_S = 8.0
 
 
 @contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """While no driver is at work, a signal ends the process, and all is given back on the way."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(STOPPED)
+
+    before = {number: signal.signal(number, leave) for number in STOP_SIGNALS}
+    try:
+        yield
+    except SystemExit:  # or that of Ray, which has a handler of its own while it starts
+        kill_everything()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def _signals(driver: Driver) -> Iterator[None]:
     """SIGINT, SIGTERM, SIGUSR1: the loop ends at its next turn. A second SIGINT: all ends at once,
-    and so it does when the grace period is over and something still hangs."""
+    and so it does when the grace period is over and something still hangs, closing included."""
     patience_s = driver.program.experiment.fleet.grace_s + CLOSING_S
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -289,12 +308,11 @@ def _signals(driver: Driver) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, patience_s)
 
     before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
-    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: kill_everything())
-    try:
-        yield
-    finally:
-        for number in STOP_SIGNALS:
-            signal.signal(number, before[number])
+    signal.signal(signal.SIGALRM, lambda *_: kill_everything())
+    yield
+    if driver.stop_reason is None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def kill_everything() -> None:

@@ -176,13 +176,10 @@ class RayFleet:
         return self._fail(slot, *_loss(slot, error))
 
     def _fail(self, slot: Slot, kind: ErrorClass, message: str) -> list[AnyEvent]:
-        """The running order failed, unless it was done; the queued one moves on; the slot is made
-        anew."""
-        running, queued = slot.held[:1], slot.held[1:]
-        failed: list[AnyEvent] = [
-            _failed(held, slot.name, kind, message) for held in running if not held.is_over
-        ]
-        self._requeue(queued)
+        """The running order failed, those behind it move on, the slot is made anew."""
+        alive = [held for held in slot.held if not held.is_over]
+        failed: list[AnyEvent] = [_failed(held, slot.name, kind, message) for held in alive[:1]]
+        self._requeue(alive[1:])
         slot.held = []
         self._rebuild(slot)
         return failed

@@ -139,11 +139,15 @@ def _describe(resources: dict[str, float]) -> str:
 
 
 def capacity(needs: Needs) -> int:
-    """Slots that fit the living nodes, were they empty."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """Slots that fit the nodes that live and will stay, were they empty."""
+    leaving = draining_nodes()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     bundles = sum(
-        min(math.floor(node.get(kind, 0) / amount) for kind, amount in needs.bundle.items())
-        for node in alive
+        min(
+            math.floor(node["Resources"].get(kind, 0) / amount)
+            for kind, amount in needs.bundle.items()
+        )
+        for node in nodes
     )
     return bundles // needs.ranks
 

@@ -1,6 +1,8 @@
 """A cluster of several nodes: they come and go, and whatever ends the driver gives all back."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,29 @@ def test_a_node_that_joins_is_used(cluster: Any, longer: dict[str, bytes], tmp_p
         slots = {e.slot for e in tiny.events(command.store) if e.kind == "started"}
         assert slots > before
         assert tiny.served(command.store) == longer
+
+
+def test_a_node_that_is_drained_hands_its_training_on(
+    cluster: Any, longer: dict[str, bytes], tmp_path: Path
+) -> None:
+    with _command(cluster, tmp_path, "fleet.max_concurrent_runs=1", *LONGER) as command:
+        command.wait_for("evaluated", count=4)
+        cluster.add_node(num_cpus=2)
+        _drain(cluster.address, cluster.node.node_id)
+        command.wait_for("interrupted")
+        assert command.wait() == 0, command.output
+        events = tiny.events(command.store)
+        assert "failed" not in [event.kind for event in events]
+        trained_on = {e.slot for e in events if e.kind in ("interrupted", "trained")}
+        assert len(trained_on) == 2
+        assert tiny.served(command.store) == longer
+
+
+def _drain(address: str, node: str) -> None:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address]
+    command += ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "test", "--deadline-remaining-seconds", "300"]
+    subprocess.run(command, check=True, env=tiny.environment(), capture_output=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -88,6 +88,20 @@ def test_a_ray_driver_stops_within_seconds_and_another_one_ends_with_the_same_by
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", STOP)
+def test_a_driver_stopped_while_ray_starts_leaves_nothing(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    with tiny.Command(tmp_path) as command:
+        tiny.wait_for(lambda: command.store.exists("driver.json"))
+        time.sleep(4)
+        command.signal(number)
+        assert command.wait() == 4, command.output
+        tiny.wait_for(lambda: not tiny.session_of(command.process.pid), 10)
+        assert not command.store.exists("driver.json")
+
+
+@pytest.mark.slow
 def test_a_second_interrupt_ends_a_ray_fleet_at_once(tmp_path: Path) -> None:
     with tiny.Command(tmp_path, "fleet.grace_s=60", *tiny.LONG) as command:
         command.wait_for("evaluated")
