@@ -287,6 +287,7 @@ def _stoppable() -> Iterator[None]:
     try:
         yield
     except SystemExit:  # or that of Ray, which has a handler of its own while it starts
+        print("soupfleet: stopped; the same command goes on", file=sys.stderr, flush=True)
         kill_everything()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
