@@ -15,7 +15,7 @@ from orchestrator.session import Options
 from orchestrator.state import State
 from tests.faults import tiny
 from workers.storage import Store
-from workers.types import AnyEvent, AnyOrder, Failed, Ordered, TrainOrder
+from workers.types import AnyEvent, AnyOrder, Failed, Ordered, Pulse, TrainOrder
 
 OVERRIDES = ("sweep.seeds=1", "train.epochs=50", "fleet.max_concurrent_runs=1", "fleet.grace_s=5")
 
@@ -164,5 +164,10 @@ def test_after_a_failure_the_slot_works_and_gives_signs_of_life(bench: Bench) ->
     order = bench.training()
     bench.submit(order)
     bench.events_until(lambda event: event.kind == "started")
-    assert any(pulse.slot for pulse in tiny.wait_for(bench.fleet.pulses, 20))
+
+    def pulses() -> list[Pulse]:
+        bench.fleet.events(0.2)  # a fleet listens for signs of life while it waits for events
+        return bench.fleet.pulses()
+
+    assert any(pulse.slot for pulse in tiny.wait_for(pulses, 60))
     bench.fleet.cancel(order.id)
