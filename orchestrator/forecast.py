@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.program import BasePlan, Program, Recipe, Resolved
-from workers.types import Facts, ModelFacts, RunSpec, digest
+from workers.types import Facts, ModelFacts, RunSpec, digest, model_key
 
 STARTUP_S = 15.0
 """Until Ray and the first warm process are up; measured on two cores."""
@@ -52,7 +52,7 @@ def peak_bytes(program: Program, resolved: Resolved, slots: int) -> int:
     )
     largest = max(model.checkpoint_bytes for model in facts.models.values())
     bases = sum(_base_bytes(plan, facts) for plan in resolved.plans)
-    models = [facts.models[digest(cohort.model.model_dump())] for cohort in resolved.cohorts]
+    models = [facts.models[model_key(cohort.model)] for cohort in resolved.cohorts]
     soups = sum(len(program.recipes) * model.model_bytes for model in models)
     served = max(model.model_bytes for model in models)
     return runs + 2 * slots * largest + bases + soups + served + _prediction_bytes(program, facts)
@@ -75,11 +75,11 @@ def kept_checkpoints(program: Program, resolved: Resolved, run: RunSpec) -> int:
 
 
 def _key(run: RunSpec) -> str:
-    return digest(run.model.model_dump())
+    return model_key(run.model)
 
 
 def _base_bytes(plan: BasePlan, facts: Facts) -> int:
-    model: ModelFacts = facts.models[digest(plan.model.model_dump())]
+    model: ModelFacts = facts.models[model_key(plan.model)]
     final = model.model_bytes if plan.stages else 0
     return model.model_bytes + final + len(plan.stages) * model.checkpoint_bytes
 

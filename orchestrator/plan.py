@@ -26,7 +26,7 @@ from orchestrator.sections import FleetSpec
 from orchestrator.state import State
 from workers.devices import num_gpus
 from workers.storage import Store
-from workers.types import Facts, RunSpec, UserError, digest
+from workers.types import Facts, RunSpec, UserError, model_key
 from workers.worker import Worker
 
 MAX_NAMED = 10
@@ -206,7 +206,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     counts = ", ".join(f"{name} {split.count}" for name, split in facts.splits.items())
     yield f"Data: {len(facts.classes)} classes; images: {counts}."
     for spec in {plan.model.name: plan.model for plan in plan.resolved.plans}.values():
-        model = facts.models[digest(spec.model_dump())]
+        model = facts.models[model_key(spec)]
         yield f"Model: {spec.name}, {model.num_parameters / 1e6:.2f} million parameters."
     fleet = plan.program.experiment.fleet
     gpus = f" and {fleet.gpus_per_run:g} GPU" if plan.device == "cuda" else ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.config import Experiment, RecipeSpec
 from workers.spec import ModelSpec
-from workers.types import AnyOrder, Cohort, Facts, RunSpec, digest
+from workers.types import AnyOrder, Cohort, Facts, RunSpec, digest, model_key
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def resolve(program: Program, facts: Facts) -> Resolved:
 
 def distinct_models(runs: tuple[RunSpec, ...]) -> dict[str, ModelSpec]:
     """By digest, in order of first use."""
-    return {digest(run.model.model_dump()): run.model for run in runs}
+    return {model_key(run.model): run.model for run in runs}
 
 
 @lru_cache(maxsize=4)
@@ -107,7 +107,7 @@ def _resolve(program: Program, identity: _Identity) -> Resolved:
     models = distinct_models(program.runs)
     plans = {key: _base_plan(program, key, model, facts) for key, model in models.items()}
     cohorts = {key: _cohort(program, key, plan, facts) for key, plan in plans.items()}
-    key_of = {run.id: digest(run.model.model_dump()) for run in program.runs}
+    key_of = {run.id: model_key(run.model) for run in program.runs}
     stages = [stage for plan in plans.values() for stage in plan.stages]
     num_train = facts.splits["train"].count
     return Resolved(

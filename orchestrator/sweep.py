@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from orchestrator.config import Experiment, infinite
 from orchestrator.refusal import refusal, unknown_key
 from orchestrator.sections import Axis, SweepSpec
 from workers.spec import ModelSpec, Section, TrainSpec
-from workers.types import RunSpec, UserError, digest
+from workers.types import RunSpec, UserError, digest, sparse
 
 Params = dict[str, Any]
 """Dotted path -> value."""
@@ -173,15 +173,11 @@ def _set(tree: dict[str, Any], steps: list[str], value: Any, where: str) -> None
 def _hashed(spec: RunSpec) -> dict[str, Any]:
     """What makes a run the run it is. Defaults are left out: a later version may add keys."""
     return {
-        "model": _sparse(spec.model),
-        "train": _sparse(spec.train),
+        "model": sparse(spec.model),
+        "train": sparse(spec.train),
         "seed": spec.seed,
         "replica": spec.replica,
     }
-
-
-def _sparse(section: BaseModel) -> dict[str, Any]:
-    return section.model_dump(mode="json", exclude_defaults=True)
 
 
 def _twice(experiment: Experiment, spec: RunSpec) -> UserError:

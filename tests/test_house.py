@@ -24,7 +24,7 @@ DOORS = {
 TORCH_FREE = (
     "orchestrator",
     "workers/types",
-    "workers/spec.py",
+    "workers/spec",
     "workers/storage.py",
     "workers/manifest.py",
     "workers/recipes",

@@ -19,7 +19,7 @@ from workers.types import (
     PreflightOrder,
     SplitFacts,
     UserError,
-    digest,
+    model_key,
 )
 from workers.worker import Worker
 
@@ -38,7 +38,7 @@ def preflight(order: PreflightOrder, attempt: int, worker: Worker) -> Iterator[A
     images, corrupt, warnings = survey(setting.data, setting.seed, worker.progress.touch)
     models = {}
     for spec in order.models:
-        models[digest(spec.model_dump())] = _model_facts(spec, images, worker)
+        models[model_key(spec)] = _model_facts(spec, images, worker)
         worker.progress.touch()
     images.save(worker.store)
     facts = Facts(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from workers.progress import Progress
 from workers.spec import ModelSpec
 from workers.storage import Store
-from workers.types import AnyEvent, AnyOrder, Setting, Started, digest
+from workers.types import AnyEvent, AnyOrder, Setting, Started, model_key
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +57,7 @@ class Worker:
     def holds(self, spec: ModelSpec, drop_path: float | None = None) -> bool:
         """Whether `model` with these arguments has nothing to build."""
         same_drop_path = drop_path is None or drop_path == self._drop_path
-        return digest(spec.model_dump()) in self._models and same_drop_path
+        return model_key(spec) in self._models and same_drop_path
 
     def model(self, spec: ModelSpec, drop_path: float | None = None) -> "nn.Module":
         """The warm module of this shape, on the device; its weights are whatever came last.
@@ -66,7 +66,7 @@ class Worker:
         """
         from workers.model import create_model
 
-        key = digest(spec.model_dump())
+        key = model_key(spec)
         if not self.holds(spec, drop_path):
             self._models.clear()  # one shape at a time: memory stays that of one model
             self.memory_is, self.momentum, self._drop_path = None, None, drop_path or 0.0

@@ -12,7 +12,7 @@ from orchestrator.folds import CLOSING
 from orchestrator.ray_fleet.cluster import Needs
 from orchestrator.sections import FleetSpec
 from workers.actors import WorkerActor
-from workers.types import AnyEvent, AnyOrder, Pulse, Setting, digest
+from workers.types import AnyEvent, AnyOrder, Pulse, Setting, model_key
 
 _ACTOR: Any = WorkerActor
 """Ray's decorator adds attributes that no type checker sees."""
@@ -128,9 +128,9 @@ def _answer(ref: Any, last: Pulse | None) -> Pulse | None:
 def shape(order: AnyOrder) -> str | None:
     """What a warm process keeps for the order: its model."""
     if order.kind == "train":
-        return digest(order.run.model.model_dump())
+        return model_key(order.run.model)
     cohort = getattr(order, "cohort", None)
-    return digest(cohort.model.model_dump()) if cohort is not None else None
+    return model_key(cohort.model) if cohort is not None else None
 
 
 def create_slot(name: str, setting: Setting, spec: FleetSpec, needs: Needs) -> Slot:

@@ -74,7 +74,7 @@ def test_a_section_with_nothing_in_it_means_the_defaults(file: Path) -> None:
         ("train.lr=inf", r"train\.lr is inf; write a finite number"),
         ("train.lr=1e999", r"train\.lr is inf; write a finite number"),
         ("train.epochs=true", r"train\.epochs is true or false; write a number"),
-        ("train.sched=step", r"train\.sched is 'step', but should be 'cosine'"),
+        ("train.sched=stepwise", r"train\.sched is 'stepwise', but should be 'cosine'"),
         ("train.checkpoint_every=[1]", r"train\.checkpoint_every is \[1\]"),
         ("train.warmup_epochs=9", r"train: warmup_epochs 9 must be smaller than epochs 5"),
         ("train=3", r"train is 3"),

@@ -29,7 +29,7 @@ from workers.types import (
     ScoreOrder,
     Setting,
     UserError,
-    digest,
+    model_key,
 )
 from workers.worker import Worker
 
@@ -70,8 +70,8 @@ def test_preflight_finds_out_what_later_orders_rely_on(tmp_path: Path) -> None:
     assert facts.splits["val"].count == worker.images.count("val")
     assert facts.splits["val"].fingerprint == worker.images.fingerprint("val")
     assert sum(facts.splits["train"].class_counts) == facts.splits["train"].count
-    found = facts.models[digest(RESNET.model_dump())]
-    assert found.has_batchnorm and not facts.models[digest(vit.model_dump())].has_batchnorm
+    found = facts.models[model_key(RESNET)]
+    assert found.has_batchnorm and not facts.models[model_key(vit)].has_batchnorm
     assert found.preprocessing["input_size"] == [3, 32, 32]
     written = tmp_path / "base" / "abc" / "model.safetensors"
     base_of(worker)

@@ -61,6 +61,9 @@ from workers.types.nouns import (
     UserError,
     Value,
     digest,
+    ema_of,
+    model_key,
+    sparse,
 )
 from workers.types.orders import (
     AnyOrder,
@@ -162,5 +165,8 @@ __all__ = [
     "UserError",
     "Value",
     "digest",
+    "ema_of",
     "event_adapter",
+    "model_key",
+    "sparse",
 ]

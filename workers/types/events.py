@@ -71,6 +71,10 @@ class Evaluated(Event):
     images_per_s: float
     score: Score
     """On the selection split."""
+    ema: Score | None = None
+    """Likewise of the moving average, if the run keeps one."""
+    held_out: Score | None = None
+    """On the images of the run's fold, if it has one."""
 
 
 class Checkpointed(Event):
@@ -88,6 +92,8 @@ class Trained(Event):
     kind: Literal["trained"] = "trained"
     step: int
     busy_s: float
+    early: bool = False
+    """The run's patience is over: it will never go beyond this step."""
 
 
 class Interrupted(Event):

@@ -32,5 +32,7 @@ class Facts(Value):
     corrupt: tuple[str, ...]
     """Keys of images that do not decode; they belong to no split."""
     models: dict[str, ModelFacts]
-    """By `digest(model spec)`."""
+    """By `model_key`."""
+    folds: tuple[int, ...] = ()
+    """Training images that each fold holds out; empty without data.folds."""
     warnings: tuple[str, ...] = ()

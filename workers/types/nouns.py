@@ -30,6 +30,21 @@ def digest(value: Any, length: int = 8) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+def sparse(section: BaseModel) -> dict[str, Any]:
+    """As JSON without defaults, for hashes: a later version may add keys."""
+    return section.model_dump(mode="json", exclude_defaults=True)
+
+
+def model_key(spec: ModelSpec) -> str:
+    """Names a model specification, e.g. in `Facts.models`."""
+    return digest(sparse(spec))
+
+
+def ema_of(run_id: str) -> str:
+    """Under which the checkpoints of a run's moving average lie, as those of a run."""
+    return f"{run_id}-ema"
+
+
 class Value(BaseModel):
     """A frozen value: equality is identity, JSON in and out."""
 
@@ -90,19 +105,23 @@ class RunSpec(Value):
     """One training run of the fleet, completely resolved."""
 
     id: str
-    role: Literal["member", "probe", "trunk"] = "member"
-    """`probe` and `trunk` are stages of the base: not ingredients."""
+    role: Literal["member", "probe", "trunk", "ema"] = "member"
+    """`probe` and `trunk` are stages of the base: not ingredients. `ema` is never ordered: it
+    stands for the moving average that its run keeps, whose checkpoints are ingredients too."""
     params: dict[str, Any] = {}
     """What the sweep set, by dotted path; for people and tables."""
     seed: int = 0
     replica: int = 0
+    fold: int | None = None
+    """The part of the training images that this run does not learn from; None for none."""
     model: ModelSpec
     train: TrainSpec
 
     @property
     def stream(self) -> str:
         """Names the run's random streams; replicas share it."""
-        return digest([self.role, self.seed, self.model.model_dump(), self.train.model_dump()], 16)
+        parts = [self.role, self.seed, self.fold, sparse(self.model), sparse(self.train)]
+        return digest(parts, 16)
 
 
 class Mix(Value):

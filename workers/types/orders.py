@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from workers.spec import BaseSpec, DataSpec, ModelSpec
+from workers.spec import BaseSpec, DataSpec, ModelSpec, TrainSpec
 from workers.types.nouns import Checkpoint, Cohort, Metric, Mix, RunSpec, Value, digest
 from workers.types.questions import Answer, Ingredient, Soup
 
@@ -46,6 +46,9 @@ class PreflightOrder(Order):
     models: tuple[ModelSpec, ...]
     opts: tuple[str, ...] = ()
     """Optimizers the runs will ask for."""
+    trains: tuple[tuple[str, TrainSpec], ...] = ()
+    """Distinct settings that only the model or timm can judge, as (model key, section): modules to
+    unfreeze, auto-augment policies, layer decay."""
 
     @property
     def id(self) -> str:
@@ -175,6 +178,12 @@ class CompareOrder(Order):
     members: tuple[str, ...]
     """Of the soft-voting ensemble; empty for none."""
     splits: tuple[str, ...]
+    stacking: tuple[tuple[str, ...], ...] = ()
+    """Groups of members of the stacked classifier: a group is one setting, trained on every fold,
+    or a single member. Empty for none."""
+    folds: dict[str, int] = {}
+    """Fold of every member of `stacking` that has one: the classifier is fitted on predictions of
+    images that their member has not seen; else on the selection split."""
 
     @property
     def key(self) -> str:
