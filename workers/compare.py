@@ -1,4 +1,4 @@
-"""Compare: soups and the ensemble against the best single model, on every split, honestly.
+"""Compare: soups and ensembles against the best single model, on every split, honestly.
 
     cached predictions -> per image: class, loss -> difference, with a paired bootstrap interval
 
@@ -9,13 +9,16 @@ cancels, and the interval is of the difference.
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from workers import ensembles
 from workers.evaluate import read_predictions
 from workers.metrics import log_softmax, predictions, score
+from workers.stacking import Stacker
 from workers.types import (
+    SELECTION,
     AnyEvent,
     Compared,
     CompareOrder,
@@ -46,28 +49,31 @@ class Outcome:
 
 
 def compare(order: CompareOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]:
-    """One event: per split, the difference of every soup and of the ensemble to the best single.
+    """One event: per split, the difference of every soup and ensemble to the best single.
 
     A split on which the metric is no finite number is left out.
     """
-    soups: dict[str, dict[str, Delta]] = {soup: {} for soup in order.soups}
-    compared = {*order.soups, ensembles.SOFT_VOTING}
-    vote_scores: dict[str, Score] = {}
-    vote_deltas: dict[str, Delta] = {}
+    stacker = None
+    if order.stacking:
+        stacker = ensembles.fit_stacker(worker.store, order.stacking, order.folds)
+    deltas: dict[str, dict[str, Delta]] = {soup: {} for soup in order.soups}
+    scores: dict[str, dict[str, Score]] = {}
     for split in order.splits:
-        labels, outcomes = _outcomes(order, split, worker)
+        labels, outcomes = _outcomes(order, stacker, split, worker)
+        single = outcomes.pop(order.best_single)
+        if order.best_single in order.soups:
+            outcomes[order.best_single] = single
         seed = [worker.setting.seed, zlib.crc32(split.encode())]
-        single = outcomes[order.best_single]
-        others = {name: each for name, each in outcomes.items() if name in compared}
-        found = differences(labels, single, others, worker.setting.metric, seed)
-        if order.members:
-            vote_scores[split] = outcomes[ensembles.SOFT_VOTING].score
+        found = differences(labels, single, outcomes, worker.setting.metric, seed)
+        for name, outcome in outcomes.items():
+            scores.setdefault(name, {})[split] = outcome.score
         for name, delta in found.items():
-            (vote_deltas if name == ensembles.SOFT_VOTING else soups[name])[split] = delta
+            deltas.setdefault(name, {})[split] = delta
         worker.progress.touch()
-    results = _ensemble_results(order, vote_scores, vote_deltas)
+    results = tuple(_ensemble_results(order, scores, deltas))
     for result in results:
-        ensembles.save(worker.store, result)
+        ensembles.save(worker.store, result, stacker if result.groups else None)
+    soups = {soup: deltas[soup] for soup in order.soups}
     yield Compared(key=order.key, soups=soups, ensembles=results)
 
 
@@ -103,35 +109,51 @@ def differences(
 
 
 def _outcomes(
-    order: CompareOrder, split: str, worker: Worker
+    order: CompareOrder, stacker: Stacker | None, split: str, worker: Worker
 ) -> tuple[np.ndarray, dict[str, Outcome]]:
-    """Labels, and the outcome of every model by id, the ensemble among them."""
+    """Labels, and the outcome of every model by id, the ensembles among them."""
     keys, labels, logits = read_predictions(worker.store, order.best_single, split)
     outcomes = {order.best_single: Outcome.of(logits, labels)}
+
+    def add(name: str, found: ensembles.Predictions) -> None:
+        assert found[0] == keys, f"predictions of {name} on {split} are of other images"
+        outcomes[name] = Outcome.of(found[2], labels)
+
     for soup in order.soups:
-        others, _, logits = read_predictions(worker.store, soup, split)
-        assert others == keys, f"predictions of {soup} on {split} are of other images"
-        outcomes[soup] = Outcome.of(logits, labels)
+        add(soup, read_predictions(worker.store, soup, split))
     if order.members:
-        others, _, logits = ensembles.soft_vote(worker.store, order.members, split)
-        assert others == keys, f"predictions of {order.members[0]} on {split} are of other images"
-        outcomes[ensembles.SOFT_VOTING] = Outcome.of(logits, labels)
+        add(ensembles.SOFT_VOTING, ensembles.soft_vote(worker.store, order.members, split))
+    if stacker is not None and split != _fitted_on(order):
+        add(ensembles.STACKING, ensembles.stack(worker.store, stacker, order.stacking, split))
     return labels, outcomes
 
 
+def _fitted_on(order: CompareOrder) -> str:
+    return ensembles.OUT_OF_FOLD if order.folds else SELECTION
+
+
 def _ensemble_results(
-    order: CompareOrder, scores: dict[str, Score], deltas: dict[str, Delta]
-) -> tuple[EnsembleResult, ...]:
-    if not order.members:
-        return ()
-    voting = EnsembleResult(
-        id=ensembles.SOFT_VOTING,
-        kind=ensembles.SOFT_VOTING,
-        members=order.members,
-        scores=scores,
-        vs_best_single=deltas,
-    )
-    return (voting,)
+    order: CompareOrder,
+    scores: dict[str, dict[str, Score]],
+    deltas: dict[str, dict[str, Delta]],
+) -> Iterator[EnsembleResult]:
+    def result(kind: str, members: tuple[str, ...], **stacking: Any) -> EnsembleResult:
+        found, vs_best_single = scores.get(kind, {}), deltas.get(kind, {})
+        return EnsembleResult(
+            id=kind,
+            kind=kind,
+            members=members,
+            scores=found,
+            vs_best_single=vs_best_single,
+            **stacking,
+        )
+
+    if order.members:
+        yield result(ensembles.SOFT_VOTING, order.members)
+    if order.stacking:
+        members = tuple(member for group in order.stacking for member in group)
+        groups, fitted_on = order.stacking, _fitted_on(order)
+        yield result(ensembles.STACKING, members, groups=groups, fitted_on=fitted_on)
 
 
 def _value(outcome: Outcome, metric: Metric) -> float | None:

@@ -7,9 +7,11 @@ import pytest
 from sklearn.metrics import f1_score
 
 from tests.workers.small_soups import VIT, Pool, make_pool
+from workers import ensembles
 from workers.compare import Outcome, compare, differences
 from workers.evaluate import read_predictions, write_predictions
 from workers.metrics import score
+from workers.stacking import fit
 from workers.types import Compared, CompareOrder
 
 
@@ -107,6 +109,57 @@ def test_a_comparison_reads_predictions_and_writes_the_ensemble(pool: Pool) -> N
     assert saved["members"] == list(ids)
     (again,) = compare(order, 1, pool.worker)
     assert again.model_copy(update={"time": event.time}) == event
+
+
+def test_a_classifier_stacked_on_the_selection_split_is_not_reported_on_it(pool: Pool) -> None:
+    ids, store = tuple(each.id for each in pool.members), pool.worker.store
+    groups = tuple((each,) for each in ids)
+    order = CompareOrder(
+        best_single=ids[0], soups=(), members=(), splits=("val", "test"), stacking=groups
+    )
+    (event,) = compare(order, 0, pool.worker)
+    assert isinstance(event, Compared)
+    (stacked,) = event.ensembles
+    assert (stacked.kind, stacked.fitted_on, stacked.members) == ("stacking", "val", ids)
+    assert set(stacked.scores) == set(stacked.vs_best_single) == {"test"}
+    ensemble, stacker = ensembles.read(store, "stacking")
+    assert ensemble == stacked and stacker is not None
+    columns = {s: [read_predictions(store, id, s)[2] for id in ids] for s in order.splits}
+    labels = {split: read_predictions(store, ids[0], split)[1] for split in order.splits}
+    again = fit(columns["val"], labels["val"])
+    assert stacked.scores["test"] == score(again(columns["test"]), labels["test"])
+
+
+def test_out_of_fold_predictions_fit_the_classifier_and_folds_share_a_column(pool: Pool) -> None:
+    """Four members: two settings, each trained on two folds."""
+    store, rng = pool.worker.store, np.random.default_rng(0)
+    num_classes = read_predictions(store, pool.members[0].id, "test")[2].shape[1]
+    test_keys, test_labels, _ = read_predictions(store, pool.members[0].id, "test")
+    held_out = {
+        fold: ([f"{i:02d}{fold}" for i in range(40)], rng.integers(0, num_classes, 40))
+        for fold in (0, 1)
+    }
+    rows: dict[tuple[str, str], np.ndarray] = {}
+
+    def predict(member: str, split: str, keys: list[str], labels: np.ndarray) -> None:
+        rows[member, split] = rng.normal(size=(len(keys), num_classes)).astype(np.float32)
+        write_predictions(store, member, split, keys, labels, rows[member, split])
+
+    groups = (("a0/1-0", "a1/1-0"), ("b0/1-0", "b1/1-0"))
+    folds = {member: k for group in groups for k, member in enumerate(group)}
+    for member, fold in folds.items():
+        predict(member, f"fold:{fold}", *held_out[fold])
+        predict(member, "test", test_keys, test_labels)
+    stacker = ensembles.fit_stacker(store, groups, folds)
+    keys = np.array(held_out[0][0] + held_out[1][0])
+    order = np.argsort(keys)
+    labels = np.concatenate([held_out[0][1], held_out[1][1]])[order]
+    columns = [np.concatenate([rows[m, f"fold:{folds[m]}"] for m in g])[order] for g in groups]
+    expected = fit(columns, labels)
+    np.testing.assert_array_equal(stacker.weight, expected.weight)
+    _, _, found = ensembles.stack(store, stacker, groups, "test")
+    means = [(rows[a, "test"].astype(np.float64) + rows[b, "test"]) / 2 for a, b in groups]
+    np.testing.assert_allclose(found, expected(means), atol=1e-9)
 
 
 def test_the_best_single_model_may_be_a_soup_too_and_members_may_be_absent(pool: Pool) -> None:

@@ -161,7 +161,12 @@ class EnsembleResult(Value):
     kind: str
     members: tuple[str, ...]
     scores: dict[str, Score]
+    """Not of the images it was fitted on."""
     vs_best_single: dict[str, Delta]
+    groups: tuple[tuple[str, ...], ...] = ()
+    """Of a stacked classifier: whose logits are averaged before they are its inputs, in order."""
+    fitted_on: str | None = None
+    """Likewise: `out of fold`, or the selection split."""
 
 
 class Compared(Event):
