@@ -166,6 +166,24 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A served soup/ folder; an experiment's URI.")
+    ],
+    images: Annotated[str, typer.Argument(help="An image, or a folder of images.")],
+    out: Annotated[str, typer.Option(help="CSV file: image, label, confidence.")],
+    ensemble: Annotated[
+        str | None, typer.Option(metavar="ID", help="soft_voting or stacking; MODEL is a URI.")
+    ] = None,
+) -> None:
+    """Label images with a served model, or with an ensemble of an experiment."""
+    from orchestrator.labelling import label_images
+
+    store = _existing(model) if ensemble is not None else None
+    print(label_images(Path(model), Path(images), Path(out), store, ensemble))
+
+
+@app.command()
 def verify(uri: Uri) -> None:
     """Check every committed file, rebuild the served soup from its mix and compare bytes."""
     from orchestrator.verify import verify_experiment

@@ -6,16 +6,15 @@ class folders, matched to the labels by name -> pixels, block by block -> logits
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from workers.data.augment import Transform, eval_transform
+from workers.data.augment import eval_transform
 from workers.data.decode import UNDECODABLE, decode
 from workers.data.sources import EXTENSIONS, class_folders, image_files
 from workers.devices import cuda_is_available
@@ -28,6 +27,45 @@ BLOCK = 8 * EVAL_BATCH
 """Images in memory at a time; whole batches, so that the cuts change no bit of any logit."""
 
 
+class Served:
+    """A network in eval mode on the best device here, with its preprocessing and its labels."""
+
+    def __init__(self, folder: Path) -> None:
+        """From a folder that plain timm loads. Raises UserError for one that it does not."""
+        self.model, self.preprocessing, self.labels = open_served(folder)
+        self.device = "cuda" if cuda_is_available() else "cpu"
+        self.model.to(self.device)
+        self._transform = eval_transform(self.preprocessing, normalize=False)
+
+    def logits(
+        self, files: Sequence[Path], on_image: Callable[[], object] = lambda: None
+    ) -> np.ndarray:
+        """float32 (N, C); a row of NaN where a file does not decode."""
+        rows = [np.zeros((0, len(self.labels)), np.float32)]
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(files), BLOCK):
+                pixels = list(pool.map(self._pixels, files[start : start + BLOCK]))
+                rows.append(self._forward(pixels, on_image))
+        return np.concatenate(rows)
+
+    def _pixels(self, file: Path) -> Tensor | None:
+        """uint8 (3, H, W)"""
+        try:
+            return self._transform(decode(file.read_bytes()))
+        except UNDECODABLE:
+            return None
+
+    def _forward(self, pixels: list[Tensor | None], on_image: Callable[[], object]) -> np.ndarray:
+        whole = [i for i, each in enumerate(pixels) if each is not None]
+        result = np.full((len(pixels), len(self.labels)), np.nan, np.float32)
+        if whole:
+            batch = torch.stack([each for each in pixels if each is not None])
+            result[whole] = logits(self.model, batch, self.preprocessing, self.device)
+        for _ in pixels:
+            on_image()
+        return result
+
+
 def evaluate_folder(model_dir: Path, data: Path) -> Score:
     """Metrics of the model on all images in the class folders of `data`.
 
@@ -37,14 +75,13 @@ def evaluate_folder(model_dir: Path, data: Path) -> Score:
         UserError: a folder that is no model; a missing, unknown or empty class folder; an image
             that does not decode.
     """
-    model, preprocessing, labels = open_served(model_dir)
-    found = list(_images(data, labels))
-    transform = eval_transform(preprocessing, normalize=False)
-    device = "cuda" if cuda_is_available() else "cpu"
-    model.to(device)
-    blocks = (found[start : start + BLOCK] for start in range(0, len(found), BLOCK))
-    rows = [logits(model, _pixels(block, transform), preprocessing, device) for block in blocks]
-    return score(np.concatenate(rows), np.array([label for _, label in found], dtype=np.int64))
+    served = Served(model_dir)
+    found = list(_images(data, served.labels))
+    rows = served.logits([file for file, _ in found])
+    for (file, _), broken in zip(found, np.isnan(rows).all(axis=1), strict=True):
+        if broken:
+            raise UserError(f"image {file} does not decode; replace it, or move it away")
+    return score(rows, np.array([label for _, label in found], dtype=np.int64))
 
 
 def _images(data: Path, labels: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
@@ -78,18 +115,3 @@ def _files(folder: Path) -> list[Path]:
             f"class folder {folder} holds no images ({', '.join(EXTENSIONS)}); fill or remove it"
         )
     return files
-
-
-def _pixels(block: list[tuple[Path, int]], transform: Transform) -> Tensor:
-    """uint8 (N, 3, H, W)"""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return torch.stack(list(pool.map(lambda each: transform(_decoded(each[0])), block)))
-
-
-def _decoded(path: Path) -> Image.Image:
-    try:
-        return decode(path.read_bytes())
-    except UNDECODABLE as error:
-        raise UserError(
-            f"image {path} does not decode ({error}); replace it, or move it away"
-        ) from error

@@ -1,0 +1,42 @@
+"""The verb `predict`: what to label, with what, how far along, and what came of it."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from workers.storage import Store
+from workers.types import UserError
+
+
+def label_images(
+    model: Path, images: Path, out: Path, store: Store | None, ensemble: str | None
+) -> str:
+    """Writes the CSV and says so. With an ensemble `store` is the experiment's."""
+    from workers import predicting
+
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: its folder does not exist; make it, or write elsewhere")
+    files = predicting.images_below(images)
+    members = 1
+    if store is not None and ensemble is not None:
+        members = len(predicting.open_ensemble(store, ensemble)[0].members)
+    with _progress() as bar:
+        task = bar.add_task("predict", total=len(files) * members)
+
+        def on_image() -> None:
+            bar.advance(task)
+
+        if store is not None and ensemble is not None:
+            answers = predicting.by_ensemble(store, ensemble, files, on_image)
+        else:
+            answers = predicting.by_model(model, files, on_image)
+    broken = predicting.write_csv(answers, files, images, out)
+    shown = f"{out}: {len(files) - broken} of {len(files)} images labelled"
+    return f"{shown}; {broken} do not decode and have no label" if broken else shown
+
+
+def _progress() -> Progress:
+    """On stderr, where it does not mix with what a script reads."""
+    columns = BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True))
