@@ -14,10 +14,12 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from workers.data import Images, normalise
 from workers.data.augment import train_transform
 from workers.data.loader import epoch_order, step_batches, train_batches
 from workers.model import preprocessing
@@ -123,7 +125,8 @@ def steps(t: Training) -> Iterator[Step]:
         plan = step_batches(order, spec, setting.ranks, t.worker.rank, t.order.micro_batch)
         plan = plan[done : done + t.order.stop_step - t.position.step]
         batches = train_batches(
-            images,
+            Decoding(images),
+            images.labels("train"),
             transform,
             [micro for micros in plan for micro in micros],
             setting.seed,
@@ -135,6 +138,19 @@ def steps(t: Training) -> Iterator[Step]:
         for micros in plan:
             rest = islice(batches, len(micros) - 1)
             yield Step(sum(map(len, micros)), len(micros), chain([next(batches)], rest))
+
+
+class Decoding:
+    """The training images, decoded whenever they are asked for."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return self.images.count("train")
+
+    def __getitem__(self, i: int) -> Image.Image:
+        return self.images.image("train", i)
 
 
 def _set_mode(net: nn.Module, run: RunSpec) -> None:
@@ -166,6 +182,8 @@ def _backward(t: Training, step: Step, micro: int, images: Tensor, labels: Tenso
     torch.manual_seed(_noise_seed(seed, t.run.stream, t.position.step, micro, t.worker.rank))
     images = images.to(t.accelerator.device, non_blocking=True)
     labels = labels.to(t.accelerator.device, non_blocking=True)
+    if images.dtype == torch.uint8:
+        images = normalise(images, preprocessing(t.net, t.worker.setting.data))
     is_last = micro == step.micros - 1
     alone = contextlib.nullcontext() if is_last else t.accelerator.no_sync(t.objective)
     with alone:

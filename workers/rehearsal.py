@@ -20,7 +20,7 @@ from workers.data import (
     train_transform,
 )
 from workers.evaluate import EVAL_BATCH
-from workers.learning import Objective
+from workers.learning import Decoding, Objective
 from workers.model import create_model, head_parameter_names, preprocessing
 from workers.optim import create_optimizer
 from workers.types import RunSpec, Value
@@ -58,11 +58,15 @@ def rehearse(run: RunSpec, worker: Worker) -> Pace:
 def _time_steps(net: nn.Module, run: RunSpec, worker: Worker) -> tuple[float, int]:
     objective = Objective(net.train(), run.train.smoothing)
     optimizer = create_optimizer(net, run.train, head_parameter_names(net))
+    config = preprocessing(net, worker.setting.data)
     ends = []
     for step in _steps(net, run, worker):
         for images, labels in step:
+            images = images.to(worker.setting.device)
+            if images.dtype == torch.uint8:
+                images = normalise(images, config)
             with _precision(run, worker.setting.device):
-                loss = objective(images.to(worker.setting.device), labels.to(worker.setting.device))
+                loss = objective(images, labels.to(worker.setting.device))
             (loss / len(step)).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -82,7 +86,8 @@ def _steps(net: nn.Module, run: RunSpec, worker: Worker) -> Iterator[list[tuple[
         order = epoch_order(images.count("train"), setting.seed, run.stream, epoch)
         plan = step_batches(order, run.train, setting.ranks, 0)
         batches = train_batches(
-            images,
+            Decoding(images),
+            images.labels("train"),
             transform,
             [micro for micros in plan for micro in micros],
             setting.seed,

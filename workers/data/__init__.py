@@ -3,18 +3,23 @@
 sources -> survey -> splits.parquet -> Images -> cache (evaluation), loader (training)
 """
 
-from workers.data.augment import train_transform
+from workers.data.augment import require_policy, train_transform
 from workers.data.cache import eval_pixels, normalise
 from workers.data.index import Images, Sample
 from workers.data.loader import epoch_order, step_batches, train_batches
+from workers.data.mixing import Mixing
 from workers.data.survey import survey
+from workers.data.weights import class_weights
 
 __all__ = [
     "Images",
+    "Mixing",
     "Sample",
+    "class_weights",
     "epoch_order",
     "eval_pixels",
     "normalise",
+    "require_policy",
     "step_batches",
     "survey",
     "train_batches",

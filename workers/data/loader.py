@@ -6,14 +6,27 @@ epoch_order -> step_batches (per optimizer step, rank, micro-batch) -> train_bat
 import hashlib
 import random
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from workers.data.index import Images
 from workers.spec import TrainSpec
+
+PREFETCH = 3
+"""Batches that each loader process keeps ready."""
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Pixels(Protocol):
+    """The training images by index; picklable where loader processes read them."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int, /) -> Image.Image: ...
 
 
 def epoch_order(n: int, seed: int, stream: str, epoch: int) -> np.ndarray:
@@ -43,48 +56,72 @@ def step_batches(
 
 
 def train_batches(
-    images: Images,
-    transform: Callable[[Image.Image], torch.Tensor],
+    pixels: Pixels,
+    labels: np.ndarray,
+    transform: Callable[[Image.Image], Tensor],
     plan: list[np.ndarray],
     seed: int,
     stream: str,
     epoch: int,
     workers: int,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(x float32 (B, 3, H, W), y int64 (B,)) for every batch of indices in `plan`.
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """(x (B, 3, H, W) of the transform's dtype, y int64 (B,)) for every batch of indices in `plan`.
 
-    The same bits for any number of loader processes. With `workers` 0 the global generators of
-    random, numpy and torch are left wherever the last sample put them.
+    The same bits for any number of loader processes, which run torch on one thread. With `workers`
+    0 the global generators of random, numpy and torch are left wherever the last sample put them.
+    `pin`: in page-locked memory, from which a GPU copies while it computes.
     """
+    num = min(workers, len(plan))
     loader = DataLoader(
-        _TrainImages(images, transform, seed, stream, epoch),
+        _TrainImages(pixels, labels, transform, seed, stream, epoch),
         batch_sampler=[batch.tolist() for batch in plan],
-        num_workers=min(workers, len(plan)),
+        num_workers=num,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        prefetch_factor=PREFETCH if num else None,
         generator=torch.Generator(),  # otherwise the loader draws from the global one
     )
     return iter(loader)
 
 
-class _TrainImages(Dataset[tuple[torch.Tensor, int]]):
+class _TrainImages(Dataset[Batch]):
+    """Batches by their indices; each sample is a function of seeds and its own index."""
+
     def __init__(
         self,
-        images: Images,
-        transform: Callable[[Image.Image], torch.Tensor],
+        pixels: Pixels,
+        labels: np.ndarray,
+        transform: Callable[[Image.Image], Tensor],
         seed: int,
         stream: str,
         epoch: int,
     ) -> None:
-        self.images, self.transform = images, transform
+        self.pixels, self.transform = pixels, transform
+        self.labels = torch.from_numpy(np.asarray(labels, dtype=np.int64))
         self.seed, self.stream, self.epoch = seed, stream, epoch
-        self.labels = images.labels("train").tolist()
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        image = self.images.image("train", i)
+    def __getitems__(self, indices: list[int]) -> Batch:
+        first = self._sample(indices[0])
+        # One layout in memory, in which convolutions give the same bits for any number of workers;
+        # transposed images stacked would keep theirs.
+        x = torch.empty((len(indices), *first.shape), dtype=first.dtype)
+        x[0] = first
+        for place, i in enumerate(indices[1:], start=1):
+            x[place] = self._sample(i)
+        return x, self.labels[indices]
+
+    def _sample(self, i: int) -> Tensor:
+        image = self.pixels[i]
         _seed_globals(_seed(self.seed, self.stream, self.epoch, i))
-        return self.transform(image), self.labels[i]
+        return self.transform(image)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def _seed(*parts: int | str) -> int:
