@@ -32,8 +32,10 @@ class Sample:
 class Images:
     """Samples by split, in split order. Decodability is settled; a failing read raises."""
 
-    def __init__(self, classes: tuple[str, ...], samples: list[Sample]) -> None:
-        self.classes = classes
+    def __init__(
+        self, classes: tuple[str, ...], samples: list[Sample], spec: DataSpec | None = None
+    ) -> None:
+        self.classes, self.spec = classes, spec or DataSpec()
         self._splits: dict[str, list[Sample]] = {}
         for sample in samples:
             self._splits.setdefault(sample.split, []).append(sample)
@@ -68,6 +70,10 @@ class Images:
             return digit_image(int(sample.key))
         return decode(Path(sample.path).read_bytes())
 
+    def content(self, split: str, i: int) -> bytes:
+        """Encoded bytes of the image's file."""
+        return Path(self.samples(split)[i].path).read_bytes()
+
     def fingerprint(self, split: str) -> str:
         """sha256 over (key, label, content) of every sample in split order."""
         digest = hashlib.sha256()
@@ -99,7 +105,7 @@ class Images:
         classes = tuple(json.loads(table.schema.metadata[b"classes"]))
         samples = [Sample(*row) for row in zip(*columns, strict=True)]
         assert spec.source == "digits" or all(sample.path for sample in samples)
-        return cls(classes, samples)
+        return cls(classes, samples, spec)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "pixels": {}}  # loader processes need no evaluation pixels

@@ -40,7 +40,7 @@ def survey(
     good = [look for look in looked if look.decodes]
     _refuse_empty_classes(classes, found, good)
     _refuse_shared(good, spec)
-    images = Images(classes, _split(good, spec, seed))
+    images = Images(classes, _split(good, spec, seed), spec)
     _refuse_empty_splits(images)
     warnings = (*_corrupt_warning(corrupt), *_overlap_warnings(images), *_gap_warnings(images))
     return images, corrupt, warnings
