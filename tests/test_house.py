@@ -14,7 +14,14 @@ MAX_LINES = 400
 
 DOORS = {
     "accelerate": {"workers/train.py"},
-    "timm": {"workers/model.py", "workers/optim.py", "workers/data/augment.py"},
+    "timm": {
+        "workers/model.py",
+        "workers/weights.py",
+        "workers/heads.py",
+        "workers/hybrids.py",
+        "workers/optim.py",
+        "workers/data/augment.py",
+    },
     "pyarrow.fs": {"workers/storage.py"},
     "ray": {"orchestrator/ray_fleet", "orchestrator/submit.py", "workers/actors.py"},
     "webdataset": {"workers/data"},
