@@ -7,15 +7,14 @@ flag, as in torchvision otherwise; the sections a worker reads live in `workers.
 """
 
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, ValidationError, model_validator
 
-from orchestrator import document
+from orchestrator import document, paths
 from orchestrator.refusal import refusal
 from orchestrator.sections import (
     Axis,
@@ -74,6 +73,17 @@ class Experiment(Section):
     soup: SoupSpec = SoupSpec()
     ensemble: EnsembleSpec = EnsembleSpec()
 
+    @model_validator(mode="after")
+    def _folds_have_a_fresh_base(self) -> "Experiment":
+        stages = {"probe_epochs": self.base.probe_epochs, "trunk_epochs": self.base.trunk_epochs}
+        for key, epochs in stages.items():
+            if self.data.folds is not None and epochs:
+                raise ValueError(
+                    f"base.{key} is {epochs} with data.folds: {self.data.folds}; set it to 0, for "
+                    "a common start would have learned from the images that each fold holds out"
+                )
+        return self
+
 
 def load(path: str | Path, overrides: Sequence[str] = (), **cli: Any) -> Experiment:
     """The experiment of a file, changed by `dotted.key=value` overrides and command-line options.
@@ -88,7 +98,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), **cli: Any) -> Experim
     tree = document.override(document.parse(text, str(path)), overrides)
     tree |= {key: value for key, value in cli.items() if value is not None}
     tree = {"name": file.stem, "model": {}} | _without_empty_sections(tree)
-    experiment = _validated(_paths_resolved(tree, str(path)), str(path))
+    experiment = _validated(paths.resolved(tree, str(path)), str(path))
     _refuse_missing_root(experiment, text, str(path))
     return experiment
 
@@ -180,35 +190,3 @@ def _refuse_missing_root(experiment: Experiment, text: str, source: str) -> None
         f"{source}: data.root is missing; pass data.root=FOLDER with the images{where}, or "
         "data.source=digits for the bundled digits"
     )
-
-
-def _paths_resolved(tree: dict[str, Any], source: str) -> dict[str, Any]:
-    """`~` and `${NAME}` filled in; inputs made absolute, for workers start in other folders."""
-    for section, key, absolute in (
-        (None, "storage", False),
-        ("data", "root", True),
-        ("model", "checkpoint", True),
-    ):
-        table = tree.get(section) if section else tree
-        if not isinstance(table, dict) or not isinstance(table.get(key), str):
-            continue
-        dotted = f"{section}.{key}" if section else key
-        value = _filled(table[key], dotted, source)
-        if "://" not in value:
-            value = os.path.expanduser(value)
-            value = os.path.abspath(value) if absolute else value
-        tree = {**tree, section: {**table, key: value}} if section else {**tree, key: value}
-    return tree
-
-
-def _filled(value: str, dotted: str, source: str) -> str:
-    def variable(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in os.environ:
-            raise UserError(
-                f"{source}: {dotted} is {value!r}, but the environment variable {name} is not set; "
-                f"set it, or pass {dotted}=PATH"
-            )
-        return os.environ[name]
-
-    return re.sub(r"\$\{(\w+)\}", variable, value)

@@ -35,6 +35,7 @@ from workers.types import (
     Ordered,
     Pulse,
     Stopped,
+    ema_of,
 )
 
 POLL_S = 0.5
@@ -167,15 +168,20 @@ class Driver:
     def _completed(
         self, run: str | None, attempt: int | None, beside: list[AnyEvent] | None = None
     ) -> list[AnyEvent]:
-        """Checkpoints an attempt completed without word of them having arrived."""
+        """Checkpoints an attempt completed without word of them having arrived: the run's own,
+        and those of its moving average."""
         assert run is not None and attempt is not None
-        heard = {event.checkpoint.id for event in self.state.run(run).checkpoints}
+        owners = [run, ema_of(run)] if run in self.program.averaged else [run]
+        known = [self.state.run(owner) for owner in owners]
+        heard = {event.checkpoint.id for each in known for event in each.checkpoints}
+        heard |= {checkpoint.id for each in known for checkpoint in each.spare}
         heard |= {e.checkpoint.id for e in beside or [] if e.kind == "checkpoint"}
-        heard |= self.state.retired
+        heard |= self.state.retired | self.state.corrupt
         return [
             Checkpointed(run=run, attempt=attempt, checkpoint=checkpoint, score=score)
-            for checkpoint, score in manifest.complete(self.store, run, attempt)
-            if checkpoint.id not in heard and checkpoint.id not in self.state.corrupt
+            for owner in owners
+            for checkpoint, score in manifest.complete(self.store, owner, attempt)
+            if checkpoint.id not in heard
         ]
 
     def _end_unwanted_training(self) -> None:

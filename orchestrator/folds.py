@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.state import MergeState, OpenOrder, RunState, State
+from orchestrator.counted import filed, without, without_corrupt
+from orchestrator.state import MergeState, OpenOrder, State
 from workers.types import (
     Answer,
     Answered,
@@ -155,14 +156,12 @@ def _evaluated(state: State, event: Evaluated) -> State:
 
 
 def _checkpointed(state: State, event: Checkpointed) -> State:
-    known = {e.checkpoint.step: e for e in state.run(event.run or "").checkpoints}
-    known.setdefault(event.checkpoint.step, event)
-    in_order = tuple(known[step] for step in sorted(known))
-    return _with_run(state, event.run, checkpoints=in_order)
+    owner = event.checkpoint.name.partition("/")[0]
+    return replace(state, runs={**state.runs, owner: filed(state.run(owner), event)})
 
 
 def _trained(state: State, event: Trained) -> State:
-    return _with_run(state, event.run, trained_to=event.step)
+    return _with_run(state, event.run, trained_to=event.step, ended_early=event.early)
 
 
 def _interrupted(state: State, event: Interrupted) -> State:
@@ -266,30 +265,14 @@ def _served(state: State, event: Served) -> State:
 def _retired(state: State, event: Retired) -> State:
     gone = frozenset(event.checkpoints)
     owners = {checkpoint.partition("/")[0] for checkpoint in gone}
-    fewer = {run: _without(state.run(run), gone) for run in owners if run in state.runs}
+    fewer = {run: without(state.run(run), gone) for run in owners if run in state.runs}
     return replace(state, runs={**state.runs, **fewer}, retired=state.retired | gone)
-
-
-def _without(run: RunState, gone: frozenset[str]) -> RunState:
-    if all(event.checkpoint.id not in gone for event in run.checkpoints):
-        return run
-    kept = tuple(event for event in run.checkpoints if event.checkpoint.id not in gone)
-    return replace(run, checkpoints=kept)
-
-
-def _corrupted(run: RunState, checkpoint: str) -> RunState:
-    """An older one takes over; without its last checkpoint a run has not been trained so far."""
-    left = _without(run, frozenset([checkpoint]))
-    if left is run:
-        return run
-    reached = left.last.step if left.last is not None else 0
-    return replace(left, trained_to=min(run.trained_to, reached))
 
 
 def _failed(state: State, event: Failed) -> State:
     assert event.order is not None
     if event.checkpoint is not None:
-        runs = {run: _corrupted(known, event.checkpoint) for run, known in state.runs.items()}
+        runs = without_corrupt(state.runs, event.checkpoint)
         state = replace(state, runs=runs, corrupt=state.corrupt | {event.checkpoint})
     earlier = state.failures.get(event.order, ())
     return replace(

@@ -10,8 +10,18 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from orchestrator.config import Experiment, RecipeSpec
-from workers.spec import ModelSpec
-from workers.types import AnyOrder, Cohort, Facts, RunSpec, digest, model_key
+from workers.spec import ModelSpec, TrainSpec
+from workers.types import (
+    AnyOrder,
+    Cohort,
+    Facts,
+    RunSpec,
+    digest,
+    ema_of,
+    model_key,
+    run_of,
+    sparse,
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,27 @@ class Program:
         tie = self.experiment.soup.tie
         return tuple(_recipe(entry, tie) for entry in self.experiment.soup.recipes)
 
+    @cached_property
+    def tracks(self) -> tuple[RunSpec, ...]:
+        """Every run, and after it the moving average of its weights if it keeps one."""
+        return tuple(track for run in self.runs for track in tracks_of(run))
+
+    @cached_property
+    def averaged(self) -> frozenset[str]:
+        """Ids of the runs that keep a moving average."""
+        return frozenset(run_of(track.id) for track in self.tracks if track.role == "ema")
+
+
+def tracks_of(run: RunSpec) -> tuple[RunSpec, ...]:
+    """The run, and what stands for the moving average of its weights: never ordered, but with
+    checkpoints, scores and a row of its own."""
+    decay = run.train.model_ema_decay
+    if decay is None:
+        return (run,)
+    params = {**run.params, "ema": decay}
+    average = {"id": ema_of(run.id), "role": "ema", "params": params}
+    return run, run.model_copy(update=average)
+
 
 @dataclass(frozen=True, eq=False)
 class Resolved:
@@ -58,13 +89,15 @@ class Resolved:
     cohorts: tuple[Cohort, ...]
     """Likewise."""
     members: Mapping[str, tuple[RunSpec, ...]]
-    """By cohort id."""
+    """The runs, by cohort id."""
     plan_of: Mapping[str, BasePlan]
     """By run id."""
     cohort_of: Mapping[str, Cohort]
     """By run id."""
     num_steps: Mapping[str, int]
-    """By run id, stages of the bases included."""
+    """Optimizer steps to the last epoch's end by run id, stages of the bases included."""
+    num_images: Mapping[str, int]
+    """Training images that a run learns from, likewise."""
     orders: dict[str, AnyOrder] = field(default_factory=dict)
     """The last order made of each kind and run: made anew only when it would be another one."""
 
@@ -76,6 +109,20 @@ class Resolved:
     @cached_property
     def report_splits(self) -> tuple[str, ...]:
         return self.splits[1:]
+
+    @cached_property
+    def tracks(self) -> Mapping[str, tuple[RunSpec, ...]]:
+        """The runs and their moving averages, by cohort id: whose checkpoints may be mixed."""
+        return {
+            cohort: tuple(track for run in runs for track in tracks_of(run))
+            for cohort, runs in self.members.items()
+        }
+
+    @cached_property
+    def steps_per_epoch(self) -> Mapping[str, int]:
+        """By run id."""
+        runs = (run for members in self.members.values() for run in members)
+        return {run.id: self.num_steps[run.id] // run.train.epochs for run in runs}
 
 
 class _Identity:
@@ -109,7 +156,7 @@ def _resolve(program: Program, identity: _Identity) -> Resolved:
     cohorts = {key: _cohort(program, key, plan, facts) for key, plan in plans.items()}
     key_of = {run.id: model_key(run.model) for run in program.runs}
     stages = [stage for plan in plans.values() for stage in plan.stages]
-    num_train = facts.splits["train"].count
+    num_images = {run.id: _num_images(facts, run) for run in (*program.runs, *stages)}
     return Resolved(
         facts=facts,
         plans=tuple(plans.values()),
@@ -121,10 +168,16 @@ def _resolve(program: Program, identity: _Identity) -> Resolved:
         plan_of={run: plans[key] for run, key in key_of.items()},
         cohort_of={run: cohorts[key] for run, key in key_of.items()},
         num_steps={
-            run.id: run.train.epochs * run.train.steps_per_epoch(num_train, program.ranks)
+            run.id: run.train.epochs * run.train.steps_per_epoch(num_images[run.id], program.ranks)
             for run in (*program.runs, *stages)
         },
+        num_images=num_images,
     )
+
+
+def _num_images(facts: Facts, run: RunSpec) -> int:
+    held_out = 0 if run.fold is None else facts.folds[run.fold]
+    return facts.splits["train"].count - held_out
 
 
 def _base_plan(program: Program, key: str, model: ModelSpec, facts: Facts) -> BasePlan:
@@ -134,7 +187,7 @@ def _base_plan(program: Program, key: str, model: ModelSpec, facts: Facts) -> Ba
     fresh = digest(
         [
             experiment.seed,
-            model.model_dump(),
+            sparse(model),
             facts.models[key].weights,
             experiment.base.init,
             facts.classes,
@@ -143,7 +196,7 @@ def _base_plan(program: Program, key: str, model: ModelSpec, facts: Facts) -> Ba
         12,
     )
     stages = _stages(program, model, fresh)
-    made_by = [stage.model_dump() for stage in stages]
+    made_by = [sparse(stage) for stage in stages]
     train = facts.splits["train"].fingerprint
     final = digest([fresh, made_by, train, program.ranks], 12) if stages else fresh
     return BasePlan(model, f"base/{fresh}", stages, f"base/{final}")
@@ -154,16 +207,29 @@ def _stages(program: Program, model: ModelSpec, fresh: str) -> tuple[RunSpec, ..
     base, train = program.experiment.base, program.experiment.train
     lengths = {"probe": base.probe_epochs, "trunk": base.trunk_epochs}
     return tuple(
-        RunSpec(
-            id=f"{role}-{fresh[:8]}",
-            role=role,
-            model=model,
-            train=train.model_copy(
-                update={"epochs": epochs, "warmup_epochs": min(train.warmup_epochs, epochs - 1)}
-            ),
-        )
+        RunSpec(id=f"{role}-{fresh[:8]}", role=role, model=model, train=stage_train(train, epochs))
         for role, epochs in lengths.items()
         if epochs
+    )
+
+
+def stage_train(train: TrainSpec, epochs: int) -> TrainSpec:
+    """Settings of a stage: those of the experiment without what judges, parts or averages a run.
+
+    A stage runs to its last epoch and ends in the weights it has then, so it has no patience, no
+    sections of unfreezing and no moving average; and as nothing judges it on the way, a plateau
+    schedule stays at its first learning rate.
+    """
+    return train.model_copy(
+        update={
+            "epochs": epochs,
+            "warmup_epochs": min(train.warmup_epochs, epochs - 1),
+            "unfreeze": (),
+            "patience": None,
+            "model_ema_decay": None,
+            "model_ema_warmup": False,
+            "sched": "none" if train.sched == "plateau" else train.sched,
+        }
     )
 
 

@@ -236,8 +236,9 @@ class SoupSpec(Section):
     """In the order they are made and shown."""
     metric: Metric = "top1"
     """Of the selection split; what recipes maximise."""
-    ingredients: str = "best"
-    """Checkpoints of each run that recipes see: `best`, `last`, `all` or `top-K`."""
+    ingredients: str | tuple[int, ...] = "best"
+    """Checkpoints of each run that recipes see: `best`, `last`, `all`, `top-K`, or a list of epochs
+    such as [3, 6, 9], the snapshots of a trajectory."""
     batchnorm: BatchNormPolicy = "auto"
     """How a mix gets its BatchNorm statistics."""
     batchnorm_samples: int = Field(default=2048, ge=2)
@@ -247,11 +248,18 @@ class SoupSpec(Section):
     serve: str = "auto"
     """Recipe whose soup is served; `auto` takes the best on the selection split."""
 
-    @field_validator("ingredients")
+    @field_validator("ingredients", mode="before")
     @classmethod
-    def _ingredients_are_known(cls, value: str) -> str:
-        if value not in ("best", "last", "all") and not re.fullmatch(r"top-[1-9][0-9]*", value):
-            raise ValueError(f"got {value!r}; write best, last, all or top-K, such as top-3")
+    def _ingredients_are_known(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            known = value in ("best", "last", "all") or re.fullmatch(r"top-[1-9][0-9]*", value)
+        else:
+            known = isinstance(value, (list, tuple)) and _are_epochs(list(value))
+        if not known:
+            raise ValueError(
+                f"got {value!r}; write best, last, all, top-K such as top-3, or a list of epochs "
+                "such as [3, 6, 9]"
+            )
         return value
 
     @model_validator(mode="after")
@@ -264,8 +272,18 @@ class SoupSpec(Section):
         return self
 
 
+def _are_epochs(values: list[Any]) -> bool:
+    """Whole numbers from 1 on, in order, none twice."""
+    whole = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+    return bool(values) and whole and values == sorted(set(values)) and values[0] >= 1
+
+
 class EnsembleSpec(Section):
     """Output ensembles that soups are compared with."""
 
     soft_voting: bool = True
     """Softmax of the mean logits of every run's checkpoint."""
+    stacking: bool = False
+    """A linear classifier on the concatenated logits of every setting. With data.folds it is fitted
+    on what each member says of the images that it did not learn from, else on the selection split,
+    where it then has no score."""

@@ -46,13 +46,18 @@ class OpenOrder:
 
 @dataclass(frozen=True)
 class RunState:
-    """What is known of one run. `checkpoints` counts only what the ledger adopted."""
+    """What is known of one run, or of the moving average of its weights, which has checkpoints
+    alone. `checkpoints` counts only what the ledger adopted."""
 
     checkpoints: tuple[Checkpointed, ...] = ()
     """In order of step."""
+    spare: tuple[Checkpoint, ...] = ()
+    """Made again by a later attempt, with the same weights: never looked at, to be deleted."""
     curve: Mapping[int, Evaluated] = field(default_factory=dict)
     """By step."""
     trained_to: int = 0
+    ended_early: bool = False
+    """Its patience was over at `trained_to`: it will never go beyond."""
     failed: str | None = None
     """Why the schedule gave up on it."""
     interruptions: int = 0

@@ -11,7 +11,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -50,12 +50,49 @@ def expand(experiment: Experiment) -> tuple[RunSpec, ...]:
         same = digest(_hashed(spec), 64)
         if replicas[same] and experiment.sweep.sampler != "list":
             raise _twice(experiment, spec)
-        spec = spec.model_copy(update={"replica": replicas[same]})
-        spec = spec.model_copy(update={"id": digest(_hashed(spec))})
-        assert spec.id not in runs, f"two runs hash to {spec.id}"
+        for each in _folded(experiment, spec.model_copy(update={"replica": replicas[same]})):
+            named = each.model_copy(update={"id": digest(_hashed(each))})
+            assert named.id not in runs, f"two runs hash to {named.id}"
+            runs[named.id] = named
         replicas[same] += 1
-        runs[spec.id] = spec
+    _require_snapshots(experiment, list(runs.values()))
     return tuple(runs.values())
+
+
+def _folded(experiment: Experiment, spec: RunSpec) -> Iterator[RunSpec]:
+    """The setting once, or once for each fold, which it then does not learn from."""
+    if experiment.data.folds is None:
+        yield spec
+        return
+    for fold in range(experiment.data.folds):
+        yield spec.model_copy(update={"fold": fold, "params": {**spec.params, "fold": fold}})
+
+
+def _require_snapshots(experiment: Experiment, runs: list[RunSpec]) -> None:
+    """Each epoch that soup.ingredients lists is one at whose end some run has a checkpoint."""
+    ingredients = experiment.soup.ingredients
+    if isinstance(ingredients, str):
+        return
+    trains = {digest(sparse(run.train)): run.train for run in runs}.values()
+    for epoch in ingredients:
+        if not any(_has_snapshot(train, epoch) for train in trains):
+            raise UserError(
+                f"soup.ingredients: no run has a checkpoint at the end of epoch {epoch}; runs have "
+                f"{_lengths(trains)}: list other epochs, train longer, or change "
+                "train.checkpoint_every"
+            )
+
+
+def _has_snapshot(train: TrainSpec, epoch: int) -> bool:
+    """A period in steps tells nothing of epochs yet; but a run always ends with a checkpoint."""
+    every = train.checkpoint_every
+    regular = isinstance(every, int) and epoch <= train.epochs and epoch % every == 0
+    return regular or epoch == train.epochs
+
+
+def _lengths(trains: Iterable[TrainSpec]) -> str:
+    said = {f"{t.epochs} epochs and checkpoint_every: {t.checkpoint_every}": None for t in trains}
+    return " or ".join(list(said)[:3]) + (" and so on" if len(said) > 3 else "")
 
 
 def _seeded(experiment: Experiment) -> Iterator[tuple[Params, str]]:
@@ -172,12 +209,13 @@ def _set(tree: dict[str, Any], steps: list[str], value: Any, where: str) -> None
 
 def _hashed(spec: RunSpec) -> dict[str, Any]:
     """What makes a run the run it is. Defaults are left out: a later version may add keys."""
-    return {
+    hashed = {
         "model": sparse(spec.model),
         "train": sparse(spec.train),
         "seed": spec.seed,
         "replica": spec.replica,
     }
+    return hashed if spec.fold is None else {**hashed, "fold": spec.fold}
 
 
 def _twice(experiment: Experiment, spec: RunSpec) -> UserError:

@@ -1,18 +1,56 @@
 """Preflight and bases: what must exist before any run can start."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from orchestrator.program import BasePlan, Program, Resolved, distinct_models, resolve
+from orchestrator.program import (
+    BasePlan,
+    Program,
+    Resolved,
+    distinct_models,
+    resolve,
+    stage_train,
+)
 from orchestrator.schedule.train import segment
 from orchestrator.state import State
-from workers.types import AnyOrder, BaseOrder, PreflightOrder
+from workers.spec import ModelSpec, TrainSpec
+from workers.types import AnyOrder, BaseOrder, PreflightOrder, digest, model_key, sparse
+
+JUDGED = ("unfreeze", "aa", "layer_decay", "grad_checkpointing", "class_weights")
+"""Keys of train whose values only the model, timm or the classes can judge."""
 
 
 def preflight(program: Program, state: State) -> Iterator[AnyOrder]:
     if state.facts is None:
         opts = sorted({run.train.opt for run in program.runs} | {program.experiment.train.opt})
-        models = tuple(distinct_models(program.runs).values())
-        yield PreflightOrder(models=models, opts=tuple(opts))
+        models = distinct_models(program.runs)
+        trains = to_judge(program, models)
+        yield PreflightOrder(models=tuple(models.values()), opts=tuple(opts), trains=trains)
+
+
+def to_judge(
+    program: Program, models: Mapping[str, ModelSpec]
+) -> tuple[tuple[str, TrainSpec], ...]:
+    """Distinct (model key, section) with nothing set but what must be judged: a sweep of a thousand
+    learning rates asks one thing. Sections without any such key are left out."""
+    base, train = program.experiment.base, program.experiment.train
+    asked = [(model_key(run.model), run.train) for run in program.runs]
+    if base.probe_epochs or base.trunk_epochs:
+        asked += [(key, stage_train(train, 1)) for key in models]
+    found = {}
+    for key, section in asked:
+        judged = {name: value for name in JUDGED if (value := getattr(section, name))}
+        if judged:
+            only = _only(judged)
+            found.setdefault(digest([key, sparse(only)], 64), (key, only))
+    return tuple(found.values())
+
+
+def _only(judged: Mapping[str, Any]) -> TrainSpec:
+    """Long enough for its own sections, so that it would pass validation again."""
+    sections = judged.get("unfreeze", ())
+    epochs = max([TrainSpec().epochs, *(section.epoch + 1 for section in sections)])
+    return TrainSpec().model_copy(update={**judged, "epochs": epochs})
 
 
 def bases(program: Program, state: State) -> Iterator[AnyOrder]:

@@ -4,8 +4,17 @@ from collections.abc import Iterable, Sequence
 
 from orchestrator.program import Program, Resolved
 from orchestrator.schedule.train import failure, is_trained
+from orchestrator.sections import SoupSpec
 from orchestrator.state import RunState, State
-from workers.types import Checkpoint, Checkpointed, Cohort, Ingredient, Metric, RunSpec
+from workers.types import (
+    Checkpoint,
+    Checkpointed,
+    Cohort,
+    Ingredient,
+    Metric,
+    RunSpec,
+    run_of,
+)
 
 
 def selection(event: Checkpointed, metric: Metric) -> float:
@@ -27,45 +36,52 @@ def best(run: RunState, metric: Metric) -> Checkpointed | None:
     return next(iter(ranked(run, metric)), None)
 
 
-def chosen(run: RunState, ingredients: str, metric: Metric) -> tuple[Checkpointed, ...]:
-    """The run's ingredients under soup.ingredients: best, last, all or top-K."""
-    if ingredients == "all":
+def chosen(run: RunState, soup: SoupSpec, steps_per_epoch: int) -> tuple[Checkpointed, ...]:
+    """The track's ingredients under soup.ingredients: best, last, all, top-K or a list of epochs.
+
+    What ended before the first of the epochs gives its last scored checkpoint instead.
+    """
+    if soup.ingredients == "all":
         return run.scored
-    if ingredients == "last":
+    if soup.ingredients == "last":
         return run.scored[-1:]
-    count = 1 if ingredients == "best" else int(ingredients.removeprefix("top-"))
-    return tuple(sorted(ranked(run, metric)[:count], key=lambda e: e.checkpoint.step))
+    if not isinstance(soup.ingredients, str):
+        steps = {epoch * steps_per_epoch for epoch in soup.ingredients}
+        return tuple(e for e in run.scored if e.checkpoint.step in steps) or run.scored[-1:]
+    count = 1 if soup.ingredients == "best" else int(soup.ingredients.removeprefix("top-"))
+    return tuple(sorted(ranked(run, soup.metric)[:count], key=lambda e: e.checkpoint.step))
 
 
 def representative(program: Program, run: RunState) -> Checkpointed | None:
-    """The checkpoint that stands for the run in tables and ensembles."""
+    """The checkpoint that stands for the run, or for its average, in tables and ensembles."""
     soup = program.experiment.soup
     if soup.ingredients == "last":
         return run.scored[-1] if run.scored else None
     return best(run, soup.metric)
 
 
-def usable_runs(state: State, resolved: Resolved, runs: Iterable[RunSpec]) -> tuple[RunSpec, ...]:
-    """Runs that ended well: trained, or stopped early with something to show; failed ones never."""
+def usable(state: State, resolved: Resolved, tracks: Iterable[RunSpec]) -> tuple[RunSpec, ...]:
+    """Tracks whose run ended well: trained, or stopped with something to show; failed ones never.
+    A moving average is what its run is."""
     return tuple(
-        run
-        for run in runs
-        if state.run(run.id).scored
-        and failure(state, resolved, run) is None
-        and (is_trained(state, resolved, run) or state.finish_reason is not None)
+        track
+        for track in tracks
+        if state.run(track.id).scored
+        and failure(state, resolved, track) is None
+        and (is_trained(state, resolved, track) or state.finish_reason is not None)
     )
 
 
 def ingredients(
     program: Program, state: State, resolved: Resolved, cohort: Cohort
 ) -> tuple[Ingredient, ...]:
-    """Candidates of a final merge, by run in configured order."""
+    """Candidates of a final merge, by run in configured order, a run's average after itself."""
     soup = program.experiment.soup
     return tuple(
-        as_ingredient(run, known, event, soup.metric)
-        for run in usable_runs(state, resolved, resolved.members[cohort.id])
-        for known in (state.run(run.id),)
-        for event in chosen(known, soup.ingredients, soup.metric)
+        as_ingredient(track, known, event, soup.metric)
+        for track in usable(state, resolved, resolved.tracks[cohort.id])
+        for known in (state.run(track.id),)
+        for event in chosen(known, soup, resolved.steps_per_epoch[run_of(track.id)])
     )
 
 

@@ -13,7 +13,7 @@ from orchestrator.schedule.merge import failure, orders_of
 from orchestrator.schedule.train import all_settled
 from orchestrator.state import MergeState, State
 from workers.spec import period_steps
-from workers.types import AnyEvent, AnyOrder, Cohort, Ingredient, MergeOpened
+from workers.types import AnyEvent, AnyOrder, Cohort, Ingredient, MergeOpened, run_of
 
 
 def is_on(program: Program, state: State) -> bool:
@@ -73,12 +73,13 @@ def _fleet_rounds(program: Program, state: State, resolved: Resolved, cohort: Co
 def _newest(
     program: Program, state: State, resolved: Resolved, cohort: Cohort
 ) -> tuple[Ingredient, ...]:
+    """Of every run, and of its moving average, that has not failed."""
     metric = program.experiment.soup.metric
-    going = ((run, state.run(run.id)) for run in resolved.members[cohort.id])
+    going = ((track, state.run(track.id)) for track in resolved.tracks[cohort.id])
     return tuple(
-        as_ingredient(run, known, known.scored[-1], metric)
-        for run, known in going
-        if known.scored and known.failed is None
+        as_ingredient(track, known, known.scored[-1], metric)
+        for track, known in going
+        if known.scored and state.run(run_of(track.id)).failed is None
     )
 
 

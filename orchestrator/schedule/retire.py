@@ -1,57 +1,69 @@
 """Retention: checkpoints that nothing can choose any more are deleted, newest first kept.
 
-Kept: the last of each run (a restart begins there), whatever soup.ingredients may still choose, and
-whatever an unfinished merge names. A checkpoint is retired only after a newer one counts.
+Kept: the last of each run (a restart begins there) and what its average was then, whatever
+soup.ingredients may still choose of either, and whatever an unfinished merge names. A checkpoint is
+retired only after a newer one counts, or when it is spare.
 """
 
 from collections.abc import Iterator
 
-from orchestrator.program import Program
+from orchestrator.program import Program, Resolved, resolve
 from orchestrator.schedule import observe
 from orchestrator.schedule.choose import chosen, representative
 from orchestrator.state import RunState, State
-from workers.types import AnyOrder, Checkpoint, RetireOrder
+from workers.types import AnyOrder, Checkpoint, RetireOrder, run_of
 
 
 def checkpoints(program: Program, state: State) -> Iterator[AnyOrder]:
-    if any(order.what == "retire" for order in state.open.values()):
+    if state.facts is None or any(order.what == "retire" for order in state.open.values()):
         return
+    resolved = resolve(program, state.facts)
     superseded = [
         checkpoint
-        for run_id, run in state.runs.items()
-        for checkpoint in _superseded(program, run, is_stage=_is_stage(run_id))
+        for owner, run in state.runs.items()
+        for checkpoint in _superseded(program, resolved, owner, run)
+        if not _goes_on_from(state, owner, checkpoint)
     ]
-    if not superseded:
+    spare = tuple(checkpoint for run in state.runs.values() for checkpoint in run.spare)
+    if not superseded and not spare:
         return
     pinned = _pinned(program, state)
     gone = tuple(checkpoint for checkpoint in superseded if checkpoint.name not in pinned)
-    if gone:
-        yield RetireOrder(checkpoints=gone)
+    if gone or spare:
+        yield RetireOrder(checkpoints=gone + spare)
+
+
+def _goes_on_from(state: State, owner: str, checkpoint: Checkpoint) -> bool:
+    """Whether a restart of the run begins at the step of this checkpoint of its average."""
+    last = state.run(run_of(owner)).last
+    return last is not None and last.step == checkpoint.step
 
 
 def _is_stage(run_id: str) -> bool:
     return run_id.startswith(("probe-", "trunk-"))
 
 
-def _superseded(program: Program, run: RunState, is_stage: bool) -> tuple[Checkpoint, ...]:
+def _superseded(
+    program: Program, resolved: Resolved, owner: str, run: RunState
+) -> tuple[Checkpoint, ...]:
     if len(run.checkpoints) < 2:
         return ()
     soup = program.experiment.soup
-    key = ("superseded", soup.ingredients, soup.metric, is_stage)
+    key = ("superseded", soup.ingredients, soup.metric)
     if key not in run.known:
-        kept = _kept(program, run, is_stage)
+        kept = _kept(program, resolved, owner, run)
         events = (event for event in run.checkpoints if event.checkpoint.id not in kept)
         run.known[key] = tuple(event.checkpoint for event in events)
     found: tuple[Checkpoint, ...] = run.known[key]
     return found
 
 
-def _kept(program: Program, run: RunState, is_stage: bool) -> set[str]:
+def _kept(program: Program, resolved: Resolved, owner: str, run: RunState) -> set[str]:
     kept = {run.checkpoints[-1].checkpoint.id}
-    if is_stage:
+    if _is_stage(owner):
         return kept
-    soup = program.experiment.soup
-    kept |= {e.checkpoint.id for e in chosen(run, soup.ingredients, soup.metric)}
+    per_epoch = resolved.steps_per_epoch[run_of(owner)]
+    kept |= {e.checkpoint.id for e in chosen(run, program.experiment.soup, per_epoch)}
     kept |= {e.checkpoint.id for e in run.scored[-1:]}
     stands_for_it = representative(program, run)
     return kept | ({stands_for_it.checkpoint.id} if stands_for_it is not None else set())

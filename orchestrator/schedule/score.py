@@ -1,7 +1,7 @@
 """Scores on every split, once nothing can be selected by them any more.
 
-A run's representative is scored when the run has ended, a soup when it is written. Recipes see
-selection scores alone, whatever the order of events.
+A run's representative, and that of its moving average, is scored when the run has ended, a soup
+when it is written. Recipes see selection scores alone, whatever the order of events.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,8 @@ from itertools import chain
 from orchestrator.program import Program, Resolved, resolve
 from orchestrator.remember import remembered
 from orchestrator.schedule import merge
-from orchestrator.schedule.choose import counted, representative, selection, usable_runs
+from orchestrator.schedule.choose import counted, representative, selection, usable
+from orchestrator.schedule.stack import groups
 from orchestrator.schedule.train import all_settled, in_flight, standing
 from orchestrator.state import State
 from workers.types import (
@@ -21,18 +22,19 @@ from workers.types import (
     RunSpec,
     Score,
     ScoreOrder,
+    run_of,
 )
 
 
 def runs(program: Program, state: State) -> Iterator[AnyOrder]:
     if state.facts is not None:
         busy = in_flight(state)
-        yield from (order for run, order in _unscored(program, state) if run not in busy)
+        yield from (order for run, order in _unscored(program, state) if run_of(run) not in busy)
 
 
 @remembered(by=lambda program, state: (*standing(program, state), state.scores))
 def _unscored(program: Program, state: State) -> tuple[tuple[str, ScoreOrder], ...]:
-    """(run, order) of every usable run whose representative lacks a score."""
+    """(track, order) of every usable track whose representative lacks a score."""
     assert state.facts is not None
     resolved = resolve(program, state.facts)
     return tuple(
@@ -45,7 +47,7 @@ def _unscored(program: Program, state: State) -> tuple[tuple[str, ScoreOrder], .
 def _score_order(resolved: Resolved, run: RunSpec, checkpoint: Checkpoint) -> ScoreOrder:
     order = resolved.orders.get(f"score {run.id}")
     if not isinstance(order, ScoreOrder) or order.checkpoint is not checkpoint:
-        cohort, splits = resolved.cohort_of[run.id], resolved.report_splits
+        cohort, splits = resolved.cohort_of[run_of(run.id)], resolved.report_splits
         order = ScoreOrder(cohort=cohort, checkpoint=checkpoint, splits=splits)
         resolved.orders[f"score {run.id}"] = order
     return order
@@ -54,9 +56,9 @@ def _score_order(resolved: Resolved, run: RunSpec, checkpoint: Checkpoint) -> Sc
 def ended(
     program: Program, state: State, resolved: Resolved
 ) -> tuple[tuple[RunSpec, Checkpointed], ...]:
-    """Usable runs that are over, with the checkpoint that stands for each."""
+    """Usable tracks that are over, with the checkpoint that stands for each."""
     busy = in_flight(state)
-    return tuple(pair for pair in _represented(program, state) if pair[0].id not in busy)
+    return tuple(pair for pair in _represented(program, state) if run_of(pair[0].id) not in busy)
 
 
 @remembered(by=standing)
@@ -64,9 +66,9 @@ def _represented(program: Program, state: State) -> tuple[tuple[RunSpec, Checkpo
     assert state.facts is not None
     resolved = resolve(program, state.facts)
     return tuple(
-        (run, event)
-        for run in usable_runs(state, resolved, program.runs)
-        if (event := representative(program, state.run(run.id))) is not None
+        (track, event)
+        for track in usable(state, resolved, program.tracks)
+        if (event := representative(program, state.run(track.id))) is not None
     )
 
 
@@ -141,12 +143,17 @@ def _compare(
 ) -> CompareOrder:
     soups = {predictions_of(state, f, n): n for f, n in merge.made(program, state)}
     scored = {id for id, name in soups.items() if id != name or not _missing(state, resolved, name)}
-    ensemble = program.experiment.ensemble.soft_voting and len(singles) > 1
+    ensemble = program.experiment.ensemble
+    votes, stacks = ensemble.soft_voting and len(singles) > 1, ensemble.stacking
+    stacked = groups(program, singles) if stacks else ()
+    ids = {track.id: event.checkpoint.id for track, event in singles}
     return CompareOrder(
         best_single=best_single(program, singles)[1].checkpoint.id,
         soups=tuple(sorted(scored)),
-        members=tuple(event.checkpoint.id for _, event in singles) if ensemble else (),
+        members=tuple(ids.values()) if votes else (),
         splits=resolved.splits,
+        stacking=tuple(tuple(ids[track.id] for track in group) for group in stacked),
+        folds={ids[t.id]: t.fold for group in stacked for t in group if t.fold is not None},
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.folds import fold
 from orchestrator.schedule import retire
-from tests.orchestrator.simulation import Mishap, World, live, program
+from tests.orchestrator.simulation import Mishap, World, facts, live, program
 from workers.types import (
     AnyOrder,
     Checkpoint,
@@ -71,7 +71,8 @@ def checkpointed(step: int, top1: float | None, run: str = RUN) -> Checkpointed:
 
 def gone(*events: Any, ingredients: str = "best") -> set[int]:
     plan = program(2, epochs=4, soup={"ingredients": ingredients})
-    orders = list(retire.checkpoints(plan, fold(events)))
+    begun = Preflighted(facts=facts(plan))
+    orders = list(retire.checkpoints(plan, fold([begun, *events])))
     assert all(isinstance(order, RetireOrder) for order in orders)
     return {c.step for order in orders for c in order.checkpoints}
 

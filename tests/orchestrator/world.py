@@ -41,6 +41,7 @@ from workers.types import (
     ModelFacts,
     Preflighted,
     Retired,
+    RunSpec,
     Score,
     Scored,
     Served,
@@ -52,6 +53,7 @@ from workers.types import (
     Tasting,
     Trained,
     TrainOrder,
+    ema_of,
 )
 
 COUNTS = {"train": 320, "val": 40, "test": 50, "ood:sketch": 30}
@@ -136,7 +138,7 @@ class World:
             top1 = self.score(Mix.mean([name]))
         else:
             top1 = _table(self.seed, f"{name} {split}") % 1000 / 1000
-        return Score(count=COUNTS[split], top1=top1, macro_f1=top1, nll=1 - top1, ece=0.1)
+        return Score(count=COUNTS.get(split, 100), top1=top1, macro_f1=top1, nll=1 - top1, ece=0.1)
 
     # Performing
 
@@ -183,25 +185,50 @@ class World:
         yield BaseReady(checkpoint=self._write(order.name, None, 0))
 
     def _train(self, order: TrainOrder, attempt: int) -> Iterator[AnyEvent]:
-        per_epoch = order.run.train.steps_per_epoch(COUNTS["train"], 1)
+        run, stop_step = order.run, order.stop_step
+        held_out = 0 if run.fold is None else facts(self.program).folds[run.fold]
+        per_epoch = run.train.steps_per_epoch(COUNTS["train"] - held_out, 1)
         done = 0 if order.start.name.startswith("base/") else order.start.step
-        if order.start.name.startswith(("probe-", "trunk-")) and order.run.role != "member":
-            done = order.start.step if order.start.name.startswith(order.run.id) else 0
+        if order.start.name.startswith(("probe-", "trunk-")) and run.role != "member":
+            done = order.start.step if order.start.name.startswith(run.id) else 0
         yield Started(warm=True, gap_s=0.01)
-        for step in range(done + per_epoch, order.stop_step + 1, per_epoch):
-            name = f"{order.run.id}/{step:08d}"
-            score = self._scored(name, SELECTION)
-            yield Evaluated(
-                step=step,
-                epoch=step // per_epoch,
-                loss=1.0,
-                lr=0.1,
-                images_per_s=100.0,
-                score=score,
-            )
-            made = self._write(name, attempt, step, score)
-            yield Checkpointed(checkpoint=made, score=score)
-        yield Trained(step=order.stop_step, busy_s=1.0)
+        for step in range(done + per_epoch, stop_step + 1, per_epoch):
+            yield self._evaluated(run, step, per_epoch)
+            if run.train.model_ema_decay is not None:
+                yield self._checkpointed(f"{ema_of(run.id)}/{step:08d}", attempt, step)
+            yield self._checkpointed(f"{run.id}/{step:08d}", attempt, step)
+            if step < stop_step and self._is_enough(run, step, per_epoch):
+                yield Trained(step=step, busy_s=1.0, early=True)
+                return
+        yield Trained(step=stop_step, busy_s=1.0)
+
+    def _evaluated(self, run: RunSpec, step: int, per_epoch: int) -> Evaluated:
+        name = f"{run.id}/{step:08d}"
+        ema = run.train.model_ema_decay is not None
+        return Evaluated(
+            step=step,
+            epoch=step // per_epoch,
+            loss=1.0,
+            lr=0.1,
+            images_per_s=100.0,
+            score=self._scored(name, SELECTION),
+            ema=self._scored(f"{ema_of(run.id)}/{step:08d}", SELECTION) if ema else None,
+            held_out=self._scored(name, f"fold:{run.fold}") if run.fold is not None else None,
+        )
+
+    def _checkpointed(self, name: str, attempt: int, step: int) -> Checkpointed:
+        score = self._scored(name, SELECTION)
+        return Checkpointed(checkpoint=self._write(name, attempt, step, score), score=score)
+
+    def _is_enough(self, run: RunSpec, step: int, per_epoch: int) -> bool:
+        """Patience, on the selection split or, of a fold, on what it holds out."""
+        if run.train.patience is None:
+            return False
+        points = [
+            self._evaluated(run, at, per_epoch) for at in range(per_epoch, step + 1, per_epoch)
+        ]
+        scores = [(each.held_out or each.score).top1 for each in points]
+        return len(scores) - 1 - scores.index(max(scores)) >= run.train.patience
 
     def _merge(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         recipe = recipes.load(order.recipe, order.options)
@@ -279,6 +306,7 @@ def named(order: AnyOrder) -> set[str]:
     ids = {each.id for each in (*one, *many) if isinstance(each, Checkpoint)}
     if order.kind == "compare":
         ids |= {order.best_single, *order.members, *order.soups}
+        ids |= {member for group in order.stacking for member in group}
     return ids | set(getattr(order, "hard_first", ()))
 
 
@@ -295,4 +323,6 @@ def facts(program: Program) -> Facts:
         for name, count in COUNTS.items()
     }
     models = dict.fromkeys(distinct_models(program.runs), model)
-    return Facts(classes=("0", "1"), splits=splits, corrupt=(), models=models)
+    parts = program.experiment.data.folds or 0
+    folds = tuple(len(range(part, COUNTS["train"], parts)) for part in range(parts))
+    return Facts(classes=("0", "1"), splits=splits, corrupt=(), models=models, folds=folds)

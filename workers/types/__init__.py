@@ -63,6 +63,7 @@ from workers.types.nouns import (
     digest,
     ema_of,
     model_key,
+    run_of,
     sparse,
 )
 from workers.types.orders import (
@@ -168,5 +169,6 @@ __all__ = [
     "ema_of",
     "event_adapter",
     "model_key",
+    "run_of",
     "sparse",
 ]

@@ -45,6 +45,11 @@ def ema_of(run_id: str) -> str:
     return f"{run_id}-ema"
 
 
+def run_of(owner: str) -> str:
+    """The run that an owner of checkpoints is, or whose moving average it is."""
+    return owner.removesuffix("-ema")
+
+
 class Value(BaseModel):
     """A frozen value: equality is identity, JSON in and out."""
 

@@ -187,7 +187,11 @@ class CompareOrder(Order):
 
     @property
     def key(self) -> str:
-        return digest(self.model_dump(mode="json"), 12)
+        """Of what is compared. Fields that came later have no say where they are empty, so that
+        comparisons made before them stay known."""
+        said = self.model_dump(mode="json")
+        later = ("stacking", "folds")
+        return digest({key: value for key, value in said.items() if value or key not in later}, 12)
 
     @property
     def id(self) -> str:
