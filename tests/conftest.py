@@ -11,6 +11,14 @@ from moto.server import ThreadedMotoServer
 from workers.storage import Store
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images of tests lie beside their other files, not in the home folder."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SOUPFLEET_CACHE", str(tmp_path_factory.mktemp("image-cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """host:port of an S3 server in this process; credentials reach pyarrow by environment."""

@@ -1,10 +1,10 @@
 """Images of an experiment: found, decoded once, split, fingerprinted, and turned into tensors.
 
-sources -> survey -> splits.parquet -> Images -> cache (evaluation), loader (training)
+sources -> survey -> splits.parquet -> Images -> cache -> pixels, loader -> batches
 """
 
 from workers.data.augment import require_policy, train_transform
-from workers.data.cache import eval_pixels, normalise
+from workers.data.cache import TrainPixels, eval_pixels, normalise, train_pixels
 from workers.data.index import Images, Sample
 from workers.data.loader import epoch_order, step_batches, train_batches
 from workers.data.mixing import Mixing
@@ -15,6 +15,7 @@ __all__ = [
     "Images",
     "Mixing",
     "Sample",
+    "TrainPixels",
     "class_weights",
     "epoch_order",
     "eval_pixels",
@@ -23,5 +24,6 @@ __all__ = [
     "step_batches",
     "survey",
     "train_batches",
+    "train_pixels",
     "train_transform",
 ]

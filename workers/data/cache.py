@@ -1,29 +1,130 @@
-"""Evaluation pixels: every image decoded, resized and cropped once, kept as uint8."""
+"""Decoded images, kept once per node and shared by all its processes; in no mode other bits.
 
+    train_pixels   every training image decoded and reduced once, of its own size
+    eval_pixels    evaluation preprocessing applied once, one block per split
+
+A file of the cache is named after the content of its images and all that shapes their pixels, so
+experiments on the same images share it.
+"""
+
+import hashlib
 import json
+import logging
+import math
 import os
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image, features
 
+from workers.data.arrow_file import MappedImages, mapped_pixels, write_images, write_pixels
 from workers.data.augment import eval_transform
-from workers.data.index import Images
+from workers.data.cache_folder import Touch, Unusable, disk_folder, memory_folder
+from workers.data.decode import UNDECODABLE
+from workers.data.index import Images, Sample
+from workers.data.resize import reduced_image, reduced_size
+from workers.types import UserError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FORMAT = 1
+"""Of the files; another number is another name."""
+FEW = 64
+"""`auto` keeps no file of fewer images: they are decoded again sooner than it is built."""
+PROBED = 16
+"""Images that are decoded to tell the size of all."""
+OVERHEAD = 1 << 16
+"""Bytes of a file beside its pixels, or nearly so."""
+
+
+class DecodedImages:
+    """Training images in split order, decoded and reduced whenever they are asked for."""
+
+    def __init__(self, images: Images, size: int) -> None:
+        self._images, self._size = images, size
+
+    def __len__(self) -> int:
+        return self._images.count("train")
+
+    def __getitem__(self, i: int) -> Image.Image:
+        """RGB."""
+        return reduced_image(self._images, i, self._size)
+
+    def array(self, i: int) -> np.ndarray:
+        """uint8 (H, W, 3), not to be written to; without a copy where it is cached."""
+        return np.asarray(self[i])
+
+
+class CachedImages:
+    """Likewise, from a file of the cache; a loader process opens it anew unless it was forked."""
+
+    def __init__(self, path: Path, num: int) -> None:
+        self._path, self._num = path, num
+        self._mapped: MappedImages | None = MappedImages(path, num)
+
+    def __len__(self) -> int:
+        return self._num
+
+    def __getitem__(self, i: int) -> Image.Image:
+        return self._opened.image(i)
+
+    def array(self, i: int) -> np.ndarray:
+        return self._opened[i]
+
+    @property
+    def _opened(self) -> MappedImages:
+        if self._mapped is None:
+            self._mapped = MappedImages(self._path, self._num)
+        return self._mapped
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": None}
+
+
+TrainPixels = DecodedImages | CachedImages
+
+
+def train_pixels(
+    images: Images, preprocessing: dict[str, Any], touch: Touch = lambda: None
+) -> TrainPixels:
+    """The training images as `data.cache` says, decoded now if nobody has; `touch` is called as
+    they are, and while another process does it. Raises UserError where the cache has no place."""
+    size = reduced_size(images.spec, preprocessing)
+    key = ("train", f"reduced to {size}", images.count("train"))
+    if key not in images.pixels:
+        images.pixels[key] = _train_pixels(images, size, touch)
+    pixels: TrainPixels = images.pixels[key]
+    return pixels
 
 
 def eval_pixels(
-    images: Images, split: str, preprocessing: dict[str, Any], count: int | None = None
+    images: Images,
+    split: str,
+    preprocessing: dict[str, Any],
+    count: int | None = None,
+    touch: Touch = lambda: None,
 ) -> torch.Tensor:
-    """uint8 (N, 3, H, W) in split order, of the first `count` images if given.
-
-    Kept in the memory of `images`; not to be written to.
-    """
+    """uint8 (N, 3, H, W) in split order, of the first `count` images if given; timm's evaluation
+    transform of the image at full size. Not to be written to: a view of the cache's file, or kept
+    in the memory of `images`."""
     num = images.count(split) if count is None else min(count, images.count(split))
     key = (split, json.dumps(preprocessing, sort_keys=True), num)
     if key not in images.pixels:
         # Runs of one experiment mostly share a preprocessing; keeping others would fill the memory.
-        kept = {other: value for other, value in images.pixels.items() if other[1] == key[1]}
-        images.pixels = kept | {key: _render(images, split, preprocessing, num)}
+        kept = {
+            other: value
+            for other, value in images.pixels.items()
+            if other[1] == key[1] or not isinstance(value, torch.Tensor)
+        }
+        images.pixels = kept | {key: _eval_pixels(images, split, preprocessing, num, touch)}
     pixels: torch.Tensor = images.pixels[key]
     return pixels
 
@@ -36,14 +137,116 @@ def normalise(pixels: torch.Tensor, preprocessing: dict[str, Any]) -> torch.Tens
     return pixels.to(torch.float32).div(255).sub_(mean).div_(std)
 
 
-def _render(images: Images, split: str, preprocessing: dict[str, Any], num: int) -> torch.Tensor:
+def _train_pixels(images: Images, size: int, touch: Touch) -> TrainPixels:
+    num = images.count("train")
+    read = partial(reduced_image, images, size=size)
+
+    @cache
+    def mean_bytes() -> float:
+        probed = [read(i) for i in range(min(num, PROBED))]
+        return sum(3 * image.width * image.height for image in probed) / len(probed)
+
+    found = _kept(
+        images,
+        images.samples("train"),
+        {"reduced to": size},
+        lambda: int(1.1 * num * mean_bytes()) + OVERHEAD,
+        lambda file: write_images(file, in_threads(read, num, touch), mean_bytes()),
+        lambda path: CachedImages(path, num),
+        touch,
+    )
+    return DecodedImages(images, size) if found is None else found
+
+
+def _eval_pixels(
+    images: Images, split: str, preprocessing: dict[str, Any], num: int, touch: Touch
+) -> torch.Tensor:
+    shape = (num, *preprocessing["input_size"])
     transform = eval_transform(preprocessing, normalize=False)
-    pixels = torch.empty((num, *preprocessing["input_size"]), dtype=torch.uint8)
 
-    def render(i: int) -> None:
-        pixels[i] = transform(images.image(split, i))
+    def render(i: int) -> np.ndarray:
+        pixels: np.ndarray = transform(_whole_image(images, split, i)).numpy()
+        return pixels
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(render, range(num)):
-            pass
+    found = _kept(
+        images,
+        images.samples(split)[:num],
+        preprocessing,
+        lambda: math.prod(shape) + OVERHEAD,
+        lambda file: write_pixels(file, shape, in_threads(render, num, touch)),
+        lambda path: mapped_pixels(path, shape),
+        touch,
+    )
+    if found is not None:
+        return found
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    for i, row in enumerate(in_threads(render, num, touch)):
+        pixels[i] = torch.from_numpy(row)
     return pixels
+
+
+def _whole_image(images: Images, split: str, i: int) -> Image.Image:
+    try:
+        return images.image(split, i)
+    except UNDECODABLE as error:
+        key = images.samples(split)[i].key
+        raise OSError(f"{split} image {key} can no longer be read: {error}") from error
+
+
+def _kept(
+    images: Images,
+    samples: list[Sample],
+    shaping: dict[str, Any],
+    need: Callable[[], int],
+    build: Callable[[BinaryIO], None],
+    opened: Callable[[Path], T],
+    touch: Touch,
+) -> T | None:
+    """The file of these samples as `opened`; None where the mode, or lack of room, keeps none."""
+    mode = images.spec.cache
+    if mode == "off" or not samples or (mode == "auto" and not _worthwhile(samples)):
+        return None
+    name = f"{content_key(samples, shaping)}.arrow"
+    try:
+        folder = memory_folder() if mode == "memory" else disk_folder()
+        return folder.keep(name, need, build, opened, touch)
+    except Unusable as error:
+        if mode == "auto":
+            logger.warning("images are decoded in every run, not cached: %s", error.strerror)
+            return None
+        raise UserError(
+            f"data.cache={mode} finds no place ({error.strerror}); set data.cache=off, or "
+            "SOUPFLEET_CACHE and SOUPFLEET_CACHE_GB to a folder with room"
+        ) from error
+
+
+def _worthwhile(samples: list[Sample]) -> bool:
+    """Bundled digits need no decoding."""
+    return len(samples) >= FEW and bool(samples[0].path)
+
+
+def content_key(samples: list[Sample], shaping: dict[str, Any]) -> str:
+    """Name for these contents in this order, and all that makes pixels of them; neither labels nor
+    keys are part of it, so that every experiment on the same images finds the same file."""
+    made_by = {package: version(package) for package in ("pillow", "timm", "torchvision")}
+    head = {"format": FORMAT, "codec": features.version("jpg"), **made_by, "shaping": shaping}
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    for sample in samples:
+        digest.update(sample.sha256.encode())
+    return digest.hexdigest()[:32]
+
+
+def in_threads(do: Callable[[int], T], num: int, touch: Touch) -> Iterator[T]:
+    """do(0), do(1), ... do(num - 1), a few at a time; Pillow works without the interpreter's lock.
+    `touch` is called after each."""
+    threads = min(16, os.cpu_count() or 1)
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for i in range(num):
+            waiting.append(pool.submit(do, i))
+            if len(waiting) >= 2 * threads:
+                yield waiting.popleft().result()
+                touch()
+        while waiting:
+            yield waiting.popleft().result()
+            touch()

@@ -1,0 +1,152 @@
+"""Pixels in Arrow IPC files: written image by image, read through a memory map without a copy.
+
+write_images -> MappedImages     training images of their own sizes, in batches of equal rows
+write_pixels -> mapped_pixels    evaluation images of one size, one block (N, 3, H, W)
+"""
+
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+BATCH_BYTES = 32 << 20
+"""Aimed size of a record batch of training images; a build holds about two in memory."""
+IMAGES = pa.schema(
+    [("height", pa.int32()), ("width", pa.int32()), ("pixels", pa.large_binary())],
+)
+DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError)
+"""What reading raises for a file that is not whole."""
+
+
+class Batch(NamedTuple):
+    """Views of one record batch; a plain index of them needs no Arrow after a fork."""
+
+    heights: np.ndarray
+    widths: np.ndarray
+    offsets: np.ndarray
+    pixels: memoryview
+
+
+def write_images(file: BinaryIO, images: Iterator[Image.Image], mean_bytes: float) -> None:
+    """RGB images in order; `mean_bytes` of one image settles how many share a record batch."""
+    rows = min(1024, max(1, int(BATCH_BYTES / mean_bytes)))
+    schema = IMAGES.with_metadata({"rows": str(rows)})
+    with pa.ipc.new_file(file, schema) as writer:
+        while some := [np.asarray(image) for image in islice(images, rows)]:
+            writer.write_batch(_record_batch(some, schema))
+
+
+def _record_batch(images: list[np.ndarray], schema: pa.Schema) -> pa.RecordBatch:
+    offsets = np.zeros(len(images) + 1, np.int64)
+    np.cumsum([image.size for image in images], out=offsets[1:])
+    pixels = np.concatenate([image.ravel() for image in images])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(pixels)]
+    columns = [
+        pa.array([len(image) for image in images], pa.int32()),
+        pa.array([image.shape[1] for image in images], pa.int32()),
+        pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(images), buffers),
+    ]
+    return pa.record_batch(columns, schema=schema)
+
+
+class MappedImages:
+    """The images of a file by index. Raises one of DAMAGE where they are not `num` whole ones.
+
+    What it holds are views of a shared map: forked processes use the same pages, and the file may
+    be deleted meanwhile.
+    """
+
+    def __init__(self, path: Path, num: int) -> None:
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped(path))))
+        self._rows = int(reader.schema.metadata[b"rows"])
+        record_batches = (reader.get_batch(k) for k in range(reader.num_record_batches))
+        self._batches = [_views(batch) for batch in record_batches]
+        self._num = num
+        found = [len(batch.heights) for batch in self._batches]
+        full, rest = divmod(num, self._rows)
+        if found != [self._rows] * full + [rest] * (rest > 0):
+            raise ValueError(f"{path} does not hold {num} images in batches of {self._rows}")
+
+    def __len__(self) -> int:
+        return self._num
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """uint8 (H, W, 3), read-only."""
+        height, width, pixels = self._find(i)
+        return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+
+    def image(self, i: int) -> Image.Image:
+        height, width, pixels = self._find(i)
+        return Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
+
+    def _find(self, i: int) -> tuple[int, int, memoryview]:
+        batch = self._batches[i // self._rows]
+        row = i % self._rows
+        start, stop = batch.offsets[row : row + 2].tolist()
+        return int(batch.heights[row]), int(batch.widths[row]), batch.pixels[start:stop]
+
+
+def _views(batch: pa.RecordBatch) -> Batch:
+    height, width, pixels = batch.columns
+    _, offsets, data = pixels.buffers()
+    return Batch(
+        height.to_numpy(),
+        width.to_numpy(),
+        np.frombuffer(offsets, np.int64)[: len(batch) + 1],
+        memoryview(data),
+    )
+
+
+def write_pixels(file: BinaryIO, shape: tuple[int, ...], images: Iterator[np.ndarray]) -> None:
+    """uint8 `shape` (N, 3, H, W), image by image.
+
+    The file is laid out first, so that it is one block and no more than an image is in memory.
+    """
+    blank = np.zeros(shape, np.uint8)  # never touched: no memory is behind it
+    block = pa.FixedShapeTensorArray.from_numpy_ndarray(blank)
+    batch = pa.record_batch([block], names=["pixels"])
+    with pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    file.flush()
+    _, start = _block(mapped(Path(file.name)))
+    row_bytes = blank[0].nbytes
+    for i, pixels in enumerate(images):
+        # Not through the map: a full disk is then an error, not a signal.
+        os.pwrite(file.fileno(), np.ascontiguousarray(pixels), start + i * row_bytes)
+
+
+def mapped_pixels(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
+    """uint8 `shape` (N, 3, H, W), a view of the file. Raises one of DAMAGE.
+
+    The map is private: what is written to the tensor by mistake reaches no one else.
+    """
+    memory = mapped(path, mmap.ACCESS_COPY)
+    found, start = _block(memory)
+    if found != shape:
+        raise ValueError(f"{path} holds pixels {found} instead of {shape}")
+    num_bytes = int(np.prod(shape))
+    return torch.frombuffer(memory, dtype=torch.uint8, count=num_bytes, offset=start).view(shape)
+
+
+def _block(memory: mmap.mmap) -> tuple[tuple[int, ...], int]:
+    """Shape of the one block of pixels in a file, and where in it they start."""
+    whole = pa.py_buffer(memory)
+    pixels = pa.ipc.open_file(pa.BufferReader(whole)).get_batch(0).column("pixels")
+    data = pixels.storage.values.buffers()[1]
+    return (len(pixels), *pixels.type.shape), data.address - whole.address
+
+
+def mapped(path: Path, access: int = mmap.ACCESS_READ) -> mmap.mmap:
+    """A map of the whole file, which says by a shared lock that the file is in use, for as long
+    as the map lives in this process or one forked from it."""
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        return mmap.mmap(file.fileno(), 0, access=access)  # holds a duplicate, and the lock
