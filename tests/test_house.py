@@ -22,7 +22,7 @@ DOORS = {
         "workers/optim.py",
         "workers/data/augment.py",
     },
-    "pyarrow.fs": {"workers/storage.py"},
+    "pyarrow.fs": {"workers/storage.py", "workers/data/files.py"},
     "ray": {"orchestrator/ray_fleet", "orchestrator/submit.py", "workers/actors.py"},
     "webdataset": {"workers/data"},
 }

@@ -1,4 +1,7 @@
-"""Split: who is set aside for val and test; stratified, seeded, equal content kept together."""
+"""Split: who is set aside for val and test, and held out by each fold; stratified, seeded.
+
+Equal content is kept together.
+"""
 
 import hashlib
 from collections import defaultdict
@@ -47,3 +50,34 @@ def _set_aside_class(
         splits[content] = split
         if split in wanted:
             wanted[split] -= counts[content]
+
+
+def deal_folds(samples: Iterable[tuple[int, str]], num: int, seed: int) -> dict[str, int]:
+    """Fold of every content, given (label, content hash) of every training sample.
+
+    Stratified: per class, contents are dealt in seeded order, each to the fold that has fewest of
+    the class, then fewest of all; contents with copies come first. Where no two images are equal,
+    the folds differ by at most one image in every class and altogether. A content in two classes
+    stays in the fold that its first class gave it.
+    """
+    classes: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for label, content in samples:
+        classes[label][content] += 1
+    folds: dict[str, int] = {}
+    sizes = [0] * num
+    for label in sorted(classes):
+        _deal_class(classes[label], folds, sizes, seed)
+    return folds
+
+
+def _deal_class(counts: dict[str, int], folds: dict[str, int], sizes: list[int], seed: int) -> None:
+    mine = [0] * len(sizes)
+    for content in counts.keys() & folds.keys():
+        mine[folds[content]] += counts[content]
+        sizes[folds[content]] += counts[content]
+    waiting = counts.keys() - folds.keys()
+    for content in sorted(waiting, key=lambda one: (-counts[one], seeded_order(seed, one))):
+        fold = min(range(len(sizes)), key=lambda k: (mine[k], sizes[k], k))
+        folds[content] = fold
+        mine[fold] += counts[content]
+        sizes[fold] += counts[content]

@@ -1,22 +1,27 @@
 """Survey: look at every image once, refuse what cannot work, and split the rest.
 
-find -> read, hash and decode (threads) -> refuse or warn -> split -> Images
+find -> read, hash and decode (threads) -> refuse or warn -> split, deal folds -> Images
 """
 
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from workers.data.decode import UNDECODABLE, decode
+from workers.data.files import is_remote
 from workers.data.index import Images, Sample
-from workers.data.sources import Found, digit_image, find_images
-from workers.data.split import seeded_order, set_aside
+from workers.data.sources import Found, Reader, digit_image, find_images, reader
+from workers.data.split import deal_folds, seeded_order, set_aside
 from workers.spec import DataSpec
 from workers.types import UserError
+
+AT_ONCE = 1024
+"""Images handed to the threads together: their bytes come and go, so memory stays flat."""
 
 
 class Looked(NamedTuple):
@@ -31,38 +36,44 @@ def survey(
     """(images by split, keys of corrupt images, warnings).
 
     Within a split the order is a seeded shuffle, so that its first n images are a fair sample.
-    `on_image` is called after every image. Raises UserError, one sentence, for data that cannot
-    be used.
+    `on_image` is called after every image, and for every sample of shards while they are indexed.
+    Raises UserError, one sentence, for data that cannot be used, and OSError for a remote place
+    that does not answer.
     """
-    classes, found = find_images(spec)
-    looked = _look_at_all(found, on_image)
+    touch = on_image or (lambda: None)
+    classes, found = find_images(spec, touch)
+    looked = list(_look_at_all(found, reader(spec), touch))
     corrupt = tuple(look.found.key for look in looked if not look.decodes)
     good = [look for look in looked if look.decodes]
     _refuse_empty_classes(classes, found, good)
     _refuse_shared(good, spec)
     images = Images(classes, _split(good, spec, seed), spec)
     _refuse_empty_splits(images)
+    if spec.folds:
+        images = Images(classes, _dealt(images, spec.folds, seed), spec)
     warnings = (*_corrupt_warning(corrupt), *_overlap_warnings(images), *_gap_warnings(images))
     return images, corrupt, warnings
 
 
-def _look_at_all(found: list[Found], on_image: Callable[[], None] | None) -> list[Looked]:
-    looked = []
+def _look_at_all(
+    found: list[Found], reads: Reader, touch: Callable[[], object]
+) -> Iterator[Looked]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for look in pool.map(_look_at, found):
-            looked.append(look)
-            if on_image:
-                on_image()
-    return looked
+        for start in range(0, len(found), AT_ONCE):
+            for look in pool.map(partial(_look_at, reads), found[start : start + AT_ONCE]):
+                touch()
+                yield look
 
 
-def _look_at(found: Found) -> Looked:
+def _look_at(reads: Reader, found: Found) -> Looked:
     if not found.path:
         content = digit_image(int(found.key)).tobytes()
         return Looked(found, hashlib.sha256(content).hexdigest(), True)
     try:
-        content = Path(found.path).read_bytes()
+        content = reads.read(found.path, found.offset, found.size)
     except OSError as error:
+        if is_remote(found.path):
+            raise
         raise UserError(f"image {found.path} cannot be read: {error.strerror or error}") from error
     sha256 = hashlib.sha256(content).hexdigest()
     try:
@@ -78,7 +89,7 @@ def _refuse_empty_classes(classes: tuple[str, ...], found: list[Found], good: li
         if (image.pool, image.label) not in alive:
             raise UserError(
                 f"none of the images of class {classes[image.label]!r} in {image.pool} decodes, "
-                f"e.g. {image.path}; replace them, or remove the class folder"
+                f"e.g. {image.key}; replace them, or leave out the class"
             )
 
 
@@ -95,14 +106,9 @@ def _refuse_shared(good: list[Looked], spec: DataSpec) -> None:
     """Selecting on a test image makes its score a lie."""
     if spec.val is None or spec.test is None:
         return
-    vals = [look for look in good if look.found.pool == "val"]
-    by_content = {look.sha256: look.found for look in vals}
-    by_path = {os.path.realpath(look.found.path): look.found for look in vals}
+    vals = {look.sha256: look.found for look in good if look.found.pool == "val"}
     for look in good:
-        if look.found.pool != "test":
-            continue
-        path = os.path.realpath(look.found.path)
-        if twin := by_path.get(path) or by_content.get(look.sha256):
+        if look.found.pool == "test" and (twin := vals.get(look.sha256)):
             raise UserError(
                 f"the image {twin.key} of data.val is also in data.test, as {look.found.key}; "
                 "remove one of the two, or leave out data.val and data.test to have them split"
@@ -127,14 +133,43 @@ def _split(good: list[Looked], spec: DataSpec, seed: int) -> list[Sample]:
             look.found.path,
             look.found.label,
             look.sha256,
+            look.found.offset,
+            look.found.size,
         )
         for look in good
     ]
     rank = {"train": 0, "val": 1, "test": 2}
-    return sorted(
-        samples,
-        key=lambda s: (rank.get(s.split, 3), s.split, seeded_order(seed, s.sha256), s.key),
-    )
+
+    def place(s: Sample) -> tuple[int, str, str, int, str]:
+        # Up to the key, which settles equal images only, alike for any source of the same images.
+        return rank.get(s.split, 3), s.split, seeded_order(seed, s.sha256), s.label, s.key
+
+    return sorted(samples, key=place)
+
+
+def _dealt(images: Images, folds: int, seed: int) -> list[Sample]:
+    """All samples, the training images with the fold that holds them out."""
+    train = images.samples("train")
+    _refuse_few(images, folds)
+    fold_of = deal_folds(((sample.label, sample.sha256) for sample in train), folds, seed)
+    dealt = [replace(sample, fold=fold_of[sample.sha256]) for sample in train]
+    others = [split for split in images.split_names if split != "train"]
+    return [*dealt, *(sample for split in others for sample in images.samples(split))]
+
+
+def _refuse_few(images: Images, folds: int) -> None:
+    """Every fold has to hold out an image of every class, and leave one to learn from."""
+    contents = {(sample.label, sample.sha256) for sample in images.samples("train")}
+    counts = Counter(label for label, _ in contents)
+    rarest = min(counts, key=lambda label: (counts[label], label))
+    count = counts[rarest]
+    if folds > count:
+        remedy = f"set data.folds to at most {count}" if count > 1 else "leave data.folds out"
+        raise UserError(
+            f"data.folds={folds} needs as many different training images of every class, but "
+            f"class {images.classes[rarest]!r} has {count} after val and test were set aside; "
+            f"{remedy}, or add images"
+        )
 
 
 def _corrupt_warning(corrupt: tuple[str, ...]) -> list[str]:
@@ -165,7 +200,7 @@ def _overlap_warnings(images: Images) -> list[str]:
         for (first, other), count in sorted(shared.items())
     ]
     if contradicting := sum(len(labels) > 1 for labels in labels_of.values()):
-        warnings.append(f"{contradicting} image(s) lie in more than one class folder")
+        warnings.append(f"{contradicting} image(s) lie in more than one class")
     return warnings
 
 

@@ -122,7 +122,7 @@ def test_equal_content_stays_in_one_split(tmp_path: Path) -> None:
         for sample in images.samples(split):
             where.setdefault(sample.sha256, set()).add(split)
     assert len(where) == 30 and all(len(splits) == 1 for splits in where.values())
-    assert "5 image(s) lie in more than one class folder" in warnings
+    assert "5 image(s) lie in more than one class" in warnings
 
 
 def test_a_class_too_small_for_every_split_is_a_warning(tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
-"""Where images come from: class folders on disk, or the digits bundled with scikit-learn."""
+"""Class folders on a local disk, as torchvision's ImageFolder has them."""
 
 import os
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
-
+from workers.data.files import Files, is_remote
+from workers.data.sources.classes import class_list
+from workers.data.sources.found import Found, some
+from workers.data.sources.pools import data_root, report_pools
 from workers.spec import DataSpec
 from workers.types import UserError
 
@@ -16,80 +15,26 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}
 
 
-class Found(NamedTuple):
-    """An image before it was looked at. `pool` is the split it comes from, `train` before
-    `val` and `test` are set aside."""
-
-    pool: str
-    key: str
-    path: str
-    """Absolute; empty for a bundled digit."""
-    label: int
-
-
-def find_images(spec: DataSpec) -> tuple[tuple[str, ...], list[Found]]:
-    """Class names in order, and every image of every pool. Raises UserError for what is missing."""
-    if spec.source == "digits":
-        return _find_digits(spec)
-    root = _data_root(spec)
+def find_in_folders(spec: DataSpec, files: Files) -> tuple[tuple[str, ...], list[Found]]:
+    """Class names in order, and every image of every pool."""
+    if spec.root is not None and is_remote(spec.root):
+        raise UserError(
+            "data.root is a URI, but data.source=folder reads local folders; mount it, or pack "
+            "the images into shards for data.source=webdataset"
+        )
+    root = Path(data_root(spec))
     trains = [_pool_folder(root, "data.train", path) for path in spec.train.values()]
     _refuse_repeated(trains)
-    classes = _common_classes(trains)
+    given = class_list(spec, files, str(root))
+    classes = _common_classes(trains) if given is None else given
+    for folder in trains if given else ():
+        _refuse_unknown_classes(folder, "data.train", classes, "data.classes")
     found = [image for folder in trains for image in _walk(root, "train", folder, classes)]
-    for pool, setting, path in _report_pools(spec):
+    for pool, setting, path in report_pools(spec):
         folder = _pool_folder(root, setting, path)
-        _refuse_unknown_classes(folder, setting, classes)
+        _refuse_unknown_classes(folder, setting, classes, "data.classes" if given else "data.train")
         found += _walk(root, pool, folder, classes)
     return classes, found
-
-
-def digit_image(index: int) -> Image.Image:
-    """A bundled 8x8 digit as RGB; its 17 grey levels are spread over 0..255."""
-    grey = np.round(_digits()[0][index] * (255 / 16)).astype(np.uint8)
-    return Image.fromarray(np.repeat(grey[:, :, None], 3, axis=2))
-
-
-@lru_cache(maxsize=1)
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return digits.images, digits.target
-
-
-def _find_digits(spec: DataSpec) -> tuple[tuple[str, ...], list[Found]]:
-    for setting in ("root", "train", "val", "test", "ood"):
-        if getattr(spec, setting) != DataSpec.model_fields[setting].default:
-            raise UserError(
-                f"data.{setting} has no meaning with data.source=digits, which needs no folder; "
-                "remove it, or set data.source=folder"
-            )
-    labels = _digits()[1]
-    found = [Found("train", str(i), "", int(label)) for i, label in enumerate(labels)]
-    return tuple(str(digit) for digit in range(10)), found
-
-
-def _data_root(spec: DataSpec) -> Path:
-    if spec.root is None:
-        raise UserError(
-            "data.root is not set; give data.root=FOLDER, the folder that data.train (here "
-            f"{list(spec.train.values())}) and data.ood (here {list(spec.ood.values())}) lie in, "
-            "each with one folder of images per class"
-        )
-    root = Path(spec.root).expanduser().absolute()
-    if not root.is_dir():
-        raise UserError(f"data.root {root} is not a folder; give the folder the images lie in")
-    return root
-
-
-def _report_pools(spec: DataSpec) -> Iterator[tuple[str, str, str]]:
-    """(pool, setting, path) of all pools that are given beside `train`."""
-    if spec.val is not None:
-        yield "val", "data.val", spec.val
-    if spec.test is not None:
-        yield "test", "data.test", spec.test
-    for name, path in spec.ood.items():
-        yield f"ood:{name}", f"data.ood.{name}", path
 
 
 def _pool_folder(root: Path, setting: str, path: str) -> Path:
@@ -97,7 +42,7 @@ def _pool_folder(root: Path, setting: str, path: str) -> Path:
     if not folder.is_dir():
         raise UserError(
             f"{setting} {path!r} is not a folder below data.root {root}; "
-            f"there are {_some(class_folders(root)) or 'no folders'}"
+            f"there are {some(class_folders(root)) or 'no folders'}"
         )
     return folder
 
@@ -124,7 +69,7 @@ def _common_classes(trains: list[Path]) -> tuple[str, ...]:
     if len(classes) < 2:
         raise UserError(
             f"data.train folder {trains[0]} has {len(classes)} class folder(s) "
-            f"({_some(classes) or 'none'}); a classifier needs at least two"
+            f"({some(classes) or 'none'}); a classifier needs at least two"
         )
     return tuple(classes)
 
@@ -132,21 +77,23 @@ def _common_classes(trains: list[Path]) -> tuple[str, ...]:
 def _refuse_splits_as_classes(trains: list[Path], classes: list[str]) -> None:
     if classes and {name.lower() for name in classes} <= SPLIT_NAMES:
         raise UserError(
-            f"data.train folder {trains[0]} holds the splits {_some(classes)} and no class "
+            f"data.train folder {trains[0]} holds the splits {some(classes)} and no class "
             f"folders; set data.train={classes[0]} and so on"
         )
 
 
-def _refuse_unknown_classes(folder: Path, setting: str, classes: tuple[str, ...]) -> None:
+def _refuse_unknown_classes(
+    folder: Path, setting: str, classes: tuple[str, ...], listed: str
+) -> None:
     names = class_folders(folder)
     if unknown := [name for name in names if name not in classes]:
         raise UserError(
-            f"{setting} folder {folder} has a class folder {unknown[0]!r} that data.train does "
-            f"not have; its classes are {_some(classes)}"
+            f"{setting} folder {folder} has a class folder {unknown[0]!r} that {listed} does "
+            f"not have; its classes are {some(classes)}"
         )
     if not names:
         raise UserError(
-            f"{setting} folder {folder} has no class folders; it needs some of {_some(classes)}"
+            f"{setting} folder {folder} has no class folders; it needs some of {some(classes)}"
         )
 
 
@@ -188,8 +135,3 @@ def class_folders(parent: Path) -> list[str]:
         for entry in parent.iterdir()
         if entry.is_dir() and not entry.name.startswith(".")
     )
-
-
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    shown = ", ".join(names[:8])
-    return f"{shown}, ... ({len(names)} in all)" if len(names) > 8 else shown

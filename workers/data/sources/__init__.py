@@ -1,0 +1,47 @@
+"""Where images come from: class folders, tar shards, Parquet files, or the bundled digits.
+
+config -> files of each pool -> (label, place of the bytes) of every image -> Found
+"""
+
+from collections.abc import Callable
+
+from workers.data.files import Files
+from workers.data.sources.digits import digit_image, find_digits
+from workers.data.sources.folder import EXTENSIONS, class_folders, find_in_folders, image_files
+from workers.data.sources.found import Found, Reader
+from workers.data.sources.parquet import Rows, find_in_parquet
+from workers.data.sources.shards import find_in_shards
+from workers.spec import DataSpec
+
+__all__ = [
+    "EXTENSIONS",
+    "Found",
+    "Reader",
+    "class_folders",
+    "digit_image",
+    "find_images",
+    "image_files",
+    "reader",
+]
+
+
+def find_images(
+    spec: DataSpec, touch: Callable[[], object] = lambda: None
+) -> tuple[tuple[str, ...], list[Found]]:
+    """Class names in order, and every image of every pool. `touch` is called as work goes on.
+
+    Raises UserError for what is missing or cannot be used, OSError for a place that does not
+    answer.
+    """
+    if spec.source == "digits":
+        return find_digits(spec)
+    if spec.source == "webdataset":
+        return find_in_shards(spec, Files(), touch)
+    if spec.source == "parquet":
+        return find_in_parquet(spec, Files(), touch)
+    return find_in_folders(spec, Files())
+
+
+def reader(spec: DataSpec) -> Reader:
+    """Reads what `find_images` found; opens nothing yet, and travels to other processes."""
+    return Rows(Files(), spec.image_column) if spec.source == "parquet" else Files()

@@ -1,0 +1,102 @@
+"""Class names: their order, and which class a label in a file means."""
+
+import difflib
+import json
+
+from workers.data.files import Files, join, shown
+from workers.data.sources.found import Found, Labelled, some
+from workers.spec import DataSpec
+from workers.types import UserError
+
+
+def class_list(spec: DataSpec, files: Files, root: str) -> tuple[str, ...] | None:
+    """What `data.classes` says; None when it is absent."""
+    if spec.classes is None:
+        return None
+    if not isinstance(spec.classes, str):
+        return _checked(spec.classes, "data.classes")
+    path = join(root, spec.classes)
+    try:
+        return read_class_list(files, path)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"data.classes names {shown(path)}, which is not there; give the class names, or a "
+            "JSON list or text file of them relative to data.root"
+        ) from error
+
+
+def read_class_list(files: Files, path: str) -> tuple[str, ...]:
+    """From a JSON list, or a text file with a name per line. FileNotFoundError if absent."""
+    try:
+        text = files.read(path).decode()
+        names = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.split("\n")
+    except ValueError as error:
+        raise UserError(
+            f"{shown(path)} is neither JSON nor text ({error}); write a list of class names"
+        ) from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{shown(path)} is not a JSON list of class names; make it one")
+    return _checked([name.strip() for name in names if name.strip()], shown(path))
+
+
+def _checked(names: list[str] | tuple[str, ...], where: str) -> tuple[str, ...]:
+    if len(names) < 2:
+        raise UserError(
+            f"{where} has {len(names)} class(es) ({some(names) or 'none'}); "
+            "a classifier needs at least two"
+        )
+    if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UserError(f"{where} lists the class {repeated[0]!r} twice; list every class once")
+    return tuple(names)
+
+
+def settle(
+    images: list[Labelled], given: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], list[Found]]:
+    """Class names and images with the index of their class.
+
+    With a list of classes a whole number is an index into it, and a text one of its names. Else
+    the classes are what the training images are labelled: numbers in order, or names, sorted.
+    """
+    numbers: dict[int, int] = {}
+    classes = given
+    if classes is None:
+        classes, numbers = _classes_of([image for image in images if image.pool == "train"])
+    else:
+        numbers = {i: i for i in range(len(classes))}
+    names = {name: i for i, name in enumerate(classes)}
+    index: dict[int | str, int] = {**names, **numbers}
+    found = []
+    for image in images:
+        if image.label not in index:
+            raise UserError(_outside(image, classes))
+        found.append(Found(*image[:3], index[image.label], *image[4:]))
+    return classes, found
+
+
+def _classes_of(images: list[Labelled]) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Names of the classes, and the index of each number that is a label."""
+    labels = {image.label: image.key for image in reversed(images)}
+    numbers = sorted(label for label in labels if isinstance(label, int))
+    names = sorted(label for label in labels if isinstance(label, str))
+    if numbers and names:
+        raise UserError(
+            f"sample {labels[names[0]]} is labelled {names[0]!r}, but {labels[numbers[0]]} is "
+            f"labelled {numbers[0]}; list the class names in data.classes"
+        )
+    if numbers and numbers[0] < 0:
+        raise UserError(
+            f"sample {labels[numbers[0]]} has the label {numbers[0]}; labels count from 0: give it "
+            "one, or leave it out"
+        )
+    classes = _checked([str(label) for label in (numbers or names)], "data.train")
+    return classes, {number: i for i, number in enumerate(numbers)}
+
+
+def _outside(image: Labelled, classes: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(str(image.label), classes, n=1)
+    hint = f"; the nearest is {near[0]!r}" if near and isinstance(image.label, str) else ""
+    return (
+        f"sample {image.key} has the label {image.label!r}, which is outside the {len(classes)} "
+        f"classes ({some(classes)}){hint}; correct it, or list every class in data.classes"
+    )
