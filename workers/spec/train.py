@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from workers.spec.section import Section
 
 Crop = tuple[float, float] | Literal["center"]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _modules(value: Any) -> Any:
@@ -19,12 +20,18 @@ class AffineSpec(Section):
 
     degrees: float = Field(default=0.0, ge=0, le=180)
     """Rotation is drawn from [-degrees, degrees]."""
-    translate: tuple[float, float] | None = None
+    translate: tuple[Share, Share] | None = None
     """Largest shift, as fractions of width and height."""
     scale: tuple[float, float] | None = None
     """Range of zoom factors."""
     shear: float = Field(default=0.0, ge=0, lt=90)
     """Degrees, drawn from [-shear, shear]."""
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> "AffineSpec":
+        if self.scale and not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)} must be [smallest, largest], above 0")
+        return self
 
 
 class PerspectiveSpec(Section):
