@@ -206,7 +206,7 @@ def _pooling(model: nn.Module, head: str, backbone: str) -> tuple[str, int, nn.M
 
 def _no_place(head: str, backbone: str) -> UserError:
     return UserError(
-        f"model.head: {head} has no place in {backbone}, whose pooling is its own affair; use "
+        f"model.head: {head} has no place in {backbone}, which pools in a way of its own; use "
         "head: linear, or another model.name"
     )
 

@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from workers.data import Images, eval_pixels, normalise, survey
+from workers.data.augment import require_policy
+from workers.data.weights import class_weights
 from workers.model import create_model, has_batchnorm, load_initial, preprocessing
-from workers.optim import require_optimizer
+from workers.optim import create_optimizer, require_optimizer
+from workers.sections import require_sections
 from workers.serialise import write_tensors
-from workers.spec import ModelSpec
+from workers.spec import ModelSpec, TrainSpec
 from workers.storage import Bytes, Store
 from workers.types import (
     AnyEvent,
@@ -25,8 +28,8 @@ from workers.worker import Worker
 
 FEW_CHECKPOINTS = 10
 """Free disk for fewer than these is worth a warning: a fleet writes one per run and epoch."""
-ADAM_MOMENTS = 2
-"""Optimizer state per parameter: that of Adam, which few optimizers exceed."""
+ADAM_MOMENTS = 2.0
+"""Optimizer state per parameter where it cannot be tried: that of Adam, which few exceed."""
 
 
 def preflight(order: PreflightOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]:
@@ -34,11 +37,15 @@ def preflight(order: PreflightOrder, attempt: int, worker: Worker) -> Iterator[A
     setting = worker.setting
     for name in order.opts:
         require_optimizer(name)
+    for _, train in order.trains:
+        require_policy(train)
     worker.store.probe()
     images, corrupt, warnings = survey(setting.data, setting.seed, worker.progress.touch)
+    for _, train in order.trains:
+        class_weights(train, images.labels("train"), images.classes)
     models = {}
     for spec in order.models:
-        models[model_key(spec)] = _model_facts(spec, images, worker)
+        models[model_key(spec)] = _model_facts(spec, order, images, worker)
         worker.progress.touch()
     images.save(worker.store)
     facts = Facts(
@@ -46,6 +53,7 @@ def preflight(order: PreflightOrder, attempt: int, worker: Worker) -> Iterator[A
         splits={split: _split_facts(images, split) for split in images.split_names},
         corrupt=corrupt,
         models=models,
+        folds=images.fold_counts,
         warnings=(*warnings, *_disk_warning(worker.store, models)),
     )
     yield Preflighted(facts=facts)
@@ -59,24 +67,51 @@ def _split_facts(images: Images, split: str) -> SplitFacts:
     )
 
 
-def _model_facts(spec: ModelSpec, images: Images, worker: Worker) -> ModelFacts:
+def _model_facts(
+    spec: ModelSpec, order: PreflightOrder, images: Images, worker: Worker
+) -> ModelFacts:
     """Builds the model on the CPU, and loads its checkpoint if it names one; downloads nothing."""
     model = create_model(spec, len(images.classes), worker.setting.data)
     if spec.checkpoint:
         load_initial(model, spec)
+    for key, train in order.trains:
+        if key == model_key(spec):
+            require_sections(model, train)
     config = preprocessing(model, worker.setting.data)
     pixels = eval_pixels(images, "train", config, count=2)
     _refuse_wrong_output(model, normalise(pixels, config), spec, len(images.classes))
     parameters = list(model.parameters())
     model_bytes = _size_of(model)
-    moments = ADAM_MOMENTS * sum(parameter.nbytes for parameter in parameters)
     return ModelFacts(
         num_parameters=sum(parameter.numel() for parameter in parameters),
         model_bytes=model_bytes,
-        checkpoint_bytes=model_bytes + moments,
+        checkpoint_bytes=model_bytes
+        + _state_bytes(order, model_bytes, sum(parameter.nbytes for parameter in parameters)),
         has_batchnorm=has_batchnorm(model),
         preprocessing=config,
     )
+
+
+def _state_bytes(order: PreflightOrder, model_bytes: int, parameter_bytes: int) -> int:
+    """Of the largest train_state that the runs may write: what the optimizer remembers, and the
+    moving average."""
+    averaged = any(train.model_ema_decay is not None for _, train in order.trains)
+    copies = max((state_copies(opt) for opt in order.opts), default=ADAM_MOMENTS)
+    return model_bytes * averaged + round(copies * parameter_bytes)
+
+
+def state_copies(opt: str) -> float:
+    """Size of an optimizer's state over that of its parameters, learned from one step of it."""
+    toy = nn.Linear(64, 64, bias=False)
+    toy.weight.grad = torch.ones_like(toy.weight)
+    try:
+        optimizer = create_optimizer(toy, TrainSpec(opt=opt), head=set())
+        optimizer.step()
+    except (UserError, RuntimeError):  # wants a GPU or a package, which slots may have
+        return ADAM_MOMENTS
+    kept = [each for state in optimizer.state.values() for each in state.values()]
+    state_bytes = sum(each.nbytes for each in kept if isinstance(each, Tensor))
+    return state_bytes / toy.weight.nbytes
 
 
 def _refuse_wrong_output(
