@@ -21,11 +21,10 @@ def class_weights(
     if spec.class_weights is None:
         return None
     weights = np.ones(len(classes), dtype=np.float32)
-    if spec.class_weights == "balanced":
-        from sklearn.utils.class_weight import compute_class_weight
-
-        present = np.unique(labels)
-        weights[present] = compute_class_weight("balanced", classes=present, y=labels)
+    if spec.class_weights == "balanced":  # its formula: importing scikit-learn takes seconds
+        counts = np.bincount(labels, minlength=len(classes))
+        present = counts > 0
+        weights[present] = len(labels) / (present.sum() * counts[present])
     else:
         for name, weight in spec.class_weights.items():
             weights[_index(name, classes)] = _positive(name, weight)

@@ -1,23 +1,26 @@
 """Loader: which images a step sees, and the same bits however they are read."""
 
+import random
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from workers.data import epoch_order, step_batches, survey, train_batches, train_transform
-from workers.spec import DataSpec, TrainSpec
-from workers.types import UserError
+from tests.workers.data.augmentations import PREPROCESSING, pictures, specs
+from workers.data import epoch_order, step_batches, train_batches, train_transform
+from workers.spec import TrainSpec
 
-PREPROCESSING = {
-    "input_size": [3, 16, 16],
-    "interpolation": "bicubic",
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.5, 0.5, 0.5],
-    "crop_pct": 0.9,
-    "crop_mode": "center",
-}
+ROOT = Path(__file__).parents[3]
+LABELS = np.arange(8) % 3
+PLAN = [np.array([3, 1, 5]), np.array([0, 7, 2]), np.array([6, 4])]
+
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @given(
@@ -63,28 +66,96 @@ def test_orders_differ_by_seed_stream_and_epoch() -> None:
     assert orders[0] == epoch_order(50, 0, "a", 0).tolist()
 
 
-def test_batches_do_not_depend_on_process_or_history() -> None:
-    images, _, _ = survey(DataSpec(source="digits"), seed=0)
-    spec = TrainSpec(batch_size=4, aa="rand-m7-mstd0.5", reprob=0.5, color_jitter=0.3)
+def _read(
+    spec: TrainSpec,
+    plan: list[np.ndarray] = PLAN,
+    workers: int = 0,
+    seed: int = 0,
+    stream: str = "s",
+    epoch: int = 0,
+) -> list[Batch]:
     transform = train_transform(spec, PREPROCESSING)
-    plan = [
-        batch for step in step_batches(epoch_order(24, 0, "s", 0), spec, 1, 0) for batch in step
-    ]
-
-    def read(plan: list[np.ndarray], workers: int) -> list[torch.Tensor]:
-        return [x for x, _ in train_batches(images, transform, plan, 0, "s", 0, workers)]
-
-    alone = read(plan, workers=0)
-    torch.manual_seed(99)
-    for other in (read(plan, workers=2), read(plan[::-1], workers=0)[::-1]):
-        assert all(torch.equal(a, b) for a, b in zip(alone, other, strict=True))
-    labels = [y for _, y in train_batches(images, transform, plan, 0, "s", 0, 0)]
-    assert labels[0].tolist() == images.labels("train")[plan[0]].tolist()
-    assert labels[0].dtype == torch.int64 and alone[0].dtype == torch.float32
-    later = [x for x, _ in train_batches(images, transform, plan, 0, "s", 1, 0)]
-    assert not torch.equal(alone[0], later[0])
+    return list(train_batches(pictures(), LABELS, transform, plan, seed, stream, epoch, workers))
 
 
-def test_an_unknown_augmentation_policy_is_a_users_mistake() -> None:
-    with pytest.raises(UserError, match="nonsense"):
-        train_transform(TrainSpec(aa="nonsense"), PREPROCESSING)
+def _equal(some: list[Batch], others: list[Batch]) -> bool:
+    """In bits, and in how they lie in memory."""
+    return all(
+        torch.equal(a, b) and a.dtype == b.dtype and a.stride() == b.stride()
+        for one, other in zip(some, others, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(spec=specs(), scramble=st.integers(0, 2**32 - 1), order=st.permutations(range(8)))
+def test_a_sample_does_not_depend_on_what_was_read_before(
+    spec: TrainSpec, scramble: int, order: list[int]
+) -> None:
+    batches = _read(spec)
+    assert [x.shape for x, _ in batches] == [(3, 3, 24, 24), (3, 3, 24, 24), (2, 3, 24, 24)]
+    for (_, y), indices in zip(batches, PLAN, strict=True):
+        assert y.dtype == torch.int64 and y.tolist() == LABELS[indices].tolist()
+    random.seed(scramble)
+    np.random.seed(scramble)
+    torch.manual_seed(scramble)
+    random.gauss(), np.random.normal(), torch.randn(3)  # generators that keep a spare value
+    ((x, _),) = _read(spec, [np.array(order)])
+    samples = dict(zip(np.concatenate(PLAN), torch.cat([x for x, _ in batches]), strict=True))
+    assert all(torch.equal(x[place], samples[i]) for place, i in enumerate(order))
+
+
+@settings(max_examples=8, deadline=None)
+@given(spec=specs())
+def test_a_batch_does_not_depend_on_the_number_of_loader_processes(spec: TrainSpec) -> None:
+    alone = _read(spec)
+    assert _equal(alone, _read(spec, workers=1)) and _equal(alone, _read(spec, workers=2))
+
+
+EVERYTHING = TrainSpec(
+    **{"aa": "augmix-m3-w3", "color_jitter": 0.3, "reprob": 0.5, "grayscale": 0.2},
+    **{"affine": {"degrees": 20}, "perspective": {"p": 0.5}},
+)
+
+
+@pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "augmix-m3-w3"])
+def test_seeds_streams_and_epochs_differ(aa: str) -> None:
+    spec = TrainSpec(aa=aa)
+    batches = [_read(spec), _read(spec, seed=1), _read(spec, stream="t"), _read(spec, epoch=1)]
+    for i, some in enumerate(batches):
+        assert _equal(some, some)
+        assert not any(_equal(some[:1], other[:1]) for other in batches[:i])
+
+
+def test_a_fresh_interpreter_reads_the_same_bits() -> None:
+    code = """
+import sys
+from tests.workers.data.test_loader import EVERYTHING, _read
+sys.stdout.buffer.write(b"".join(x.numpy().tobytes() for x, _ in _read(EVERYTHING)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout == b"".join(x.numpy().tobytes() for x, _ in _read(EVERYTHING))
+
+
+def _num_threads(_: Image.Image) -> torch.Tensor:
+    return torch.full((1, 1, 1), torch.get_num_threads())
+
+
+def test_loader_processes_use_one_thread_and_no_global_generator_here() -> None:
+    before, states = torch.get_num_threads(), (torch.get_rng_state(), random.getstate())
+    torch.set_num_threads(2)
+    try:
+        batches = list(train_batches(pictures(), LABELS, _num_threads, PLAN, 0, "s", 0, 2))
+    finally:
+        torch.set_num_threads(before)
+    assert all((x == 1).all() for x, _ in batches)
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pinned_batches_are_pinned(workers: int) -> None:
+    transform = train_transform(TrainSpec(), PREPROCESSING)
+    pinned = list(train_batches(pictures(), LABELS, transform, PLAN, 0, "s", 0, workers, pin=True))
+    assert all(x.is_pinned() and y.is_pinned() for x, y in pinned)
+    assert _equal(pinned, _read(TrainSpec()))
