@@ -2,7 +2,8 @@
 
     plan of an epoch --> Step --backward, micro-batch by micro-batch--> optimizer --> Position
 
-All ranks of a gang run this in step; what they must agree on crosses with the loss.
+All ranks of a gang run this in step; what they must agree on crosses with the loss and, at the end
+of an epoch, with its score.
 """
 
 import contextlib
@@ -14,16 +15,13 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from workers.data import Images, normalise
-from workers.data.augment import train_transform
-from workers.data.loader import epoch_order, step_batches, train_batches
-from workers.model import preprocessing
+from workers.manner import Manner
+from workers.objective import Batch, Intake
 from workers.optim import body_lr
+from workers.schedule import Schedule, patience_is_over
+from workers.sections import Span, span_at, spans
 from workers.snapshot import Position
 from workers.spec import num_epochs_begun
 from workers.types import RunSpec, TrainOrder, digest
@@ -37,25 +35,6 @@ LOOK_S = 0.5
 AGREE_EVERY = 10
 """Steps between looks, on accelerators, at whether a rank was asked to stop."""
 
-Batch = tuple[Tensor, Tensor]
-
-
-class Objective(nn.Module):
-    """(images, labels) -> mean cross-entropy.
-
-    This shell is what Accelerate wraps and patches; the network inside stays bare, so it is saved
-    under its own names and scored in its own precision.
-    """
-
-    def __init__(self, net: nn.Module, smoothing: float) -> None:
-        super().__init__()
-        self.net = net
-        self.smoothing = smoothing
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits = self.net(images).float()
-        return functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
-
 
 @dataclass
 class Step:
@@ -64,6 +43,17 @@ class Step:
     images: int
     micros: int
     batches: Iterator[Batch]
+
+
+@dataclass
+class Learner:
+    """What learns during one section of training; the next section has one of its own."""
+
+    span: Span
+    objective: nn.Module
+    optimizer: Any
+    """Accelerate's, around timm's."""
+    schedule: Schedule
 
 
 @dataclass
@@ -76,36 +66,63 @@ class Training:
     accelerator: Any
     """Of accelerate; made in train.py, its only door."""
     net: nn.Module
-    objective: nn.Module
-    optimizer: Any
-    scheduler: Any
-    steps_per_epoch: int
+    manner: Manner
+    intake: Intake
     position: Position
-    scribe: "Scribe | None"
+    average: Any = None
+    """timm's moving average of the network; rank 0's, if the run keeps one."""
+    scribe: "Scribe | None" = None
     """Rank 0's."""
-    loss_sum: Tensor
+    learner: Learner = field(init=False)
+    loss_sum: Tensor = field(init=False)
     """`position.loss_sum`, on the device: reading it there would wait for every step."""
     reason: str | None = None
     """Why to stop early."""
-    saved_at: int = -1
+    saved: tuple[int, str] = (-1, "")
+    """Step and id of the newest checkpoint; the start, if it is the run's own."""
     images: int = 0
     """Since `clock`, over all ranks."""
     clock: float = field(default_factory=time.monotonic)
     looked_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.loss_sum = torch.tensor(
+            self.position.loss_sum, dtype=torch.float64, device=self.accelerator.device
+        )
 
     @property
     def run(self) -> RunSpec:
         return self.order.run
 
     @property
+    def steps_per_epoch(self) -> int:
+        return self.intake.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """That the next step belongs to, counted from 0."""
+        return self.position.step // self.steps_per_epoch
+
+    @property
+    def span(self) -> Span:
+        """That the next step belongs to."""
+        return span_at(self.run, self.epoch)
+
+    @property
     def ends_epoch(self) -> bool:
         return self.position.step % self.steps_per_epoch == 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run's patience is."""
+        in_last = self.epoch - spans(self.run)[-1].first
+        return patience_is_over(self.position.history, self.run.train.patience, in_last)
 
     @property
     def checkpoint_due(self) -> bool:
         every = self.run.train.checkpoint_steps(self.steps_per_epoch)
         step = self.position.step
-        return step % every == 0 or step == self.order.stop_step
+        return step % every == 0 or step == self.order.stop_step or self.is_over
 
     @property
     def images_per_s(self) -> float:
@@ -117,83 +134,56 @@ def steps(t: Training) -> Iterator[Step]:
 
     The plan of an epoch is a pure function, so a resume cuts off the steps already done.
     """
-    setting, images, spec = t.worker.setting, t.worker.images, t.run.train
-    transform = train_transform(spec, preprocessing(t.net, setting.data))
-    while t.position.step < t.order.stop_step:
+    while t.position.step < t.order.stop_step and not t.is_over:
         epoch, done = divmod(t.position.step, t.steps_per_epoch)
-        order = epoch_order(images.count("train"), setting.seed, t.run.stream, epoch)
-        plan = step_batches(order, spec, setting.ranks, t.worker.rank, t.order.micro_batch)
+        plan = t.intake.plan(epoch, t.order.micro_batch)
         plan = plan[done : done + t.order.stop_step - t.position.step]
-        batches = train_batches(
-            Decoding(images),
-            images.labels("train"),
-            transform,
-            [micro for micros in plan for micro in micros],
-            setting.seed,
-            t.run.stream,
-            epoch,
-            setting.data.workers,
-        )
-        _set_mode(t.net, t.run)
+        batches = t.intake.batches(plan, epoch)
         for micros in plan:
             rest = islice(batches, len(micros) - 1)
             yield Step(sum(map(len, micros)), len(micros), chain([next(batches)], rest))
 
 
-class Decoding:
-    """The training images, decoded whenever they are asked for."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return self.images.count("train")
-
-    def __getitem__(self, i: int) -> Image.Image:
-        return self.images.image("train", i)
-
-
-def _set_mode(net: nn.Module, run: RunSpec) -> None:
-    """Training mode, except for what the run leaves as it was."""
-    net.train(run.role != "probe")
-    for module in net.modules():
-        if run.train.bn_freeze and isinstance(module, _BatchNorm):
-            module.eval()
-
-
 def learn(t: Training, step: Step) -> None:
     """One optimizer step: every image of it weighs the same, in whichever micro-batch it came."""
     t.worker.memory_is = None
-    t.scheduler.step_update(t.position.step)
+    _set_rates(t)
     loss = torch.zeros((), dtype=torch.float64, device=t.accelerator.device)
-    for micro, (images, labels) in enumerate(step.batches):
-        loss += _backward(t, step, micro, images, labels)
+    for micro, batch in enumerate(step.batches):
+        loss += _backward(t, step, micro, batch)
         t.worker.progress.touch()
+    objective, optimizer = t.learner.objective, t.learner.optimizer
     if t.run.train.clip_grad is not None:
-        t.accelerator.clip_grad_norm_(t.objective.parameters(), t.run.train.clip_grad)
-    t.optimizer.step()
-    t.optimizer.zero_grad()
+        t.accelerator.clip_grad_norm_(objective.parameters(), t.run.train.clip_grad)
+    optimizer.step()
+    optimizer.zero_grad()
+    if t.average is not None:
+        t.average.update(t.net, step=t.position.step + 1)
     _account(t, _agree(t, loss), step.images * t.worker.setting.ranks)
 
 
-def _backward(t: Training, step: Step, micro: int, images: Tensor, labels: Tensor) -> Tensor:
+def _set_rates(t: Training) -> None:
+    """Each section has a schedule of its own, with its own steps and scores."""
+    first = t.learner.span.first
+    scores = t.position.scores(t.epoch - first)
+    t.learner.schedule.set(t.position.step - first * t.steps_per_epoch, scores)
+
+
+def _backward(t: Training, step: Step, micro: int, batch: Batch) -> Tensor:
     """Add a micro-batch's gradients; gradients cross ranks with the last one only."""
-    seed = t.worker.setting.seed
+    seed, num = t.worker.setting.seed, len(batch[1])
     torch.manual_seed(_noise_seed(seed, t.run.stream, t.position.step, micro, t.worker.rank))
-    images = images.to(t.accelerator.device, non_blocking=True)
-    labels = labels.to(t.accelerator.device, non_blocking=True)
-    if images.dtype == torch.uint8:
-        images = normalise(images, preprocessing(t.net, t.worker.setting.data))
+    images, targets = t.intake.take(batch, t.epoch)
     is_last = micro == step.micros - 1
-    alone = contextlib.nullcontext() if is_last else t.accelerator.no_sync(t.objective)
+    alone = contextlib.nullcontext() if is_last else t.accelerator.no_sync(t.learner.objective)
     with alone:
-        loss = t.objective(images, labels) * (len(labels) / step.images)
+        loss = t.learner.objective(images, targets) * (num / step.images)
         t.accelerator.backward(loss)
     return loss.detach()
 
 
 def _noise_seed(seed: int, stream: str, step: int, micro: int, rank: int) -> int:
-    """Of everything random inside the network: dropout, stochastic depth."""
+    """Of what mixes the images, and of everything random inside the network."""
     return int(digest([seed, stream, step, micro, rank], 15), 16)
 
 
@@ -237,7 +227,7 @@ def _show(t: Training, loss: float) -> None:
         images_per_s=t.images_per_s,
     )
     if t.scribe:
-        t.scribe.show_step(t.position.step, loss, body_lr(t.optimizer))
+        t.scribe.show_step(t.position.step, loss, body_lr(t.learner.optimizer))
 
 
 def require_finite(t: Training, loss: float) -> None:

@@ -1,25 +1,26 @@
-"""Optimizers and learning rates: timm's, on our own parameter groups.
+"""Optimizers and moving averages: timm's, on our own parameter groups.
 
-parameters x {decay, no decay} x {body, head} -> optimizer
-step -> learning rate of every group, a pure function
+parameters x {decay, no decay} x {layers of the body, head} -> optimizer
+weights after each step -> their exponential moving average
 """
 
 import difflib
+import fnmatch
 from typing import Any
 
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
+from timm.models import group_parameters
+from timm.optim import (
+    auto_group_layers,
+    create_optimizer_v2,
+    get_optimizer_info,
+    list_optimizers,
+)
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
 from workers.spec import TrainSpec
 from workers.types import UserError
-
-WARMUP_LR = 1e-5
-"""Where warm-up starts (timm's default), unless the learning rate itself is smaller."""
-POLY_POWER = 1.0
-"""Of `sched: poly`: a straight line, as in BERT; timm's flag default of 0.1 hardly decays."""
 
 LOOKAHEAD = "lookahead_"
 """timm's prefix for any optimizer with Lookahead around it (Zhang et al. 2019)."""
@@ -59,23 +60,44 @@ def create_optimizer(model: nn.Module, spec: TrainSpec, head: set[str]) -> Optim
 
 
 def parameter_groups(model: nn.Module, spec: TrainSpec, head: set[str]) -> list[ParameterGroup]:
-    """Up to four groups `{names, weight_decay, lr_scale}`; each parameter lies in exactly one.
+    """Groups `{names, weight_decay, lr_scale}`; each trained parameter lies in exactly one.
 
-    As in timm, vectors, biases and what the model exempts itself do not decay.
+    As in timm, vectors, biases and what the model exempts itself do not decay, and with
+    `layer_decay` the rate falls from each group of layers to the one below it (BEiT, Bao et al.,
+    2022). `head_lr` is the classifier's rate whatever its layer.
     """
-    members: dict[tuple[bool, bool], list[str]] = {}
+    layers = layer_of(model) if spec.layer_decay is not None else {}
+    top = max(layers.values(), default=0)
+    members: dict[tuple[int, bool, bool], list[str]] = {}
     for name in trained_parameters(model):
-        key = (name in head, _decays(model, name))
+        key = (layers.get(name, top), name in head, _decays(model, name))
         members.setdefault(key, []).append(name)
-    head_scale = (spec.head_lr or spec.lr) / spec.lr
     return [
         {
             "names": names,
             "weight_decay": spec.weight_decay if decays else 0.0,
-            "lr_scale": head_scale if in_head else 1.0,
+            "lr_scale": _scale(spec, top - layer, in_head),
         }
-        for (in_head, decays), names in sorted(members.items())
+        for (layer, in_head, decays), names in sorted(members.items())
     ]
+
+
+def layer_of(model: nn.Module) -> dict[str, int]:
+    """Parameter name -> number of its group of layers as timm counts them, 0 nearest to the
+    image."""
+    matcher: Any = getattr(model, "group_matcher", None)
+    groups: dict[str, int] = (
+        group_parameters(model, matcher(coarse=False), reverse=True)
+        if matcher is not None
+        else auto_group_layers(model)
+    )
+    return groups
+
+
+def _scale(spec: TrainSpec, below_top: int, in_head: bool) -> float:
+    if in_head and spec.head_lr is not None:
+        return spec.head_lr / spec.lr
+    return float((spec.layer_decay or 1.0) ** below_top)
 
 
 def trained_parameters(model: nn.Module) -> list[str]:
@@ -88,35 +110,24 @@ def parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
-def create_schedule(optimizer: Optimizer, spec: TrainSpec, steps_per_epoch: int) -> Scheduler:
-    """timm's scheduler, per optimizer step: `step_update(step)` sets the rates of that step.
-
-    It has no memory: a resumed run calls it with its step and learns at the same rates.
-    """
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        # timm's `none` would skip warm-up and head_lr as well.
-        sched="constant" if spec.sched == "none" else spec.sched,
-        num_epochs=spec.epochs,
-        min_lr=spec.min_lr,
-        warmup_epochs=spec.warmup_epochs,
-        warmup_lr=min(WARMUP_LR, spec.lr),
-        decay_rate=POLY_POWER,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-    )
-    assert scheduler is not None, f"timm made no scheduler for {spec.sched}"
-    return scheduler
-
-
 def body_lr(optimizer: Optimizer) -> float:
-    """The learning rate before `head_lr` scales it."""
+    """The learning rate before `head_lr` or `layer_decay` scale it."""
     group = optimizer.param_groups[0]
     return float(group["lr"]) / float(group.get("lr_scale", 1.0))
 
 
+def create_average(net: nn.Module, spec: TrainSpec) -> ModelEmaV3 | None:
+    """The exponential moving average of the network's weights and statistics, if the run keeps one.
+
+    It starts as the network is; `update(net, step)` follows each step, counted from 1.
+    """
+    if spec.model_ema_decay is None:
+        return None
+    return ModelEmaV3(net, decay=spec.model_ema_decay, use_warmup=spec.model_ema_warmup)
+
+
 def _decays(model: nn.Module, name: str) -> bool:
     exemptions: Any = getattr(model, "no_weight_decay", set)
-    exempt = exemptions()
+    exempt = any(fnmatch.fnmatch(name, pattern) for pattern in exemptions())
     is_vector = model.get_parameter(name).ndim <= 1 or name.endswith(".bias")
-    return not is_vector and name not in exempt
+    return not is_vector and not exempt

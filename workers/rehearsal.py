@@ -1,43 +1,39 @@
 """Rehearsal: a few real training steps and forward passes, timed, so that a plan can be honest.
 
-The network, its optimizer, the images with their decoding and augmentation and the batch size are
-those of the run; its weights are random, which costs the same time.
+The network, its optimizer, the images with their decoding, augmentation and mixing, the batch size
+and the sections are those of the run; its weights are random, which costs the same time.
 """
 
 import os
 import time
 from collections.abc import Iterator
+from itertools import count
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from workers.data import (
-    epoch_order,
-    eval_pixels,
-    normalise,
-    step_batches,
-    train_batches,
-    train_transform,
-)
+from workers.data import eval_pixels, normalise
 from workers.evaluate import EVAL_BATCH
-from workers.learning import Decoding, Objective
+from workers.manner import Manner
 from workers.model import create_model, head_parameter_names, preprocessing
-from workers.optim import create_optimizer
+from workers.objective import Batch, Intake, Objective
+from workers.optim import create_average, create_optimizer
+from workers.sections import Span, spans
 from workers.types import RunSpec, Value
 from workers.worker import Worker
 
 BUDGET_S = 2.0
-"""For the timed steps of one kind of run; a slow model gets one step all the same."""
+"""For the timed steps of a section; a slow model gets one step all the same."""
 MAX_STEPS = 20
 
 
 class Pace(Value):
     step_s: float
-    """Of an optimizer step, data included."""
+    """Of an optimizer step, data included; the mean over the run's sections."""
     score_image_s: float
     """Of an image in evaluation, once its pixels are cached."""
     num_steps: int
-    """Timed, after one to warm up."""
+    """Timed, after one per section to warm up."""
 
 
 def rehearse(run: RunSpec, worker: Worker) -> Pace:
@@ -49,55 +45,56 @@ def rehearse(run: RunSpec, worker: Worker) -> Pace:
         net = create_model(
             run.model, len(worker.images.classes), worker.setting.data, run.train.drop_path
         ).to(worker.setting.device)
-        step_s, num_steps = _time_steps(net, run, worker)
+        step_s, num_steps = _time_sections(net, run, worker)
         return Pace(step_s=step_s, score_image_s=_time_scoring(net, worker), num_steps=num_steps)
     finally:
         torch.set_num_threads(threads)
 
 
-def _time_steps(net: nn.Module, run: RunSpec, worker: Worker) -> tuple[float, int]:
-    objective = Objective(net.train(), run.train.smoothing)
+def _time_sections(net: nn.Module, run: RunSpec, worker: Worker) -> tuple[float, int]:
+    """(seconds per step, steps timed): frozen layers make some sections cheaper than others."""
+    total_s, num_steps, parts = 0.0, 0, spans(run)
+    with Manner(net, run, worker.setting.device) as manner:
+        intake = Intake(net, run, worker)
+        for span in parts:
+            manner.begin(span)
+            step_s, num = _time_steps(net, run, worker, intake, span)
+            total_s, num_steps = total_s + step_s * span.num_epochs, num_steps + num
+    return total_s / sum(span.num_epochs for span in parts), num_steps
+
+
+def _time_steps(
+    net: nn.Module, run: RunSpec, worker: Worker, intake: Intake, span: Span
+) -> tuple[float, int]:
+    device = worker.setting.device
+    objective = Objective(net, run.train.smoothing, intake.weights).to(device)
     optimizer = create_optimizer(net, run.train, head_parameter_names(net))
-    config = preprocessing(net, worker.setting.data)
+    average = create_average(net, run.train)
     ends = []
-    for step in _steps(net, run, worker):
-        for images, labels in step:
-            images = images.to(worker.setting.device)
-            if images.dtype == torch.uint8:
-                images = normalise(images, config)
-            with _precision(run, worker.setting.device):
-                loss = objective(images, labels.to(worker.setting.device))
+    for epoch, step in _steps(intake, span):
+        for batch in step:
+            images, targets = intake.take(batch, epoch)
+            with _precision(run, device):
+                loss = objective(images, targets)
             (loss / len(step)).backward()
         optimizer.step()
         optimizer.zero_grad()
-        _settle(worker.setting.device)
+        if average is not None:
+            average.update(net, step=1 + len(ends))
+        _settle(device)
         ends.append(time.monotonic())
         if len(ends) > 1 and (ends[-1] - ends[0] > BUDGET_S or len(ends) > MAX_STEPS):
             break
     return (ends[-1] - ends[0]) / (len(ends) - 1), len(ends) - 1
 
 
-def _steps(net: nn.Module, run: RunSpec, worker: Worker) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Micro-batches of one optimizer step after another, epoch after epoch, without end."""
-    setting, images = worker.setting, worker.images
-    transform = train_transform(run.train, preprocessing(net, setting.data))
-    epoch = 0
-    while True:
-        order = epoch_order(images.count("train"), setting.seed, run.stream, epoch)
-        plan = step_batches(order, run.train, setting.ranks, 0)
-        batches = train_batches(
-            Decoding(images),
-            images.labels("train"),
-            transform,
-            [micro for micros in plan for micro in micros],
-            setting.seed,
-            run.stream,
-            epoch,
-            setting.data.workers,
-        )
+def _steps(intake: Intake, span: Span) -> Iterator[tuple[int, list[Batch]]]:
+    """(epoch, micro-batches) of one optimizer step after another, epoch after epoch, no end."""
+    for epoch in count(span.first):
+        plan = intake.plan(epoch)
+        batches = intake.batches(plan, epoch)
         for micros in plan:
-            yield [next(batches) for _ in micros]
-        epoch += 1
+            yield epoch, [next(batches) for _ in micros]
 
 
 def _time_scoring(net: nn.Module, worker: Worker) -> float:

@@ -1,13 +1,14 @@
 """What rank 0 writes and tells while a run trains: scores, predictions, checkpoints, the log.
 
-network --evaluate--> score, predictions --+
-network, state --save--> background: predictions, log, weights, manifest --> Checkpointed
+network, average --evaluate--> scores, predictions --+
+network, average, state --save--> background: predictions, log, weights, manifest --> Checkpointed
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
+import numpy as np
 from torch import nn
 
 from workers.checkpoints import CheckpointWriter, TrainState
@@ -24,22 +25,36 @@ from workers.types import (
     Evaluated,
     Score,
     TrainOrder,
+    ema_of,
 )
 from workers.worker import Worker
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One network on the splits that a run is scored on."""
+
+    step: int
+    scores: dict[str, Score]
+    logits: dict[str, np.ndarray]
 
 
 class Scribe:
     """Of one order; a context, so that the writer's thread and the log end with it."""
 
-    def __init__(self, worker: Worker, order: TrainOrder, attempt: int, step: int) -> None:
+    def __init__(self, worker: Worker, order: TrainOrder, attempt: int) -> None:
         self._worker, self._order, self._attempt = worker, order, attempt
         self._base = _base_of(worker, order)
         self._writer = CheckpointWriter(worker.store)
-        self._log = RunLog(worker.store, order.run, attempt, step)
+        start, run = order.start, order.run
+        self._log = RunLog(worker.store, run, attempt, start.step)
+        fold = None if run.fold is None else f"fold:{run.fold}"
+        self._held_out = fold
+        self._splits = (SELECTION, fold) if fold else (SELECTION,)
         self._scores: dict[str, Score | None] = {}
-        self._judged: tuple[int, Score, Any] | None = None
-        """(step, score, logits) of the latest evaluation."""
-        self._log.say(f"training from {order.start.id} at step {step} to step {order.stop_step}")
+        self._judged: dict[str, Judged] = {}
+        """The latest evaluation, by run: its own and its moving average's."""
+        self._log.say(f"training from {start.id} at step {start.step} to step {order.stop_step}")
 
     def __enter__(self) -> "Scribe":
         return self
@@ -60,34 +75,61 @@ class Scribe:
     def show_step(self, step: int, loss: float, lr: float) -> None:
         self._log.scalars(step, train__loss=loss, train__lr=lr)
 
-    def evaluate(self, net: nn.Module, *, step: int, epoch: int, **facts: float) -> Evaluated:
-        """Score the network on the selection split, in float32. `facts` are Evaluated's."""
-        worker = self._worker
-        prepared = preprocessing(net, worker.setting.data)
-        values = logits(
-            net,
-            eval_pixels(worker.images, SELECTION, prepared),
-            prepared,
-            worker.setting.device,
-            on_batch=lambda _: worker.progress.touch(),
+    def evaluate(
+        self, net: nn.Module, average: nn.Module | None, *, step: int, epoch: int, **facts: float
+    ) -> Evaluated:
+        """Score the network and its moving average on the selection split, and on the images of the
+        run's fold, in float32. `facts` are Evaluated's."""
+        run = self._order.run.id
+        self._judged = {run: self._judge(net, step)}
+        if average is not None:
+            self._judged[ema_of(run)] = self._judge(average, step)
+        own, averaged = self._judged[run].scores, self._judged.get(ema_of(run))
+        evaluated = Evaluated(
+            step=step,
+            epoch=epoch,
+            score=own[SELECTION],
+            ema=averaged.scores[SELECTION] if averaged else None,
+            held_out=own[self._held_out] if self._held_out else None,
+            **facts,
         )
-        judged = score(values, worker.images.labels(SELECTION))
-        self._judged = (step, judged, values)
-        self._tell_epoch(step, epoch, judged, **facts)
-        return Evaluated(step=step, epoch=epoch, score=judged, **facts)
+        self._tell_epoch(evaluated)
+        return evaluated
 
-    def save(self, net: nn.Module, step: int, state: TrainState) -> None:
-        """Hand the checkpoint of `step` to the background writer, with its score if it has one."""
-        name = f"{self._order.run.id}/{step:08d}"
-        judged, values = None, None
-        if self._judged is not None and self._judged[0] == step:
-            _, judged, values = self._judged
-        self._scores[name] = judged
+    def _judge(self, net: nn.Module, step: int) -> Judged:
+        worker, touch = self._worker, self._worker.progress.touch
+        prepared = preprocessing(net, worker.setting.data)
+        scores, values = {}, {}
+        for split in self._splits:
+            values[split] = logits(
+                net,
+                eval_pixels(worker.images, split, prepared, touch=touch),
+                prepared,
+                worker.setting.device,
+                on_batch=lambda _: touch(),
+            )
+            scores[split] = score(values[split], worker.images.labels(split))
+        return Judged(step, scores, values)
+
+    def save(self, net: nn.Module, average: nn.Module | None, step: int, state: TrainState) -> None:
+        """Hand the checkpoint of `step` to the background writer, with its score if it has one; the
+        moving average's before it, so that who goes on from the run's own finds both."""
         self._log.say(f"checkpoint at step {step}")
+        run = self._order.run.id
+        if average is not None:
+            self._submit(ema_of(run), average, step, None)
+        self._submit(run, net, step, state)
+
+    def _submit(self, run: str, net: nn.Module, step: int, state: TrainState | None) -> None:
+        name = f"{run}/{step:08d}"
+        judged = self._judged.get(run)
+        if judged is not None and judged.step != step:
+            judged = None
+        self._scores[name] = judged.scores[SELECTION] if judged else None
 
         def before_manifest() -> None:
-            if values is not None:
-                self._write_predictions(f"{name}-{self._attempt}", values)
+            for split, values in judged.logits.items() if judged else ():
+                self._write_predictions(f"{name}-{self._attempt}", split, values)
             self._log.put()
 
         self._writer.submit(
@@ -97,7 +139,7 @@ class Scribe:
             net.state_dict(),
             train_state=state,
             base=self._base,
-            score=judged,
+            score=self._scores[name],
             before_manifest=before_manifest,
         )
 
@@ -112,25 +154,27 @@ class Scribe:
             yield Checkpointed(checkpoint=checkpoint, score=self._scores.pop(checkpoint.name))
         self._log.say(f"done; checkpoints held training up for {self._writer.stall_s:.2f} s")
 
-    def _write_predictions(self, checkpoint_id: str, values: Any) -> None:
+    def _write_predictions(self, checkpoint_id: str, split: str, values: np.ndarray) -> None:
         images = self._worker.images
-        keys, labels = images.keys(SELECTION), images.labels(SELECTION)
-        write_predictions(self._worker.store, checkpoint_id, SELECTION, keys, labels, values)
+        keys, labels = images.keys(split), images.labels(split)
+        write_predictions(self._worker.store, checkpoint_id, split, keys, labels, values)
 
-    def _tell_epoch(self, step: int, epoch: int, judged: Score, **facts: float) -> None:
+    def _tell_epoch(self, told: Evaluated) -> None:
+        top1 = f"{SELECTION} top-1 {100 * told.score.top1:.2f} %"
+        if told.held_out:
+            top1 += f", {self._held_out} top-1 {100 * told.held_out.top1:.2f} %"
+        if told.ema:
+            top1 += f", moving average {100 * told.ema.top1:.2f} %"
         self._log.say(
-            f"epoch {epoch} (step {step}): loss {facts['loss']:.4f}, {SELECTION} top-1 "
-            f"{100 * judged.top1:.2f} %, {facts['images_per_s']:.1f} images/s"
+            f"epoch {told.epoch} (step {told.step}): loss {told.loss:.4f}, {top1}, "
+            f"{told.images_per_s:.1f} images/s"
         )
         self._log.scalars(
-            step,
-            train__epoch_loss=facts["loss"],
-            train__images_per_s=facts["images_per_s"],
-            val__top1=judged.top1,
-            val__nll=judged.nll,
-            val__macro_f1=judged.macro_f1,
-            val__ece=judged.ece,
+            told.step, train__epoch_loss=told.loss, train__images_per_s=told.images_per_s
         )
+        for group, score_ in (("val", told.score), ("fold", told.held_out), ("ema", told.ema)):
+            for metric in ("top1", "nll", "macro_f1", "ece") if score_ else ():
+                self._log.scalars(told.step, **{f"{group}__{metric}": getattr(score_, metric)})
 
 
 def _base_of(worker: Worker, order: TrainOrder) -> str | None:

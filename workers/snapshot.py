@@ -1,12 +1,12 @@
 """What training must remember beside the weights, as plain tensors and JSON.
 
-    optimizer, position  <->  TrainState: tensors by parameter name, everything else JSON
+    optimizer, moving average, position  <->  TrainState: tensors by name, everything else JSON
 
 Restored state continues byte for byte; nothing is pickled.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ TENSOR = "tensor:"
 """Marks, in the JSON, the place of a tensor of this name."""
 DTYPE = "dtype:"
 """Marks the name of a torch dtype."""
+AVERAGE = "ema."
+"""Begins the names of the moving average's tensors."""
 
 
 @dataclass
@@ -30,9 +32,22 @@ class Position:
     loss_sum: float = 0.0
     """Of the epoch so far: mean loss of each step times its images, nats."""
     images: int = 0
+    history: list[float] = field(default_factory=list)
+    """Score of each finished epoch since the run began or was last given other weights; higher is
+    better. What `patience` and `plateau` look at."""
+
+    def scores(self, num_epochs: int) -> list[float]:
+        """Of the last so many epochs, as far as they are known."""
+        return self.history[-num_epochs:] if num_epochs > 0 else []
 
 
-def take(model: nn.Module, optimizer: Optimizer, position: Position, **also: Any) -> TrainState:
+def take(
+    model: nn.Module,
+    optimizer: Optimizer,
+    position: Position,
+    average: nn.Module | None = None,
+    **also: Any,
+) -> TrainState:
     """The state of training; the tensors are the live ones. `also` is JSON."""
     tensors: dict[str, Tensor] = {}
     names = parameter_names(model, optimizer)
@@ -45,26 +60,59 @@ def take(model: nn.Module, optimizer: Optimizer, position: Position, **also: Any
         _to_json({k: v for k, v in group.items() if k != "params"}, f"group.{i}", tensors)
         for i, group in enumerate(state["param_groups"])
     ]
-    scalars = {"position": asdict(position), "optimizer": memory, "groups": groups, **also}
+    strides = {n: list(t.stride()) for n, t in tensors.items() if not t.is_contiguous()}
+    scalars = {
+        "position": asdict(position),
+        "optimizer": memory,
+        "groups": groups,
+        "strides": strides,
+        **also,
+    }
+    averaged = average.state_dict() if average is not None else {}
+    tensors |= {AVERAGE + name: tensor for name, tensor in averaged.items()}
     return TrainState(tensors=tensors, scalars=scalars)
+
+
+def position_of(state: TrainState) -> Position:
+    return Position(**state.scalars["position"])
 
 
 def give_back(state: TrainState, model: nn.Module, optimizer: Optimizer) -> Position:
     """Put a taken state into a fresh optimizer over the same parameters."""
+    tensors = _as_they_lay(state)
     names = parameter_names(model, optimizer)
     fresh = optimizer.state_dict()["param_groups"]
     groups = [
-        {**_from_json(saved, state.tensors), "params": now["params"]}
+        {**_from_json(saved, tensors), "params": now["params"]}
         for saved, now in zip(state.scalars["groups"], fresh, strict=True)
     ]
     memory = {
-        index: _from_json(state.scalars["optimizer"][name], state.tensors)
+        index: _from_json(state.scalars["optimizer"][name], tensors)
         for index, name in enumerate(names)
         if name in state.scalars["optimizer"]
     }
     optimizer.load_state_dict({"state": memory, "param_groups": groups})
     _restore_dtypes(memory, optimizer)
-    return Position(**state.scalars["position"])
+    return position_of(state)
+
+
+def give_back_average(state: TrainState, average: nn.Module) -> None:
+    """Put the moving average's tensors back."""
+    with torch.no_grad():
+        for name, tensor in average.state_dict().items():
+            tensor.copy_(state.tensors[AVERAGE + name])
+
+
+def _as_they_lay(state: TrainState) -> dict[str, Tensor]:
+    """The tensors with the strides they had: sums and vectorised loops run in memory's order, so
+    that the same numbers lying otherwise end in other bits."""
+    strides = state.scalars["strides"]
+    return {
+        name: torch.empty_strided(tensor.shape, strides[name], dtype=tensor.dtype).copy_(tensor)
+        if name in strides
+        else tensor
+        for name, tensor in state.tensors.items()
+    }
 
 
 def _restore_dtypes(memory: dict[int, dict[str, Any]], optimizer: Optimizer) -> None:

@@ -26,16 +26,20 @@ from torch import nn
 from torch.optim import Optimizer
 
 from workers import snapshot
-from workers.checkpoints import load_train_state, open_weights
-from workers.learning import Objective, Training, learn, read_loss, steps
+from workers.checkpoints import TrainState, load_train_state, open_weights
+from workers.learning import Learner, Training, learn, read_loss, steps
+from workers.manner import Manner, contiguous
 from workers.model import assign_weights, head_parameter_names
-from workers.optim import body_lr, create_optimizer, create_schedule
+from workers.objective import Intake, Objective
+from workers.optim import body_lr, create_average, create_optimizer
+from workers.schedule import Schedule
 from workers.scribe import Scribe
 from workers.snapshot import Position
 from workers.spec import TrainSpec
 from workers.types import (
     AnyEvent,
     Checkpoint,
+    Evaluated,
     Interrupted,
     RunSpec,
     Setting,
@@ -58,14 +62,15 @@ class Momentum:
     optimizer: Optimizer
     position: Position
     scaler: dict[str, Any] | None
+    average: Any
 
 
 def train(order: TrainOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]:
-    """Train `order.run` from `order.start` to `order.stop_step`.
+    """Train `order.run` from `order.start` to `order.stop_step`, or until its patience is over.
 
-    Yields Started, Evaluated after each epoch, Checkpointed for each complete checkpoint, and at
-    the end Trained, or Interrupted if `worker.progress.interrupt` was set. Ranks other than 0
-    yield nothing.
+    Yields Started, Evaluated after each epoch, Checkpointed for each complete checkpoint (that of
+    the moving average before the network's), and at the end Trained, or Interrupted if
+    `worker.progress.interrupt` was set. Ranks other than 0 yield nothing.
 
     Raises:
         FloatingPointError: the loss left the finite numbers.
@@ -80,6 +85,9 @@ def train(order: TrainOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]
         for index, step in enumerate(steps(t)):
             if index == 0:
                 yield from _started(t, warm)
+            if t.span != t.learner.span:
+                _end_section(t)
+                _begin_section(t)
             learn(t, step)
             if t.ends_epoch:
                 yield from _end_epoch(t)
@@ -136,49 +144,28 @@ def _training(
     order: TrainOrder, attempt: int, worker: Worker, accelerator: Accelerator
 ) -> Iterator[Training]:
     """The order's start, brought to life; closed and remembered afterwards."""
-    run = order.run
-    steps_per_epoch = _steps_per_epoch(run.train, worker)
     net = _network(order, worker)
-    with _only_trained_require_grad(net, run):
-        kept = _kept_momentum(order, worker)
-        raw = kept.optimizer if kept else create_optimizer(net, run.train, _head(net))
-        objective, optimizer = accelerator.prepare(
-            Objective(net, run.train.smoothing),
-            raw,
-            # The optimizer's state already lies where torch wants it (step counters on the CPU).
-            device_placement=[True, False],
-        )
-        position = _resume(order, worker, net, raw, kept, accelerator)
-        scribe = Scribe(worker, order, attempt, position.step) if worker.rank == 0 else None
+    past = _kept_momentum(order, worker) or _stored_state(order, worker)
+    is_first = worker.rank == 0
+    with Manner(net, order.run, worker.setting.device) as manner:
         t = Training(
             order=order,
             attempt=attempt,
             worker=worker,
             accelerator=accelerator,
             net=net,
-            objective=objective,
-            optimizer=optimizer,
-            scheduler=create_schedule(raw, run.train, steps_per_epoch),
-            steps_per_epoch=steps_per_epoch,
-            position=position,
-            scribe=scribe,
-            loss_sum=torch.tensor(
-                position.loss_sum, dtype=torch.float64, device=accelerator.device
-            ),
+            manner=manner,
+            intake=Intake(net, order.run, worker),
+            position=_position(order, past),
+            average=_average(net, order.run.train, past) if is_first else None,
+            scribe=Scribe(worker, order, attempt) if is_first else None,
         )
-        with scribe or contextlib.nullcontext():
+        if past is not None:
+            t.saved = order.start.step, order.start.id
+        with t.scribe or contextlib.nullcontext():
+            _begin_section(t, past)
+            _give_back_scaler(t, past)
             yield t
-
-
-def _steps_per_epoch(spec: TrainSpec, worker: Worker) -> int:
-    num_images, ranks = worker.images.count("train"), worker.setting.ranks
-    steps_per_epoch = spec.steps_per_epoch(num_images, ranks)
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"data.train: {num_images} training images are too few for {ranks} ranks, each of "
-            "which needs two; add images or lower fleet.gpus_per_run"
-        )
-    return steps_per_epoch
 
 
 def _network(order: TrainOrder, worker: Worker) -> nn.Module:
@@ -192,28 +179,6 @@ def _network(order: TrainOrder, worker: Worker) -> nn.Module:
     return net
 
 
-@contextlib.contextmanager
-def _only_trained_require_grad(net: nn.Module, run: RunSpec) -> Iterator[None]:
-    """A probe trains the classifier alone."""
-    head = _head(net)
-    frozen = [
-        parameter
-        for name, parameter in net.named_parameters()
-        if run.role == "probe" and parameter.requires_grad and name not in head
-    ]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-
-
-def _head(net: nn.Module) -> set[str]:
-    return head_parameter_names(net)
-
-
 def _is_own(run: RunSpec, start: Checkpoint) -> bool:
     """Whether a checkpoint is the run's own, with optimizer and position; else weights only."""
     return start.name.startswith(f"{run.id}/")
@@ -225,30 +190,66 @@ def _kept_momentum(order: TrainOrder, worker: Worker) -> Momentum | None:
     return kept if goes_on else None
 
 
-def _resume(
-    order: TrainOrder,
-    worker: Worker,
-    net: nn.Module,
-    optimizer: Optimizer,
-    kept: Momentum | None,
-    accelerator: Accelerator,
-) -> Position:
-    """Where the run is; the optimizer and the loss scaler get back what they knew there."""
+def _stored_state(order: TrainOrder, worker: Worker) -> TrainState | None:
     if not _is_own(order.run, order.start):
+        return None
+    state = load_train_state(worker.store, order.start)
+    if state is None:
+        raise ValueError(f"checkpoint {order.start.id} holds no training state to resume from")
+    return state
+
+
+def _position(order: TrainOrder, past: Momentum | TrainState | None) -> Position:
+    if past is None:
         return Position(step=order.start.step)
-    if kept is not None:
-        position, scaler = kept.position, kept.scaler
+    return past.position if isinstance(past, Momentum) else snapshot.position_of(past)
+
+
+def _average(net: nn.Module, spec: TrainSpec, past: Momentum | TrainState | None) -> Any:
+    if isinstance(past, Momentum):
+        return past.average
+    average = create_average(net, spec)
+    if average is not None and past is not None:
+        snapshot.give_back_average(past, average.module)
+    return average
+
+
+def _begin_section(t: Training, past: Momentum | TrainState | None = None) -> None:
+    """What learns from the next step on, over a fresh optimizer; or over that of the `past`, if it
+    was in the same section."""
+    spec = t.run.train
+    if t.position.step == t.span.first * t.steps_per_epoch:
+        past = None
+    t.manner.begin(t.span)
+    if isinstance(past, Momentum):
+        raw = past.optimizer
     else:
-        state = load_train_state(worker.store, order.start)
-        if state is None:
-            raise ValueError(f"checkpoint {order.start.id} holds no training state to resume from")
-        position, scaler = (
-            snapshot.give_back(state, net, optimizer),
-            state.scalars["scaler"],
-        )
-    if accelerator.scaler is not None and scaler:
-        accelerator.scaler.load_state_dict(scaler)
-    return position
+        raw = create_optimizer(t.net, spec, head_parameter_names(t.net))
+    objective, optimizer = t.accelerator.prepare(
+        Objective(t.net, spec.smoothing, t.intake.weights),
+        raw,
+        # The optimizer's state already lies where torch wants it (step counters on the CPU).
+        device_placement=[True, False],
+    )
+    if isinstance(past, TrainState):
+        snapshot.give_back(past, t.net, raw)
+    schedule = Schedule(raw, spec, t.steps_per_epoch, t.span.num_epochs)
+    t.learner = Learner(t.span, objective, optimizer, schedule)
+
+
+def _end_section(t: Training) -> None:
+    """A gang's wrapper must be gone before the next one: its hooks sit on the parameters."""
+    del t.learner
+    t.accelerator.free_memory()
+    gc.collect()
+
+
+def _give_back_scaler(t: Training, past: Momentum | TrainState | None) -> None:
+    if past is None or t.accelerator.scaler is None:
+        return
+    kept = past.scaler if isinstance(past, Momentum) else past.scalars["scaler"]
+    if kept:
+        t.accelerator.scaler.load_state_dict(kept)
 
 
 # Telling and saving
@@ -261,30 +262,56 @@ def _started(t: Training, warm: bool) -> Iterator[AnyEvent]:
 
 
 def _end_epoch(t: Training) -> Iterator[AnyEvent]:
-    """Score the selection split; the other ranks wait, and the clock does not run."""
+    """Score the run; the other ranks wait, and the clock does not run."""
     mean_loss = read_loss(t) / t.position.images
-    if t.scribe:
-        yield t.scribe.evaluate(
+    evaluated = _evaluate(t, mean_loss) if t.scribe else None
+    t.position.history.append(_shared_score(t, evaluated))
+    if evaluated:
+        yield evaluated
+    t.images, t.clock = 0, time.monotonic()
+
+
+def _evaluate(t: Training, mean_loss: float) -> Evaluated:
+    assert t.scribe
+    averaged = None if t.average is None else t.average.module
+    with t.manner.paused(), _plain(averaged, t.run.train):
+        return t.scribe.evaluate(
             t.net,
+            averaged,
             step=t.position.step,
-            epoch=t.position.step // t.steps_per_epoch,
+            epoch=t.epoch,
             loss=mean_loss,
-            lr=body_lr(t.optimizer),
+            lr=body_lr(t.learner.optimizer),
             images_per_s=t.images_per_s,
         )
-    t.accelerator.wait_for_everyone()
-    t.images, t.clock = 0, time.monotonic()
+
+
+def _plain(net: nn.Module | None, spec: TrainSpec) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if net is None else contiguous(net, spec.channels_last)
+
+
+def _shared_score(t: Training, evaluated: Evaluated | None) -> float:
+    """What patience and plateau look at: the same on all ranks, which wait here for rank 0."""
+    value = 0.0
+    if evaluated is not None:
+        value = (evaluated.held_out or evaluated.score).selection(t.worker.setting.metric)
+    if t.worker.setting.ranks == 1:
+        return value
+    told = torch.tensor(value, dtype=torch.float64, device=t.accelerator.device)
+    torch.distributed.broadcast(told, src=0)
+    return float(told.item())
 
 
 def _save(t: Training) -> None:
     """Hand a checkpoint of this step to the background writer."""
     read_loss(t)
-    t.saved_at = t.position.step
+    t.saved = t.position.step, f"{t.run.id}/{t.position.step:08d}-{t.attempt}"
     if t.scribe is None:
         return
-    raw = t.optimizer.optimizer
-    state = snapshot.take(t.net, raw, t.position, scaler=_scaler_state(t.accelerator))
-    t.scribe.save(t.net, t.position.step, state)
+    averaged = None if t.average is None else t.average.module
+    raw, scaler = t.learner.optimizer.optimizer, _scaler_state(t.accelerator)
+    state = snapshot.take(t.net, raw, t.position, averaged, scaler=scaler)
+    t.scribe.save(t.net, averaged, t.position.step, state)
 
 
 def _scaler_state(accelerator: Accelerator) -> dict[str, Any] | None:
@@ -298,17 +325,19 @@ def _written(t: Training) -> Iterator[AnyEvent]:
 
 def _finish(t: Training, began: float) -> Iterator[AnyEvent]:
     """Everything safe in the store, then the last word."""
-    stopped_early = t.position.step < t.order.stop_step
-    if stopped_early and t.saved_at != t.position.step:
+    step, is_over = t.position.step, t.is_over
+    interrupted = step < t.order.stop_step and not is_over
+    if interrupted and t.saved[0] != step:
         _save(t)
     _remember(t)
     if t.scribe is None:
         return
     yield from t.scribe.flush()
-    if stopped_early:
+    if interrupted:
         yield Interrupted(reason=t.reason or "asked to stop")
     else:
-        yield Trained(step=t.position.step, busy_s=time.monotonic() - began)
+        early = is_over and step < t.run.train.epochs * t.steps_per_epoch
+        yield Trained(step=step, busy_s=time.monotonic() - began, early=early)
 
 
 def _remember(t: Training) -> None:
@@ -316,10 +345,9 @@ def _remember(t: Training) -> None:
     if t.worker.setting.ranks > 1:
         for buffer in t.net.buffers():  # the others' BatchNorm statistics saw only their images
             torch.distributed.broadcast(buffer, src=0)
-    if t.saved_at != t.position.step:
+    step, id_ = t.saved
+    if step != t.position.step:
         return
-    id_ = f"{t.run.id}/{t.position.step:08d}-{t.attempt}"
+    raw, scaler = t.learner.optimizer.optimizer, _scaler_state(t.accelerator)
     t.worker.memory_is = id_
-    t.worker.momentum = Momentum(
-        id_, t.optimizer.optimizer, t.position, _scaler_state(t.accelerator)
-    )
+    t.worker.momentum = Momentum(id_, raw, t.position, scaler, t.average)

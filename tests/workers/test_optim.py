@@ -11,10 +11,10 @@ from workers.model import head_parameter_names
 from workers.optim import (
     body_lr,
     create_optimizer,
-    create_schedule,
     parameter_groups,
     parameter_names,
 )
+from workers.schedule import Schedule
 from workers.spec import TrainSpec
 from workers.types import UserError
 
@@ -29,10 +29,10 @@ def _vit() -> nn.Module:
 def _rates(spec: TrainSpec, steps: list[int]) -> list[list[float]]:
     net = _vit()
     optimizer = create_optimizer(net, spec, head_parameter_names(net))
-    schedule = create_schedule(optimizer, spec, STEPS_PER_EPOCH)
+    schedule = Schedule(optimizer, spec, STEPS_PER_EPOCH, spec.epochs)
     rates = []
     for step in steps:
-        schedule.step_update(step)
+        schedule.set(step)
         rates.append([group["lr"] for group in optimizer.param_groups])
     return rates
 
@@ -58,7 +58,7 @@ def test_the_head_learns_at_its_own_rate() -> None:
     net = _vit()
     head = head_parameter_names(net)
     optimizer = create_optimizer(net, TrainSpec(lr=0.01, head_lr=0.05), head)
-    create_schedule(optimizer, TrainSpec(lr=0.01, head_lr=0.05), STEPS_PER_EPOCH).step_update(0)
+    Schedule(optimizer, TrainSpec(lr=0.01, head_lr=0.05), STEPS_PER_EPOCH, 5).set(0)
     names = iter(parameter_names(net, optimizer))
     for group in optimizer.param_groups:
         in_head = {next(names) in head for _ in group["params"]}
@@ -101,7 +101,7 @@ def test_the_body_rate_is_told_without_the_heads_scale() -> None:
     net = _vit()
     spec = TrainSpec(lr=0.01, head_lr=0.05)
     optimizer = create_optimizer(net, spec, head_parameter_names(net))
-    create_schedule(optimizer, spec, STEPS_PER_EPOCH).step_update(0)
+    Schedule(optimizer, spec, STEPS_PER_EPOCH, spec.epochs).set(0)
     assert body_lr(optimizer) == pytest.approx(0.01)
 
 
