@@ -20,6 +20,7 @@ DOORS = {
         "workers/heads.py",
         "workers/hybrids.py",
         "workers/optim.py",
+        "workers/schedule.py",
         "workers/data/augment.py",
     },
     "pyarrow.fs": {"workers/storage.py", "workers/data/files.py"},
