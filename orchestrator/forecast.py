@@ -7,8 +7,8 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from orchestrator.program import BasePlan, Program, Recipe, Resolved
-from workers.types import Facts, ModelFacts, RunSpec, digest, model_key
+from orchestrator.program import BasePlan, Program, Recipe, Resolved, tracks_of
+from workers.types import Facts, ModelFacts, RunSpec, digest, model_key, run_of, sparse
 
 STARTUP_S = 15.0
 """Until Ray and the first warm process are up; measured on two cores."""
@@ -23,20 +23,23 @@ class Pace:
     score_image_s: float
 
 
+AS_SET = (
+    *("batch_size", "grad_accum_steps", "opt", "aa", "amp_dtype", "tf32", "channels_last"),
+    *("grad_checkpointing", "compile", "bn_freeze", "unfreeze"),
+)
+"""Keys of train whose values a step's time depends on."""
+ON_OR_OFF = (
+    *("color_jitter", "grayscale", "affine", "perspective", "reprob", "mixup", "cutmix"),
+    *("drop_path", "model_ema_decay"),
+)
+"""Keys that cost the same whatever they are set to, once they are set."""
+
+
 def kind(run: RunSpec) -> str:
     """Runs of one kind take equally long per step."""
-    train = run.train
-    return digest(
-        [
-            run.model.model_dump(),
-            train.batch_size,
-            train.grad_accum_steps,
-            train.amp_dtype,
-            train.opt,
-            train.aa,
-            train.drop_path > 0,
-        ]
-    )
+    told = sparse(run.train)
+    values = [told.get(key) for key in AS_SET]
+    return digest([sparse(run.model), values, [bool(told.get(key)) for key in ON_OR_OFF]])
 
 
 # Storage
@@ -47,8 +50,8 @@ def peak_bytes(program: Program, resolved: Resolved, slots: int) -> int:
     being written and one that an anytime soup still needs."""
     facts = resolved.facts
     runs = sum(
-        kept_checkpoints(program, resolved, run) * facts.models[_key(run)].checkpoint_bytes
-        for run in program.runs
+        kept_checkpoints(program, resolved, track) * _checkpoint_bytes(facts, track)
+        for track in program.tracks
     )
     largest = max(model.checkpoint_bytes for model in facts.models.values())
     bases = sum(_base_bytes(plan, facts) for plan in resolved.plans)
@@ -58,20 +61,43 @@ def peak_bytes(program: Program, resolved: Resolved, slots: int) -> int:
     return runs + 2 * slots * largest + bases + soups + served + _prediction_bytes(program, facts)
 
 
-def kept_checkpoints(program: Program, resolved: Resolved, run: RunSpec) -> int:
+def _checkpoint_bytes(facts: Facts, track: RunSpec) -> int:
+    """A moving average is weights alone."""
+    model = facts.models[_key(track)]
+    return model.model_bytes if track.role == "ema" else model.checkpoint_bytes
+
+
+def kept_checkpoints(program: Program, resolved: Resolved, track: RunSpec) -> int:
     """At most so many lie in the store once the run has ended: what soup.ingredients may choose,
     the last scored one and the last."""
-    steps = resolved.num_steps[run.id]
-    per_epoch = steps // run.train.epochs
-    every = run.train.checkpoint_steps(per_epoch)
+    written, scored = _steps(resolved, track)
+    return min(len(written), _num_chosen(program, resolved, track, scored) + 1)
+
+
+def num_ingredients(program: Program, resolved: Resolved, track: RunSpec) -> int:
+    """At most so many of them the recipes see; patience can end a run before."""
+    _, scored = _steps(resolved, track)
+    chosen = _num_chosen(program, resolved, track, scored)
+    return max(1, min(len(scored), chosen))
+
+
+def _steps(resolved: Resolved, track: RunSpec) -> tuple[set[int], set[int]]:
+    """(steps with a checkpoint, those of them that end an epoch)"""
+    steps = resolved.num_steps[run_of(track.id)]
+    per_epoch = resolved.steps_per_epoch[run_of(track.id)]
+    every = track.train.checkpoint_steps(per_epoch)
     written = {*range(every, steps + 1, every), steps}
-    scored = {step for step in written if step % per_epoch == 0}
+    return written, {step for step in written if step % per_epoch == 0}
+
+
+def _num_chosen(program: Program, resolved: Resolved, track: RunSpec, scored: set[int]) -> int:
     ingredients = program.experiment.soup.ingredients
+    if not isinstance(ingredients, str):
+        per_epoch = resolved.steps_per_epoch[run_of(track.id)]
+        return len(scored & {epoch * per_epoch for epoch in ingredients}) + 1
     choosable = {"best": 1, "last": 0, "all": len(scored)}
     count = choosable.get(ingredients)
-    if count is None:
-        count = int(ingredients.removeprefix("top-"))
-    return min(len(written), count + 1)
+    return int(ingredients.removeprefix("top-")) if count is None else count
 
 
 def _key(run: RunSpec) -> str:
@@ -85,17 +111,20 @@ def _base_bytes(plan: BasePlan, facts: Facts) -> int:
 
 
 def _prediction_bytes(program: Program, facts: Facts) -> int:
-    """float32 logits and a key of every scored image, for every run and soup."""
+    """float32 logits and a key of every scored image, for every run, average and soup."""
     scored = sum(split.count for name, split in facts.splits.items() if name != "train")
+    held_out = max(facts.folds, default=0)
     per_image = 4 * len(facts.classes) + 32
-    return (len(program.runs) + len(program.recipes)) * scored * per_image
+    soups = len(program.recipes) * scored
+    return (len(program.tracks) * (scored + held_out) + soups) * per_image
 
 
 # Time
 
 
 def seconds(program: Program, resolved: Resolved, slots: int, paces: Paces) -> float:
-    """Wall-clock seconds on `slots` slots, none of them ever lost."""
+    """Wall-clock seconds on `slots` slots, none of them ever lost. With train.patience at most so
+    many: every run is taken to need all its epochs."""
     chains = (sum(_train_s(r, resolved, paces) for r in plan.stages) for plan in resolved.plans)
     runs = (_train_s(run, resolved, paces) for run in program.runs)
     souping = _souping_s(program, resolved, paces) / slots
@@ -112,7 +141,9 @@ def makespan(durations: Iterable[float], slots: int) -> float:
 
 def _train_s(run: RunSpec, resolved: Resolved, paces: Paces) -> float:
     pace = paces[kind(run)]
-    scored = run.train.epochs * resolved.facts.splits["val"].count
+    held_out = 0 if run.fold is None else resolved.facts.folds[run.fold]
+    per_epoch = (resolved.facts.splits["val"].count + held_out) * len(tracks_of(run))
+    scored = run.train.epochs * per_epoch
     return resolved.num_steps[run.id] * pace.step_s + scored * pace.score_image_s
 
 
@@ -122,18 +153,19 @@ def _souping_s(program: Program, resolved: Resolved, paces: Paces) -> float:
     reported = sum(facts.splits[name].count for name in resolved.report_splits)
     total = 0.0
     for cohort in resolved.cohorts:
-        members = resolved.members[cohort.id]
-        image_s = paces[kind(members[0])].score_image_s
+        tracks = resolved.tracks[cohort.id]
+        image_s = paces[kind(tracks[0])].score_image_s
         recomputed = program.experiment.soup.batchnorm_samples
         per_taste = facts.splits["val"].count + (
             min(recomputed, facts.splits["train"].count) if cohort.batchnorm == "recompute" else 0
         )
-        tastes = sum(_tastes(program.recipes, len(members)))
-        total += (tastes * per_taste + (len(members) + len(program.recipes)) * reported) * image_s
+        ingredients = sum(num_ingredients(program, resolved, track) for track in tracks)
+        tastes = sum(_tastes(program.recipes, ingredients))
+        total += (tastes * per_taste + (len(tracks) + len(program.recipes)) * reported) * image_s
     return total
 
 
-def _tastes(recipes: tuple[Recipe, ...], num_members: int) -> Iterator[int]:
+def _tastes(recipes: tuple[Recipe, ...], ingredients: int) -> Iterator[int]:
     """At most: greedy tastes every candidate; what a recipe of another kind asks is unknown."""
     for recipe in recipes:
-        yield {"best": 0, "uniform": 1}.get(recipe.name, num_members)
+        yield {"best": 0, "uniform": 1}.get(recipe.name, ingredients)

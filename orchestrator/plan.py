@@ -151,7 +151,7 @@ def _require_steps(program: Program, resolved: Resolved) -> None:
     for run in program.runs:
         if not resolved.num_steps[run.id]:
             raise UserError(
-                f"data.train: {resolved.facts.splits['train'].count} training images are too few "
+                f"data.train: {resolved.num_images[run.id]} training images are too few "
                 f"for {program.ranks} ranks, each of which needs two; add images or lower "
                 "fleet.gpus_per_run"
             )
@@ -203,11 +203,10 @@ def _runs_table(plan: Plan) -> Table:
 
 def _lines(plan: Plan) -> Iterator[str]:
     facts, machine, summary = plan.resolved.facts, plan.machine, plan.summary
-    counts = ", ".join(f"{name} {split.count}" for name, split in facts.splits.items())
-    yield f"Data: {len(facts.classes)} classes; images: {counts}."
-    for spec in {plan.model.name: plan.model for plan in plan.resolved.plans}.values():
-        model = facts.models[model_key(spec)]
-        yield f"Model: {spec.name}, {model.num_parameters / 1e6:.2f} million parameters."
+    yield f"Data: {len(facts.classes)} classes; images: {words.images(facts)}."
+    for cohort in plan.resolved.cohorts:
+        model, name = facts.models[model_key(cohort.model)], plan.resolved.cohort_names[cohort.id]
+        yield f"Model: {name}, {model.num_parameters / 1e6:.2f} million parameters."
     fleet = plan.program.experiment.fleet
     gpus = f" and {fleet.gpus_per_run:g} GPU" if plan.device == "cuda" else ""
     yield (
@@ -218,13 +217,20 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield (
         f"Storage: {size(plan.storage_bytes)} at the peak{free}; a training checkpoint is "
         f"{size(summary['checkpoint_bytes'])}, and retention keeps what "
-        f"soup.ingredients={plan.program.experiment.soup.ingredients} may choose."
+        f"soup.ingredients={_ingredients(plan)} may choose."
     )
     yield from _time_lines(plan, summary["seconds"])
 
 
+def _ingredients(plan: Plan) -> str:
+    ingredients = plan.program.experiment.soup.ingredients
+    return ingredients if isinstance(ingredients, str) else str(list(ingredients))
+
+
 def _time_lines(plan: Plan, total_s: float) -> Iterator[str]:
-    yield f"Time: about {words.duration(total_s)}."
+    patient = any(run.train.patience is not None for run in plan.program.runs)
+    bound = "; less where train.patience ends runs early" if patient else ""
+    yield f"Time: about {words.duration(total_s)}{bound}."
     for run in _one_of_each_kind(plan):
         pace = plan.paces[kind(run)]
         yield (

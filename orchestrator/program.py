@@ -119,10 +119,23 @@ class Resolved:
         }
 
     @cached_property
+    def cohort_names(self) -> Mapping[str, str]:
+        """What people call each cohort: its model, and what else tells it from the others."""
+        said = {cohort.id: _with_head(cohort.model) for cohort in self.cohorts}
+        names = list(said.values())
+        return {
+            id_: name if names.count(name) == 1 else f"{name} {id_}" for id_, name in said.items()
+        }
+
+    @cached_property
     def steps_per_epoch(self) -> Mapping[str, int]:
         """By run id."""
         runs = (run for members in self.members.values() for run in members)
         return {run.id: self.num_steps[run.id] // run.train.epochs for run in runs}
+
+
+def _with_head(model: ModelSpec) -> str:
+    return model.name if model.head == "linear" else f"{model.name} {model.head} head"
 
 
 class _Identity:

@@ -18,7 +18,7 @@ from orchestrator.report import words
 from orchestrator.report.now import phase
 from orchestrator.report.tables import status_view
 from workers.storage import Store, run_file
-from workers.types import Score, UserError
+from workers.types import Score, UserError, run_of
 
 REFRESH_S = 2.0
 """Between two replays: a remote ledger costs a listing and a round trip per file."""
@@ -82,7 +82,7 @@ def _text(store: Store, path: str) -> str:
 
 def _run_ids(store: Store) -> list[str]:
     """Runs of the configuration, and the stages of bases that have begun."""
-    begun = {path.split("/")[1] for path in store.list("runs")}
+    begun = {run_of(path.split("/")[1]) for path in store.list("runs")}
     experiment = session.read_experiment(store)
     planned = session.planned(experiment).runs if experiment is not None else ()
     return sorted(begun | {run.id for run in planned})

@@ -1,25 +1,52 @@
 """Learning curves: every run's selection score, and the anytime soup as a thick line."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from orchestrator.program import Program
+from orchestrator.program import Program, resolve
 from orchestrator.report import words
 from orchestrator.report.figures import GRID, INK, RUNS, SOUP, Figure, layout_of, scaled, selection
 from orchestrator.report.words import Json
 from orchestrator.state import MergeState, RunState, State
-from workers.types import Evaluated, RunSpec
+from workers.types import Evaluated, RunSpec, Score
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """Another score at each point of a learning curve."""
+
+    name: str
+    dash: str
+    caption: str
+
+
+BESIDE = {
+    "ema": _Beside("average", "dash", "Dashed: the moving average of the run's weights."),
+    "held_out": _Beside(
+        "held out", "dot", "Dotted: the run on the images that its fold holds out."
+    ),
+}
+"""By field of Evaluated."""
 
 
 def learning_curves(program: Program, state: State) -> Figure | None:
-    """Selection score of every run by time or epoch, and the anytime soup as a thick line."""
+    """Selection score of every run by time or epoch, beside it that of its moving average and the
+    one on what its fold holds out, and the anytime soup as a thick line."""
     metric = program.experiment.soup.metric
     curves = [(run, state.run(run.id)) for run in program.runs if state.run(run.id).curve]
     if not curves:
         return None
     began = state.began_at or 0.0
-    lines = [_curve(run, known, i, metric, began) for i, (run, known) in enumerate(curves)]
+    lines = [
+        line
+        for i, (run, known) in enumerate(curves)
+        for line in _of_run(run, known, RUNS[i % len(RUNS)], metric, began)
+    ]
+    shown = [
+        beside for beside in BESIDE.values() if any(beside.name in each["name"] for each in lines)
+    ]
     lines += _soups_so_far(program, state, metric, began)
-    finals = _finals(state, metric, began, max(line["by_epoch"][-1] for line in lines))
+    finals = _finals(program, state, metric, began, max(line["by_epoch"][-1] for line in lines))
     lines += finals
     data = [_drawn(line) for line in lines]
     y_title = f"{words.METRICS[metric]} on val, {words.unit(metric)}"
@@ -35,21 +62,40 @@ def learning_curves(program: Program, state: State) -> Figure | None:
         "Each thin line is a run, each point the end of an epoch. The thick line is the soup that "
         "could have been served at that moment: an observe round over the newest checkpoints."
     )
+    caption = " ".join([caption, *(beside.caption for beside in shown)])
     return Figure("learning-curves", caption, data, layout)
 
 
-def _curve(run: RunSpec, known: RunState, index: int, metric: str, began: float) -> Json:
+def _of_run(run: RunSpec, known: RunState, color: str, metric: str, began: float) -> Iterator[Json]:
+    """Its own line, and one for each score beside it."""
     points = [known.curve[step] for step in sorted(known.curve)]
     label = run.id if known.failed is None else f"{run.id} (failed)"
-    dash = "solid" if known.failed is None else "dot"
+    dash = "solid" if known.failed is None else "longdashdot"
+    scored = [(point, point.score) for point in points]
+    yield _line(run, label, scored, {"width": 1.5, "color": color, "dash": dash}, metric, began)
+    for key, beside in BESIDE.items():
+        found = [(p, score) for p in points if (score := getattr(p, key)) is not None]
+        if found:
+            style = {"width": 1, "color": color, "dash": beside.dash}
+            yield _line(run, f"{label} {beside.name}", found, style, metric, began)
+
+
+def _line(
+    run: RunSpec,
+    name: str,
+    scored: list[tuple[Evaluated, Score]],
+    style: Json,
+    metric: str,
+    began: float,
+) -> Json:
     return {
-        "name": label,
-        "by_time": [(point.time - began) / 60 for point in points],
-        "by_epoch": [point.epoch for point in points],
-        "y": [scaled(getattr(point.score, metric), metric) for point in points],
-        "text": [_about(run, point) for point in points],
+        "name": name,
+        "by_time": [(point.time - began) / 60 for point, _ in scored],
+        "by_epoch": [point.epoch for point, _ in scored],
+        "y": [scaled(getattr(score, metric), metric) for _, score in scored],
+        "text": [_about(run, point) for point, _ in scored],
         "mode": "lines+markers",
-        "line": {"width": 1.5, "color": RUNS[index % len(RUNS)], "dash": dash},
+        "line": style,
         "marker": {"size": 5},
     }
 
@@ -67,7 +113,7 @@ def _soups_so_far(program: Program, state: State, metric: str, began: float) -> 
             key=lambda each: each.opened.round or 0,
         )
         yield {
-            "name": "soup so far",
+            "name": f"soup so far{_of_cohort(program, state, cohort)}",
             "by_time": [((each.mixed_at or began) - began) / 60 for each in ours],
             "by_epoch": [_mean_epoch(program, state, each) for each in ours],
             "y": [selection(each.soup.score if each.soup else None, metric) for each in ours],
@@ -89,10 +135,18 @@ def _about_round(merge: MergeState) -> str:
     return f"round {merge.opened.round}: {members} of {len(merge.opened.ingredients)} ingredients"
 
 
-def _finals(state: State, metric: str, began: float, last_epoch: float) -> list[Json]:
+def _of_cohort(program: Program, state: State, cohort: str) -> str:
+    """Whose soup it is, where there are several cohorts."""
+    names = resolve(program, state.facts).cohort_names if state.facts is not None else {}
+    return f" of {names[cohort]}" if len(names) > 1 else ""
+
+
+def _finals(
+    program: Program, state: State, metric: str, began: float, last_epoch: float
+) -> list[Json]:
     return [
         {
-            "name": f"final {each.opened.recipe}",
+            "name": f"final {each.opened.recipe}" + _of_cohort(program, state, each.opened.cohort),
             "by_time": [((each.mixed_at or began) - began) / 60],
             "by_epoch": [last_epoch],
             "y": [selection(each.soup.score, metric)],

@@ -48,7 +48,7 @@ def report_html(known: Json, program: Program, state: State) -> str:
     ]
     page = Template(resources.files("orchestrator.report").joinpath("page.html").read_text())
     return page.substitute(
-        title=escape(f"{known['name']}: soup of {words.counted(len(known['runs']), 'run')}"),
+        title=escape(f"{known['name']}: soup of {words.counted(len(words.trained(known)), 'run')}"),
         name=escape(known["name"]),
         facts=_facts(known, state),
         verdict=_verdict(known),
@@ -92,7 +92,7 @@ def _facts(known: Json, state: State) -> str:
     models = ", ".join(dict.fromkeys(cohort["model"] for cohort in known["cohorts"]))
     began = state.began_at
     when = datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d %H:%M UTC") if began else ""
-    runs = words.counted(len(known["runs"]), "run")
+    runs = words.counted(len(words.trained(known)), "run")
     parts = [models, runs, f"{words.duration(known['wall_s'])}", when]
     return " · ".join(escape(part) for part in parts if part)
 
@@ -213,10 +213,19 @@ def _data(known: Json) -> str:
             "<p>A fingerprint is the sha256 over key, label and content of every image of a split. "
             "Equal fingerprints: equal data.</p>",
             table(["split", "images", "fingerprint"], lines, "count-second"),
+            *_folds(known["folds"]),
             f"<p>{len(known['classes'])} classes: {escape(', '.join(known['classes']))}.</p>",
             *_corrupt(known["corrupt"]),
         ]
     )
+
+
+def _folds(counts: list[int]) -> Iterator[str]:
+    if counts:
+        yield (
+            f"<p>{len(counts)} folds of train hold out {', '.join(map(str, counts))} images. What "
+            "a run holds out ends its training and fits stacked classifiers, nothing else.</p>"
+        )
 
 
 def _corrupt(keys: list[str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from workers.types import (
     Preflighted,
     Served,
     Started,
+    Trained,
 )
 
 
@@ -29,7 +30,7 @@ def _opened(program: Program, state: State, event: Opened) -> str:
 
 
 def _preflighted(program: Program, state: State, event: Preflighted) -> str:
-    counts = ", ".join(f"{name} {split.count}" for name, split in event.facts.splits.items())
+    counts = words.images(event.facts)
     warned = "".join(f"; {warning}" for warning in event.facts.warnings)
     return f"preflight: {len(event.facts.classes)} classes, images: {counts}{warned}"
 
@@ -45,12 +46,22 @@ def _started(program: Program, state: State, event: Started) -> str | None:
 
 def _evaluated(program: Program, state: State, event: Evaluated) -> str:
     metric = program.experiment.soup.metric
-    score = f"{words.shown(getattr(event.score, metric), metric)} {words.unit(metric)}"
+    judged = {"": event.score, "of its average ": event.ema, "held out ": event.held_out}
+    said = ", ".join(
+        f"{what}{words.shown(getattr(score, metric), metric)} {words.unit(metric)}"
+        for what, score in judged.items()
+        if score is not None
+    )
     loss = words.UNKNOWN if event.loss is None else f"{event.loss:.4f}"
     return (
-        f"run {event.run} epoch {event.epoch}: val {words.METRICS[metric]} {score}, loss {loss}, "
+        f"run {event.run} epoch {event.epoch}: val {words.METRICS[metric]} {said}, loss {loss}, "
         f"{event.images_per_s:.0f} images/s"
     )
+
+
+def _trained(program: Program, state: State, event: Trained) -> str:
+    early = "; its patience was over" if event.early else ""
+    return f"run {event.run} is trained, step {event.step}{early}"
 
 
 def _merge_opened(program: Program, state: State, event: MergeOpened) -> str | None:
@@ -78,7 +89,7 @@ LINES: dict[str, Callable[[Program, State, Any], str | None]] = {
     "base_ready": lambda p, s, event: f"{event.checkpoint.name} is ready",
     "started": _started,
     "evaluated": _evaluated,
-    "trained": lambda p, s, event: f"run {event.run} is trained, step {event.step}",
+    "trained": _trained,
     "interrupted": lambda p, s, event: f"run {event.run} was interrupted: {event.reason}",
     "failed": lambda p, s, event: f"{_who(event)} failed ({event.error}): {event.message}",
     "retry_decided": lambda p, s, event: f"{_who(event)}: {event.reason}",

@@ -9,13 +9,14 @@ from orchestrator.report.words import Json
 
 def members(known: Json) -> Iterator[str]:
     """A heading, a line of facts and a table per soup; the served one first."""
-    params = {run["id"]: words.params(run["params"]) for run in known["runs"]}
+    params = {run["id"]: words.about_run(run) for run in known["runs"]}
     ordered = sorted(known["soups"], key=lambda soup: soup["id"] != known["served"])
     for soup in ordered:
         chip = ' <span class="chip">served</span>' if soup["id"] == known["served"] else ""
         open_ = " open" if soup["id"] == known["served"] else ""
+        name = escape(words.soup_name(known, soup))
         yield (
-            f"<details{open_}><summary><b>{escape(soup['recipe'])}</b>{chip} {_facts(soup)}"
+            f"<details{open_}><summary><b>{name}</b>{chip} {_facts(soup)}"
             f"</summary>{_decisions(soup, params, known['metric'])}</details>"
         )
 
@@ -41,8 +42,9 @@ def _facts(soup: Json) -> str:
 def _decisions(soup: Json, params: dict[str, str], metric: str) -> str:
     head = ["", "run", "what", "verdict", "soup without", "soup with", "why"]
     cells = "".join(f"<th>{name}</th>" for name in head)
+    runs = [decision["run"] for decision in soup["decisions"]]
     lines = [
-        _line(index + 1, decision, params.get(decision["run"] or "", ""), metric)
+        _line(index + 1, decision, params.get(decision["run"] or "", ""), metric, runs)
         for index, decision in enumerate(soup["decisions"])
     ]
     return (
@@ -51,7 +53,11 @@ def _decisions(soup: Json, params: dict[str, str], metric: str) -> str:
     )
 
 
-def _line(number: int, decision: Json, what: str, metric: str) -> str:
+def _line(number: int, decision: Json, what: str, metric: str, runs: list[str | None]) -> str:
+    """`runs` are those of all candidates: where one has several, the step tells them apart."""
+    run = decision["run"] or ""
+    if runs.count(decision["run"]) > 1:
+        run += f" step {int(decision['candidate'].partition('/')[2].partition('-')[0])}"
     said = "accepted" if decision["accepted"] else "refused"
     with_it = words.selection(decision["after"], metric)
     if decision["after"] is None and decision["at_most"] is not None:
@@ -59,7 +65,7 @@ def _line(number: int, decision: Json, what: str, metric: str) -> str:
         with_it = f"{bound} {words.selection(decision['at_most'], metric)}"
     return (
         f'<tr class="{said}"><td class="number">{number}</td>'
-        f'<td title="{escape(decision["candidate"])}">{escape(decision["run"] or "")}</td>'
+        f'<td title="{escape(decision["candidate"])}">{escape(run)}</td>'
         f'<td class="what">{escape(what)}</td><td><span class="chip">{said}</span></td>'
         f'<td class="number">{words.selection(decision["before"], metric)}</td>'
         f'<td class="number">{with_it}</td><td>{escape(decision["reason"])}</td></tr>'

@@ -100,7 +100,7 @@ def _slot(state: State, run: str) -> str | None:
 def _status(state: State, resolved: Resolved | None, run: RunSpec) -> tuple[str, str]:
     """In one word, and what there is to say beyond it."""
     if resolved is not None and train.is_trained(state, resolved, run):
-        return "done", ""
+        return "done", "ended early" if state.run(run.id).ended_early else ""
     reason = _failure(state, resolved, run)
     if reason is not None:
         return "failed", reason
@@ -136,9 +136,11 @@ def soups(program: Program, state: State) -> list[SoupNow]:
     finals = [each for each in made if not each.opened.observe]
     newest = {each.opened.cohort: each for each in made if each.opened.observe}
     shown = finals or list(newest.values())
+    names = resolve(program, state.facts).cohort_names if state.facts is not None else {}
     return [
         SoupNow(
-            label=each.opened.recipe if finals else f"round {each.opened.round}",
+            label=(each.opened.recipe if finals else f"round {each.opened.round}")
+            + (f" of {names[each.opened.cohort]}" if len(names) > 1 else ""),
             score=selection_shown(each.soup.score, program.experiment.soup.metric),
             members=len(each.soup.mix.names),
             ingredients=len(each.opened.ingredients),
@@ -196,12 +198,13 @@ def _queued(program: Program, state: State) -> Iterator[str]:
 
 
 def epochs_done(program: Program, state: State) -> tuple[int, int]:
-    """Run-epochs done, and in all; a failed run's missing ones will never come."""
+    """Run-epochs done, and in all; those that a run has failed or ended before never come."""
     done, total = 0, 0
     for run in program.runs:
         known = state.run(run.id)
         done += len(known.curve)
-        total += len(known.curve) if known.failed is not None else run.train.epochs
+        is_over = known.failed is not None or known.ended_early
+        total += len(known.curve) if is_over else run.train.epochs
     return done, total
 
 

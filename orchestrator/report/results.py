@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator import config
-from orchestrator.program import Program, Resolved, resolve
+from orchestrator.program import Program, Resolved, resolve, tracks_of
 from orchestrator.report.efficiency import fleet_efficiency, wall_s
 from orchestrator.schedule import choose, merge, score, train
 from orchestrator.schedule.merge import Final
@@ -35,7 +35,11 @@ def results(program: Program, state: State) -> Json:
         "selection": SELECTION,
         **_facts(state),
         "cohorts": _cohorts(resolved),
-        "runs": [_run(program, state, resolved, run) for run in program.runs],
+        "runs": [
+            _run(program, state, resolved, run, track)
+            for run in program.runs
+            for track in tracks_of(run)
+        ],
         "soups": [_soup(state, compared, *each) for each in merge.made(program, state)],
         "ensembles": _ensembles(compared),
         "best_single": best_single(program, state),
@@ -53,12 +57,13 @@ def results(program: Program, state: State) -> Json:
 def _facts(state: State) -> Json:
     facts = state.facts
     if facts is None:
-        return {"splits": {}, "classes": [], "corrupt": [], "warnings": []}
+        return {"splits": {}, "folds": [], "classes": [], "corrupt": [], "warnings": []}
     return {
         "splits": {
             name: {"count": split.count, "fingerprint": split.fingerprint}
             for name, split in facts.splits.items()
         },
+        "folds": list(facts.folds),
         "classes": list(facts.classes),
         "corrupt": list(facts.corrupt),
         "warnings": list(facts.warnings),
@@ -71,6 +76,7 @@ def _cohorts(resolved: Resolved | None) -> list[Json]:
     return [
         {
             "id": cohort.id,
+            "name": resolved.cohort_names[cohort.id],
             "model": cohort.model.name,
             "base": cohort.base,
             "batchnorm": cohort.batchnorm,
@@ -80,21 +86,30 @@ def _cohorts(resolved: Resolved | None) -> list[Json]:
     ]
 
 
-def _run(program: Program, state: State, resolved: Resolved | None, run: RunSpec) -> Json:
-    known = state.run(run.id)
-    stands_for_it = choose.representative(program, known)
+def _run(
+    program: Program, state: State, resolved: Resolved | None, run: RunSpec, track: RunSpec
+) -> Json:
+    """Of a run, or of the moving average of its weights, which shares the run's fate."""
+    known, average = state.run(run.id), state.run(track.id)
+    stands_for_it = choose.representative(program, average)
     status = train.status(program, state, run)
+    steps = known.last.step if known.last is not None else 0
     return {
-        "id": run.id,
+        "id": track.id,
+        "role": track.role,
         "cohort": resolved.cohort_of[run.id].id if resolved is not None else None,
-        "params": run.params,
+        "params": track.params,
         "seed": run.seed,
         "replica": run.replica,
+        "fold": run.fold,
         "status": status if status in ("done", "failed", "pruned") else "stopped",
         "failure": train.failure(state, resolved, run) if resolved is not None else None,
         "attempts": state.attempts.get(run.id, 0),
         "interruptions": known.interruptions,
-        "checkpoints": [event.checkpoint.id for event in known.checkpoints],
+        "steps": steps,
+        "epochs": steps // resolved.steps_per_epoch[run.id] if resolved is not None else 0,
+        "ended_early": known.ended_early,
+        "checkpoints": [event.checkpoint.id for event in average.checkpoints],
         "representative": stands_for_it.checkpoint.id if stands_for_it is not None else None,
         "scores": _scores_of_run(state, stands_for_it),
     }
@@ -158,13 +173,13 @@ def _ids_of(state: State, names: Iterable[str]) -> list[str]:
 
 def _decisions(state: State, made: MergeState) -> list[Json]:
     """Who was taken and who not, and why, in the order the recipe looked at them."""
-    run_of = {each.name: each.run for each in made.opened.ingredients}
+    track_of = {each.name: each.run for each in made.opened.ingredients}
     decisions = made.soup.decisions if made.soup is not None else ()
     return [
         {
             **decision.model_dump(),
             "candidate": _id_of(state, decision.candidate),
-            "run": run_of.get(decision.candidate),
+            "run": track_of.get(decision.candidate),
         }
         for decision in decisions
     ]
@@ -186,6 +201,8 @@ def _ensembles(compared: Compared | None) -> list[Json]:
             "id": each.id,
             "kind": each.kind,
             "members": list(each.members),
+            "groups": [list(group) for group in each.groups],
+            "fitted_on": each.fitted_on,
             "scores": _scores(each.scores),
             "vs_best_single": _deltas(each.vs_best_single),
         }

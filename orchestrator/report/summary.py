@@ -11,6 +11,8 @@ from orchestrator.report.results import SCORES, Json, results
 from orchestrator.state import State
 from workers.types import SELECTION
 
+JUDGED = {"score": SELECTION, "held_out": "held out", "ema": f"ema {SELECTION}"}
+"""Scores of a point of a learning curve -> what their columns are called."""
 ABOUT = ("kind", "id", "label", "cohort", "status", "served", "members", "params")
 
 
@@ -32,7 +34,8 @@ Row = tuple[Json, Json, Json]
 
 def _runs(known: Json) -> Iterable[Row]:
     for run in known["runs"]:
-        about = {"kind": "run", "label": run["id"], "members": 1}
+        kind = "ema" if run["role"] == "ema" else "run"
+        about = {"kind": kind, "label": run["id"], "members": 1}
         params = json.dumps(run["params"])
         keys = {key: run[key] for key in ("id", "cohort", "status")}
         yield {**about, **keys, "params": params}, run["scores"], {}
@@ -71,15 +74,20 @@ def _flat(scores: Json, deltas: Json) -> Json:
 def run_csv(state: State, run_id: str) -> str:
     """The learning curve of a run: one row per epoch, in order of step."""
     curve = state.run(run_id).curve
-    columns = ["epoch", "step", "time", "loss", "lr", "images_per_s"]
+    points = [curve[step] for step in sorted(curve)]
+    judged = [key for key in JUDGED if any(getattr(point, key) is not None for point in points)]
+    facts = ["epoch", "step", "time", "loss", "lr", "images_per_s"]
     rows = [
-        {
-            **{name: getattr(curve[step], name) for name in columns},
-            **{f"{SELECTION} {name}": getattr(curve[step].score, name) for name in SCORES},
+        {name: getattr(point, name) for name in facts}
+        | {
+            f"{JUDGED[key]} {name}": getattr(found, name)
+            for key in judged
+            if (found := getattr(point, key)) is not None
+            for name in SCORES
         }
-        for step in sorted(curve)
+        for point in points
     ]
-    return _csv([*columns, *(f"{SELECTION} {name}" for name in SCORES)], rows)
+    return _csv([*facts, *(f"{JUDGED[key]} {name}" for key in judged for name in SCORES)], rows)
 
 
 def _csv(columns: list[str], rows: Iterable[dict[str, Any]]) -> str:

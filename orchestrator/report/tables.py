@@ -37,7 +37,7 @@ def rows(known: Json) -> Iterator[Row]:
     """Runs, soups, ensembles, in configured order."""
     best = known["best_single"]["run"] if known["best_single"] else None
     for run in known["runs"]:
-        about = words.params(run["params"])
+        about = words.about_run(run)
         is_best = run["id"] == best
         scores = known["best_single"]["scores"] if is_best else run["scores"]
         yield Row("run", run["id"], run["id"], about, run["status"], scores, is_best_single=is_best)
@@ -45,7 +45,7 @@ def rows(known: Json) -> Iterator[Row]:
         yield Row(
             "soup",
             soup["id"],
-            _soup_name(known, soup),
+            words.soup_name(known, soup),
             f"{len(soup['members'])} of {len(soup['decisions'])} ingredients",
             "done",
             soup["scores"],
@@ -54,14 +54,9 @@ def rows(known: Json) -> Iterator[Row]:
         )
     for each in known["ensembles"]:
         about = f"{len(each['members'])} models, {len(each['members'])} times the work per image"
+        about += f", fitted on {each['fitted_on']}" if each["fitted_on"] else ""
         name, scores = words.ensemble(each["kind"]), each["scores"]
         yield Row("ensemble", each["id"], name, about, "done", scores, each["vs_best_single"])
-
-
-def _soup_name(known: Json, soup: Json) -> str:
-    """The recipe; with several cohorts also whose soup it is."""
-    several = len(known["cohorts"]) > 1
-    return f"{soup['recipe']} ({soup['cohort']})" if several else str(soup["recipe"])
 
 
 def final_table(known: Json, uri: str | None = None) -> RenderableType:
@@ -104,13 +99,14 @@ def _name(row: Row) -> str:
 
 def _closing_lines(known: Json, uri: str) -> Iterator[Text]:
     yield Text(verdict.verdict(known).sentence, style="bold")
-    for run in known["runs"]:
+    for run in words.trained(known):
         if run["status"] == "failed":
             yield Text(f"Run {run['id']} failed: {run['failure']}", style="bold red")
     for failure in known["failures"]:
         if failure["run"] is None and failure["gave_up"]:
             yield Text(f"{failure['order']} was given up: {failure['gave_up']}", style="bold red")
-    for warning in known["warnings"]:
+    small = verdict.small_selection_split(known)
+    for warning in [*([small] if small is not None else []), *known["warnings"]]:
         yield Text(f"Warning: {warning}", style="yellow")
     used = known["fleet_efficiency"]
     yield Text(

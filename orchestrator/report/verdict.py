@@ -26,7 +26,7 @@ def verdict(known: Json) -> Verdict:
     delta = soup["vs_best_single"].get(split) if split is not None else None
     if delta is None:
         return Verdict(
-            "none", f"The served soup ({_what(soup)}) was not compared on a report split."
+            "none", f"The served soup ({_what(known, soup)}) was not compared on a report split."
         )
     if soup["members"] == [known["best_single"]["checkpoint"]]:
         return Verdict("unsure", _itself(known, soup, str(split)))
@@ -35,7 +35,7 @@ def verdict(known: Json) -> Verdict:
         f"{_shown(known, soup, split)} against {_shown(known, known['best_single'], split)}, "
         f"{_difference(delta)}"
     )
-    ours, rival = f"the served soup ({_what(soup)})", f"the best single run on {split}"
+    ours, rival = f"the served soup ({_what(known, soup)})", f"the best single run on {split}"
     said = {
         "better": f"The{ours[3:]} beats {rival}: {against}.",
         "worse": f"The{ours[3:]} is worse than {rival}: {against}.",
@@ -66,20 +66,21 @@ def versus(known: Json) -> str | None:
     return report[-1] if report else None
 
 
-def _what(soup: Json) -> str:
-    return f"{soup['recipe']}, {len(soup['members'])} of {len(soup['decisions'])} ingredients"
+def _what(known: Json, soup: Json) -> str:
+    name = words.soup_name(known, soup)
+    return f"{name}, {len(soup['members'])} of {len(soup['decisions'])} ingredients"
 
 
 def _why_none(known: Json) -> str:
-    failed = [run for run in known["runs"] if run["status"] == "failed"]
-    if failed and len(failed) == len(known["runs"]):
+    failed = [run for run in words.trained(known) if run["status"] == "failed"]
+    if failed and len(failed) == len(words.trained(known)):
         return f"All {len(failed)} runs failed; the first because {failed[0]['failure']}."
     return "None has been made, or the experiment has not ended."
 
 
 def _itself(known: Json, soup: Json, split: str) -> str:
     return (
-        f"The served soup ({_what(soup)}) is the best single run itself, "
+        f"The served soup ({_what(known, soup)}) is the best single run itself, "
         f"{_shown(known, soup, split)} on {split}: no mixture was preferred to it on the selection "
         "split."
     )
@@ -115,6 +116,7 @@ def _about_ensemble(known: Json, soup: Json, ensemble: Json, split: str) -> str 
         return None
     times = len(ensemble["members"])
     name = words.ensemble(ensemble["kind"]).capitalize()
+    name += f" (fitted on {ensemble['fitted_on']})" if ensemble["fitted_on"] else ""
     by = words.with_sign(ours["delta"] - theirs["delta"], ours["metric"])
     unit = words.difference_unit(ours["metric"])
     return (
@@ -133,9 +135,10 @@ def _apart(ours: Json, theirs: Json) -> str:
 
 def cautions(known: Json) -> list[str]:
     """What a reader should know before believing the numbers."""
-    failed = [run for run in known["runs"] if run["status"] == "failed"]
-    stopped = [run for run in known["runs"] if run["status"] == "stopped"]
-    total = len(known["runs"])
+    runs = words.trained(known)
+    failed = [run for run in runs if run["status"] == "failed"]
+    stopped = [run for run in runs if run["status"] == "stopped"]
+    total = len(runs)
     said = [f"{len(failed)} of {total} runs failed and are in no soup."] if failed else []
     if stopped:
         reason = f" ({known['finish_reason']})" if known["finish_reason"] else ""

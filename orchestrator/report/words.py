@@ -1,8 +1,9 @@
 """Numbers in words: scores as percent, differences as points, what a metric is called."""
 
+import json
 from typing import Any
 
-from workers.types import WORST
+from workers.types import WORST, Facts
 
 Json = dict[str, Any]
 
@@ -52,8 +53,36 @@ def interval(delta: Json | None) -> str:
 
 def params(values: Json) -> str:
     """`lr 0.001, seed 3`: what the sweep set, without the section names."""
-    parts = (f"{path.rpartition('.')[2]} {value}" for path, value in values.items())
+    parts = (f"{_key(path)} {_value(value)}" for path, value in values.items())
     return ", ".join(parts) or "defaults"
+
+
+def _key(path: str) -> str:
+    return "model" if path == "model.name" else path.rpartition(".")[2]
+
+
+def _value(value: Any) -> str:
+    """Nested values as YAML would write them on one line."""
+    is_nested = isinstance(value, list | tuple | dict)
+    return json.dumps(value).replace('"', "") if is_nested else str(value)
+
+
+def about_run(run: Json) -> str:
+    """What the sweep set, and where an early end was."""
+    early = f"; ended early at epoch {run['epochs']}" if run["ended_early"] else ""
+    return params(run["params"]) + early
+
+
+def trained(known: Json) -> list[Json]:
+    """The runs; rows of their moving averages are left out."""
+    return [run for run in known["runs"] if run["role"] != "ema"]
+
+
+def soup_name(known: Json, soup: Json) -> str:
+    """The recipe; with several cohorts also whose soup it is."""
+    names = {cohort["id"]: cohort["name"] for cohort in known["cohorts"]}
+    several = len(names) > 1
+    return f"{soup['recipe']} of {names[soup['cohort']]}" if several else str(soup["recipe"])
 
 
 def duration(seconds: float | None) -> str:
@@ -88,6 +117,13 @@ def selection(value: float | None, metric: str) -> str:
     if value is None or value <= WORST:
         return UNKNOWN
     return shown(-value if metric == "nll" else value, metric)
+
+
+def images(facts: Facts) -> str:
+    """`train 800, val 170, test 170; folds of train hold out 267, 267, 266`"""
+    counts = ", ".join(f"{name} {split.count}" for name, split in facts.splits.items())
+    folds = ", ".join(map(str, facts.folds))
+    return f"{counts}; folds of train hold out {folds}" if folds else counts
 
 
 def counted(count: int, noun: str) -> str:

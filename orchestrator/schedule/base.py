@@ -16,8 +16,10 @@ from orchestrator.state import State
 from workers.spec import ModelSpec, TrainSpec
 from workers.types import AnyOrder, BaseOrder, PreflightOrder, digest, model_key, sparse
 
-JUDGED = ("unfreeze", "aa", "layer_decay", "grad_checkpointing", "class_weights")
-"""Keys of train whose values only the model, timm or the classes can judge."""
+JUDGED = ("unfreeze", "aa", "grad_checkpointing", "class_weights", "layer_decay", "model_ema_decay")
+"""Keys of train that only the model, timm or the classes can judge."""
+ANY = {"layer_decay": 0.5, "model_ema_decay": 0.5}
+"""Of these it matters only whether they are set: one value stands for all."""
 
 
 def preflight(program: Program, state: State) -> Iterator[AnyOrder]:
@@ -39,7 +41,9 @@ def to_judge(
         asked += [(key, stage_train(train, 1)) for key in models]
     found = {}
     for key, section in asked:
-        judged = {name: value for name in JUDGED if (value := getattr(section, name))}
+        judged = {
+            name: ANY.get(name, value) for name in JUDGED if (value := getattr(section, name))
+        }
         if judged:
             only = _only(judged)
             found.setdefault(digest([key, sparse(only)], 64), (key, only))

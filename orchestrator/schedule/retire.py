@@ -1,8 +1,8 @@
 """Retention: checkpoints that nothing can choose any more are deleted, newest first kept.
 
-Kept: the last of each run (a restart begins there) and what its average was then, whatever
-soup.ingredients may still choose of either, and whatever an unfinished merge names. A checkpoint is
-retired only after a newer one counts, or when it is spare.
+Kept: the last of each run (a restart begins there) and of its average, whatever soup.ingredients
+may still choose of either, and whatever an unfinished merge names. A checkpoint is retired only
+after a newer one counts, or when it is spare.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,6 @@ def checkpoints(program: Program, state: State) -> Iterator[AnyOrder]:
         checkpoint
         for owner, run in state.runs.items()
         for checkpoint in _superseded(program, resolved, owner, run)
-        if not _goes_on_from(state, owner, checkpoint)
     ]
     spare = tuple(checkpoint for run in state.runs.values() for checkpoint in run.spare)
     if not superseded and not spare:
@@ -31,12 +30,6 @@ def checkpoints(program: Program, state: State) -> Iterator[AnyOrder]:
     gone = tuple(checkpoint for checkpoint in superseded if checkpoint.name not in pinned)
     if gone or spare:
         yield RetireOrder(checkpoints=gone + spare)
-
-
-def _goes_on_from(state: State, owner: str, checkpoint: Checkpoint) -> bool:
-    """Whether a restart of the run begins at the step of this checkpoint of its average."""
-    last = state.run(run_of(owner)).last
-    return last is not None and last.step == checkpoint.step
 
 
 def _is_stage(run_id: str) -> bool:
