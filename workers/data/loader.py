@@ -6,7 +6,7 @@ epoch_order -> step_batches (per optimizer step, rank, micro-batch) -> train_bat
 import hashlib
 import random
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -120,7 +120,8 @@ class _TrainImages(Dataset[Batch]):
         return self.transform(image)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
+    """What `__getitems__` gives is a batch already."""
     return batch
 
 
