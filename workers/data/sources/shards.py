@@ -166,34 +166,28 @@ def _twice(shard: DataFile, key: str) -> str:
 
 
 def _labelled(shard: DataFile, sample: _Sample, file: BinaryIO) -> Labelled | None:
-    """None for a sample that is no image."""
-    key = f"{shard.name}/{sample.key}"
-    label = next((suffix for suffix in LABELS if suffix in sample.members), None)
-    if not sample.images and label is None:
+    """None for what is neither image nor label."""
+    suffix = next((suffix for suffix in LABELS if suffix in sample.members), None)
+    value = None
+    if suffix is not None:
+        start, length = sample.members[suffix]
+        file.seek(start)
+        value = _label(suffix, file.read(length))
+    if not sample.images and value is None:
         return None
     if len(sample.images) != 1:
         raise UserError(
             f"sample {sample.key!r} of shard {shard.name} has {len(sample.images)} images among "
             f"its members ({', '.join(sample.members)}); give it one"
         )
-    offset, size = sample.members[sample.images[0]]
-    if label is None:
-        raise UserError(
-            f"sample {sample.key!r} of shard {shard.name} has no label; add a .cls or .json member"
-        )
-    start, length = sample.members[label]
-    file.seek(start)
-    value = _label(label, file.read(length))
     if value is None:
+        where = f" in its .{suffix} member" if suffix else ""
         raise UserError(
-            f"sample {sample.key!r} of shard {shard.name} has no label in its .{label} member; "
-            f"write a whole number or a class name{_where(label)}"
+            f"sample {sample.key!r} of shard {shard.name} has no label{where}; add a .cls member "
+            f"with a whole number or a class name, or a .json with it under {', '.join(JSON_KEYS)}"
         )
-    return Labelled(shard.pool, key, shard.uri, value, offset, size)
-
-
-def _where(suffix: str) -> str:
-    return f" under {', '.join(JSON_KEYS[:-1])} or {JSON_KEYS[-1]}" if suffix == "json" else ""
+    offset, size = sample.members[sample.images[0]]
+    return Labelled(shard.pool, f"{shard.name}/{sample.key}", shard.uri, value, offset, size)
 
 
 def _label(suffix: str, content: bytes) -> int | str | None:
