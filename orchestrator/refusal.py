@@ -44,56 +44,75 @@ def refusal(
     path of `document` when it is a part of the configuration.
     """
     errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    sentence = _sentence(errors[0], schema, document, prefix)
-    places = {tuple(_look_up(document, one["loc"])[0]) for one in errors}
-    more = len(places) - 1
+    places = [tuple(_look_up(document, one)[0]) for one in errors]
+    same = [one for one, place in zip(errors, places, strict=True) if place == places[0]]
+    sentence = _sentence(same, schema, document, prefix)
+    more = len(set(places)) - 1
     tail = f" ({more} more like this)" if more else ""
     return UserError(f"{source}: {sentence}{tail}")
 
 
 def nearest(path: str, schema: type[BaseModel]) -> str | None:
     """The valid dotted key that an unknown one most likely means."""
-    section, _, key = path.rpartition(".")
-    valid = list(keys(schema))
+    steps = path.split(".")
+    plain = ".".join(step for step in steps if not step.isdigit())
+    section, _, key = plain.rpartition(".")
+    valid = list(keys(schema, lists=plain != path))
     key = OTHER_NAMES.get(key, key)
     same_name = [one for one in valid if one.rpartition(".")[2] == key]
     close = sorted(same_name, key=lambda one: one.rpartition(".")[0] != section)
     if not close:
         siblings = [one for one in valid if one.rpartition(".")[0] == section]
-        close = difflib.get_close_matches(path, siblings, 1, 0.7)
+        close = difflib.get_close_matches(plain, siblings, 1, 0.7)
     if not close:
-        close = difflib.get_close_matches(path, valid, 1, 0.6)
+        close = difflib.get_close_matches(plain, valid, 1, 0.6)
+    if close and close[0].rpartition(".")[0] == section:
+        return ".".join([*steps[:-1], close[0].rpartition(".")[2]])
     return close[0] if close else None
 
 
-def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a schema, sections included."""
+def keys(schema: type[BaseModel], prefix: str = "", lists: bool = False) -> Iterator[str]:
+    """Every dotted key of a schema, sections included; with `lists` those of their items, too."""
     for name, field in schema.model_fields.items():
         yield prefix + name
-        if inner := _section(field.annotation):
-            yield from keys(inner, f"{prefix}{name}.")
+        if inner := _section(field.annotation, lists):
+            yield from keys(inner, f"{prefix}{name}.", lists)
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def _section(annotation: Any, lists: bool) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next(filter(None, map(_section, typing.get_args(annotation))), None)
+    kinds = (typing.Union, types.UnionType, *([tuple] if lists else []))
+    if typing.get_origin(annotation) in kinds:
+        inner = (_section(one, lists) for one in typing.get_args(annotation))
+        return next(filter(None, inner), None)
     return None
 
 
-def _sentence(error: Any, schema: type[BaseModel], document: Any, prefix: str) -> str:
-    steps, seen = _look_up(document, error["loc"])
+def _sentence(errors: list[Any], schema: type[BaseModel], document: Any, prefix: str) -> str:
+    """About one place; where it may be of several kinds, each of them has an error."""
+    error = errors[0]
+    steps, seen = _look_up(document, error)
     path = prefix + ".".join(map(str, steps))
     if error["type"] == "extra_forbidden":
         return unknown_key(path, schema)
-    if error["type"] == "missing":
+    if error["type"] == "missing" and steps == list(error["loc"]):
         return f"{path} is missing; pass {path}=VALUE or write it into the file"
     if error["type"] == "value_error":
         said = str(error["ctx"]["error"])
         return f"{path}: {said}" if path else said
-    wanted = error["msg"].removeprefix("Input ")
-    return f"{path} is {seen!r}, but {wanted}"
+    return f"{path} is {seen!r}, but should be {' or '.join(dict.fromkeys(map(_wanted, errors)))}"
+
+
+def _wanted(error: Any) -> str:
+    """What should stand there, in the words of YAML."""
+    if error["type"] == "missing":
+        return "longer"
+    if error["type"] == "too_long":
+        return f"a list of at most {error['ctx']['max_length']}"
+    kinds = {"tuple_type": "a list", "dict_type": "a mapping", "model_type": "a mapping"}
+    said: str = error["msg"].removeprefix("Input should ").removeprefix("be ")
+    return kinds.get(error["type"], said)
 
 
 def unknown_key(path: str, schema: type[BaseModel]) -> str:
@@ -106,19 +125,19 @@ def unknown_key(path: str, schema: type[BaseModel]) -> str:
     return f"unknown key {path}; known here: {known}"
 
 
-def _look_up(document: Any, loc: tuple[int | str, ...]) -> tuple[list[int | str], Any]:
+def _look_up(document: Any, error: Any) -> tuple[list[int | str], Any]:
     """The part of an error's location that the user wrote, and what stands there.
 
     Pydantic appends names of its own, such as the member of a union; those are not in the document.
     """
     steps: list[int | str] = []
-    for step in loc:
-        if isinstance(document, dict) and (step in document or isinstance(step, str)):
+    for step in error["loc"]:
+        if isinstance(document, dict) and step in document:
             steps.append(step)
-            if step not in document:
-                return steps, None
             document = document[step]
-        elif isinstance(document, (list, tuple)) and isinstance(step, int):
+        elif isinstance(document, dict) and error["type"] == "missing":
+            return [*steps, step], None
+        elif isinstance(document, list | tuple) and isinstance(step, int) and step < len(document):
             steps.append(step)
             document = document[step]
         else:
