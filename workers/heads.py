@@ -26,7 +26,10 @@ from workers.types import UserError
 
 TOKEN_NETWORKS = (VisionTransformer, Eva)
 """Whose last features are a row of tokens, and which timm itself can pool by attention."""
-TOKEN_MODULES = {f"timm.models.{name}" for name in ("vision_transformer", "deit", "eva")}
+TOKEN_MODULES = {
+    f"timm.models.{name}"
+    for name in ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")
+}
 """Where timm registers them."""
 HEAD_WIDTH = 64
 """Channels per attention head, as in most vision transformers, where the width allows it."""

@@ -31,6 +31,9 @@ FEW_CHECKPOINTS = 10
 ADAM_MOMENTS = 2.0
 """Optimizer state per parameter where it cannot be tried: that of Adam, which few exceed."""
 
+TRIAL_STEPS = 6
+"""After which Lookahead, the slowest to begin, has all its state."""
+
 
 def preflight(order: PreflightOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]:
     """Yields Preflighted, after writing splits.parquet. Raises UserError for what cannot work."""
@@ -101,15 +104,17 @@ def _state_bytes(order: PreflightOrder, model_bytes: int, parameter_bytes: int) 
 
 
 def state_copies(opt: str) -> float:
-    """Size of an optimizer's state over that of its parameters, learned from one step of it."""
+    """Size of an optimizer's state over that of its parameters, learned by stepping it."""
     toy = nn.Linear(64, 64, bias=False)
     toy.weight.grad = torch.ones_like(toy.weight)
     try:
         optimizer = create_optimizer(toy, TrainSpec(opt=opt), head=set())
-        optimizer.step()
+        for _ in range(TRIAL_STEPS):
+            optimizer.step()
     except (UserError, RuntimeError):  # wants a GPU or a package, which slots may have
         return ADAM_MOMENTS
-    kept = [each for state in optimizer.state.values() for each in state.values()]
+    memory = optimizer.state_dict()["state"].values()
+    kept = [each for state in memory for each in state.values()]
     state_bytes = sum(each.nbytes for each in kept if isinstance(each, Tensor))
     return state_bytes / toy.weight.nbytes
 

@@ -175,6 +175,7 @@ def _readme(made: SoupFile, config: dict[str, Any]) -> str:
         id=made.id,
         recipe=made.recipe,
         architecture=config["architecture"],
+        registers=REGISTERS if config["architecture"].startswith("soupfleet_") else "",
         num_members=len(made.members),
         metric=made.metric,
         score=score,
@@ -189,11 +190,12 @@ def _readme(made: SoupFile, config: dict[str, Any]) -> str:
     )
 
 
+REGISTERS = "import workers.model  # of soupfleet: tells timm about this architecture\n"
 README_TEMPLATE = """\
 # {id}: a model soup of {num_members} ({recipe}), {architecture}
 
 ```python
-import timm, torch
+{registers}import timm, torch
 from timm.data import create_transform, resolve_model_data_config
 
 model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()
