@@ -7,7 +7,7 @@ write_pixels -> mapped_pixels    evaluation images of one size, one block (N, 3,
 import fcntl
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -105,8 +105,10 @@ def _views(batch: pa.RecordBatch) -> Batch:
     )
 
 
-def write_pixels(file: BinaryIO, shape: tuple[int, ...], images: Iterator[np.ndarray]) -> None:
-    """uint8 `shape` (N, 3, H, W), image by image.
+def write_pixels(
+    file: BinaryIO, shape: tuple[int, ...], images: Iterable[tuple[int, np.ndarray]]
+) -> None:
+    """uint8 `shape` (N, 3, H, W), given as (i, pixels of image i) in any order.
 
     The file is laid out first, so that it is one block and no more than an image is in memory.
     """
@@ -118,7 +120,7 @@ def write_pixels(file: BinaryIO, shape: tuple[int, ...], images: Iterator[np.nda
     file.flush()
     _, start = _block(mapped(Path(file.name)))
     row_bytes = blank[0].nbytes
-    for i, pixels in enumerate(images):
+    for i, pixels in images:
         # Not through the map: a full disk is then an error, not a signal.
         os.pwrite(file.fileno(), np.ascontiguousarray(pixels), start + i * row_bytes)
 

@@ -64,25 +64,28 @@ class DecodedImages:
 
 
 class CachedImages:
-    """Likewise, from a file of the cache; a loader process opens it anew unless it was forked."""
+    """Likewise, from a file of the cache; a loader process opens it anew unless it was forked.
 
-    def __init__(self, path: Path, num: int) -> None:
-        self._path, self._num = path, num
-        self._mapped: MappedImages | None = MappedImages(path, num)
+    `rows` (N,) says which image of the file is the i-th of the split.
+    """
+
+    def __init__(self, path: Path, rows: np.ndarray) -> None:
+        self._path, self._rows = path, rows
+        self._mapped: MappedImages | None = MappedImages(path, len(rows))
 
     def __len__(self) -> int:
-        return self._num
+        return len(self._rows)
 
     def __getitem__(self, i: int) -> Image.Image:
-        return self._opened.image(i)
+        return self._opened.image(int(self._rows[i]))
 
     def array(self, i: int) -> np.ndarray:
-        return self._opened[i]
+        return self._opened[int(self._rows[i])]
 
     @property
     def _opened(self) -> MappedImages:
         if self._mapped is None:
-            self._mapped = MappedImages(self._path, self._num)
+            self._mapped = MappedImages(self._path, len(self._rows))
         return self._mapped
 
     def __getstate__(self) -> dict[str, Any]:
@@ -138,21 +141,25 @@ def normalise(pixels: torch.Tensor, preprocessing: dict[str, Any]) -> torch.Tens
 
 
 def _train_pixels(images: Images, size: int, touch: Touch) -> TrainPixels:
-    num = images.count("train")
+    """The file's order is that of the images' own files, which are so read from end to end; the
+    split may be shuffled by another seed and is found in it all the same."""
+    samples, order = images.samples("train"), images.stored_order("train").tolist()
     read = partial(reduced_image, images, size=size)
+    rows = np.empty(len(order), np.int32)
+    rows[order] = np.arange(len(order), dtype=np.int32)
 
     @cache
     def mean_bytes() -> float:
-        probed = [read(i) for i in range(min(num, PROBED))]
+        probed = [read(i) for i in range(min(len(samples), PROBED))]
         return sum(3 * image.width * image.height for image in probed) / len(probed)
 
     found = _kept(
         images,
-        images.samples("train"),
+        [samples[i] for i in order],
         {"reduced to": size},
-        lambda: int(1.1 * num * mean_bytes()) + OVERHEAD,
-        lambda file: write_images(file, in_threads(read, num, touch), mean_bytes()),
-        lambda path: CachedImages(path, num),
+        lambda: int(1.1 * len(samples) * mean_bytes()) + OVERHEAD,
+        lambda file: write_images(file, in_threads(read, order, touch), mean_bytes()),
+        lambda path: CachedImages(path, rows),
         touch,
     )
     return DecodedImages(images, size) if found is None else found
@@ -162,25 +169,25 @@ def _eval_pixels(
     images: Images, split: str, preprocessing: dict[str, Any], num: int, touch: Touch
 ) -> torch.Tensor:
     shape = (num, *preprocessing["input_size"])
+    order = [i for i in images.stored_order(split).tolist() if i < num]
     transform = eval_transform(preprocessing, normalize=False)
 
-    def render(i: int) -> np.ndarray:
-        pixels: np.ndarray = transform(_whole_image(images, split, i)).numpy()
-        return pixels
+    def render(i: int) -> tuple[int, np.ndarray]:
+        return i, transform(_whole_image(images, split, i)).numpy()
 
     found = _kept(
         images,
         images.samples(split)[:num],
         preprocessing,
         lambda: math.prod(shape) + OVERHEAD,
-        lambda file: write_pixels(file, shape, in_threads(render, num, touch)),
+        lambda file: write_pixels(file, shape, in_threads(render, order, touch)),
         lambda path: mapped_pixels(path, shape),
         touch,
     )
     if found is not None:
         return found
     pixels = torch.empty(shape, dtype=torch.uint8)
-    for i, row in enumerate(in_threads(render, num, touch)):
+    for i, row in in_threads(render, order, touch):
         pixels[i] = torch.from_numpy(row)
     return pixels
 
@@ -236,13 +243,13 @@ def content_key(samples: list[Sample], shaping: dict[str, Any]) -> str:
     return digest.hexdigest()[:32]
 
 
-def in_threads(do: Callable[[int], T], num: int, touch: Touch) -> Iterator[T]:
-    """do(0), do(1), ... do(num - 1), a few at a time; Pillow works without the interpreter's lock.
+def in_threads(do: Callable[[int], T], indices: list[int], touch: Touch) -> Iterator[T]:
+    """do(i) for every index in order, a few at a time: Pillow works without the interpreter's lock.
     `touch` is called after each."""
     threads = min(16, os.cpu_count() or 1)
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for i in range(num):
+        for i in indices:
             waiting.append(pool.submit(do, i))
             if len(waiting) >= 2 * threads:
                 yield waiting.popleft().result()
