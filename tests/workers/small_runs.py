@@ -7,6 +7,7 @@ import torch
 
 from workers.checkpoints import write_checkpoint
 from workers.data import Images, survey
+from workers.progress import Progress
 from workers.spec import BaseSpec, DataSpec, ModelSpec, TrainSpec
 from workers.storage import Store
 from workers.train import train
@@ -19,21 +20,22 @@ VIT = ModelSpec(name="test_vit", kwargs={"drop_rate": 0.1})
 RESNET = ModelSpec(name="test_resnet")
 
 
-def make_setting(folder: Path, **changes: Any) -> Setting:
+def make_setting(folder: Path, folds: int | None = None, **changes: Any) -> Setting:
     """An experiment whose splits are in the store, as preflight leaves them."""
+    data = DATA.model_copy(update={"folds": folds})
     torch.set_num_threads(1)
     setting = Setting(
         uri=str(folder),
         seed=3,
-        data=DATA,
+        data=data,
         base=BaseSpec(),
         metric="top1",
         batchnorm_samples=16,
         **changes,
     )
-    images, _, _ = survey(DATA, seed=3)
+    images, _, _ = survey(data, seed=3)
     few = [*images.samples("train")[:NUM_TRAIN], *images.samples("val")[:NUM_VAL]]
-    Images(images.classes, few).save(Store(setting.uri))
+    Images(images.classes, few, data).save(Store(setting.uri))
     return setting
 
 
@@ -60,6 +62,29 @@ def perform(
 ) -> list[AnyEvent]:
     order = TrainOrder(run=run, start=start, stop_step=stop or last_step(run))
     return list(train(order, attempt, worker))
+
+
+def interrupted_after(
+    worker: Worker,
+    run: RunSpec,
+    start: Checkpoint,
+    num_steps: int,
+    attempt: int = 0,
+    stop: int | None = None,
+) -> list[AnyEvent]:
+    """Events of an order that is asked to stop while its step `num_steps` runs."""
+    order = TrainOrder(run=run, start=start, stop_step=stop or last_step(run))
+
+    class Interrupting(Progress):
+        def touch(self, **facts: Any) -> None:
+            super().touch(**facts)
+            if facts.get("step") == num_steps - 1 or num_steps == 1:
+                self.interrupt = "grace period"
+
+    worker.progress = Interrupting()
+    events = list(train(order, attempt, worker))
+    worker.progress = Progress()
+    return events
 
 
 def checkpoints(events: list[AnyEvent]) -> list[Checkpoint]:

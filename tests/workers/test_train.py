@@ -17,6 +17,7 @@ from tests.workers.small_runs import (
     RESNET,
     VIT,
     checkpoints,
+    interrupted_after,
     last_step,
     make_base,
     make_run,
@@ -26,11 +27,10 @@ from tests.workers.small_runs import (
 from workers.evaluate import read_predictions
 from workers.manifest import read_manifest
 from workers.metrics import score
-from workers.progress import Progress
 from workers.spec import ModelSpec
 from workers.storage import WEIGHTS, Store, checkpoint_dir
 from workers.train import accelerated, train
-from workers.types import AnyEvent, Checkpoint, RunSpec, Setting, TrainOrder, UserError
+from workers.types import Checkpoint, RunSpec, Setting, TrainOrder, UserError
 from workers.worker import Worker
 
 HARD: dict[str, Any] = {
@@ -57,22 +57,6 @@ def vit_base(setting: Setting) -> Checkpoint:
 @pytest.fixture(scope="module")
 def resnet_base(setting: Setting) -> Checkpoint:
     return make_base(setting, RESNET)
-
-
-def _interrupted_after(
-    worker: Worker, run: RunSpec, start: Checkpoint, num_steps: int, attempt: int
-) -> list[AnyEvent]:
-    """Events of an order that is asked to stop while its step `num_steps` runs."""
-    order = TrainOrder(run=run, start=start, stop_step=last_step(run))
-
-    class Interrupting(Progress):
-        def touch(self, **facts: Any) -> None:
-            super().touch(**facts)
-            if facts.get("step") == num_steps - 1 or num_steps == 1:
-                self.interrupt = "grace period"
-
-    worker.progress = Interrupting()
-    return list(train(order, attempt, worker))
 
 
 def _bytes(setting: Setting, checkpoint: Checkpoint) -> bytes:
@@ -140,7 +124,7 @@ def test_a_run_taken_up_again_writes_the_same_bytes(
     """Two epochs of three steps, dropout and stochastic depth on, stopped at every step."""
     run = make_run(f"cut-{opt}", opt=opt, **HARD)
     whole = checkpoints(perform(Worker(setting), run, vit_base))[-1]
-    before = _interrupted_after(Worker(setting), run, vit_base, cut, attempt=10 + cut)
+    before = interrupted_after(Worker(setting), run, vit_base, cut, attempt=10 + cut)
     assert before[-1].kind == "interrupted" and before[-1].reason == "grace period"
     stopped = checkpoints(before)[-1]
     assert stopped.step == cut
