@@ -1,6 +1,7 @@
 """Sources: the same images are the same experiment, wherever and however they are packed."""
 
 import http.server
+import multiprocessing
 import pickle
 import re
 import threading
@@ -250,3 +251,25 @@ def test_a_range_is_exactly_what_was_asked_for(tmp_path: Path) -> None:
         files.read(str(tmp_path / "x"), 98, 4)
     with pytest.raises(FileNotFoundError):
         files.read(str(tmp_path / "y"))
+
+
+@pytest.mark.parametrize("place", ["http", "s3"])
+def test_forked_processes_read_remote_images(
+    packed: Path, serve: Serve, s3_uri: str, place: str
+) -> None:
+    upload(packed / "shards", s3_uri)
+    root = s3_uri if place == "s3" else serve(packed / "shards", Ranges)
+    images, _, _ = survey(shards_of(root), seed=0)
+    expected = [images.content("train", i) for i in range(6)]
+    forking = multiprocessing.get_context("fork")
+    receiver, sender = forking.Pipe(duplex=False)
+
+    def child() -> None:  # inherits what the parent has open, as loader processes do
+        sender.send([images.content("train", i) for i in range(6)])
+
+    process = forking.Process(target=child)
+    process.start()
+    assert receiver.poll(60)
+    assert receiver.recv() == expected
+    process.join(60)
+    assert process.exitcode == 0
