@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +143,7 @@ class Images:
         """What preflight settled; nothing is scanned again."""
         table = pq.read_table(io.BytesIO(store.read(SPLITS)))
         columns = [table[name].to_pylist() for name in _COLUMNS]
+        columns[2] = [sys.intern(path) for path in columns[2]]  # a shard holds thousands
         classes = tuple(json.loads(table.schema.metadata[b"classes"]))
         samples = [Sample(*row) for row in zip(*columns, strict=True)]
         assert spec.source == "digits" or all(sample.path for sample in samples)

@@ -58,14 +58,12 @@ def settle(
     With a list of classes a whole number is an index into it, and a text one of its names. Else
     the classes are what the training images are labelled: numbers in order, or names, sorted.
     """
-    numbers: dict[int, int] = {}
-    classes = given
-    if classes is None:
+    if given is None:
         classes, numbers = _classes_of([image for image in images if image.pool == "train"])
     else:
-        numbers = {i: i for i in range(len(classes))}
-    names = {name: i for i, name in enumerate(classes)}
-    index: dict[int | str, int] = {**names, **numbers}
+        classes, numbers = given, list(range(len(given)))
+    index: dict[int | str, int] = {name: i for i, name in enumerate(classes)}
+    index.update((number, i) for i, number in enumerate(numbers))
     found = []
     for image in images:
         if image.label not in index:
@@ -74,8 +72,8 @@ def settle(
     return classes, found
 
 
-def _classes_of(images: list[Labelled]) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Names of the classes, and the index of each number that is a label."""
+def _classes_of(images: list[Labelled]) -> tuple[tuple[str, ...], list[int]]:
+    """Names of the classes; and in the same order their numbers, if that is what labels are."""
     labels = {image.label: image.key for image in reversed(images)}
     numbers = sorted(label for label in labels if isinstance(label, int))
     names = sorted(label for label in labels if isinstance(label, str))
@@ -90,7 +88,7 @@ def _classes_of(images: list[Labelled]) -> tuple[tuple[str, ...], dict[int, int]
             "one, or leave it out"
         )
     classes = _checked([str(label) for label in (numbers or names)], "data.train")
-    return classes, {number: i for i, number in enumerate(numbers)}
+    return classes, numbers
 
 
 def _outside(image: Labelled, classes: tuple[str, ...]) -> str:

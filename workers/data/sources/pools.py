@@ -25,11 +25,11 @@ class DataFile(NamedTuple):
 def data_root(spec: DataSpec) -> str:
     """Absolute local path, or URI. Raises UserError if there is no such folder."""
     if spec.root is None:
-        inside = {"folder": "one folder of images per class"}.get(spec.source, "shards or files")
+        inside = {"folder": ", each with one folder of images per class"}.get(spec.source, "")
         raise UserError(
             "data.root is not set; give data.root=FOLDER, the folder that data.train (here "
             f"{list(spec.train.values())}) and data.ood (here {list(spec.ood.values())}) lie in"
-            + (f", each with {inside}" if spec.source == "folder" else f" as {inside}")
+            f"{inside}"
         )
     _refuse_pipe("data.root", spec.root)
     if is_remote(spec.root):
