@@ -54,7 +54,7 @@ def rows(known: Json) -> Iterator[Row]:
         )
     for each in known["ensembles"]:
         about = f"{len(each['members'])} models, {len(each['members'])} times the work per image"
-        about += f", fitted on {each['fitted_on']}" if each["fitted_on"] else ""
+        about += f", {words.fitted(each)}" if each["fitted_on"] else ""
         name, scores = words.ensemble(each["kind"]), each["scores"]
         yield Row("ensemble", each["id"], name, about, "done", scores, each["vs_best_single"])
 

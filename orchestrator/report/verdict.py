@@ -116,7 +116,7 @@ def _about_ensemble(known: Json, soup: Json, ensemble: Json, split: str) -> str 
         return None
     times = len(ensemble["members"])
     name = words.ensemble(ensemble["kind"]).capitalize()
-    name += f" (fitted on {ensemble['fitted_on']})" if ensemble["fitted_on"] else ""
+    name += f" ({words.fitted(ensemble)})" if ensemble["fitted_on"] else ""
     by = words.with_sign(ours["delta"] - theirs["delta"], ours["metric"])
     unit = words.difference_unit(ours["metric"])
     return (

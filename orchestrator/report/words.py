@@ -103,6 +103,12 @@ def ensemble(kind: str) -> str:
     return kind.replace("_", " ")
 
 
+def fitted(ensemble: Json) -> str:
+    """`fitted out of fold` or `fitted on val`."""
+    on: str = ensemble["fitted_on"]
+    return f"fitted {on}" if on.startswith("out of") else f"fitted on {on}"
+
+
 def splits_of(known: Json) -> list[str]:
     """The scored splits: selection first, then those that only report."""
     return [name for name in known["splits"] if name != "train"]

@@ -19,6 +19,7 @@ from workers.types import (
     Preflighted,
     RetireOrder,
     Score,
+    run_of,
 )
 
 
@@ -27,13 +28,20 @@ from workers.types import (
 )
 @given(
     seed=st.integers(0, 1000),
-    ingredients=st.sampled_from(["best", "last", "all", "top-2"]),
+    ingredients=st.sampled_from(["best", "last", "all", "top-2", [1, 3]]),
+    train=st.sampled_from([{}, {"model_ema_decay": 0.9}, {"patience": 1}]),
     slots=st.integers(1, 4),
     bases=st.sampled_from([{}, {"trunk_epochs": 3}, {"probe_epochs": 2, "trunk_epochs": 2}]),
     unlucky=st.integers(0, 6),
 )
 def test_no_order_ever_names_a_deleted_checkpoint(
-    folder: Path, seed: int, ingredients: str, slots: int, bases: dict[str, Any], unlucky: int
+    folder: Path,
+    seed: int,
+    ingredients: str | list[int],
+    train: dict[str, Any],
+    slots: int,
+    bases: dict[str, Any],
+    unlucky: int,
 ) -> None:
     """The world checks every order; here with runs that lose workers on the way."""
 
@@ -42,9 +50,14 @@ def test_no_order_ever_names_a_deleted_checkpoint(
         return Mishap("lost", after=attempt + 1, unheard=1) if hit else None
 
     plan = program(
-        4, epochs=4, soup={"ingredients": ingredients}, base=bases, merge={"every": "10 steps"}
+        4,
+        epochs=4,
+        train=train,
+        soup={"ingredients": ingredients},
+        base=bases,
+        merge={"every": "10 steps"},
     )
-    place = folder / f"{seed}-{ingredients}-{slots}-{len(bases)}-{unlucky}"
+    place = folder / f"{seed}-{ingredients}-{len(train)}-{slots}-{len(bases)}-{unlucky}"
     world = World.at(place, plan, seed=seed, mishaps=loses)
     state = live(world, slots=slots, lazy=0.4, seed=seed)
     assert state.served is not None and state.served.soup is not None
@@ -52,8 +65,14 @@ def test_no_order_ever_names_a_deleted_checkpoint(
     assert world.deleted == state.retired
     for run in plan.runs:
         known = state.run(run.id)
-        assert known.last is not None and known.last.step == 40, "the last one is always kept"
-        assert len(known.checkpoints) == 4 if ingredients == "all" else True
+        ended = known.trained_to if known.ended_early else 40
+        assert known.last is not None and known.last.step == ended, "the last one is always kept"
+        assert len(known.checkpoints) == ended // 10 if ingredients == "all" else True
+        assert not known.spare
+    for track in plan.tracks:
+        steps = {event.checkpoint.step for event in state.run(track.id).checkpoints}
+        if isinstance(ingredients, list):
+            assert steps >= {10, 30} & set(range(state.run(run_of(track.id)).trained_to + 1))
 
 
 def score(top1: float) -> Score:
@@ -69,7 +88,7 @@ def checkpointed(step: int, top1: float | None, run: str = RUN) -> Checkpointed:
     return Checkpointed(run=run, checkpoint=made, score=None if top1 is None else score(top1))
 
 
-def gone(*events: Any, ingredients: str = "best") -> set[int]:
+def gone(*events: Any, ingredients: str | list[int] = "best") -> set[int]:
     plan = program(2, epochs=4, soup={"ingredients": ingredients})
     begun = Preflighted(facts=facts(plan))
     orders = list(retire.checkpoints(plan, fold([begun, *events])))
@@ -79,10 +98,17 @@ def gone(*events: Any, ingredients: str = "best") -> set[int]:
 
 @pytest.mark.parametrize(
     ("ingredients", "expected"),
-    [("best", {10, 30}), ("last", {10, 20, 30}), ("all", set()), ("top-2", {10})],
+    [
+        ("best", {10, 30}),
+        ("last", {10, 20, 30}),
+        ("all", set()),
+        ("top-2", {10}),
+        ([1, 3], set()),
+        ([1], {30}),
+    ],
 )
 def test_kept_is_what_ingredients_may_choose_and_the_last(
-    ingredients: str, expected: set[int]
+    ingredients: str | list[int], expected: set[int]
 ) -> None:
     curve = [(10, 0.1), (20, 0.9), (30, 0.8), (40, 0.5)]
     assert gone(*(checkpointed(s, t) for s, t in curve), ingredients=ingredients) == expected

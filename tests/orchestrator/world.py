@@ -31,6 +31,7 @@ from workers.types import (
     Checkpoint,
     Checkpointed,
     Compared,
+    EnsembleResult,
     ErrorClass,
     Evaluated,
     Facts,
@@ -192,15 +193,14 @@ class World:
         if order.start.name.startswith(("probe-", "trunk-")) and run.role != "member":
             done = order.start.step if order.start.name.startswith(run.id) else 0
         yield Started(warm=True, gap_s=0.01)
-        for step in range(done + per_epoch, stop_step + 1, per_epoch):
+        step = done
+        while step < stop_step and not self._is_enough(run, step, per_epoch):
+            step += per_epoch
             yield self._evaluated(run, step, per_epoch)
             if run.train.model_ema_decay is not None:
                 yield self._checkpointed(f"{ema_of(run.id)}/{step:08d}", attempt, step)
             yield self._checkpointed(f"{run.id}/{step:08d}", attempt, step)
-            if step < stop_step and self._is_enough(run, step, per_epoch):
-                yield Trained(step=step, busy_s=1.0, early=True)
-                return
-        yield Trained(step=stop_step, busy_s=1.0)
+        yield Trained(step=step, busy_s=1.0, early=step < stop_step)
 
     def _evaluated(self, run: RunSpec, step: int, per_epoch: int) -> Evaluated:
         name = f"{run.id}/{step:08d}"
@@ -222,7 +222,7 @@ class World:
 
     def _is_enough(self, run: RunSpec, step: int, per_epoch: int) -> bool:
         """Patience, on the selection split or, of a fold, on what it holds out."""
-        if run.train.patience is None:
+        if run.train.patience is None or not step:
             return False
         points = [
             self._evaluated(run, at, per_epoch) for at in range(per_epoch, step + 1, per_epoch)
@@ -267,7 +267,23 @@ class World:
 
     def _compare(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)
-        yield Compared(key=order.key, soups={}, ensembles=())
+        yield Compared(key=order.key, soups={}, ensembles=tuple(self._ensembles(order)))
+
+    def _ensembles(self, order: Any) -> Iterator[EnsembleResult]:
+        """Without a score where a stacked classifier was fitted."""
+        stacked = tuple(member for group in order.stacking for member in group)
+        fitted_on = "out of fold" if order.folds else SELECTION
+        for kind, members in (("soft_voting", order.members), ("stacking", stacked)):
+            if not members:
+                continue
+            splits = [s for s in order.splits if kind != "stacking" or s != fitted_on]
+            scores = {split: self._scored(f"soup/{kind}", split) for split in splits}
+            about: dict[str, Any] = {}
+            if kind == "stacking":
+                about = {"groups": order.stacking, "fitted_on": fitted_on}
+            yield EnsembleResult(
+                id=kind, kind=kind, members=members, scores=scores, vs_best_single={}, **about
+            )
 
     def _serve(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)
