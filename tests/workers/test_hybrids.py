@@ -1,4 +1,4 @@
-"""Hybrids: a residual network with a transformer at its end, which starts as if it were not there."""
+"""Hybrids: a residual network with a transformer at its end, starting as if it were not there."""
 
 import json
 from pathlib import Path

@@ -14,9 +14,9 @@ from workers.base import make_base
 from workers.checkpoints import open_weights, write_checkpoint
 from workers.evaluate import read_predictions
 from workers.metrics import score as metrics_of
-from workers.preflight import preflight
+from workers.preflight import ADAM_MOMENTS, preflight, state_copies
 from workers.scoring import score
-from workers.spec import BaseSpec, DataSpec, ModelSpec
+from workers.spec import BaseSpec, DataSpec, ModelSpec, TrainSpec
 from workers.types import (
     BaseOrder,
     BaseReady,
@@ -42,8 +42,13 @@ def worker_at(folder: Path, **fields: Any) -> Worker:
     return Worker(Setting(**{**setting, "batchnorm_samples": 64, **fields}))
 
 
-def facts_of(worker: Worker, *models: ModelSpec, opts: tuple[str, ...] = ("adamw",)) -> Facts:
-    (event,) = preflight(PreflightOrder(models=models, opts=opts), 1, worker)
+def facts_of(
+    worker: Worker,
+    *models: ModelSpec,
+    opts: tuple[str, ...] = ("adamw",),
+    trains: tuple[tuple[str, TrainSpec], ...] = (),
+) -> Facts:
+    (event,) = preflight(PreflightOrder(models=models, opts=opts, trains=trains), 1, worker)
     assert isinstance(event, Preflighted)
     return event.facts
 
@@ -92,6 +97,52 @@ def test_preflight_writes_no_splits_for_what_it_refuses(tmp_path: Path) -> None:
     assert not worker.store.exists("splits.parquet")
 
 
+@pytest.mark.parametrize(
+    ("train", "refusal"),
+    [
+        ({"unfreeze": [{"epoch": 0, "modules": ["layer9"]}]}, "'layer9'.*layer4"),
+        ({"aa": "rand-q7"}, "rand-q7"),
+        ({"class_weights": {"ten": 2.0}}, "no class 'ten'"),
+        ({"grad_checkpointing": True}, "grad_checkpointing.*DLA"),
+    ],
+)
+def test_what_training_asks_in_vain_is_refused_before_anything_trains(
+    tmp_path: Path, train: dict[str, Any], refusal: str
+) -> None:
+    model = ModelSpec(name="dla46_c") if "grad_checkpointing" in train else RESNET
+    asked = TrainSpec.model_validate(train)
+    with pytest.raises(UserError, match=refusal):
+        facts_of(worker_at(tmp_path), RESNET, model, trains=((model_key(model), asked),))
+    if "unfreeze" in train:  # of another model, so not its affair
+        vit = ModelSpec(name="test_vit")
+        assert facts_of(worker_at(tmp_path), vit, trains=((model_key(RESNET), asked),))
+
+
+def test_folds_are_counted_and_partition_what_trains(tmp_path: Path) -> None:
+    data = DataSpec(source="digits", image_size=32, folds=3)
+    facts = facts_of(worker_at(tmp_path, data=data), RESNET)
+    assert len(facts.folds) == 3 and sum(facts.folds) == facts.splits["train"].count
+    assert facts_of(worker_at(tmp_path / "whole"), RESNET).folds == ()
+
+
+def test_the_optimizers_memory_is_counted_as_it_is(tmp_path: Path) -> None:
+    assert [round(state_copies(opt)) for opt in ("sgd", "adamw", "lookahead_adamw")] == [1, 2, 3]
+    assert state_copies("fusedadam") in (ADAM_MOMENTS, 2.0)  # wants a GPU and a package
+    facts = {
+        opts: facts_of(worker_at(tmp_path), RESNET, opts=opts).models[model_key(RESNET)]
+        for opts in (("sgd",), ("sgd", "adamw"))
+    }
+    one, two = facts[("sgd",)], facts[("sgd", "adamw")]
+    assert two.checkpoint_bytes - one.checkpoint_bytes == pytest.approx(
+        4 * one.num_parameters, rel=0.01
+    )
+    averaged = TrainSpec(model_ema_decay=0.9)
+    trains = ((model_key(RESNET), averaged),)
+    more = facts_of(worker_at(tmp_path), RESNET, opts=("sgd",), trains=trains)
+    found = more.models[model_key(RESNET)]
+    assert found.checkpoint_bytes == one.checkpoint_bytes + one.model_bytes
+
+
 def test_a_model_without_one_logit_per_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="global_pool"):
         spec = ModelSpec(name="test_vit", kwargs={"global_pool": "wrong"})
@@ -118,6 +169,23 @@ def test_the_base_is_the_same_bytes_for_any_worker_and_another_for_another_seed(
     config = json.loads((tmp_path / "0" / "base" / "abc" / "config.json").read_text())
     assert config["label_names"] == list("0123456789")
     assert timm.create_model(f"local-dir:{tmp_path / '0' / 'base' / 'abc'}", pretrained=True)
+
+
+@pytest.mark.parametrize("head", ["se", "attention"])
+def test_a_base_with_a_head_of_ours_is_the_same_bytes_anywhere(tmp_path: Path, head: Any) -> None:
+    spec = ModelSpec(name="test_resnet", head=head)
+    bases = []
+    for i in range(2):
+        worker = worker_at(tmp_path / str(i))
+        facts_of(worker, spec)
+        torch.manual_seed(i)
+        (event,) = make_base(BaseOrder(name="base/abc", model=spec), 1, worker)
+        assert isinstance(event, BaseReady)
+        bases.append(event.checkpoint)
+    assert bases[0] == bases[1]
+    stored = load_file(tmp_path / "0" / "base" / "abc" / "model.safetensors")
+    assert not stored["fc.weight"].any()
+    assert all(t.any() for name, t in stored.items() if "global_pool" in name and t.ndim > 1)
 
 
 def test_a_base_with_a_source_is_its_bytes(tmp_path: Path) -> None:
