@@ -3,14 +3,15 @@
 import pytest
 import timm
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
-from tests.workers.small_runs import make_run
 from workers.model import head_parameter_names
 from workers.optim import (
     body_lr,
+    create_average,
     create_optimizer,
+    layer_of,
     parameter_groups,
     parameter_names,
 )
@@ -24,17 +25,6 @@ STEPS_PER_EPOCH = 5
 def _vit() -> nn.Module:
     net: nn.Module = timm.create_model("test_vit", num_classes=3)
     return net
-
-
-def _rates(spec: TrainSpec, steps: list[int]) -> list[list[float]]:
-    net = _vit()
-    optimizer = create_optimizer(net, spec, head_parameter_names(net))
-    schedule = Schedule(optimizer, spec, STEPS_PER_EPOCH, spec.epochs)
-    rates = []
-    for step in steps:
-        schedule.set(step)
-        rates.append([group["lr"] for group in optimizer.param_groups])
-    return rates
 
 
 def test_every_parameter_is_in_exactly_one_group() -> None:
@@ -74,27 +64,45 @@ def test_a_frozen_body_leaves_the_head_to_the_optimizer() -> None:
     assert set(parameter_names(net, optimizer)) == head
 
 
-@pytest.mark.parametrize("sched", ["cosine", "poly", "tanh", "none"])
-def test_the_rate_is_a_function_of_the_step_alone(sched: str) -> None:
-    spec = make_run(sched=sched, epochs=4, warmup_epochs=1, head_lr=0.07, min_lr=1e-4).train
-    steps = list(range(4 * STEPS_PER_EPOCH))
-    undisturbed = _rates(spec, steps)
-    for start in (1, STEPS_PER_EPOCH, 13):
-        assert _rates(spec, steps[start:]) == undisturbed[start:]
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext"])
+def test_layers_decay_as_in_timm(name: str) -> None:
+    net: nn.Module = timm.create_model(name, num_classes=3)
+    groups = parameter_groups(net, TrainSpec(layer_decay=0.5), head_parameter_names(net))
+    ours = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    timms = {
+        names[id(parameter)]: group["lr_scale"]
+        for group in param_groups_layer_decay(net, layer_decay=0.5)
+        for parameter in group["params"]
+    }
+    assert ours == timms and len(set(ours.values())) > 3
 
 
-@pytest.mark.parametrize("sched", ["cosine", "poly", "tanh"])
-def test_the_rate_warms_up_and_then_falls_to_its_minimum(sched: str) -> None:
-    spec = TrainSpec(sched=sched, epochs=4, warmup_epochs=1, lr=0.1, min_lr=0.01)
-    rates = [group[0] for group in _rates(spec, list(range(4 * STEPS_PER_EPOCH + 1)))]
-    assert rates[:STEPS_PER_EPOCH] == sorted(rates[:STEPS_PER_EPOCH])
-    assert rates[STEPS_PER_EPOCH:] == sorted(rates[STEPS_PER_EPOCH:], reverse=True)
-    assert rates[0] < 1e-4 and rates[-1] == pytest.approx(0.01)
+def test_a_head_rate_of_its_own_goes_before_layer_decay() -> None:
+    net = _vit()
+    head = head_parameter_names(net)
+    spec = TrainSpec(lr=0.01, head_lr=0.05, layer_decay=0.5)
+    groups = parameter_groups(net, spec, head)
+    scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    assert {scales[name] for name in head} == {5.0}
+    assert scales["blocks.0.attn.qkv.weight"] < scales["blocks.1.attn.qkv.weight"] < 1
 
 
-def test_without_a_schedule_the_rate_stays() -> None:
-    rates = _rates(TrainSpec(sched="none", lr=0.1, epochs=2), [0, 3, 9])
-    assert all(rate == pytest.approx(0.1) for group in rates for rate in group)
+def test_a_model_without_layers_of_its_own_is_cut_into_groups() -> None:
+    layers = layer_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    assert set(layers.values()) == {0}
+
+
+def test_an_average_starts_as_the_network_and_follows_it() -> None:
+    net = nn.Linear(2, 2)
+    assert create_average(net, TrainSpec()) is None
+    average = create_average(net, TrainSpec(model_ema_decay=0.75))
+    assert average is not None
+    old, new = net.weight.detach().clone(), net.weight.detach() + 1
+    with torch.no_grad():
+        net.weight += 1
+    average.update(net, step=2)
+    assert torch.allclose(average.module.weight, 0.75 * old + 0.25 * new)
 
 
 def test_the_body_rate_is_told_without_the_heads_scale() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from workers.checkpoints import TrainState
 from workers.optim import create_optimizer
-from workers.snapshot import Position, give_back, take
+from workers.snapshot import Position, give_back, give_back_average, take
 from workers.spec import TrainSpec
 
 UNUSABLE = ("bnb", "fused", "adahessian")
@@ -78,3 +78,36 @@ def test_a_state_that_json_cannot_hold_is_refused_by_name() -> None:
     optimizer.state[net[0].weight]["odd"] = object()  # type: ignore[index]
     with pytest.raises(TypeError, match="optimizer state 0.weight:odd is a object"):
         take(net, optimizer, Position(0))
+
+
+def test_a_moving_average_comes_back_and_is_no_part_of_the_optimizer() -> None:
+    net, averaged, empty = _net(), _net(), _net()
+    optimizer = create_optimizer(net, TrainSpec(), set())
+    _learn(net, optimizer, range(2))
+    with torch.no_grad():
+        averaged[0].weight += 1
+    state = _stored(take(net, optimizer, Position(2, history=[0.25, 0.5]), averaged))
+    fresh = create_optimizer(net, TrainSpec(), set())
+    assert give_back(state, net, fresh).history == [0.25, 0.5]
+    give_back_average(state, empty)
+    for name, tensor in averaged.state_dict().items():
+        assert torch.equal(tensor, empty.state_dict()[name])
+
+
+def test_state_lies_in_memory_as_it_did() -> None:
+    """Numbers that lie otherwise are added in another order."""
+    net, again = (_net().to(memory_format=torch.channels_last) for _ in range(2))
+    optimizer = create_optimizer(net, TrainSpec(), set())
+    _learn(net, optimizer, range(1))
+    state = _stored(take(net, optimizer, Position(1)))
+    state.tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+    fresh = create_optimizer(again, TrainSpec(), set())
+    give_back(state, again, fresh)
+    moments = [o.state[n[0].weight]["exp_avg"] for o, n in ((optimizer, net), (fresh, again))]
+    assert moments[0].stride() == moments[1].stride() != moments[0].contiguous().stride()
+
+
+def test_scores_are_those_of_the_last_epochs_as_far_as_known() -> None:
+    position = Position(9, history=[0.1, 0.2, 0.3])
+    assert position.scores(2) == [0.2, 0.3]
+    assert position.scores(0) == [] and position.scores(5) == [0.1, 0.2, 0.3]
