@@ -41,8 +41,8 @@ class FeatureTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.up = nn.Conv2d(width, channels, 1)
         named_apply(lambda module, name: init_weights_vit_timm(module), self.blocks)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
+        for parameter in self.up.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         narrow = self.down(x)

@@ -60,7 +60,7 @@ def create_model(
     except REFUSALS as error:
         raise UserError(
             f"model {spec.name} cannot be built with {kwargs}: {first_line(error)}; "
-            "change model.kwargs, data.image_size or train.drop_path"
+            "change model.head, model.kwargs, data.image_size or train.drop_path"
         ) from error
     mark_head(model, spec)
     if not any(in_classifier(model, name) for name, _ in model.named_parameters()):
