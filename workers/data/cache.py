@@ -137,7 +137,7 @@ def normalise(pixels: torch.Tensor, preprocessing: dict[str, Any]) -> torch.Tens
     in their order, so that every bit is the same."""
     mean = torch.tensor(preprocessing["mean"], device=pixels.device).view(-1, 1, 1)
     std = torch.tensor(preprocessing["std"], device=pixels.device).view(-1, 1, 1)
-    return pixels.to(torch.float32).div(255).sub_(mean).div_(std)
+    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)  # one copy, then in place
 
 
 def _train_pixels(images: Images, size: int, touch: Touch) -> TrainPixels:
