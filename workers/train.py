@@ -34,6 +34,7 @@ from workers.objective import Intake, Objective
 from workers.optim import body_lr, create_average, create_optimizer
 from workers.schedule import Schedule
 from workers.scribe import Scribe
+from workers.sections import require_sections
 from workers.snapshot import Position
 from workers.spec import TrainSpec
 from workers.types import (
@@ -145,6 +146,7 @@ def _training(
 ) -> Iterator[Training]:
     """The order's start, brought to life; closed and remembered afterwards."""
     net = _network(order, worker)
+    require_sections(net, order.run.train)
     past = _kept_momentum(order, worker) or _stored_state(order, worker)
     is_first = worker.rank == 0
     with Manner(net, order.run, worker.setting.device) as manner:
