@@ -100,7 +100,7 @@ def _steps(intake: Intake, span: Span) -> Iterator[tuple[int, list[Batch]]]:
 def _time_scoring(net: nn.Module, worker: Worker) -> float:
     """Seconds per image of a full evaluation batch, the second one."""
     config = preprocessing(net, worker.setting.data)
-    pixels = eval_pixels(worker.images, "train", config, count=EVAL_BATCH)
+    pixels = eval_pixels(worker.images, "train", config, EVAL_BATCH, worker.progress.touch)
     net.eval()
     began = 0.0
     with torch.inference_mode():

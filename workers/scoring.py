@@ -48,7 +48,7 @@ def _forward(order: ScoreOrder, splits: list[str], worker: Worker) -> dict[str, 
     config = preprocessing(model, worker.setting.data)
     made = {}
     for split in splits:
-        pixels = eval_pixels(worker.images, split, config)
+        pixels = eval_pixels(worker.images, split, config, touch=worker.progress.touch)
         made[split] = logits(
             model, pixels, config, worker.setting.device, lambda _: worker.progress.touch()
         )

@@ -90,7 +90,7 @@ def _settle_batchnorm(model: nn.Module, cohort: Cohort, first: Weights, worker: 
     if cohort.batchnorm == "recompute":
         config = preprocessing(model, worker.setting.data)
         count = worker.setting.batchnorm_samples
-        pixels = eval_pixels(worker.images, "train", config, count)
+        pixels = eval_pixels(worker.images, "train", config, count, worker.progress.touch)
         device = worker.setting.device
         batchnorm.recompute(model, pixels, config, device, worker.progress.touch)
     elif cohort.batchnorm in ("best", "frozen"):
@@ -100,7 +100,7 @@ def _settle_batchnorm(model: nn.Module, cohort: Cohort, first: Weights, worker: 
 def _tasted(model: nn.Module, order: TasteOrder, worker: Worker) -> Tasting:
     """Batch by batch; before each one: can the bar still be reached?"""
     config = preprocessing(model, worker.setting.data)
-    pixels = eval_pixels(worker.images, SELECTION, config)
+    pixels = eval_pixels(worker.images, SELECTION, config, touch=worker.progress.touch)
     labels = worker.images.labels(SELECTION)
     queue = hard_first(order.hard_first, worker)
     seen = np.empty((len(queue), len(worker.images.classes)), np.float32)
