@@ -58,7 +58,8 @@ def by_ensemble(
     """An ensemble's answers. One member is in memory at a time, so every image is read by each."""
     ensemble, stacker = open_ensemble(store, ensemble_id)
     groups = ensemble.groups or (ensemble.members,)
-    blocks, labels = [], ()
+    blocks: list[np.ndarray] = []
+    labels: tuple[str, ...] = ()
     for group in groups:
         total = np.zeros((len(files), 1))
         for member in group:
