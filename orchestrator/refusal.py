@@ -31,6 +31,16 @@ OTHER_NAMES = {
     "max_runs": "num_runs",
     "n_runs": "num_runs",
     "max_concurrent": "max_concurrent_runs",
+    "ema": "model_ema_decay",
+    "ema_decay": "model_ema_decay",
+    "early_stopping": "patience",
+    "num_folds": "folds",
+    "k_folds": "folds",
+    "num_workers": "workers",
+    "drop_path_rate": "drop_path",
+    "grad_clip": "clip_grad",
+    "gradient_checkpointing": "grad_checkpointing",
+    "horizontal_flip": "hflip",
 }
 """What other tools call our keys; a spelling distance alone would not find them."""
 

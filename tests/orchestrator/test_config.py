@@ -90,6 +90,26 @@ def test_a_section_with_nothing_in_it_means_the_defaults(file: Path) -> None:
         ("soup.recipes=[best, best]", r"none twice"),
         ("soup.serve=nope", r"soup: serve is 'nope'; write auto or one of best, uniform, greedy"),
         ("soup.ingredients=top-0", r"soup\.ingredients: got 'top-0'"),
+        ("soup.ingredients=[3, 2]", r"got \[3, 2\]; .* a list of epochs such as \[3, 6, 9\]"),
+        ("soup.ingredients=[0, 2]", r"soup\.ingredients: got \[0, 2\]"),
+        ("soup.ingredients=[true]", r"soup\.ingredients: got \[True\]"),
+        ("soup.ingredients=[]", r"soup\.ingredients: got \[\]"),
+        ("data.fold=3", r"unknown key data\.fold; did you mean data\.folds\?"),
+        ("data.folds=1", r"data\.folds is 1, but should be greater than or equal to 2"),
+        ("ensemble.stack=true", r"did you mean ensemble\.stacking\?"),
+        ("train.ema=0.9", r"unknown key train\.ema; did you mean train\.model_ema_decay\?"),
+        ("train.crop=centre", r"train\.crop is 'centre', but should be a list or 'center'"),
+        ("train.crop=[0.5]", r"train\.crop is \[0\.5\], but should be longer or 'center'"),
+        ("train.crop=[0, 1, 2]", r"should be a list of at most 2 or 'center'"),
+        ("train.unfreeze=head", r"train\.unfreeze is 'head', but should be a list"),
+        ("train.affine={scale: [1]}", r"train\.affine\.scale is \[1\], but should be longer"),
+        ("train.affine=[3]", r"train\.affine is \[3\], but should be a mapping"),
+        (
+            "train.unfreeze=[{epoch: 0, modul: head}]",
+            r"unknown key train\.unfreeze\.0\.modul; did you mean train\.unfreeze\.0\.modules\?",
+        ),
+        ("train.unfreeze=[{modules: head}]", r"train\.unfreeze\.0\.epoch is missing"),
+        ("train.unfreeze=[{epoch: 1, modules: all}]", r"begin the first at epoch 0"),
         ("fleet.gpus_per_run=1.5", r"fleet\.gpus_per_run: got 1\.5"),
         ("sweep.space.train.lr=5", r"sweep\.space\.train\.lr: got 5; write a list of values"),
         ("sweep.space.train.lr={uniform: [2, 1]}", r"uniform \[2\.0, 1\.0\] is no range"),
@@ -144,6 +164,13 @@ def test_nothing_is_executed_by_a_yaml_tag(file: Path, tmp_path: Path) -> None:
     file.write_text(f"name: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
     _refused(file)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("key", ["probe_epochs", "trunk_epochs"])
+def test_a_common_start_must_not_see_what_folds_hold_out(file: Path, key: str) -> None:
+    with pytest.raises(UserError, match=rf"base\.{key} is 2 with data\.folds: 3; set it to 0"):
+        load(file, ["data.folds=3", f"base.{key}=2"])
+    assert load(file, ["data.folds=3", f"base.{key}=0"]).data.folds == 3
 
 
 def test_variables_are_filled_in_and_inputs_become_absolute(

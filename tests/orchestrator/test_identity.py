@@ -105,6 +105,15 @@ def test_an_extension_may_change_nothing_else() -> None:
     assert "soup.metric: top1 -> nll" in _refusal(_experiment(RANDOM), new, extend=True)
 
 
+def test_folds_may_be_extended_by_seeds_but_not_changed() -> None:
+    def folded(folds: int | None, seeds: int) -> Experiment:
+        return _experiment({"seeds": seeds}, data={"source": "digits", "folds": folds})
+
+    check(identity(folded(3, 1)), folded(3, 2), extend=True)
+    assert "data.folds: 3 -> 4" in _refusal(folded(3, 1), folded(4, 1), extend=True)
+    assert "data.folds: None -> 3" in _refusal(folded(None, 1), folded(3, 1), extend=True)
+
+
 def test_many_differences_are_counted() -> None:
     train = {"lr": 0.5, "epochs": 9, "batch_size": 8, "opt": "sgd", "smoothing": 0.1}
     sentence = _refusal(_experiment(), _experiment(train={**train, "hflip": 0, "reprob": 0.1}))

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config import Experiment
+from orchestrator.report import words
 from orchestrator.sweep import expand
+from workers.spec import TrainSpec
 from workers.types import UserError
 
 SPACE = {
@@ -79,6 +81,124 @@ def test_an_id_is_known_by_heart() -> None:
     # Stores in the field are keyed by it: a change of this number orphans their runs.
     (run,) = expand(_experiment({}))
     assert run.id == "02a4a554"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "ids"),
+    [
+        (
+            {"space": {"train.lr": [0.1, 0.2], "model.name": ["a", "b"]}, "seeds": 2},
+            "ff91d767 920e2216 52eae445 317e2516 155253ab a469af3f 42e35eac ea953381",
+        ),
+        (
+            {"runs": [{}, {}, {"train": {"aa": "rand-m7", "crop": [0.5, 1.0]}}]},
+            "02a4a554 e218593d 1080a3a7",
+        ),
+        (
+            {
+                "sampler": "random",
+                "num_runs": 3,
+                "space": {"train.lr": {"loguniform": [1e-4, 1e-2]}, "seed": {"int": [0, 99]}},
+            },
+            "3fe6cafb 108c3144 acea3dd0",
+        ),
+    ],
+)
+def test_keys_that_came_later_leave_ids_as_they_were(sweep: dict[str, Any], ids: str) -> None:
+    assert [run.id for run in expand(_experiment(sweep))] == ids.split()
+
+
+KEYS = [*TrainSpec.model_fields]
+
+
+@given(st.lists(st.sampled_from(KEYS), unique=True), st.integers(0, 99))
+def test_a_default_that_is_written_down_is_the_same_run(keys: list[str], seed: int) -> None:
+    written = {key: value for key, value in TrainSpec().model_dump().items() if key in keys}
+    sweep = {"seeds": [seed]}
+    ((one,), (other,)) = (expand(_experiment(sweep, train=train)) for train in ({}, written))
+    assert one.id == other.id
+
+
+# Folds and trajectories
+
+
+def _folded(folds: int, sweep: dict[str, Any], **more: Any) -> Experiment:
+    return _experiment(sweep, data={"source": "digits", "folds": folds}, **more)
+
+
+def test_folds_multiply_every_setting_and_seed() -> None:
+    sweep = {"space": {"train.lr": [0.1, 0.2]}, "seeds": 2}
+    runs = expand(_folded(3, sweep))
+    assert [run.fold for run in runs] == [0, 1, 2] * 4
+    assert [(run.train.lr, run.seed) for run in runs[::3]] == [
+        (0.1, 0),
+        (0.1, 1),
+        (0.2, 0),
+        (0.2, 1),
+    ]
+    assert runs[1].params == {"train.lr": 0.1, "seed": 0, "fold": 1}
+    assert len({run.id for run in runs} | {run.id for run in expand(_experiment(sweep))}) == 16
+    assert len({run.stream for run in runs}) == 12
+
+
+def test_a_replica_has_its_own_folds() -> None:
+    runs = expand(_folded(2, {"runs": [{}, {}]}))
+    assert [(run.replica, run.fold) for run in runs] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert len({run.id for run in runs}) == 4
+
+
+def test_with_folds_a_setting_twice_is_still_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.lr holds 0\.1 twice"):
+        expand(_folded(2, {"space": {"train.lr": [0.1, 0.1]}}))
+
+
+def test_axes_may_hold_lists() -> None:
+    space = {
+        "train.crop": ["center", [0.5, 1.0]],
+        "train.unfreeze": [[], [{"epoch": 0, "modules": "head"}, {"epoch": 2, "modules": ["all"]}]],
+    }
+    runs = expand(_experiment({"space": space}))
+    assert [run.train.crop for run in runs[::2]] == ["center", (0.5, 1.0)]
+    assert [len(run.train.unfreeze) for run in runs[:2]] == [0, 2]
+    assert runs[1].train.unfreeze[0].modules == ("head",)
+    assert words.params(runs[1].params) == (
+        "crop center, unfreeze [{epoch: 0, modules: head}, {epoch: 2, modules: [all]}]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "epochs"),
+    [
+        ({"epochs": 6}, [1, 3, 6]),
+        ({"epochs": 6, "checkpoint_every": 2}, [2, 6]),
+        ({"epochs": 5, "checkpoint_every": 2}, [4, 5]),
+        ({"epochs": 5, "checkpoint_every": "7 steps"}, [5]),
+    ],
+)
+def test_snapshots_at_epochs_with_a_checkpoint_are_fine(
+    train: dict[str, Any], epochs: list[int]
+) -> None:
+    assert len(expand(_experiment({}, train=train, soup={"ingredients": epochs}))) == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "epochs", "seen"),
+    [
+        ({"epochs": 6}, [3, 9], "epoch 9; runs have 6 epochs and checkpoint_every: 1"),
+        ({"epochs": 6, "checkpoint_every": 2}, [2, 3], "epoch 3; .*checkpoint_every: 2"),
+        ({"epochs": 6, "checkpoint_every": "7 steps"}, [3], "epoch 3; .*checkpoint_every: 7 steps"),
+    ],
+)
+def test_an_epoch_that_no_run_checkpoints_at_is_refused(
+    train: dict[str, Any], epochs: list[int], seen: str
+) -> None:
+    with pytest.raises(UserError, match=rf"soup\.ingredients: no run .*{seen}"):
+        expand(_experiment({}, train=train, soup={"ingredients": epochs}))
+
+
+def test_an_epoch_of_the_longest_run_alone_is_fine() -> None:
+    sweep = {"space": {"train.epochs": [3, 9]}}
+    assert len(expand(_experiment(sweep, soup={"ingredients": [3, 9]}))) == 2
 
 
 @settings(deadline=None)  # a busy machine is not a failure
