@@ -35,12 +35,22 @@ class Heard:
     events: list[AnyEvent]
     memory_is: str | None
     weights: dict[str, np.ndarray]
+    history: list[float]
+    """Scores of the epochs, as this rank knows them."""
 
 
 def _run(name: str) -> RunSpec:
     """22 images in steps of 2 ranks x 2 micro-batches x 4: two steps, of which one is short."""
     options: dict[str, Any] = {"grad_accum_steps": 2, "drop_path": 0.2, "clip_grad": 1.0}
     return make_run(f"gang-{name}", MODELS[name], **options)
+
+
+def _featured() -> RunSpec:
+    """Two sections, of two steps each, with what must be the same on all ranks or on one only."""
+    sections = [{"epoch": 0, "modules": "head"}, {"epoch": 1, "modules": "all"}]
+    options: dict[str, Any] = {"sched": "plateau", "patience": 3, "model_ema_decay": 0.5}
+    options |= {"checkpoint_every": "1 steps", "mixup": 0.4, "channels_last": True}
+    return make_run("gang-featured", RESNET, grad_accum_steps=2, unfreeze=sections, **options)
 
 
 def _rank(
@@ -56,7 +66,8 @@ def _rank(
         order = TrainOrder(run=run, start=start, stop_step=last_step(run, RANKS))
         events = list(train(order, attempt, worker))
         state = {k: v.numpy().copy() for k, v in worker.model(run.model).state_dict().items()}
-        heard[title] = Heard(events, worker.memory_is, state)
+        history = worker.momentum.position.history
+        heard[title] = Heard(events, worker.memory_is, state, list(history))
 
     for name, base in bases.items():
         perform(f"{name} cold", _run(name), base, 0)
@@ -65,6 +76,12 @@ def _rank(
         half = read_manifest(worker.store, f"gang-{name}/00000002-0")
         assert half is not None
         perform(f"{name} resumed", _run(name), half.checkpoint, 2)
+    perform("featured cold", _featured(), bases["resnet"], 0)
+    for step in (2, 3):
+        worker.forget()
+        stored = read_manifest(worker.store, f"gang-featured/{step:08d}-0")
+        assert stored is not None
+        perform(f"featured resumed at {step}", _featured(), stored.checkpoint, step)
     worker.progress.interrupt = "node is drained" if rank == RANKS - 1 else None
     perform("interrupted", _run("vit"), bases["vit"], 3)
     answers.put((rank, heard))
@@ -76,7 +93,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Heard
     setting = make_setting(tmp_path_factory.mktemp("gang"), ranks=RANKS)
     bases = {name: make_base(setting, model) for name, model in MODELS.items()}
     context = multiprocessing.get_context("spawn")
-    answers, ports = context.Queue(), _free_ports(3 * len(MODELS) + 1)
+    answers, ports = context.Queue(), _free_ports(3 * len(MODELS) + 4)
     processes = [
         context.Process(target=_rank, args=(rank, setting, bases, ports, answers))
         for rank in range(RANKS)
@@ -128,6 +145,21 @@ def test_a_gang_writes_the_same_bytes_again(
     assert checkpoints(first)[-1].sha256 == checkpoints(second)[-1].sha256
     last_loss = [[e.loss for e in es if e.kind == "evaluated"][-1] for es in (first, second)]
     assert last_loss[0] == last_loss[1]
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_sections_and_averages_of_a_gang_are_taken_up_again(
+    heard: dict[int, dict[str, Heard]], step: int
+) -> None:
+    cold, resumed = (heard[0][f"featured {how}"].events for how in ("cold", f"resumed at {step}"))
+    shas = [{c.name: c.sha256 for c in checkpoints(events)} for events in (cold, resumed)]
+    assert len(shas[0]) == 8 and shas[1].items() <= shas[0].items()
+
+
+def test_all_ranks_know_the_scores(heard: dict[int, dict[str, Heard]]) -> None:
+    one, other = (heard[rank]["featured cold"] for rank in range(RANKS))
+    scores = [event.score.top1 for event in one.events if event.kind == "evaluated"]
+    assert one.history == other.history == scores
 
 
 def test_one_rank_asked_to_stop_stops_the_gang_after_a_checkpoint(
