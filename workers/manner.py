@@ -133,4 +133,4 @@ def _compiled(net: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            net._compiled_call_impl = None  # type: ignore[assignment]
+            net._compiled_call_impl = None

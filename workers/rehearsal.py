@@ -70,7 +70,7 @@ def _time_steps(
     objective = Objective(net, run.train.smoothing, intake.weights).to(device)
     optimizer = create_optimizer(net, run.train, head_parameter_names(net))
     average = create_average(net, run.train)
-    ends = []
+    ends: list[float] = []
     for epoch, step in _steps(intake, span):
         for batch in step:
             images, targets = intake.take(batch, epoch)

@@ -56,13 +56,13 @@ class Schedule:
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched="constant" if flat else spec.sched,
-            num_epochs=num_epochs / _cycles(spec),  # type: ignore[arg-type]
+            num_epochs=num_epochs / _cycles(spec),
             min_lr=spec.min_lr,
             warmup_epochs=self._warmup_epochs,
             warmup_lr=min(WARMUP_LR, spec.lr),
             decay_epochs=spec.decay_epochs,
             # timm decays a step before the milestone: half a step later is exactly on it.
-            decay_milestones=[m + 0.5 / steps_per_epoch for m in spec.decay_milestones],  # type: ignore[misc]
+            decay_milestones=[m + 0.5 / steps_per_epoch for m in spec.decay_milestones],
             decay_rate=POLY_POWER if spec.sched == "poly" else spec.decay_rate,
             cycle_mul=spec.lr_cycle_mul,
             cycle_decay=spec.lr_cycle_decay,
