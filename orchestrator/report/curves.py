@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.program import Program, resolve
+from orchestrator.program import Program
 from orchestrator.report import words
 from orchestrator.report.figures import GRID, INK, RUNS, SOUP, Figure, layout_of, scaled, selection
+from orchestrator.report.now import of_cohort
 from orchestrator.report.words import Json
 from orchestrator.state import MergeState, RunState, State
 from workers.types import Evaluated, RunSpec, Score
@@ -113,7 +114,7 @@ def _soups_so_far(program: Program, state: State, metric: str, began: float) -> 
             key=lambda each: each.opened.round or 0,
         )
         yield {
-            "name": f"soup so far{_of_cohort(program, state, cohort)}",
+            "name": f"soup so far{of_cohort(program, state, cohort)}",
             "by_time": [((each.mixed_at or began) - began) / 60 for each in ours],
             "by_epoch": [_mean_epoch(program, state, each) for each in ours],
             "y": [selection(each.soup.score if each.soup else None, metric) for each in ours],
@@ -135,18 +136,12 @@ def _about_round(merge: MergeState) -> str:
     return f"round {merge.opened.round}: {members} of {len(merge.opened.ingredients)} ingredients"
 
 
-def _of_cohort(program: Program, state: State, cohort: str) -> str:
-    """Whose soup it is, where there are several cohorts."""
-    names = resolve(program, state.facts).cohort_names if state.facts is not None else {}
-    return f" of {names[cohort]}" if len(names) > 1 else ""
-
-
 def _finals(
     program: Program, state: State, metric: str, began: float, last_epoch: float
 ) -> list[Json]:
     return [
         {
-            "name": f"final {each.opened.recipe}" + _of_cohort(program, state, each.opened.cohort),
+            "name": f"final {each.opened.recipe}" + of_cohort(program, state, each.opened.cohort),
             "by_time": [((each.mixed_at or began) - began) / 60],
             "by_epoch": [last_epoch],
             "y": [selection(each.soup.score, metric)],

@@ -5,6 +5,7 @@ from typing import Any
 
 from orchestrator.program import Program
 from orchestrator.report import words
+from orchestrator.report.now import of_cohort
 from orchestrator.state import State
 from workers.types import (
     AnyEvent,
@@ -67,13 +68,17 @@ def _trained(program: Program, state: State, event: Trained) -> str:
 def _merge_opened(program: Program, state: State, event: MergeOpened) -> str | None:
     if event.observe:
         return None
-    return f"{event.recipe} begins with {words.counted(len(event.ingredients), 'ingredient')}"
+    whose = of_cohort(program, state, event.cohort)
+    return (
+        f"{event.recipe}{whose} begins with {words.counted(len(event.ingredients), 'ingredient')}"
+    )
 
 
 def _mixed(program: Program, state: State, event: Mixed) -> str:
     metric = program.experiment.soup.metric
     opened = state.merges[event.merge].opened
     label = f"round {opened.round}, soup so far" if opened.observe else f"soup {opened.recipe}"
+    label += of_cohort(program, state, opened.cohort)
     score = f"{words.selection(event.soup.score, metric)} {words.unit(metric)}"
     members = f"{len(event.soup.mix.names)} of {len(opened.ingredients)} ingredients"
     return f"{label}: val {words.METRICS[metric]} {score}, {members}"

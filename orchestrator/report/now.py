@@ -136,11 +136,10 @@ def soups(program: Program, state: State) -> list[SoupNow]:
     finals = [each for each in made if not each.opened.observe]
     newest = {each.opened.cohort: each for each in made if each.opened.observe}
     shown = finals or list(newest.values())
-    names = resolve(program, state.facts).cohort_names if state.facts is not None else {}
     return [
         SoupNow(
             label=(each.opened.recipe if finals else f"round {each.opened.round}")
-            + (f" of {names[each.opened.cohort]}" if len(names) > 1 else ""),
+            + of_cohort(program, state, each.opened.cohort),
             score=selection_shown(each.soup.score, program.experiment.soup.metric),
             members=len(each.soup.mix.names),
             ingredients=len(each.opened.ingredients),
@@ -148,6 +147,12 @@ def soups(program: Program, state: State) -> list[SoupNow]:
         for each in shown
         if each.soup is not None
     ]
+
+
+def of_cohort(program: Program, state: State, cohort: str) -> str:
+    """` of test_vit`: whose soup it is, where there are several cohorts."""
+    names = resolve(program, state.facts).cohort_names if state.facts is not None else {}
+    return f" of {names[cohort]}" if len(names) > 1 else ""
 
 
 def selection_shown(score: float | None, metric: Metric) -> float | None:

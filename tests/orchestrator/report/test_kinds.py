@@ -127,6 +127,9 @@ def test_soups_of_several_cohorts_are_told_apart(cohorts: Told) -> None:
     assert "greedy of test_vit" in text(status_view(plan, state, "here"))
     page = report_html(results(plan, state), plan, state)
     assert "<b>uniform of test_resnet</b>" in page
+    said = [line(plan, state, event) or "" for event in cohorts[2].ledger().replay()]
+    assert any(each.startswith("soup greedy of test_vit: val") for each in said)
+    assert any(each.startswith("greedy of test_vit begins with") for each in said)
 
 
 def test_a_status_counts_only_epochs_that_will_come(folded: Told) -> None:
