@@ -17,7 +17,7 @@ FEATURES = (
 
 def served(folder: Path, *overrides: str) -> bytes:
     _, outcome = run_small(folder, *FEATURES, *overrides)
-    assert outcome.code == 0
+    assert outcome.exit_code == 0
     return (folder / "runs" / "small" / "soup" / "model.safetensors").read_bytes()
 
 
