@@ -45,14 +45,16 @@ def write_images(file: BinaryIO, images: Iterator[Image.Image], mean_bytes: floa
 
 
 def _record_batch(images: list[np.ndarray], schema: pa.Schema) -> pa.RecordBatch:
-    offsets = np.zeros(len(images) + 1, np.int64)
+    num = len(images)
+    offsets = np.zeros(num + 1, np.int64)
     np.cumsum([image.size for image in images], out=offsets[1:])
+    heights, widths = (np.array([image.shape[k] for image in images], np.int32) for k in (0, 1))
     pixels = np.concatenate([image.ravel() for image in images])
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(pixels)]
+    # From buffers, and views of buffers: pa.array and to_numpy would import pandas, which takes
+    # longer than many a build.
     columns = [
-        pa.array([len(image) for image in images], pa.int32()),
-        pa.array([image.shape[1] for image in images], pa.int32()),
-        pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(images), buffers),
+        pa.Array.from_buffers(field.type, num, [None, *map(pa.py_buffer, buffers)])
+        for field, buffers in zip(schema, ([heights], [widths], [offsets, pixels]), strict=True)
     ]
     return pa.record_batch(columns, schema=schema)
 
@@ -95,13 +97,13 @@ class MappedImages:
 
 
 def _views(batch: pa.RecordBatch) -> Batch:
-    height, width, pixels = batch.columns
-    _, offsets, data = pixels.buffers()
+    height, width, pixels = (column.buffers() for column in batch.columns)
+    num = len(batch)
     return Batch(
-        height.to_numpy(),
-        width.to_numpy(),
-        np.frombuffer(offsets, np.int64)[: len(batch) + 1],
-        memoryview(data),
+        np.frombuffer(height[1], np.int32)[:num],
+        np.frombuffer(width[1], np.int32)[:num],
+        np.frombuffer(pixels[1], np.int64)[: num + 1],
+        memoryview(pixels[2]),
     )
 
 
@@ -113,7 +115,10 @@ def write_pixels(
     The file is laid out first, so that it is one block and no more than an image is in memory.
     """
     blank = np.zeros(shape, np.uint8)  # never touched: no memory is behind it
-    block = pa.FixedShapeTensorArray.from_numpy_ndarray(blank)
+    kind = pa.fixed_shape_tensor(pa.uint8(), shape[1:])
+    values = pa.Array.from_buffers(pa.uint8(), blank.size, [None, pa.py_buffer(blank)])
+    rows = pa.FixedSizeListArray.from_arrays(values, type=kind.storage_type)
+    block = pa.ExtensionArray.from_storage(kind, rows)
     batch = pa.record_batch([block], names=["pixels"])
     with pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
