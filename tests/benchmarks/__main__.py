@@ -103,6 +103,15 @@ ROWS = (
         quick={"steps": 4},
     ),
     Row(
+        "train_rate",
+        "losses of three epochs, largest gap",
+        "a plain loop with timm",
+        "at most 1e-4",
+        "loss_gap",
+        lambda gap: gap <= 1e-4,
+        quick={"steps": 4},
+    ),
+    Row(
         "images_per_core",
         "images per core from the cache, photo size",
         "ImageFolder",

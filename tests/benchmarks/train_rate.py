@@ -5,6 +5,9 @@
 
 Same model, images, batch, augmentation, precision, threads and loader processes, in turns in one
 process. Ours has beside it what a fleet needs: seeds per sample and step, books, log, heartbeat.
+
+And the loss curve of both over a few epochs from the same weights: same order of images, no chance
+in augmentation, so that they differ by rounding alone.
 """
 
 import argparse
@@ -12,6 +15,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -20,10 +24,12 @@ from PIL import Image
 from timm.data import create_dataset, create_loader
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import Subset
 
 from workers.checkpoints import write_checkpoint
-from workers.data import survey
+from workers.data import epoch_order, survey
 from workers.model import preprocessing
 from workers.spec import BaseSpec, DataSpec, ModelSpec, TrainSpec
 from workers.storage import Store
@@ -33,6 +39,8 @@ from workers.worker import Worker
 
 NUM_CLASSES = 4
 ROUNDS = 5
+BORDER = 32
+"""Pixels that images are larger than what is cropped from them."""
 
 
 def measure(
@@ -49,14 +57,7 @@ def measure(
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as root:
         _write_images(Path(root), batch * steps, size)
-        data = DataSpec(
-            root=f"{root}/images",
-            train="train",
-            val="val",
-            test="val2",
-            image_size=size,
-            workers=loaders,
-        )
+        data = _data(root, size, loaders)
         spec = TrainSpec(epochs=1, batch_size=batch, hflip=0.5, amp_dtype=amp, smoothing=0.1)
         run = RunSpec(id="ours", model=ModelSpec(name=model), train=spec)
         worker, base = _worker(f"{root}/store", data, run, device)
@@ -65,7 +66,107 @@ def measure(
             ours.append(_ours(worker, run, base, steps, attempt))
             plain.append(_plain(worker, run, f"{root}/images/train", steps))
     ours_rate, plain_rate = statistics.median(ours[1:]), statistics.median(plain[1:])
-    return {"ours": ours_rate, "plain": plain_rate, "ratio": ours_rate / plain_rate}
+    curves = loss_curves(model, size, min(batch, 8))
+    gap = max(abs(a / b - 1) for a, b in zip(*curves, strict=True))
+    return {
+        "ours": ours_rate,
+        "plain": plain_rate,
+        "ratio": ours_rate / plain_rate,
+        "loss_gap": gap,
+    }
+
+
+def loss_curves(
+    model: str = "resnet18", size: int = 64, batch: int = 8, epochs: int = 3, **options: Any
+) -> tuple[list[float], list[float]]:
+    """Mean training loss of every epoch, ours and the plain loop's; `options` are of train."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as root:
+        _write_images(Path(root), 4 * batch, size)
+        data = _data(root, size, loaders=0)
+        still: dict[str, Any] = {"crop": "center", "hflip": 0, "warmup_epochs": 1, "lr": 1e-3}
+        spec = TrainSpec(**(still | {"epochs": epochs, "batch_size": batch} | options))
+        run = RunSpec(id="curve", model=ModelSpec(name=model), train=spec)
+        worker, base = _worker(f"{root}/store", data, run, "cpu")
+        order = TrainOrder(run=run, start=base, stop_step=4 * epochs)
+        weights = {n: t.clone() for n, t in worker.model(run.model).state_dict().items()}
+        events = list(train(order, 0, worker))
+        ours = [float(e.loss or 0) for e in events if e.kind == "evaluated"]
+        return ours, _plain_losses(worker, run, weights, f"{root}/images/train")
+
+
+def _plain_losses(
+    worker: Worker, run: RunSpec, weights: dict[str, Tensor], folder: str
+) -> list[float]:
+    """The plain loop, with the order of each epoch given."""
+    spec, images = run.train, worker.images
+    model = timm.create_model(run.model.name, num_classes=NUM_CLASSES)
+    model.load_state_dict(weights)
+    optimizer = create_optimizer_v2(model, spec.opt, lr=spec.lr, weight_decay=spec.weight_decay)
+    per_epoch = spec.steps_per_epoch(images.count("train"), 1)
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        spec.sched,
+        spec.epochs,
+        warmup_epochs=spec.warmup_epochs,
+        step_on_epochs=False,
+        updates_per_epoch=per_epoch,
+    )
+    losses, updates = [], 0
+    for epoch in range(spec.epochs):
+        model.train()
+        total = 0.0
+        order = epoch_order(images.count("train"), worker.setting.seed, run.stream, epoch)
+        for x, y in _ordered_loader(worker, model, spec, folder, order):
+            loss = functional.cross_entropy(model(x), y, label_smoothing=spec.smoothing)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            updates += 1
+            schedule.step_update(updates)
+            total += loss.item() * len(x)
+        losses.append(total / len(order))
+    return losses
+
+
+def _ordered_loader(
+    worker: Worker, model: torch.nn.Module, spec: TrainSpec, folder: str, order: np.ndarray
+) -> Any:
+    """timm's loader over timm's dataset, without chance, in a given order of our images."""
+    dataset: Any = create_dataset("", folder)
+    places = {Path(name).as_posix(): i for i, name in enumerate(dataset.filenames(absolute=True))}
+    keys = worker.images.keys("train")
+    root = Path(folder).parent
+    config = preprocessing(model, worker.setting.data)
+    subset = Subset(dataset, [places[(root / keys[i]).as_posix()] for i in order])
+    loader = create_loader(
+        subset,
+        input_size=tuple(config["input_size"]),
+        batch_size=spec.batch_size,
+        is_training=False,
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        crop_pct=config["crop_pct"],
+        num_workers=0,
+        persistent_workers=False,
+        use_prefetcher=False,
+    )
+    dataset.transform = subset.transform  # timm gives it to the outermost dataset
+    return loader
+
+
+def _data(root: str, size: int, loaders: int) -> DataSpec:
+    """No image is larger than what the cache keeps, so both see the same pixels."""
+    return DataSpec(
+        root=f"{root}/images",
+        train={"train": "train"},
+        val="val",
+        test="val2",
+        image_size=size,
+        cache_size=size + BORDER,
+        workers=loaders,
+    )
 
 
 def _write_images(root: Path, num: int, size: int) -> None:
@@ -74,7 +175,7 @@ def _write_images(root: Path, num: int, size: int) -> None:
         for i in range(count):
             folder = root / "images" / split / f"class{i % NUM_CLASSES}"
             folder.mkdir(parents=True, exist_ok=True)
-            pixels = noise.integers(0, 255, (size + 32, size + 32, 3), dtype=np.uint8)
+            pixels = noise.integers(0, 255, (size + BORDER, size + BORDER, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{i:05d}.jpg")
 
 
@@ -161,7 +262,7 @@ def main() -> None:
     result = measure(**vars(parser.parse_args()))
     print(
         f"ours {result['ours']:.1f} images/s, plain loop {result['plain']:.1f} images/s: "
-        f"{result['ratio']:.2f}x"
+        f"{result['ratio']:.2f}x; losses apart by at most {result['loss_gap']:.1e}"
     )
 
 
