@@ -7,6 +7,8 @@ write_pixels -> mapped_pixels    evaluation images of one size, one block (N, 3,
 import fcntl
 import mmap
 import os
+import platform
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,6 +24,10 @@ BATCH_BYTES = 32 << 20
 IMAGES = pa.schema(
     [("height", pa.int32()), ("width", pa.int32()), ("pixels", pa.large_binary())],
 )
+NO_RESERVE = (
+    0x4000 if platform.machine() in ("x86_64", "aarch64") and sys.platform == "linux" else 0
+)
+"""Linux's MAP_NORESERVE: files larger than memory may be mapped privately."""
 DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError)
 """What reading raises for a file that is not whole."""
 
@@ -67,10 +73,12 @@ class MappedImages:
     """
 
     def __init__(self, path: Path, num: int) -> None:
-        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped(path))))
+        memory = mapped(path)
+        whole = pa.py_buffer(memory)
+        reader = pa.ipc.open_file(pa.BufferReader(whole))
         self._rows = int(reader.schema.metadata[b"rows"])
         record_batches = (reader.get_batch(k) for k in range(reader.num_record_batches))
-        self._batches = [_views(batch) for batch in record_batches]
+        self._batches = [_views(batch, memoryview(memory), whole) for batch in record_batches]
         self._num = num
         found = [len(batch.heights) for batch in self._batches]
         full, rest = divmod(num, self._rows)
@@ -80,10 +88,10 @@ class MappedImages:
     def __len__(self) -> int:
         return self._num
 
-    def __getitem__(self, i: int) -> np.ndarray:
-        """uint8 (H, W, 3), read-only."""
+    def tensor(self, i: int) -> torch.Tensor:
+        """uint8 (3, H, W), channels last in memory."""
         height, width, pixels = self._find(i)
-        return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+        return torch.frombuffer(pixels, dtype=torch.uint8).view(height, width, 3).permute(2, 0, 1)
 
     def image(self, i: int) -> Image.Image:
         height, width, pixels = self._find(i)
@@ -96,14 +104,14 @@ class MappedImages:
         return int(batch.heights[row]), int(batch.widths[row]), batch.pixels[start:stop]
 
 
-def _views(batch: pa.RecordBatch) -> Batch:
+def _views(batch: pa.RecordBatch, memory: memoryview, whole: pa.Buffer) -> Batch:
     height, width, pixels = (column.buffers() for column in batch.columns)
     num = len(batch)
     return Batch(
         np.frombuffer(height[1], np.int32)[:num],
         np.frombuffer(width[1], np.int32)[:num],
         np.frombuffer(pixels[1], np.int64)[: num + 1],
-        memoryview(pixels[2]),
+        memory[pixels[2].address - whole.address :][: pixels[2].size],
     )
 
 
@@ -131,11 +139,8 @@ def write_pixels(
 
 
 def mapped_pixels(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
-    """uint8 `shape` (N, 3, H, W), a view of the file. Raises one of DAMAGE.
-
-    The map is private: what is written to the tensor by mistake reaches no one else.
-    """
-    memory = mapped(path, mmap.ACCESS_COPY)
+    """uint8 `shape` (N, 3, H, W), a view of the file. Raises one of DAMAGE."""
+    memory = mapped(path)
     found, start = _block(memory)
     if found != shape:
         raise ValueError(f"{path} holds pixels {found} instead of {shape}")
@@ -151,9 +156,15 @@ def _block(memory: mmap.mmap) -> tuple[tuple[int, ...], int]:
     return (len(pixels), *pixels.type.shape), data.address - whole.address
 
 
-def mapped(path: Path, access: int = mmap.ACCESS_READ) -> mmap.mmap:
+def mapped(path: Path) -> mmap.mmap:
     """A map of the whole file, which says by a shared lock that the file is in use, for as long
-    as the map lives in this process or one forked from it."""
+    as the map lives in this process or one forked from it.
+
+    It is private, and so to torch's liking: what is written to it by mistake reaches no one else,
+    and what is only read is shared by all.
+    """
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        return mmap.mmap(file.fileno(), 0, access=access)  # holds a duplicate, and the lock
+        # Holds a duplicate of the file, and the lock.
+        flags, prot = mmap.MAP_PRIVATE | NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        return mmap.mmap(file.fileno(), 0, flags=flags, prot=prot)

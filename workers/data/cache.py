@@ -58,9 +58,10 @@ class DecodedImages:
         """RGB."""
         return reduced_image(self._images, i, self._size)
 
-    def array(self, i: int) -> np.ndarray:
-        """uint8 (H, W, 3), not to be written to; without a copy where it is cached."""
-        return np.asarray(self[i])
+    def tensor(self, i: int) -> torch.Tensor:
+        """uint8 (3, H, W), channels last in memory, without a copy where it is cached; not to be
+        written to."""
+        return torch.from_numpy(np.array(self[i])).permute(2, 0, 1)
 
 
 class CachedImages:
@@ -79,8 +80,8 @@ class CachedImages:
     def __getitem__(self, i: int) -> Image.Image:
         return self._opened.image(int(self._rows[i]))
 
-    def array(self, i: int) -> np.ndarray:
-        return self._opened[int(self._rows[i])]
+    def tensor(self, i: int) -> torch.Tensor:
+        return self._opened.tensor(int(self._rows[i]))
 
     @property
     def _opened(self) -> MappedImages:
