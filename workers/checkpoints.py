@@ -287,7 +287,7 @@ class _HostCopy:
         state = {} if train_state is None else train_state.tensors
         sources = {f"weights/{name}": tensor for name, tensor in tensors.items()}
         sources |= {f"state/{name}": tensor for name, tensor in state.items()}
-        self.buffers = {key: self._copy(key, tensor) for key, tensor in sources.items()}
+        self.buffers |= {key: self._copy(key, tensor) for key, tensor in sources.items()}
         for device in {tensor.device for tensor in sources.values() if tensor.is_cuda}:
             torch.cuda.current_stream(device).synchronize()
         weights = {name: self.buffers[f"weights/{name}"] for name in tensors}

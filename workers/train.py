@@ -14,7 +14,6 @@ import gc
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -23,26 +22,23 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
-from torch.optim import Optimizer
 
 from workers import snapshot
-from workers.checkpoints import TrainState, load_train_state, open_weights
+from workers.checkpoints import TrainState, open_weights
 from workers.learning import Learner, Training, learn, read_loss, steps
 from workers.manner import Manner, contiguous
 from workers.model import assign_weights, head_parameter_names
 from workers.objective import Intake, Objective
-from workers.optim import body_lr, create_average, create_optimizer
+from workers.optim import body_lr, create_optimizer
+from workers.past import Momentum, Past, average_at, past_of, position_at, scaler_of
 from workers.schedule import Schedule
 from workers.scribe import Scribe
 from workers.sections import require_sections
-from workers.snapshot import Position
 from workers.spec import TrainSpec
 from workers.types import (
     AnyEvent,
-    Checkpoint,
     Evaluated,
     Interrupted,
-    RunSpec,
     Setting,
     Started,
     Trained,
@@ -53,17 +49,6 @@ from workers.worker import Worker
 
 GANG_TIMEOUT = timedelta(hours=1)
 """Ranks wait this long for rank 0 to score and write; a hang is the heartbeat's to find."""
-
-
-@dataclass
-class Momentum:
-    """What a worker keeps beside the weights of the checkpoint `id`, to go on without loading."""
-
-    id: str
-    optimizer: Optimizer
-    position: Position
-    scaler: dict[str, Any] | None
-    average: Any
 
 
 def train(order: TrainOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]:
@@ -147,7 +132,7 @@ def _training(
     """The order's start, brought to life; closed and remembered afterwards."""
     net = _network(order, worker)
     require_sections(net, order.run.train)
-    past = _kept_momentum(order, worker) or _stored_state(order, worker)
+    past = past_of(order, worker)
     is_first = worker.rank == 0
     with Manner(net, order.run, worker.setting.device) as manner:
         t = Training(
@@ -158,8 +143,8 @@ def _training(
             net=net,
             manner=manner,
             intake=Intake(net, order.run, worker),
-            position=_position(order, past),
-            average=_average(net, order.run.train, past) if is_first else None,
+            position=position_at(order, past),
+            average=average_at(net, order.run.train, past) if is_first else None,
             scribe=Scribe(worker, order, attempt) if is_first else None,
         )
         if past is not None:
@@ -181,42 +166,7 @@ def _network(order: TrainOrder, worker: Worker) -> nn.Module:
     return net
 
 
-def _is_own(run: RunSpec, start: Checkpoint) -> bool:
-    """Whether a checkpoint is the run's own, with optimizer and position; else weights only."""
-    return start.name.startswith(f"{run.id}/")
-
-
-def _kept_momentum(order: TrainOrder, worker: Worker) -> Momentum | None:
-    kept, worker.momentum = worker.momentum, None
-    goes_on = _is_own(order.run, order.start) and kept is not None and kept.id == order.start.id
-    return kept if goes_on else None
-
-
-def _stored_state(order: TrainOrder, worker: Worker) -> TrainState | None:
-    if not _is_own(order.run, order.start):
-        return None
-    state = load_train_state(worker.store, order.start)
-    if state is None:
-        raise ValueError(f"checkpoint {order.start.id} holds no training state to resume from")
-    return state
-
-
-def _position(order: TrainOrder, past: Momentum | TrainState | None) -> Position:
-    if past is None:
-        return Position(step=order.start.step)
-    return past.position if isinstance(past, Momentum) else snapshot.position_of(past)
-
-
-def _average(net: nn.Module, spec: TrainSpec, past: Momentum | TrainState | None) -> Any:
-    if isinstance(past, Momentum):
-        return past.average
-    average = create_average(net, spec)
-    if average is not None and past is not None:
-        snapshot.give_back_average(past, average.module)
-    return average
-
-
-def _begin_section(t: Training, past: Momentum | TrainState | None = None) -> None:
+def _begin_section(t: Training, past: Past | None = None) -> None:
     """What learns from the next step on, over a fresh optimizer; or over that of the `past`, if it
     was in the same section."""
     spec = t.run.train
@@ -246,11 +196,9 @@ def _end_section(t: Training) -> None:
     gc.collect()
 
 
-def _give_back_scaler(t: Training, past: Momentum | TrainState | None) -> None:
-    if past is None or t.accelerator.scaler is None:
-        return
-    kept = past.scaler if isinstance(past, Momentum) else past.scalars["scaler"]
-    if kept:
+def _give_back_scaler(t: Training, past: Past | None) -> None:
+    kept = scaler_of(past)
+    if t.accelerator.scaler is not None and kept:
         t.accelerator.scaler.load_state_dict(kept)
 
 

@@ -130,7 +130,8 @@ class TrainSpec(Section):
     unfreeze: tuple[UnfreezeSpec, ...] = ()
     """Sections of gradual unfreezing; what no section has named yet is frozen."""
     patience: int | None = Field(default=None, ge=1)
-    """Epochs without a better score after which the run ends early."""
+    """Epochs without a better score after which the run ends early; with unfreeze, epochs of the
+    last section."""
     model_ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Also keep an exponential moving average of the weights: an ingredient of its own."""
     model_ema_warmup: bool = False
