@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     heights: np.ndarray
     widths: np.ndarray
     offsets: np.ndarray
-    pixels: memoryview
+    pixels: np.ndarray
 
 
 def write_images(file: BinaryIO, images: Iterator[Image.Image], mean_bytes: float) -> None:
@@ -78,7 +78,9 @@ class MappedImages:
         reader = pa.ipc.open_file(pa.BufferReader(whole))
         self._rows = int(reader.schema.metadata[b"rows"])
         record_batches = (reader.get_batch(k) for k in range(reader.num_record_batches))
-        self._batches = [_views(batch, memoryview(memory), whole) for batch in record_batches]
+        self._batches = [
+            _views(batch, np.frombuffer(memory, np.uint8), whole) for batch in record_batches
+        ]
         self._num = num
         found = [len(batch.heights) for batch in self._batches]
         full, rest = divmod(num, self._rows)
@@ -91,20 +93,20 @@ class MappedImages:
     def tensor(self, i: int) -> torch.Tensor:
         """uint8 (3, H, W), channels last in memory."""
         height, width, pixels = self._find(i)
-        return torch.frombuffer(pixels, dtype=torch.uint8).view(height, width, 3).permute(2, 0, 1)
+        return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
 
     def image(self, i: int) -> Image.Image:
         height, width, pixels = self._find(i)
         return Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
 
-    def _find(self, i: int) -> tuple[int, int, memoryview]:
+    def _find(self, i: int) -> tuple[int, int, np.ndarray]:
         batch = self._batches[i // self._rows]
         row = i % self._rows
         start, stop = batch.offsets[row : row + 2].tolist()
         return int(batch.heights[row]), int(batch.widths[row]), batch.pixels[start:stop]
 
 
-def _views(batch: pa.RecordBatch, memory: memoryview, whole: pa.Buffer) -> Batch:
+def _views(batch: pa.RecordBatch, memory: np.ndarray, whole: pa.Buffer) -> Batch:
     height, width, pixels = (column.buffers() for column in batch.columns)
     num = len(batch)
     return Batch(
@@ -135,7 +137,7 @@ def write_pixels(
     row_bytes = blank[0].nbytes
     for i, pixels in images:
         # Not through the map: a full disk is then an error, not a signal.
-        os.pwrite(file.fileno(), np.ascontiguousarray(pixels), start + i * row_bytes)
+        os.pwrite(file.fileno(), pixels.tobytes(), start + i * row_bytes)
 
 
 def mapped_pixels(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
