@@ -60,7 +60,7 @@ class Images:
             if sample.split == "train" and sample.fold >= 0:
                 self._folds.setdefault(f"{FOLD}{sample.fold}", []).append(sample)
         self.pixels: dict[tuple[str, str, int], Any] = {}
-        """Evaluation pixels, kept by `eval_pixels`."""
+        """Kept by `train_pixels` and `eval_pixels`."""
 
     @property
     def split_names(self) -> tuple[str, ...]:
