@@ -136,7 +136,10 @@ def _preflight(program: Program, worker: Worker) -> Facts:
 
     (order,) = base.preflight(program, State())
     assert order.kind == "preflight"
-    (event,) = preflight(order, 1, worker)
+    try:
+        (event,) = preflight(order, 1, worker)
+    except OSError as error:  # a fleet would try again; a plan says it
+        raise UserError(f"the images cannot be read now: {error}; check data.root") from error
     assert event.kind == "preflighted"
     return event.facts
 

@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from workers.spec.section import Section
 
@@ -53,8 +53,8 @@ class TrainSpec(Section):
     """One fine-tuning run."""
 
     epochs: int = Field(default=5, ge=1)
-    batch_size: int = Field(default=32, ge=2)
-    """Images per rank and micro-batch."""
+    batch_size: int = 32
+    """Images per rank and micro-batch, at least 2."""
     grad_accum_steps: int = Field(default=1, ge=1)
     """Micro-batches per optimizer step."""
     opt: str = "adamw"
@@ -138,6 +138,16 @@ class TrainSpec(Section):
     """Let the decay grow from 0, for runs of few steps."""
     checkpoint_every: int | str = 1
     """Epochs between checkpoints, or "N steps"; the end of training is always one."""
+
+    @field_validator("batch_size")
+    @classmethod
+    def _batch_can_be_normalised_and_mixed(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError(
+                f"got {value}; write 2 or more, for BatchNorm, MixUp and CutMix need other images "
+                "(grad_accum_steps adds small micro-batches up)"
+            )
+        return value
 
     @model_validator(mode="after")
     def _checkpoint_every_is_readable(self) -> "TrainSpec":
