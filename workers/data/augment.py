@@ -7,27 +7,36 @@ seeds per sample.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from PIL import Image
 from timm.data import create_transform
-from timm.data.transforms import MaybePILToTensor
+from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import transforms_imagenet_train
+from torch.nn.functional import interpolate
 from torchvision.transforms import Compose, InterpolationMode, v2
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from workers.spec import TrainSpec
 from workers.types import UserError
 
-Transform = Callable[[Image.Image], torch.Tensor]
+Picture = Image.Image | torch.Tensor
+"""RGB: of Pillow, or uint8 (3, H, W)."""
+Transform = Callable[[Picture], torch.Tensor]
+
+QUICK = {InterpolationMode.BILINEAR: "bilinear", InterpolationMode.BICUBIC: "bicubic"}
+"""Filters that torch has a kernel of for bytes, by its names."""
 
 OP_SETS = ("tweights", "t3a", "t3aw")
 """Sections of a RandAugment policy that name a set of operations."""
 
 
 def train_transform(spec: TrainSpec, preprocessing: dict[str, Any]) -> Transform:
-    """RGB image -> uint8 (3, H, W); only with random erasing float32, normalised as `normalise`
+    """Picture -> uint8 (3, H, W); only with random erasing float32, normalised as `normalise`
     does it, for erasing fills with normal noise (Zhong et al., 2020).
 
     Unlike timm's own training, a policy does not silence `color_jitter`: both are asked for.
@@ -36,9 +45,32 @@ def train_transform(spec: TrainSpec, preprocessing: dict[str, Any]) -> Transform
     require_policy(spec)
     shape, colours, to_tensor = _timm_stages(spec, preprocessing)
     crop, *flips = shape.transforms
-    crops = _center_crop(preprocessing) if spec.crop == "center" else [crop]
-    warps = _warps(spec, preprocessing)
-    return Compose([*crops, *flips, *warps, *colours.transforms, *to_tensor.transforms])
+    if spec.crop == "center":
+        crops = [_to_pillow, *_center_crop(preprocessing)]
+    else:
+        crops = [Crop(crop)] if crop.interpolation in QUICK else [_to_pillow, crop]
+    later = [*_warps(spec, preprocessing), *colours.transforms]
+    # Erasing comes after a ToTensor, which makes floats of Pillow images only.
+    pillow = [_to_pillow] if later or spec.reprob else []
+    return Compose([*crops, *flips, *pillow, *later, *to_tensor.transforms])
+
+
+class Crop:
+    """timm's random resized crop by torch's kernel for bytes, which takes a third of Pillow's time
+    and rounds differently, by at most a few of 255 levels."""
+
+    def __init__(self, timms: RandomResizedCropAndInterpolation) -> None:
+        self._timms, self._filter = timms, QUICK[timms.interpolation]
+
+    def __call__(self, image: Picture) -> torch.Tensor:
+        x = image if isinstance(image, torch.Tensor) else pil_to_tensor(image)
+        top, left, height, width = self._timms.get_params(x, self._timms.scale, self._timms.ratio)
+        box = x[None, :, top : top + height, left : left + width]
+        return interpolate(box, self._timms.size, mode=self._filter, antialias=True)[0]
+
+
+def _to_pillow(image: Picture) -> Image.Image:
+    return to_pil_image(image) if isinstance(image, torch.Tensor) else image
 
 
 def require_policy(spec: TrainSpec) -> None:
@@ -69,7 +101,7 @@ def eval_transform(preprocessing: dict[str, Any], normalize: bool = True) -> Com
 
 def _timm_stages(spec: TrainSpec, preprocessing: dict[str, Any]) -> tuple[Compose, ...]:
     """timm's training transform in three: crop and flips, policy and colours, to a tensor."""
-    return transforms_imagenet_train(
+    shape, colours, to_tensor = transforms_imagenet_train(
         img_size=tuple(preprocessing["input_size"][1:]),
         scale=None if spec.crop == "center" else spec.crop,
         hflip=spec.hflip,
@@ -86,6 +118,21 @@ def _timm_stages(spec: TrainSpec, preprocessing: dict[str, Any]) -> tuple[Compos
         normalize=spec.reprob > 0,
         separate=True,
     )
+    for step in colours.transforms:
+        for operation in _operations(step):
+            if operation.name.startswith("Posterize"):
+                operation.level_fn = partial(_one_bit_or_more, operation.level_fn)
+    return shape, colours, to_tensor
+
+
+def _operations(step: Any) -> Iterable[Any]:
+    """Of a policy of timm; anything else has none."""
+    return chain(getattr(step, "ops", ()), *getattr(step, "policy", ()))
+
+
+def _one_bit_or_more(level_fn: Callable[..., tuple[int]], *level: Any) -> tuple[int]:
+    """timm asks for no bits at all at the strongest level, which Pillow 13 refuses."""
+    return (max(1, level_fn(*level)[0]),)
 
 
 def _center_crop(preprocessing: dict[str, Any]) -> list[Any]:

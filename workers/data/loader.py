@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,7 +25,7 @@ class Pixels(Protocol):
     """The training images by index; picklable where loader processes read them."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, i: int, /) -> Image.Image: ...
+    def tensor(self, i: int, /) -> Tensor: ...
 
 
 def epoch_order(n: int, seed: int, stream: str, epoch: int) -> np.ndarray:
@@ -58,7 +57,7 @@ def step_batches(
 def train_batches(
     pixels: Pixels,
     labels: np.ndarray,
-    transform: Callable[[Image.Image], Tensor],
+    transform: Callable[[Tensor], Tensor],
     plan: list[np.ndarray],
     seed: int,
     stream: str,
@@ -92,7 +91,7 @@ class _TrainImages(Dataset[Batch]):
         self,
         pixels: Pixels,
         labels: np.ndarray,
-        transform: Callable[[Image.Image], Tensor],
+        transform: Callable[[Tensor], Tensor],
         seed: int,
         stream: str,
         epoch: int,
@@ -115,7 +114,7 @@ class _TrainImages(Dataset[Batch]):
         return x, self.labels[indices]
 
     def _sample(self, i: int) -> Tensor:
-        image = self.pixels[i]
+        image = self.pixels.tensor(i)
         _seed_globals(_seed(self.seed, self.stream, self.epoch, i))
         return self.transform(image)
 

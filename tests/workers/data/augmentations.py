@@ -3,8 +3,10 @@
 from typing import Any
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from workers.spec import TrainSpec
 from workers.spec.train import AffineSpec, PerspectiveSpec
@@ -32,13 +34,20 @@ POLICIES = (
 )
 
 
-def pictures(num: int = 8, width: int = 40, height: int = 32) -> list[Image.Image]:
+class Pictures(list[Image.Image]):
+    """Stands for the cache's training pixels."""
+
+    def tensor(self, i: int) -> torch.Tensor:
+        return pil_to_tensor(self[i])
+
+
+def pictures(num: int = 8, width: int = 40, height: int = 32) -> Pictures:
     """Smooth coloured noise, a different picture each."""
     rng = np.random.default_rng(0)
     grids = rng.integers(0, 256, (num, 6, 7, 3), dtype=np.uint8)
-    return [
+    return Pictures(
         Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC) for grid in grids
-    ]
+    )
 
 
 def _affines() -> st.SearchStrategy[AffineSpec]:
