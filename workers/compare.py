@@ -3,7 +3,7 @@
     cached predictions -> per image: class, loss -> difference, with a paired bootstrap interval
 
 Nothing is chosen here. Both models are seen on the same resampled images, so what is hard for both
-cancels, and the interval is of the difference.
+cancels, and the interval is of the difference. Beside it stands, for top-1, the exact McNemar test.
 """
 
 import zlib
@@ -15,7 +15,7 @@ import numpy as np
 
 from workers import ensembles
 from workers.evaluate import read_predictions
-from workers.metrics import log_softmax, predictions, score
+from workers.metrics import log_softmax, mcnemar, predictions, score
 from workers.stacking import Stacker
 from workers.types import (
     SELECTION,
@@ -103,6 +103,7 @@ def differences(
             metric=metric,
             delta=(_value(each, metric) or 0.0) - base,
             ci95=(float(low[i]), float(high[i])),
+            p=_p_value(labels, single, each, metric),
         )
         for i, (name, each) in enumerate(finite.items())
     }
@@ -159,6 +160,12 @@ def _ensemble_results(
 def _value(outcome: Outcome, metric: Metric) -> float | None:
     value: float | None = getattr(outcome.score, metric)
     return value
+
+
+def _p_value(labels: np.ndarray, single: Outcome, other: Outcome, metric: Metric) -> float | None:
+    if metric != "top1":
+        return None
+    return mcnemar(other.predicted == labels, single.predicted == labels)
 
 
 def _resampled(labels: np.ndarray, outcome: Outcome, metric: Metric, times: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """Metrics: a Score from logits and labels, in numpy."""
 
 import numpy as np
+from scipy.special import bdtr
 
 from workers.types import Score
 
@@ -8,7 +9,7 @@ NUM_BINS = 15
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Score:
-    """Top-1, macro-F1, negative log-likelihood and calibration error of (N, C) logits.
+    """Top-1, worst class, macro-F1, log-likelihood and calibration error of (N, C) logits.
 
     A row with a NaN is a wrong prediction. What is no finite number becomes None. Raises
     ValueError for an empty split.
@@ -23,12 +24,30 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Score:
         macro_f1=None if has_nan else macro_f1(predicted, labels),
         nll=_finite(nll(logits, labels)),
         ece=_finite(ece(logits, labels)),
+        worst_class=float(np.nanmin(class_accuracies(predicted, labels))),
     )
 
 
 def predictions(logits: np.ndarray) -> np.ndarray:
     """(N,) class of the largest logit, the lowest index among equals; -1 where a logit is NaN."""
     return np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
+
+
+def class_accuracies(predicted: np.ndarray, labels: np.ndarray, num_classes: int = 0) -> np.ndarray:
+    """(C,) share of each class's images that are predicted as such; NaN for one without images."""
+    count = np.bincount(labels, minlength=num_classes)
+    hits = np.bincount(labels, predicted == labels, num_classes)
+    return np.divide(hits, count, out=np.full(len(count), np.nan), where=count > 0)
+
+
+def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Exact two-sided p-value of equal accuracy (McNemar, 1947), from (N,) rights and wrongs.
+
+    Of the images that one of two models alone gets right, each should be a fair coin.
+    """
+    only_ours, only_theirs = int(np.sum(ours & ~theirs)), int(np.sum(theirs & ~ours))
+    num = only_ours + only_theirs
+    return min(1.0, 2 * float(bdtr(min(only_ours, only_theirs), num, 0.5))) if num else 1.0
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -45,16 +64,19 @@ def nll(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def ece(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error over 15 equal-width bins of confidence (Guo et al., 2017).
-
-    Bin b holds confidences in (b/15, (b+1)/15].
-    """
+    """Expected calibration error over 15 equal-width bins of confidence (Guo et al., 2017)."""
     confidence = np.exp(log_softmax(logits).max(axis=1))
     if not np.isfinite(confidence).all():
         return float("nan")
-    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    bins = bins_of(confidence)
     gaps = np.bincount(bins, (predictions(logits) == labels) - confidence, minlength=NUM_BINS)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def bins_of(confidence: np.ndarray) -> np.ndarray:
+    """(N,) bins: bin b holds confidences in (b/15, (b+1)/15]."""
+    bins: np.ndarray = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    return bins
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

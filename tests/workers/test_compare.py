@@ -59,7 +59,7 @@ def test_a_model_does_not_differ_from_itself() -> None:
     logits, labels = made_up(0)
     outcome = Outcome.of(logits, labels)
     found = differences(labels, outcome, {"same": outcome}, "top1", [0])["same"]
-    assert (found.delta, found.ci95) == (0.0, (0.0, 0.0))
+    assert (found.delta, found.ci95, found.p) == (0.0, (0.0, 0.0), 1.0)
 
 
 def test_the_interval_of_a_fair_coin_has_its_textbook_width() -> None:
@@ -74,6 +74,16 @@ def test_the_interval_of_a_fair_coin_has_its_textbook_width() -> None:
     )["two"]
     assert found.delta == 0
     assert found.ci95 == pytest.approx((-0.0098, 0.0098), rel=0.1)
+    assert found.p == 1
+
+
+def test_only_accuracies_have_a_p_value() -> None:
+    one, labels = made_up(0)
+    two, _ = made_up(1)
+    outcomes = {"two": Outcome.of(two, labels)}
+    for metric in ("top1", "nll", "macro_f1"):
+        found = differences(labels, Outcome.of(one, labels), outcomes, metric, [0], 10)["two"]
+        assert (found.p is not None) == (metric == "top1")
 
 
 def test_a_metric_that_is_no_number_gives_no_difference() -> None:

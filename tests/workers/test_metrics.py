@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from sklearn.metrics import accuracy_score, f1_score, log_loss
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, f1_score, log_loss, recall_score
 
-from workers.metrics import ece, score
+from workers.metrics import class_accuracies, ece, mcnemar, score
 
 LOGITS = hnp.arrays(
     np.float32,
@@ -31,6 +32,8 @@ def test_agrees_with_scikit_learn(logits: Any, seed: int) -> None:
     assert got.count == num
     assert got.top1 == accuracy_score(labels, predicted)
     assert got.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
+    recalls = recall_score(labels, predicted, labels=np.unique(labels), average=None)
+    assert got.worst_class == pytest.approx(recalls.min())
     if probabilities[np.arange(num), labels].min() > 1e-12:  # scikit-learn clips below
         expected = log_loss(labels, probabilities, labels=list(range(classes)))
         assert got.nll == pytest.approx(expected, abs=1e-9)
@@ -85,3 +88,21 @@ def test_an_impossible_label_has_no_finite_likelihood() -> None:
 def test_an_empty_split_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         score(np.zeros((0, 3)), np.zeros(0, np.int64))
+
+
+def test_a_class_without_images_has_no_accuracy_and_is_not_the_worst() -> None:
+    predicted, labels = np.array([0, 2, 2, 1]), np.array([0, 0, 2, 2])
+    found = class_accuracies(predicted, labels, 4)
+    np.testing.assert_array_equal(found, [0.5, np.nan, 0.5, np.nan])
+    assert score(np.eye(4)[predicted], labels).worst_class == 0.5
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemar_is_the_exact_binomial_test_of_what_only_one_gets_right(
+    rights: list[tuple[bool, bool]],
+) -> None:
+    ours, theirs = (np.array(each) for each in zip(*rights, strict=True))
+    one, other = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    expected = binomtest(one, one + other, 0.5).pvalue if one + other else 1.0
+    assert mcnemar(ours, theirs) == pytest.approx(expected)
+    assert mcnemar(ours, theirs) == mcnemar(theirs, ours)

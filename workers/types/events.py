@@ -154,6 +154,9 @@ class Delta(Value):
     metric: Metric
     delta: float
     ci95: tuple[float, float]
+    p: float | None = None
+    """Exact McNemar test of equal top-1, two-sided; None for other metrics, and in ledgers that
+    were written without it."""
 
 
 class EnsembleResult(Value):

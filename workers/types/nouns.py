@@ -66,6 +66,8 @@ class Score(Value):
     nll: float | None
     ece: float | None
     """Expected calibration error, 15 equal-width bins."""
+    worst_class: float | None = None
+    """The lowest accuracy of any class; None in ledgers that were written without it."""
 
     def selection(self, metric: Metric) -> float:
         """The number that recipes maximise; a negative log-likelihood changes sign."""
