@@ -7,6 +7,7 @@ from typing import Any
 from orchestrator.counted import filed, without, without_corrupt
 from orchestrator.state import MergeState, OpenOrder, State
 from workers.types import (
+    Analysed,
     Answer,
     Answered,
     AnyEvent,
@@ -19,9 +20,13 @@ from workers.types import (
     Failed,
     Finished,
     FinishRequested,
+    First,
     Found,
     GaveUp,
+    Geometry,
+    Gradient,
     Interrupted,
+    Measured,
     MergeOpened,
     Mixed,
     Opened,
@@ -34,9 +39,11 @@ from workers.types import (
     Served,
     Started,
     Stopped,
+    Taste,
     Tasted,
     Tasting,
     Trained,
+    family_of,
 )
 
 Fold = Callable[[State, Any], State]
@@ -76,9 +83,11 @@ CLOSING = frozenset(
         "asked",
         "mixed",
         "tasted",
+        "measured",
         "blended",
         "scored",
         "compared",
+        "analysed",
         "served",
         "retired",
         "failed",
@@ -183,20 +192,43 @@ def _asked(state: State, event: Asked) -> State:
 
 def _answered(state: State, event: Answered) -> State:
     merge = state.merges[event.merge]
+    question, answer = merge.question, event.answer
+    if answer is None:
+        assert isinstance(question, Geometry | Gradient), "only what is measured answers by itself"
+        return _answered_by_measuring(state, merge, question)
     return _with_merge(
         state,
         event.merge,
         question=None,
-        answers=(*merge.answers, event.answer),
-        tried=(*merge.tried, *_tried(merge.question, event.answer)),
+        answers=(*merge.answers, answer),
+        tried=(*merge.tried, *_tried(question, answer)),
+    )
+
+
+def _answered_by_measuring(state: State, merge: MergeState, question: Geometry | Gradient) -> State:
+    opened = merge.opened
+    found = state.measured[family_of(opened.cohort), question.key]
+    return _with_merge(
+        state,
+        opened.merge,
+        question=None,
+        answers=(*merge.answers, found.answer),
+        asked_for=(*merge.asked_for, question.key),
+        measured=merge.measured + 1,
+        measured_samples=merge.measured_samples + found.samples,
+        measured_s=merge.measured_s + found.busy_s,
     )
 
 
 def _tried(question: Question | None, answer: Answer) -> tuple[str, ...]:
     """Keys of the mixes an answer speaks of: all, or for `First` those up to the one found."""
-    mixes = question.mixes if question is not None else ()
+    mixes = question.mixes if isinstance(question, Taste | First) else ()
     spoken_of = mixes[: len(answer.tried)] if isinstance(answer, Found) else mixes
     return tuple(mix.key for mix in spoken_of)
+
+
+def _measured(state: State, event: Measured) -> State:
+    return replace(state, measured={**state.measured, (event.cohort, event.key): event})
 
 
 def _tasted(state: State, event: Tasted) -> State:
@@ -213,16 +245,39 @@ def _tasted(state: State, event: Tasted) -> State:
 
 
 def _surer(known: Tasting | None, new: Tasting) -> Tasting:
-    """A score says more than a bound; of two bounds the lower one."""
-    if known is None or new.score is not None:
+    """A score says more than a bound; of two bounds the lower one. Hits stay known."""
+    if known is None:
         return new
+    if new.score is not None:
+        return new.model_copy(update={"hits": new.hits or known.hits})
     return known if known.at_most <= new.at_most or known.score is not None else new
 
 
 def _mixed(state: State, event: Mixed) -> State:
-    if state.merges[event.merge].opened.observe:
-        state = _without_old_reasons(state, state.merges[event.merge].opened.cohort)
+    merge = state.merges[event.merge]
+    if merge.opened.observe:
+        state = _without_old_reasons(state, merge.opened.cohort)
+    if merge.asked_for:
+        state = _without_measurements(state, merge)
     return _with_merge(state, event.merge, soup=event.soup, mixed_at=event.time)
+
+
+def _without_measurements(state: State, merge: MergeState) -> State:
+    """What a finished merge was told may be long; whoever else asks has it among its answers."""
+    family = family_of(merge.opened.cohort)
+    gone = {(family, key) for key in merge.asked_for} - _awaited(state)
+    left = {key: event for key, event in state.measured.items() if key not in gone}
+    state = replace(state, measured=left)
+    return _with_merge(state, merge.opened.merge, answers=(), asked_for=())
+
+
+def _awaited(state: State) -> set[tuple[str, str]]:
+    """Measurements that a merge has asked for and not yet been told."""
+    return {
+        (family_of(merge.opened.cohort), merge.question.key)
+        for merge in state.merges.values()
+        if isinstance(merge.question, Geometry | Gradient)
+    }
 
 
 def _without_old_reasons(state: State, cohort: str) -> State:
@@ -256,6 +311,10 @@ def _scored(state: State, event: Scored) -> State:
 
 def _compared(state: State, event: Compared) -> State:
     return replace(state, compared={**state.compared, event.key: event})
+
+
+def _analysed(state: State, event: Analysed) -> State:
+    return replace(state, analysed=event.key)
 
 
 def _served(state: State, event: Served) -> State:
@@ -338,10 +397,12 @@ FOLDS: dict[str, Fold] = {
     "asked": _asked,
     "answered": _answered,
     "tasted": _tasted,
+    "measured": _measured,
     "mixed": _mixed,
     "blended": _blended,
     "scored": _scored,
     "compared": _compared,
+    "analysed": _analysed,
     "served": _served,
     "retired": _retired,
     "failed": _failed,

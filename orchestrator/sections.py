@@ -252,7 +252,7 @@ class SoupSpec(Section):
     @classmethod
     def _ingredients_are_known(cls, value: Any) -> Any:
         if isinstance(value, str):
-            known = value in ("best", "last", "all") or re.fullmatch(r"top-[1-9][0-9]*", value)
+            known = re.fullmatch(r"best|last|all|top-[1-9][0-9]*", value) is not None
         else:
             known = isinstance(value, (list, tuple)) and _are_epochs(list(value))
         if not known:

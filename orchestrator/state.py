@@ -20,6 +20,7 @@ from workers.types import (
     Facts,
     Failed,
     Finished,
+    Measured,
     MergeOpened,
     Question,
     RetryDecided,
@@ -95,6 +96,13 @@ class MergeState:
     answers: tuple[Answer, ...] = ()
     tried: tuple[str, ...] = ()
     """Keys of the mixes that the answers speak of."""
+    asked_for: tuple[str, ...] = ()
+    """Keys of the measurements that it was answered with."""
+    measured: int = 0
+    """How many those were."""
+    measured_samples: int = 0
+    """Images forwarded for them, and the seconds spent: what the recipe needs, whoever paid."""
+    measured_s: float = 0.0
     soup: Soup | None = None
     mixed_at: float | None = None
     failed: str | None = None
@@ -126,11 +134,15 @@ class State:
     """By (cohort, mix key)."""
     taste_cost: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """Seconds spent, likewise."""
+    measured: Mapping[tuple[str, str], Measured] = field(default_factory=dict)
+    """By (cohort, key of the question), until a merge that asked for it is mixed."""
     soups: Mapping[str, Checkpoint] = field(default_factory=dict)
     blend_seconds: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
     """Checkpoint name -> split -> score."""
     compared: Mapping[str, Compared] = field(default_factory=dict)
+    analysed: str | None = None
+    """Key of what `analysis.json` is about; None while there is none."""
     served: Served | None = None
     retired: frozenset[str] = frozenset()
     corrupt: frozenset[str] = frozenset()

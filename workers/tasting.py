@@ -115,8 +115,9 @@ def _tasted(model: nn.Module, order: TasteOrder, worker: Worker) -> Tasting:
         num_wrong += int((predictions(seen[batch]) != labels[batch]).sum())
         worker.progress.touch()
     # In split order again, so that the same logits give the same float as anywhere else.
-    found = score(seen, labels).selection(worker.setting.metric)
-    return Tasting(score=found, at_most=found, samples=len(queue))
+    scored = score(seen, labels)
+    found = scored.selection(worker.setting.metric)
+    return Tasting(score=found, at_most=found, samples=len(queue), nll=scored.nll)
 
 
 def _is_out_of_reach(order: TasteOrder, at_most: float) -> bool:

@@ -10,7 +10,16 @@ from orchestrator.program import Program, Resolved, resolve
 from orchestrator.report import words
 from orchestrator.schedule import finish, train
 from orchestrator.state import RunState, State
-from workers.types import WORST, Metric, Pulse, RunSpec
+from workers.types import (
+    WORST,
+    Geometry,
+    Gradient,
+    Metric,
+    Pulse,
+    Question,
+    RunSpec,
+    family_of,
+)
 
 Phase = Literal["waiting", "running", "finished", "stopped", "failed"]
 
@@ -138,7 +147,7 @@ def soups(program: Program, state: State) -> list[SoupNow]:
     shown = finals or list(newest.values())
     return [
         SoupNow(
-            label=(each.opened.recipe if finals else f"round {each.opened.round}")
+            label=(each.opened.label if finals else f"round {each.opened.round}")
             + of_cohort(program, state, each.opened.cohort),
             score=selection_shown(each.soup.score, program.experiment.soup.metric),
             members=len(each.soup.mix.names),
@@ -152,7 +161,7 @@ def soups(program: Program, state: State) -> list[SoupNow]:
 def of_cohort(program: Program, state: State, cohort: str) -> str:
     """` of test_vit`: whose soup it is, where there are several cohorts."""
     names = resolve(program, state.facts).cohort_names if state.facts is not None else {}
-    return f" of {names[cohort]}" if len(names) > 1 else ""
+    return f" of {names[family_of(cohort)]}" if len(names) > 1 else ""
 
 
 def selection_shown(score: float | None, metric: Metric) -> float | None:
@@ -174,8 +183,15 @@ def waits(program: Program, state: State, waiting_for: str | None = None) -> Ite
         yield f"{pause.run or pause.order} waits {pause.after_s:.0f} s: {pause.reason}."
     for merge in state.merges.values():
         if merge.question is not None and merge.soup is None and not merge.opened.observe:
-            asked = len(merge.question.mixes)
-            yield f"Recipe {merge.opened.recipe} waits for tastes of up to {asked} mixes."
+            yield f"Recipe {merge.opened.label} waits for {_needed(merge.question)}."
+
+
+def _needed(question: Question) -> str:
+    if isinstance(question, Geometry):
+        return f"the inner products of {len(question.names)} checkpoints"
+    if isinstance(question, Gradient):
+        return f"a gradient, batch {question.batch} of epoch {question.epoch}"
+    return f"tastes of up to {len(question.mixes)} mixes"
 
 
 def _beginnings(program: Program, state: State) -> Iterator[str]:

@@ -16,7 +16,16 @@ from orchestrator.state import State
 from workers.spec import ModelSpec, TrainSpec
 from workers.types import AnyOrder, BaseOrder, PreflightOrder, digest, model_key, sparse
 
-JUDGED = ("unfreeze", "aa", "grad_checkpointing", "class_weights", "layer_decay", "model_ema_decay")
+JUDGED = (
+    "unfreeze",
+    "aa",
+    "grad_checkpointing",
+    "class_weights",
+    "layer_decay",
+    "model_ema_decay",
+    "weights",
+    "weights_ema",
+)
 """Keys of train that only the model, timm or the classes can judge."""
 ANY = {"layer_decay": 0.5, "model_ema_decay": 0.5}
 """Of these it matters only whether they are set: one value stands for all."""
@@ -39,7 +48,7 @@ def to_judge(
     asked = [(model_key(run.model), run.train) for run in program.runs]
     if base.probe_epochs or base.trunk_epochs:
         asked += [(key, stage_train(train, 1)) for key in models]
-    found = {}
+    found: dict[str, tuple[str, TrainSpec]] = {}
     for key, section in asked:
         judged = {
             name: ANY.get(name, value) for name in JUDGED if (value := getattr(section, name))

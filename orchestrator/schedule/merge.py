@@ -1,39 +1,44 @@
 """Final merges: when every run has ended, each recipe makes its soup of each cohort.
 
     merge_opened -> [merge order -> asked -> taste orders -> tasted -> answered]* -> mixed -> blend
+                                     |-> geometry or gradient -> measured -|
 
-A recipe asks; slots taste; the answer is an event. A question is answered from what is known, so it
-does not matter which driver, worker or attempt came to know it.
+A recipe asks; slots taste and measure; the answer is an event.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from orchestrator.program import Program, Recipe, resolve
 from orchestrator.remember import remembered
+from orchestrator.schedule.answer import answered, is_measured, unknown
 from orchestrator.schedule.choose import ingredients, locate_all
 from orchestrator.schedule.train import all_settled, standing
 from orchestrator.state import MergeState, State
 from workers.types import (
-    WORST,
-    Answer,
-    Answered,
+    SELECTION,
     AnyEvent,
     AnyOrder,
     BlendOrder,
     Cohort,
     First,
-    Found,
+    Geometry,
+    GeometryOrder,
+    Gradient,
+    GradientOrder,
     Ingredient,
+    Kitchen,
     MergeOpened,
     MergeOrder,
     Mix,
-    Question,
+    Policy,
+    Taste,
     TasteOrder,
-    Tasting,
-    Tastings,
     digest,
+    family_of,
+    measurement_id,
+    model_key,
 )
 
 
@@ -57,11 +62,27 @@ def _finals(program: Program, state: State) -> tuple[Final, ...]:
     assert state.facts is not None
     resolved = resolve(program, state.facts)
     return tuple(
-        Final(_merge_id(recipe, cohort, members), cohort, recipe, members)
+        Final(_merge_id(labelled, under, members), under, labelled, members)
         for cohort in resolved.cohorts
         if (members := ingredients(program, state, resolved, cohort))
         for recipe in program.recipes
+        for labelled, under in _policies(program, recipe, cohort)
     )
+
+
+COMPARED: tuple[Policy, ...] = ("recompute", "average", "best")
+"""Policies that soup.batchnorm: compare tries."""
+
+
+def _policies(program: Program, recipe: Recipe, cohort: Cohort) -> Iterator[tuple[Recipe, Cohort]]:
+    """The recipe under every policy for BatchNorm statistics; `best` mixes nothing, so it is the
+    same under all of them."""
+    compared = program.experiment.soup.batchnorm == "compare" and cohort.batchnorm != "none"
+    if not compared or recipe.name == "best":
+        yield recipe, cohort
+        return
+    for policy in COMPARED:
+        yield replace(recipe, label=f"{recipe.label}@{policy}"), cohort.under(policy)
 
 
 def _merge_id(recipe: Recipe, cohort: Cohort, members: tuple[Ingredient, ...]) -> str:
@@ -82,37 +103,68 @@ def decisions(program: Program, state: State) -> Iterator[AnyEvent]:
                 observe=False,
             )
     for merge in state.merges.values():
-        if merge.soup is None and merge.question is not None:
-            answer = answer_to(merge.question, state, merge.opened)
-            if answer is not None:
-                yield Answered(merge=merge.opened.merge, answer=answer)
+        answer = answered(state, merge)
+        if answer is not None:
+            yield answer
 
 
 def final_orders(program: Program, state: State) -> Iterator[AnyOrder]:
     for final in finals(program, state):
         merge = state.merges.get(final.id)
         if merge is not None:
-            yield from orders_of(state, merge, final.cohort, width=state.slots)
+            yield from orders_of(program, state, merge, final.cohort, width=state.slots)
 
 
-def orders_of(state: State, merge: MergeState, cohort: Cohort, width: int) -> Iterator[AnyOrder]:
-    """The next turn of the recipe, or the tastes that its question needs."""
-    opened = merge.opened
+def orders_of(
+    program: Program, state: State, merge: MergeState, cohort: Cohort, width: int
+) -> Iterator[AnyOrder]:
+    """The next turn of the recipe, or what its question needs: tastes, or one measurement."""
+    opened, question = merge.opened, merge.question
     if merge.soup is not None or failure(state, opened.merge) is not None:
         return
-    if merge.question is None:
-        yield MergeOrder(
-            merge=opened.merge,
-            recipe=opened.recipe,
-            options=opened.options,
-            ingredients=opened.ingredients,
-            answers=merge.answers,
-        )
-        return
-    for mix in islice(unknown(merge.question, state, opened), width):
-        order = taste_order(merge.question, mix, cohort, opened.observe)
-        if not state.holds(order.id):
-            yield _located(state, opened, order)
+    if question is None:
+        yield _turn(program, state, merge, cohort)
+    elif isinstance(question, Taste | First):
+        for mix in islice(unknown(question, state, opened), width):
+            order = taste_order(question, mix, cohort, opened.observe)
+            if not state.holds(order.id):
+                yield _located(state, opened, order)
+    elif not is_measured(state, opened, question):
+        measurement = _measurement(question, cohort, opened.observe)
+        if not state.holds(measurement.id):
+            places = locate_all(state, sorted(question.mentioned))
+            yield measurement.model_copy(update={"ingredients": places})
+
+
+def _turn(program: Program, state: State, merge: MergeState, cohort: Cohort) -> MergeOrder:
+    opened = merge.opened
+    return MergeOrder(
+        merge=opened.merge,
+        recipe=opened.recipe,
+        options=opened.options,
+        ingredients=opened.ingredients,
+        answers=merge.answers,
+        kitchen=_kitchen(program, state, cohort),
+    )
+
+
+def _kitchen(program: Program, state: State, cohort: Cohort) -> Kitchen:
+    assert state.facts is not None
+    return Kitchen(
+        base=cohort.base,
+        components=state.facts.models[model_key(cohort.model)].components,
+        seed=program.experiment.seed,
+        batchnorm=cohort.batchnorm,
+        num_selection=state.facts.splits[SELECTION].count,
+    )
+
+
+def _measurement(
+    question: Geometry | Gradient, cohort: Cohort, observe: bool
+) -> GeometryOrder | GradientOrder:
+    if isinstance(question, Geometry):
+        return GeometryOrder(cohort=cohort, question=question, ingredients=(), observe=observe)
+    return GradientOrder(cohort=cohort, question=question, ingredients=(), observe=observe)
 
 
 def _located(state: State, opened: MergeOpened, order: TasteOrder) -> TasteOrder:
@@ -130,79 +182,30 @@ def _all_ids(state: State, opened: MergeOpened) -> tuple[str, ...]:
     return tuple(checkpoint.id for checkpoint in known)
 
 
-def taste_order(question: Question, mix: Mix, cohort: Cohort, observe: bool) -> TasteOrder:
-    bar, strict = None, False
-    if isinstance(question, First):
-        bar, strict = question.at_least, question.strict
-    return TasteOrder(
-        cohort=cohort, mix=mix, ingredients=(), at_least=bar, strict=strict, observe=observe
-    )
+def taste_order(question: Taste | First, mix: Mix, cohort: Cohort, observe: bool) -> TasteOrder:
+    order = TasteOrder(cohort=cohort, mix=mix, ingredients=(), observe=observe)
+    if isinstance(question, Taste):
+        return order.model_copy(update={"hits": question.hits})
+    return order.model_copy(update={"at_least": question.at_least, "strict": question.strict})
 
 
 def failure(state: State, merge: str) -> str | None:
-    """Why the recipe itself was given up, if it was."""
+    """Why the recipe was given up, if it was: one of its turns, or what it asked to be measured."""
+    if not state.gave_up:
+        return None
     turns = (
         reason for order, reason in state.gave_up.items() if order.startswith(f"merge-{merge}-")
     )
-    return next(turns, None)
+    return next(turns, None) or _measurement_failure(state, state.merges.get(merge))
 
 
-def known(state: State, opened: MergeOpened, mix: Mix) -> Tasting | None:
-    """What the ledger says of a mix; a single is its ingredient, score and all."""
-    if mix.single is not None:
-        score = next(i.score for i in opened.ingredients if i.name == mix.single)
-        return Tasting(score=score, at_most=score, samples=0)
-    prefix = f"{'observe' if opened.observe else 'taste'}-{opened.cohort}-{mix.key}-"
-    if any(order.startswith(prefix) for order in state.gave_up):
-        return Tasting(score=None, at_most=WORST, samples=0)
-    return state.tastes.get((opened.cohort, mix.key))
-
-
-def answer_to(question: Question, state: State, opened: MergeOpened) -> Answer | None:
-    """The answer if everything it needs is known; speculative tastes beyond it are ignored."""
-    if isinstance(question, First):
-        return _first(question, state, opened)
-    tastings = [known(state, opened, mix) for mix in question.mixes]
-    if not all(is_enough(tasting, question) for tasting in tastings):
+def _measurement_failure(state: State, merge: MergeState | None) -> str | None:
+    if merge is None or not isinstance(merge.question, Geometry | Gradient):
         return None
-    return Tastings(scores=tuple(WORST if not t or t.score is None else t.score for t in tastings))
-
-
-def _first(question: First, state: State, opened: MergeOpened) -> Found | None:
-    tried: list[Tasting] = []
-    for index, mix in enumerate(question.mixes):
-        tasting = known(state, opened, mix)
-        if tasting is None or not is_enough(tasting, question):
-            return None
-        tried.append(tasting)
-        if tasting.score is not None and question.is_met_by(tasting.score):
-            return Found(index=index, tried=tuple(tried))
-    return Found(index=None, tried=tuple(tried))
-
-
-def is_enough(tasting: Tasting | None, question: Question) -> bool:
-    """A complete score always is; a bound only when it decides this question."""
-    if tasting is None:
-        return False
-    if tasting.score is not None or tasting.at_most == WORST:
-        return True
-    return isinstance(question, First) and not question.is_met_by(tasting.at_most)
-
-
-def unknown(question: Question, state: State, opened: MergeOpened) -> Iterator[Mix]:
-    """Mixes still to be tasted, in order; for `First` none beyond the first that is known to do."""
-    for mix in question.mixes:
-        tasting = known(state, opened, mix)
-        if not is_enough(tasting, question):
-            yield mix
-        elif _settles(tasting, question):
-            return
-
-
-def _settles(tasting: Tasting | None, question: Question) -> bool:
-    if not isinstance(question, First) or tasting is None or tasting.score is None:
-        return False
-    return question.is_met_by(tasting.score)
+    opened = merge.opened
+    order = measurement_id(merge.question, family_of(opened.cohort), opened.observe)
+    reason = state.gave_up.get(order)
+    return None if reason is None else f"its {merge.question.kind} failed: {reason}"
 
 
 def soup_name(final: Final, mix: Mix) -> str:

@@ -42,7 +42,7 @@ def orders(program: Program, state: State) -> Iterator[AnyOrder]:
     for cohort in resolve(program, state.facts).cohorts:
         last = _last_round(state, cohort)
         if last is not None and not _is_finished(state, last):
-            yield from orders_of(state, last, cohort, width=1)
+            yield from orders_of(program, state, last, cohort, width=1)
 
 
 def _open(

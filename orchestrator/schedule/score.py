@@ -84,8 +84,10 @@ def soups(program: Program, state: State) -> Iterator[AnyOrder]:
 
 
 def single(state: State, final: merge.Final) -> str | None:
+    """The one ingredient that the soup is, if it is one; the base alone has no scores."""
     made = state.merges[final.id].soup
-    return made.mix.single if made is not None else None
+    member = made.mix.single if made is not None else None
+    return member if member not in state.bases else None
 
 
 def _lacks(state: State, name: str, splits: tuple[str, ...]) -> bool:
@@ -126,9 +128,16 @@ def compare_order(program: Program, state: State) -> CompareOrder | None:
     """Who is compared with whom; None while scores are to come, or when there are none at all."""
     if state.facts is None or not is_complete(program, state):
         return None
+    singles = scored_singles(program, state)
     resolved = resolve(program, state.facts)
-    singles = [(r, e) for r, e in ended(program, state, resolved) if _is_scored(state, resolved, e)]
     return _compare(program, state, resolved, singles) if singles else None
+
+
+def scored_singles(program: Program, state: State) -> list[tuple[RunSpec, Checkpointed]]:
+    """Tracks that are over, with the checkpoint that stands for each, scored on every split."""
+    assert state.facts is not None
+    resolved = resolve(program, state.facts)
+    return [(r, e) for r, e in ended(program, state, resolved) if _is_scored(state, resolved, e)]
 
 
 def _is_scored(state: State, resolved: Resolved, event: Checkpointed) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from orchestrator import schedule
 from orchestrator.folds import fold
 from orchestrator.program import Program
-from orchestrator.schedule import merge
+from orchestrator.schedule import answer
 from orchestrator.state import State
 from tests.orchestrator.simulation import Mishap, SimulatedFleet, World, live, program
 from workers.types import (
@@ -61,45 +61,45 @@ def bound(at_most: float) -> Tasting:
 
 def test_a_first_is_answered_as_soon_as_those_before_the_winner_are_known() -> None:
     question = First(mixes=PAIRS, at_least=0.6)
-    assert merge.answer_to(question, known(b=whole(0.9)), OPENED) is None
-    answer = merge.answer_to(question, known(a=bound(0.55), b=whole(0.9)), OPENED)
-    assert answer == Found(index=1, tried=(bound(0.55), whole(0.9)))
+    assert answer.answer_to(question, known(b=whole(0.9)), OPENED) is None
+    found = answer.answer_to(question, known(a=bound(0.55), b=whole(0.9)), OPENED)
+    assert found == Found(index=1, tried=(bound(0.55), whole(0.9)))
 
 
 def test_a_first_that_nothing_reaches_has_tried_all() -> None:
     tried = known(a=bound(0.5), b=whole(0.59), c=whole(0.1))
-    answer = merge.answer_to(First(mixes=PAIRS, at_least=0.6), tried, OPENED)
-    assert isinstance(answer, Found) and answer.index is None and len(answer.tried) == 3
+    found = answer.answer_to(First(mixes=PAIRS, at_least=0.6), tried, OPENED)
+    assert isinstance(found, Found) and found.index is None and len(found.tried) == 3
 
 
 @pytest.mark.parametrize(("strict", "index"), [(False, 0), (True, 1)])
 def test_a_tie_is_enough_unless_the_rule_is_strict(strict: bool, index: int) -> None:
     tied = known(a=whole(0.6), b=whole(0.7))
-    answer = merge.answer_to(First(mixes=PAIRS, at_least=0.6, strict=strict), tied, OPENED)
-    assert isinstance(answer, Found) and answer.index == index
+    found = answer.answer_to(First(mixes=PAIRS, at_least=0.6, strict=strict), tied, OPENED)
+    assert isinstance(found, Found) and found.index == index
 
 
 def test_a_bound_that_does_not_decide_is_no_answer() -> None:
     question = First(mixes=PAIRS, at_least=0.6)
-    assert merge.answer_to(question, known(a=bound(0.6), b=whole(0.9)), OPENED) is None
-    assert next(merge.unknown(question, known(a=bound(0.6)), OPENED)) == PAIRS[0]
+    assert answer.answer_to(question, known(a=bound(0.6), b=whole(0.9)), OPENED) is None
+    assert next(answer.unknown(question, known(a=bound(0.6)), OPENED)) == PAIRS[0]
 
 
 def test_a_bound_answers_no_taste() -> None:
     question = Taste(mixes=PAIRS[:1])
-    assert merge.answer_to(question, known(a=bound(0.3)), OPENED) is None
-    answer = merge.answer_to(question, known(a=whole(0.3)), OPENED)
-    assert answer == Tastings(scores=(0.3,))
+    assert answer.answer_to(question, known(a=bound(0.3)), OPENED) is None
+    found = answer.answer_to(question, known(a=whole(0.3)), OPENED)
+    assert found == Tastings(scores=(0.3,), nll=(None,))
 
 
 def test_a_mix_of_one_is_its_ingredient() -> None:
     question = Taste(mixes=(Mix.mean([NAMES[0]]),))
-    assert merge.answer_to(question, State(), OPENED) == Tastings(scores=(0.5,))
+    assert answer.answer_to(question, State(), OPENED) == Tastings(scores=(0.5,), nll=(None,))
 
 
 def test_nothing_beyond_a_known_winner_is_tasted() -> None:
     question = First(mixes=PAIRS, at_least=0.6)
-    assert tuple(merge.unknown(question, known(b=whole(0.7)), OPENED)) == PAIRS[:1]
+    assert tuple(answer.unknown(question, known(b=whole(0.7)), OPENED)) == PAIRS[:1]
 
 
 def test_a_taste_that_was_given_up_counts_as_worst() -> None:
@@ -108,17 +108,17 @@ def test_a_taste_that_was_given_up_counts_as_worst() -> None:
         gave_up={f"taste-c-{PAIRS[0].key}-0.6": "error"},
         tastes=known(b=whole(0.7)).tastes,
     )
-    answer = merge.answer_to(question, state, OPENED)
-    assert isinstance(answer, Found) and answer.index == 1
-    assert answer.tried[0] == Tasting(score=None, at_most=WORST, samples=0)
+    found = answer.answer_to(question, state, OPENED)
+    assert isinstance(found, Found) and found.index == 1
+    assert found.tried[0] == Tasting(score=None, at_most=WORST, samples=0)
 
 
 def test_a_taste_given_up_in_a_round_refuses_nothing_at_the_end() -> None:
     question = First(mixes=PAIRS, at_least=0.6)
     state = State(gave_up={f"observe-c-{PAIRS[0].key}-0.6": "error"})
-    assert next(merge.unknown(question, state, OPENED)) == PAIRS[0]
+    assert next(answer.unknown(question, state, OPENED)) == PAIRS[0]
     observed = OPENED.model_copy(update={"observe": True})
-    assert next(merge.unknown(question, state, observed)) == PAIRS[1]
+    assert next(answer.unknown(question, state, observed)) == PAIRS[1]
 
 
 # Greedy through the machine

@@ -4,12 +4,16 @@ A recipe is a frozen dataclass whose fields are its YAML options. Called with in
 generator: it yields questions, is sent their answers, and returns a soup. It never sees a tensor,
 a file, or any split but the selection split:
 
-    recipe(ingredients) --Taste | First--> driver --orders--> slots
-                        <--Tastings | Found--
+    recipe(ingredients) --Taste | First | Geometry | Gradient--> driver --orders--> slots
+                        <--Tastings | Found | Grams | Slope----
+
+A recipe that must know the base, the model's components or the seed takes a second argument, the
+`Kitchen`.
 """
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Generator
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol
@@ -18,21 +22,61 @@ from pydantic import TypeAdapter, ValidationError
 
 from workers.recipes.best import Best
 from workers.recipes.greedy import Greedy
+from workers.recipes.greedy_random import GreedyRandom
+from workers.recipes.greedy_replacement import GreedyReplacement
+from workers.recipes.pruned import Pruned, PrunedRounds
 from workers.recipes.uniform import Uniform
-from workers.types import Answer, Ingredient, Question, Soup, UserError
+from workers.recipes.wise_ft import WiseFt
+from workers.types import Answer, Ingredient, Kitchen, Question, Soup, UserError
 
-RECIPES: dict[str, type] = {"best": Best, "uniform": Uniform, "greedy": Greedy}
+RECIPES: dict[str, type] = {
+    "best": Best,
+    "uniform": Uniform,
+    "greedy": Greedy,
+    "greedy_random": GreedyRandom,
+    "greedy_replacement": GreedyReplacement,
+    "pruned": Pruned,
+    "pruned_rounds": PrunedRounds,
+    "wise_ft": WiseFt,
+}
+
+
+Asking = Generator[Question, Answer, Soup]
 
 
 class Recipe(Protocol):
     """Asks until it knows its soup. The same answers must lead to the same questions."""
 
-    def __call__(
-        self, ingredients: tuple[Ingredient, ...], /
-    ) -> Generator[Question, Answer, Soup]: ...
+    def __call__(self, ingredients: tuple[Ingredient, ...], /) -> Asking: ...
 
 
-def load(name: str, options: dict[str, Any] | None = None) -> Recipe:
+class KitchenRecipe(Protocol):
+    """Likewise, of a recipe that needs to know more than its ingredients."""
+
+    def __call__(self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen, /) -> Asking: ...
+
+
+AnyRecipe = Recipe | KitchenRecipe
+
+
+def begin(
+    recipe: AnyRecipe, ingredients: tuple[Ingredient, ...], kitchen: Kitchen | None = None
+) -> Asking:
+    """The recipe as a generator, with the kitchen if it takes one.
+
+    Raises ValueError for a recipe that needs a kitchen where there is none.
+    """
+    asks: Any = recipe
+    if len(inspect.signature(asks).parameters) < 2:
+        asking: Asking = asks(ingredients)
+        return asking
+    if kitchen is None:
+        raise ValueError(f"{type(recipe).__name__} takes a kitchen, and there is none")
+    asking = asks(ingredients, kitchen)
+    return asking
+
+
+def load(name: str, options: dict[str, Any] | None = None) -> AnyRecipe:
     """The recipe of that name, or of that path `package.module:Class`, with its options.
 
     Raises UserError for a name or an option that does not exist, and for a value that does not fit.
@@ -43,13 +87,12 @@ def load(name: str, options: dict[str, Any] | None = None) -> Recipe:
     for option in options or {}:
         _check_option(name, recipe, option)
     try:
-        loaded: Recipe = TypeAdapter(recipe).validate_python(options or {})
+        loaded: AnyRecipe = TypeAdapter(recipe).validate_python(options or {})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"recipe {name}, option {where}: {first['msg']}, got {first['input']!r}"
-        ) from None
+        place = f"recipe {name}, option {where}" if where else f"recipe {name}"
+        raise UserError(f"{place}: {first['msg']}, got {first['input']!r}") from None
     return loaded
 
 

@@ -114,7 +114,8 @@ class Answered(Event):
 
     kind: Literal["answered"] = "answered"
     merge: str
-    answer: Answer
+    answer: Answer | None = None
+    """None: what was measured, which may be long and is in the ledger already."""
 
 
 class Tasted(Event):
@@ -123,6 +124,19 @@ class Tasted(Event):
     """Key of the mix."""
     tasting: Tasting
     cohort: str
+    busy_s: float
+
+
+class Measured(Event):
+    """What a geometry or a gradient order found."""
+
+    kind: Literal["measured"] = "measured"
+    key: str
+    """Of the question."""
+    cohort: str
+    answer: Answer
+    samples: int = 0
+    """Images forwarded to know it."""
     busy_s: float
 
 
@@ -179,6 +193,15 @@ class Compared(Event):
     soups: dict[str, dict[str, Delta]]
     """Soup name -> split -> difference."""
     ensembles: tuple[EnsembleResult, ...]
+
+
+class Analysed(Event):
+    """`analysis.json` is in the store."""
+
+    kind: Literal["analysed"] = "analysed"
+    key: str
+    """Of what was analysed: `AnalyseOrder.key`."""
+    busy_s: float
 
 
 class Served(Event):
@@ -251,6 +274,12 @@ class MergeOpened(Event):
     round: int | None = None
     """Number of the observe round; None for a final merge."""
 
+    @property
+    def label(self) -> str:
+        """What people call the recipe, with the BatchNorm policy where several are compared."""
+        _, at, policy = self.cohort.partition("@")
+        return self.recipe.rpartition(":")[2] + at + policy
+
 
 class FinishRequested(Event):
     """Stop training, soup what is committed."""
@@ -291,10 +320,12 @@ AnyEvent = Annotated[
     | Asked
     | Answered
     | Tasted
+    | Measured
     | Mixed
     | Blended
     | Scored
     | Compared
+    | Analysed
     | Served
     | Retired
     | Failed

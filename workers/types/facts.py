@@ -21,6 +21,9 @@ class ModelFacts(Value):
     has_batchnorm: bool
     weights: str | None = None
     """sha256 of the file that model.checkpoint names."""
+    components: tuple[str, ...] = ()
+    """Groups of layers that a forward pass executes, in that order, as dotted prefixes; every
+    parameter that is used lies in exactly one."""
     preprocessing: dict[str, Any]
     """timm's data config: input_size, interpolation, mean, std, crop_pct, crop_mode."""
 

@@ -13,7 +13,8 @@ SELECTION = "val"
 """The only split that selects; every other split only reports."""
 
 Metric = Literal["top1", "macro_f1", "nll"]
-BatchNormPolicy = Literal["auto", "recompute", "average", "best", "frozen"]
+BatchNormPolicy = Literal["auto", "recompute", "average", "best", "frozen", "compare"]
+Policy = Literal["recompute", "average", "best", "frozen", "none"]
 
 
 WORST = -1e9
@@ -48,6 +49,11 @@ def ema_of(run_id: str) -> str:
 def run_of(owner: str) -> str:
     """The run that an owner of checkpoints is, or whose moving average it is."""
     return owner.removesuffix("-ema")
+
+
+def family_of(cohort: str) -> str:
+    """Id of the cohort, without the BatchNorm policy that one of several soups was made under."""
+    return cohort.partition("@")[0]
 
 
 class Value(BaseModel):
@@ -101,11 +107,21 @@ class Cohort(Value):
     """Runs whose weights may be averaged: one base, one evaluation preprocessing, one label map."""
 
     id: str
+    """With `@policy` behind it where several BatchNorm policies are compared."""
     model: ModelSpec
     base: str
     """Name of the base checkpoint, `base/<hash>`."""
-    batchnorm: Literal["recompute", "average", "best", "frozen", "none"]
+    batchnorm: Policy
     """How a mix gets its BatchNorm statistics; `none` for a network without BatchNorm."""
+
+    @property
+    def family(self) -> str:
+        """The id without a policy: what does not depend on statistics is filed under it."""
+        return family_of(self.id)
+
+    def under(self, policy: Policy) -> "Cohort":
+        """The same runs, their mixes under another policy, to be told apart."""
+        return self.model_copy(update={"id": f"{self.id}@{policy}", "batchnorm": policy})
 
 
 class RunSpec(Value):
@@ -131,12 +147,23 @@ class RunSpec(Value):
         return digest(parts, 16)
 
 
+class Component(Value):
+    """Tensors that have weights of their own in a mix: those named `prefix`, or below it."""
+
+    prefix: str
+    """Dotted module path, or the name of one tensor."""
+    weights: tuple[float, ...]
+    """One for each checkpoint of the mix, in its order; over the mix's divisor."""
+
+
 class Mix(Value):
     """theta = (sum_i weight_i * theta_i) / divisor, in float64, in this order."""
 
     weights: tuple[tuple[str, float], ...]
     """(checkpoint name, weight), in order of acceptance."""
     divisor: float
+    components: tuple[Component, ...] = ()
+    """Where weights differ; of several that fit a tensor the one with the longest prefix holds."""
 
     @classmethod
     def mean(cls, names: list[str] | tuple[str, ...]) -> "Mix":
@@ -144,11 +171,18 @@ class Mix(Value):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(name for name, weight in self.weights if weight)
+        """Of the checkpoints that weigh anything anywhere."""
+        return tuple(
+            name
+            for i, (name, weight) in enumerate(self.weights)
+            if weight or any(component.weights[i] for component in self.components)
+        )
 
     @cached_property
     def single(self) -> str | None:
         """The one checkpoint that this mix is, if it is one."""
+        if self.components:
+            return None
         live = [(name, weight) for name, weight in self.weights if weight]
         if len(live) == 1 and live[0][1] == self.divisor:
             return live[0][0]
@@ -156,4 +190,4 @@ class Mix(Value):
 
     @cached_property
     def key(self) -> str:
-        return digest(self.model_dump(), 12)
+        return digest(sparse(self), 12)

@@ -3,8 +3,8 @@
 from typing import Any, Literal
 
 from workers.spec import BaseSpec, DataSpec, ModelSpec, TrainSpec
-from workers.types.nouns import Checkpoint, Cohort, Metric, Mix, RunSpec, Value, digest
-from workers.types.questions import Answer, Ingredient, Soup
+from workers.types.nouns import Checkpoint, Cohort, Metric, Mix, RunSpec, Value, digest, sparse
+from workers.types.questions import Answer, Geometry, Gradient, Ingredient, Kitchen, Soup
 
 
 class Setting(Value):
@@ -93,6 +93,52 @@ class TrainOrder(Order):
         return self.run.id
 
 
+class GeometryOrder(Order):
+    """Read the ingredients and the base side by side; answers `Geometry`."""
+
+    kind: Literal["geometry"] = "geometry"
+    cohort: Cohort
+    question: Geometry
+    ingredients: tuple[Checkpoint, ...]
+    """Where the ingredients and the base lie."""
+    observe: bool = False
+    """For an anytime soup during training."""
+
+    @property
+    def id(self) -> str:
+        return measurement_id(self.question, self.cohort.family, self.observe)
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
+
+
+class GradientOrder(Order):
+    """One backward pass through a mix; answers `Gradient`."""
+
+    kind: Literal["gradient"] = "gradient"
+    cohort: Cohort
+    question: Gradient
+    ingredients: tuple[Checkpoint, ...]
+    """Where the checkpoints of the mix lie, those of weight zero too."""
+    observe: bool = False
+    """For an anytime soup during training: never takes a training slot."""
+
+    @property
+    def id(self) -> str:
+        return measurement_id(self.question, self.cohort.family, self.observe)
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge" if self.observe else "slot"
+
+
+def measurement_id(question: Geometry | Gradient, family: str, observe: bool) -> str:
+    """Of the order that answers the question, the same for every merge that asks it."""
+    what = f"observe-{question.kind}" if observe else question.kind
+    return f"{what}-{family}-{question.key}"
+
+
 class MergeOrder(Order):
     """Replay the recipe up to its next question, or to its soup."""
 
@@ -102,6 +148,7 @@ class MergeOrder(Order):
     options: dict[str, Any] = {}
     ingredients: tuple[Ingredient, ...]
     answers: tuple[Answer, ...] = ()
+    kitchen: Kitchen | None = None
 
     @property
     def id(self) -> str:
@@ -126,10 +173,13 @@ class TasteOrder(Order):
     strict: bool = False
     observe: bool = False
     """An anytime taste during training: never takes a training slot."""
+    hits: bool = False
+    """Tell which images are right; such a taste is never stopped early."""
 
     @property
     def id(self) -> str:
         bar = "full" if self.at_least is None else f"{self.at_least:.12g}{'+' * self.strict}"
+        bar = "hits" if self.hits else bar
         # Apart, so that a round's taste that was given up refuses nothing at the end.
         what = "observe" if self.observe else "taste"
         return f"{what}-{self.cohort.id}-{self.mix.key}-{bar}"
@@ -202,6 +252,56 @@ class CompareOrder(Order):
         return "merge"
 
 
+class Subject(Value):
+    """A model that is analysed by what is cached of it."""
+
+    id: str
+    """As in results.json."""
+    kind: Literal["ingredient", "soup", "ensemble"]
+    label: str
+    """The run, the recipe, or the ensemble."""
+    cohort: str | None = None
+    predictions: str | None = None
+    """Under which id they lie, if another: a soup of one member shares the member's."""
+
+
+class Weighed(Value):
+    """Ingredients of a cohort that are compared by their weights."""
+
+    cohort: Cohort
+    base: Checkpoint
+    ingredients: tuple[Checkpoint, ...]
+    components: tuple[str, ...]
+
+
+class AnalyseOrder(Order):
+    """Write `analysis.json`: from cached predictions and weights."""
+
+    kind: Literal["analyse"] = "analyse"
+    best_single: str
+    """Ids of subjects."""
+    served: str | None
+    subjects: tuple[Subject, ...]
+    left_out: tuple[str, ...] = ()
+    """Ids of ingredients that are too many to look at."""
+    weighed: tuple[Weighed, ...] = ()
+    splits: tuple[str, ...]
+    way: tuple[tuple[float, float | None], ...] = ()
+    """(fraction, selection score) on the straight line from the best single to the served soup."""
+
+    @property
+    def key(self) -> str:
+        return digest(sparse(self), 12)
+
+    @property
+    def id(self) -> str:
+        return f"analyse-{self.key}"
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
+
+
 class ServeOrder(Order):
     """Copy a soup to `soup/`, with a README of its own."""
 
@@ -236,11 +336,14 @@ AnyOrder = (
     PreflightOrder
     | BaseOrder
     | TrainOrder
+    | GeometryOrder
+    | GradientOrder
     | MergeOrder
     | TasteOrder
     | BlendOrder
     | ScoreOrder
     | CompareOrder
+    | AnalyseOrder
     | ServeOrder
     | RetireOrder
 )

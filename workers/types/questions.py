@@ -1,10 +1,11 @@
 """What a recipe sees, asks and returns. A recipe has no way to name a report split."""
 
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workers.types.nouns import Mix, Value
+from workers.types.nouns import Mix, Value, digest, sparse
 
 
 class Ingredient(Value):
@@ -13,6 +14,21 @@ class Ingredient(Value):
     name: str
     run: str
     score: float
+
+
+class Kitchen(Value):
+    """What a recipe may know beside its ingredients; recipes that need it take it as a second
+    argument."""
+
+    base: str
+    """Name of the checkpoint that all ingredients were fine-tuned from; may be mixed."""
+    components: tuple[str, ...] = ()
+    """Groups of layers that the model executes, in order: dotted prefixes of tensor names."""
+    seed: int = 0
+    batchnorm: str = "none"
+    """How mixes get their BatchNorm statistics."""
+    num_selection: int = 0
+    """Images of the selection split."""
 
 
 class Tasting(Value):
@@ -24,6 +40,11 @@ class Tasting(Value):
     """Proven upper bound; equals `score` when complete."""
     samples: int
     """Images forwarded to know it."""
+    hits: str | None = None
+    """Which images it got right, in split order, eight to two hexadecimal digits, the first image
+    the highest bit; only where the question asks."""
+    nll: float | None = None
+    """Mean cross-entropy, nats; None when stopped early, or not finite."""
 
 
 class Decision(Value):
@@ -54,6 +75,13 @@ class Taste(Value):
 
     kind: Literal["taste"] = "taste"
     mixes: tuple[Mix, ...]
+    hits: bool = False
+    """Whether to tell which images each mix gets right."""
+
+    @property
+    def mentioned(self) -> frozenset[str]:
+        """Names of checkpoints that the question speaks of."""
+        return frozenset(name for mix in self.mixes for name, _ in mix.weights)
 
 
 class First(Value):
@@ -68,10 +96,18 @@ class First(Value):
     def is_met_by(self, score: float) -> bool:
         return score > self.at_least if self.strict else score >= self.at_least
 
+    @property
+    def mentioned(self) -> frozenset[str]:
+        return frozenset(name for mix in self.mixes for name, _ in mix.weights)
+
 
 class Tastings(Value):
     kind: Literal["tastings"] = "tastings"
     scores: tuple[float, ...]
+    hits: tuple[str | None, ...] = ()
+    """`Tasting.hits` of each mix, where they were asked for."""
+    nll: tuple[float | None, ...] = ()
+    """`Tasting.nll` of each mix."""
 
 
 class Found(Value):
@@ -82,5 +118,65 @@ class Found(Value):
     tried: tuple[Tasting, ...]
 
 
-Question = Annotated[Taste | First, Field(discriminator="kind")]
-Answer = Annotated[Tastings | Found, Field(discriminator="kind")]
+class Geometry(Value):
+    """Inner products of the ingredients' displacements from the base. Answer: `Grams`."""
+
+    kind: Literal["geometry"] = "geometry"
+    names: tuple[str, ...]
+    base: str
+
+    @cached_property
+    def key(self) -> str:
+        return digest(sparse(self), 12)
+
+    @property
+    def mentioned(self) -> frozenset[str]:
+        return frozenset((*self.names, self.base))
+
+
+class Grams(Value):
+    """Per tensor <theta_i - theta_base, theta_j - theta_base> for i <= j, row by row, in float64;
+    weights only: neither integer tensors nor BatchNorm statistics."""
+
+    kind: Literal["grams"] = "grams"
+    tensors: dict[str, tuple[float, ...]]
+
+
+class Gradient(Value):
+    """How the loss of a mix on a batch of the selection split changes with its weights: one
+    backward pass through one blended model. BatchNorm statistics are blended like weights here.
+    Answer: `Slope`."""
+
+    kind: Literal["gradient"] = "gradient"
+    mix: Mix
+    components: tuple[str, ...]
+    """Prefixes to tell apart; `""` is everything that no longer prefix names."""
+    epoch: int
+    """Shuffles the selection split, together with the experiment's seed."""
+    batch: int
+    batch_size: int
+    temperature: float = 1.0
+    """The logits are multiplied by it."""
+
+    @cached_property
+    def key(self) -> str:
+        return digest(sparse(self), 12)
+
+    @property
+    def mentioned(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.mix.weights)
+
+
+class Slope(Value):
+    kind: Literal["slope"] = "slope"
+    loss: float
+    """Mean cross-entropy, nats."""
+    weights: tuple[tuple[float, ...], ...]
+    """d loss / d weight: a row per component, a column per checkpoint of the mix, divisor
+    included."""
+    temperature: float
+    """d loss / d temperature"""
+
+
+Question = Annotated[Taste | First | Geometry | Gradient, Field(discriminator="kind")]
+Answer = Annotated[Tastings | Found | Grams | Slope, Field(discriminator="kind")]

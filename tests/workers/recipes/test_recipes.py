@@ -82,5 +82,5 @@ def test_a_wrong_name_or_option_is_the_users_mistake(
 
 
 def test_a_recipe_that_mixes_a_stranger_is_refused() -> None:
-    with pytest.raises(UserError, match="mixes 'z', which is none of its 3 ingredients"):
+    with pytest.raises(UserError, match="mixes 'z', which is none of the 3 checkpoints"):
         advance(load(f"{__name__}:Stranger"), POOL, ())
