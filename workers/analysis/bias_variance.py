@@ -1,0 +1,67 @@
+"""Bias and variance: how much of the loss all models share, and how much is chance.
+
+The expectation is over the models. Log loss: of all averages of predictions, the one that loses
+nothing but the variance is proportional to exp(E log p), the softmax of the mean logits; so `bias`
+is the loss of soft voting, and the rest is what an ensemble gains.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from workers.analysis import BiasVariance
+from workers.metrics import log_softmax, predictions
+
+
+class Tally:
+    """What models say of the same images, added up one model at a time."""
+
+    def __init__(self, labels: np.ndarray, num_classes: int) -> None:
+        self.labels = labels
+        self.num_models = 0
+        self.votes = np.zeros((len(labels), num_classes), np.int32)
+        """Models that predict this class of this image."""
+        self.log_p = np.zeros((len(labels), num_classes))
+        """Sum over the models."""
+
+    def add(self, logits: np.ndarray) -> None:
+        """(N, C) logits of one more model."""
+        predicted = predictions(logits)
+        (said,) = np.nonzero(predicted >= 0)
+        self.votes[said, predicted[said]] += 1
+        self.log_p += log_softmax(logits)
+        self.num_models += 1
+
+    def result(self) -> BiasVariance:
+        rows = np.arange(len(self.labels))
+        share = self.votes / self.num_models
+        main = self.votes.argmax(axis=1)
+        is_wrong, right = main != self.labels, share[rows, self.labels]
+        varied = 1 - share[rows, main]
+        return BiasVariance(
+            num_models=self.num_models,
+            loss=float(np.mean(1 - right)),
+            bias=float(np.mean(is_wrong)),
+            variance=float(np.mean(varied)),
+            unbiased=float(np.mean(varied * ~is_wrong)),
+            biased=float(np.mean(varied * is_wrong)),
+            flipped=float(np.mean(right * is_wrong)),
+            **self._log_loss(rows),
+        )
+
+    def _log_loss(self, rows: np.ndarray) -> dict[str, float]:
+        """E KL(pbar||p) = sum pbar (log pbar - E log p) = -log of what normalises exp(E log p)."""
+        mean = self.log_p / self.num_models
+        with np.errstate(invalid="ignore"):
+            variance = -np.log(np.exp(mean).sum(axis=1))
+        loss = float(-np.mean(mean[rows, self.labels]))
+        varied = float(np.mean(variance))
+        return {"nll": loss, "nll_bias": loss - varied, "nll_variance": varied}
+
+
+def decompose(models: Iterable[np.ndarray], labels: np.ndarray, num_classes: int) -> BiasVariance:
+    """Of models by their (N, C) logits; at least one."""
+    tally = Tally(labels, num_classes)
+    for logits in models:
+        tally.add(logits)
+    return tally.result()
