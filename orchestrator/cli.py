@@ -91,15 +91,7 @@ def run(
         take_over=take_over,
         plain=plain,
     )
-    outcome = session.run(experiment, options)
-    uri = config.uri(experiment)
-    if outcome.results is None:
-        print(f"Stopped. The same command goes on where this one left {uri}.")
-    else:
-        if not outcome.worked:
-            print(f"{uri} is finished; there was nothing left to do.")
-        _console().print(final_table(outcome.results, uri))
-    raise typer.Exit(outcome.exit_code)
+    _show_outcome(session.run(experiment, options), config.uri(experiment))
 
 
 @app.command()
@@ -146,6 +138,57 @@ def logs(uri: Uri, run_id: Annotated[str, typer.Argument(metavar="RUN")]) -> Non
     from orchestrator.watching import run_log
 
     sys.stdout.write(run_log(_existing(uri), run_id))
+
+
+@app.command()
+def soup(
+    checkpoints: Annotated[
+        list[str], typer.Argument(metavar="CKPT...", help="Files of weights, or their folders.")
+    ],
+    model: Annotated[str, typer.Option(help="Architecture: a timm name.")],
+    data: Annotated[str, typer.Option(help="Folder of val/ and test/, or of classes to halve.")],
+    recipe: Annotated[str, typer.Option(help="Names as in greedy,uniform; or all.")],
+    out: Annotated[str, typer.Option(help="New folder for the soup and its report.")],
+    base: Annotated[
+        str | None, typer.Option(help="Weights that all checkpoints were fine-tuned from.")
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option(help="Class folders of training images, for BatchNorm.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the halves, and of recipes that draw.")] = 0,
+    ema: Annotated[bool, typer.Option("--ema", help="The averaged weights of each file.")] = False,
+    image_size: Annotated[int | None, typer.Option(help="Pixels; the model's own if not.")] = None,
+    kwargs: Annotated[
+        str | None, typer.Option(help="Of timm.create_model, as YAML: '{img_size: 96}'.")
+    ] = None,
+    batchnorm: Annotated[str, typer.Option(help="As soup.batchnorm of a config.")] = "auto",
+    metric: Annotated[str, typer.Option(help="What selects: top1, macro_f1 or nll.")] = "top1",
+    threads: Annotated[int, typer.Option(help="CPU threads; part of a CPU result's bits.")] = 1,
+    plain: Annotated[
+        bool | None, typer.Option("--plain/--live", help="Lines, or a live table.")
+    ] = None,
+) -> None:
+    """Make soups of checkpoints trained elsewhere, e.g. by timm's train script."""
+    from orchestrator.souping import Wish
+    from orchestrator.souping import soup as make_soups
+
+    wish = Wish(
+        checkpoints=tuple(checkpoints),
+        model=model,
+        data=data,
+        recipe=recipe,
+        out=out,
+        base=base,
+        train=train,
+        seed=seed,
+        ema=ema,
+        image_size=image_size,
+        kwargs=kwargs,
+        batchnorm=batchnorm,
+        metric=metric,
+        threads=threads,
+    )
+    _show_outcome(make_soups(wish, plain), out)
 
 
 @app.command()
@@ -208,6 +251,17 @@ def submit(
 
     experiment = config.load(config_file, overrides or [], storage=storage, name=name)
     raise typer.Exit(submit_job(experiment, address, wait))
+
+
+def _show_outcome(outcome: session.Outcome, uri: str) -> None:
+    """The final table; ends the command with its exit code."""
+    if outcome.results is None:
+        print(f"Stopped. The same command goes on where this one left {uri}.")
+    else:
+        if not outcome.worked:
+            print(f"{uri} is finished; there was nothing left to do.")
+        _console().print(final_table(outcome.results, uri))
+    raise typer.Exit(outcome.exit_code)
 
 
 def _console() -> Console:

@@ -1,6 +1,6 @@
 """Paths of a configuration: `~` and `${NAME}` filled in, inputs made absolute.
 
-    storage, data.root, model.checkpoint, and what a sweep sets model.checkpoint to
+    storage, data.root, model.checkpoint, train.weights, and what a sweep sets these two to
 
 Inputs become absolute because workers start in other folders.
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 from workers.types import UserError
 
-CHECKPOINT = "model.checkpoint"
-"""The one path that a sweep can vary."""
+FILES = ("model.checkpoint", "train.weights")
+"""The paths that a sweep can vary."""
 
 Tree = dict[str, Any]
 
@@ -23,18 +23,22 @@ def resolved(tree: Tree, source: str) -> Tree:
     Raises UserError for an environment variable that is not set.
     """
     tree = _within(tree, ["storage"], "storage", source, absolute=False)
-    for dotted in ("data.root", CHECKPOINT):
+    for dotted in ("data.root", *FILES):
         tree = _within(tree, dotted.split("."), dotted, source)
     sweep = tree.get("sweep")
     return {**tree, "sweep": _of_sweep(sweep, source)} if isinstance(sweep, dict) else tree
 
 
 def _of_sweep(sweep: Tree, source: str) -> Tree:
-    """Checkpoints as values of an axis, and in explicit runs, written dotted or nested."""
+    """Files as values of an axis, and in explicit runs, written dotted or nested."""
     space, runs = sweep.get("space"), sweep.get("runs")
-    if isinstance(space, dict) and CHECKPOINT in space:
-        axis = _of_axis(space[CHECKPOINT], f"sweep.space.{CHECKPOINT}", source)
-        sweep = {**sweep, "space": {**space, CHECKPOINT: axis}}
+    if isinstance(space, dict):
+        axes = {
+            file: _of_axis(space[file], f"sweep.space.{file}", source)
+            for file in FILES
+            if file in space
+        }
+        sweep = {**sweep, "space": {**space, **axes}}
     if isinstance(runs, list):
         sweep = {**sweep, "runs": [_of_run(run, i, source) for i, run in enumerate(runs)]}
     return sweep
@@ -51,9 +55,9 @@ def _of_axis(axis: Any, dotted: str, source: str) -> Any:
 def _of_run(run: Any, number: int, source: str) -> Any:
     if not isinstance(run, dict):
         return run
-    dotted = f"sweep.runs.{number}.{CHECKPOINT}"
-    for steps in ([CHECKPOINT], CHECKPOINT.split(".")):
-        run = _within(run, steps, dotted, source)
+    for file in FILES:
+        for steps in ([file], file.split(".")):
+            run = _within(run, steps, f"sweep.runs.{number}.{file}", source)
     return run
 
 

@@ -56,7 +56,17 @@ def expand(experiment: Experiment) -> tuple[RunSpec, ...]:
             runs[named.id] = named
         replicas[same] += 1
     _require_snapshots(experiment, list(runs.values()))
+    _require_training_images(experiment, runs.values())
     return tuple(runs.values())
+
+
+def _require_training_images(experiment: Experiment, runs: Iterable[RunSpec]) -> None:
+    trained = sum(run.train.weights is None for run in runs)
+    if trained and not experiment.data.train:
+        raise UserError(
+            f"data.train names no images, but {trained} run(s) are to be trained; name the "
+            "training images, or a file of weights in train.weights of every run"
+        )
 
 
 def _folded(experiment: Experiment, spec: RunSpec) -> Iterator[RunSpec]:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from workers.checkpoints import open_weights, write_checkpoint
 from workers.model import create_model, init_head, load_initial, timm_config
+from workers.spec import ModelSpec
 from workers.types import AnyEvent, BaseOrder, BaseReady, Checkpoint
+from workers.weights import load_head
 from workers.worker import Worker
 
 
@@ -40,8 +42,14 @@ def _fresh(order: BaseOrder, worker: Worker) -> nn.Module:
         model = create_model(order.model, len(worker.images.classes), setting.data)
     if order.source is None:
         load_initial(model, order.model)
-        init_head(model, setting.base.init, seed)
+        _init_head(model, order.model, setting.base.init, seed)
     return model
+
+
+def _init_head(model: nn.Module, spec: ModelSpec, how: str, seed: int) -> None:
+    init_head(model, "timm" if how == "timm" else "zero", seed)
+    if how == "checkpoint":
+        load_head(model, spec)
 
 
 def _write(

@@ -15,6 +15,7 @@ PERFORMERS = {
     "preflight": "workers.preflight:preflight",
     "base": "workers.base:make_base",
     "train": "workers.train:train",
+    "adopt": "workers.foreign:adopt",
     "merge": "workers.merge:merge",
     "taste": "workers.tasting:taste",
     "blend": "workers.soups:blend_soup",
@@ -26,5 +27,7 @@ PERFORMERS = {
 
 
 def performer(order: AnyOrder) -> Perform:
-    module, _, function = PERFORMERS[order.kind].partition(":")
+    """A train order for weights from elsewhere trains nothing: they are adopted."""
+    adopts = order.kind == "train" and order.run.train.weights is not None
+    module, _, function = PERFORMERS["adopt" if adopts else order.kind].partition(":")
     return cast(Perform, getattr(importlib.import_module(module), function))

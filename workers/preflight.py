@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from workers.data import Images, eval_pixels, normalise, survey
 from workers.data.augment import require_policy
 from workers.data.weights import class_weights
+from workers.foreign import require_weights
 from workers.model import create_model, has_batchnorm, load_initial, preprocessing
 from workers.optim import create_optimizer, require_optimizer
 from workers.sections import require_sections
@@ -15,6 +16,7 @@ from workers.serialise import write_tensors
 from workers.spec import ModelSpec, TrainSpec
 from workers.storage import Bytes, Store
 from workers.types import (
+    SELECTION,
     AnyEvent,
     Facts,
     ModelFacts,
@@ -53,7 +55,7 @@ def preflight(order: PreflightOrder, attempt: int, worker: Worker) -> Iterator[A
     images.save(worker.store)
     facts = Facts(
         classes=images.classes,
-        splits={split: _split_facts(images, split) for split in images.split_names},
+        splits={s: _split_facts(images, s) for s in dict.fromkeys(("train", *images.split_names))},
         corrupt=corrupt,
         models=models,
         folds=images.fold_counts,
@@ -80,8 +82,10 @@ def _model_facts(
     for key, train in order.trains:
         if key == model_key(spec):
             require_sections(model, train)
+            require_weights(model, train)
     config = preprocessing(model, worker.setting.data)
-    pixels = eval_pixels(images, "train", config, count=2)
+    split = "train" if images.count("train") else SELECTION
+    pixels = eval_pixels(images, split, config, count=2)
     _refuse_wrong_output(model, normalise(pixels, config), spec, len(images.classes))
     parameters = list(model.parameters())
     model_bytes = _size_of(model)

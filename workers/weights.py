@@ -35,15 +35,27 @@ def load_initial(model: nn.Module, spec: ModelSpec) -> None:
     if spec.pretrained:
         _copy_backbone(model, _pretrained(model, spec), f"timm's weights of {spec.name}")
     elif spec.checkpoint:
-        weights = _translated(model, _read_weights(spec.checkpoint), spec)
+        weights = _translated(model, read_weights(spec.checkpoint), spec)
         _copy_backbone(model, weights, f"model.checkpoint {spec.checkpoint}")
+
+
+def load_head(model: nn.Module, spec: ModelSpec) -> None:
+    """Copy the head of `spec.checkpoint` too, where all its tensors fit; else leave it as it is."""
+    if spec.checkpoint is None:
+        raise UserError("base.init is checkpoint, but model.checkpoint is absent; name a file")
+    found = read_weights(spec.checkpoint)
+    head = {name: t for name, t in model.state_dict().items() if in_head(model, name)}
+    if all(name in found and found[name].shape == t.shape for name, t in head.items()):
+        with torch.no_grad():
+            for name, tensor in head.items():
+                tensor.copy_(found[name])
 
 
 def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Copy every tensor into the live model. Raises UserError naming the first that is missing,
     of another shape, or too many."""
     live = model.state_dict()
-    _refuse_mismatch(live, weights, source)
+    refuse_mismatch(live, weights, source)
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(weights[name])
@@ -72,37 +84,39 @@ def _pretrained(model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
     return {n: t for n, t in donor.state_dict().items() if not _is_fresh(model, n)}
 
 
-def _read_weights(path: str) -> dict[str, Tensor]:
-    """The state dict of a `.safetensors` or a torch file, through timm's allow-listed loader.
+def read_weights(
+    path: str, setting: str = "model.checkpoint", use_ema: bool = True
+) -> dict[str, Tensor]:
+    """The state dict of a `.safetensors` or a torch file, through timm's allow-listed loader, which
+    also takes off `state_dict` and `model` wrappers and `module.` and `_orig_mod.` prefixes.
 
-    Raises UserError for a file that is absent, broken, of another kind, or that would have to
-    unpickle anything but tensors.
+    `use_ema` takes the averaged weights (`state_dict_ema`, `model_ema`) where there are any.
+    Raises UserError, beginning with `setting`, for a file that is absent, broken, of another kind,
+    or that would have to unpickle anything but tensors.
     """
     file = Path(path).expanduser()
+    said = f"{setting} {file}"
     if not file.is_file():
-        raise UserError(f"model.checkpoint {file} is not a file; give the path of the weights")
+        raise UserError(f"{said} is not a file; give the path of the weights")
     if file.suffix not in SUFFIXES:
-        raise UserError(
-            f"model.checkpoint {file} is neither .safetensors nor .pth; convert it to one of them"
-        )
+        raise UserError(f"{said} is neither .safetensors nor .pth; convert it to one of them")
     try:
-        loaded: Any = timm.models.load_state_dict(str(file), weights_only=True)
+        loaded: Any = timm.models.load_state_dict(str(file), use_ema=use_ema, weights_only=True)
     except UNREADABLE as error:
-        raise UserError(_refusal(file, error)) from error
+        raise UserError(_refusal(said, error)) from error
     tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"model.checkpoint {file} holds no tensors; give a file of weights")
+        raise UserError(f"{said} holds no tensors; give a file of weights")
     return tensors
 
 
-def _refusal(file: Path, error: BaseException) -> str:
+def _refusal(said: str, error: BaseException) -> str:
     if "weights_only" in str(error):
         return (
-            f"model.checkpoint {file} needs unpickling, which could run code, and was not opened; "
-            "save its state dict as .safetensors"
+            f"{said} needs unpickling, which could run code, and was not opened; save its state "
+            "dict as .safetensors"
         )
-    reason = first_line(error)
-    return f"model.checkpoint {file} cannot be read as weights ({reason}); save it again"
+    return f"{said} cannot be read as weights ({first_line(error)}); save it again"
 
 
 def _translated(
@@ -130,7 +144,7 @@ def _copy_backbone(model: nn.Module, weights: Mapping[str, Tensor], source: str)
     # Converted weights often lack the counter; nothing here reads it.
     counters = {n: t for n, t in live.items() if n.endswith("num_batches_tracked")}
     weights = counters | weights
-    _refuse_mismatch(live, weights, source)
+    refuse_mismatch(live, weights, source)
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(weights[name])
@@ -155,9 +169,8 @@ def _with_norm_before_pooling(
     }
 
 
-def _refuse_mismatch(
-    live: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str
-) -> None:
+def refuse_mismatch(live: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
+    """Raises UserError for the first tensor that is missing, of another shape, or too many."""
     remedy = "give weights of the same architecture and model.kwargs"
     for name, tensor in live.items():
         if name not in weights:

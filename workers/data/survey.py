@@ -48,7 +48,7 @@ def survey(
     _refuse_empty_classes(classes, found, good)
     _refuse_shared(good, spec)
     images = Images(classes, _split(good, spec, seed), spec)
-    _refuse_empty_splits(images)
+    _refuse_empty_splits(images, spec)
     if spec.folds:
         images = Images(classes, _dealt(images, spec.folds, seed), spec)
     warnings = (*_corrupt_warning(corrupt), *_overlap_warnings(images), *_gap_warnings(images))
@@ -93,8 +93,8 @@ def _refuse_empty_classes(classes: tuple[str, ...], found: list[Found], good: li
             )
 
 
-def _refuse_empty_splits(images: Images) -> None:
-    for split in ("train", "val"):
+def _refuse_empty_splits(images: Images, spec: DataSpec) -> None:
+    for split in ("train", "val") if spec.train else ("val",):
         if not images.count(split):
             raise UserError(
                 f"no image is left for {split} of {sum(map(images.count, images.split_names))}; "
@@ -116,19 +116,10 @@ def _refuse_shared(good: list[Looked], spec: DataSpec) -> None:
 
 
 def _split(good: list[Looked], spec: DataSpec, seed: int) -> list[Sample]:
-    fractions = {
-        split: fraction
-        for split, given, fraction in (
-            ("val", spec.val, spec.val_fraction),
-            ("test", spec.test, spec.test_fraction),
-        )
-        if given is None
-    }
-    pool = [(look.found.label, look.sha256) for look in good if look.found.pool == "train"]
-    settled = set_aside(pool, fractions, seed)
+    settled = _settled(good, spec, seed)
     samples = [
         Sample(
-            settled[look.sha256] if look.found.pool == "train" else look.found.pool,
+            settled.get((look.found.pool, look.sha256), look.found.pool),
             look.found.key,
             look.found.path,
             look.found.label,
@@ -145,6 +136,21 @@ def _split(good: list[Looked], spec: DataSpec, seed: int) -> list[Sample]:
         return rank.get(s.split, 3), s.split, seeded_order(seed, s.sha256), s.label, s.key
 
     return sorted(samples, key=place)
+
+
+def _settled(good: list[Looked], spec: DataSpec, seed: int) -> dict[tuple[str, str], str]:
+    """Split of every (pool, content) of the pools that others are set aside from."""
+    wanted = (
+        ("val", spec.val, spec.val_fraction, "train"),
+        ("test", spec.test, spec.test_fraction, spec.test_from),
+    )
+    settled = {}
+    for pool in ("train", "val"):
+        fractions = {s: share for s, given, share, of in wanted if given is None and of == pool}
+        members = [(look.found.label, look.sha256) for look in good if look.found.pool == pool]
+        for content, split in set_aside(members, fractions, seed).items():
+            settled[pool, content] = pool if split == "train" else split
+    return settled
 
 
 def _dealt(images: Images, folds: int, seed: int) -> list[Sample]:
@@ -207,7 +213,7 @@ def _overlap_warnings(images: Images) -> list[str]:
 def _gap_warnings(images: Images) -> list[str]:
     """Classes that a split has no image of; usual for ood, where nothing is said."""
     warnings = []
-    for split in ("train", "val", "test"):
+    for split in ("train", "val", "test") if images.count("train") else ("val", "test"):
         counts = images.class_counts(split)
         names = [name for name, n in zip(images.classes, counts, strict=True) if not n]
         if names:

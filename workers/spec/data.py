@@ -17,11 +17,14 @@ class DataSpec(Section):
     """Folder or URI that `train`, `val`, `test` and `ood` are relative to."""
     train: NamedPaths = {".": "."}
     """Class folders, shards or files to train on: a path, a list of paths, or {name: path}. Shards
-    and Parquet files may be patterns, such as `train-{000..099}.tar`."""
+    and Parquet files may be patterns, such as `train-{000..099}.tar`. `{}` is none, for class
+    folders and runs that all are `train.weights`."""
     val: str | None = None
     """Selection split; without it, `val_fraction` of `train` is set aside."""
     test: str | None = None
-    """Report split; without it, `test_fraction` of `train` is set aside."""
+    """Report split; without it, `test_fraction` of `test_from` is set aside."""
+    test_from: Literal["train", "val"] = "train"
+    """Whose images `test_fraction` is of; `val` shares the selection images with the report."""
     ood: NamedPaths = {}
     """Out-of-distribution report splits, named `ood:<name>`."""
     classes: str | tuple[str, ...] | None = None
@@ -47,6 +50,24 @@ class DataSpec(Section):
     """Train every setting this many times, each without its own part of the training images."""
     val_fraction: float = Field(default=0.15, gt=0, lt=1)
     test_fraction: float = Field(default=0.15, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _selection_images_exist(self) -> "DataSpec":
+        if self.val is not None:
+            return self
+        if not self.train or self.test_from == "val":
+            what = "test_from is val" if self.train else "train names nothing"
+            raise ValueError(f"{what}, but val is absent; name the selection images in val")
+        return self
+
+    @model_validator(mode="after")
+    def _without_training_images(self) -> "DataSpec":
+        if not self.train and (self.source != "folder" or self.folds is not None):
+            raise ValueError(
+                f"train names nothing, but source is {self.source} and folds {self.folds}; only "
+                "class folders without folds go without training images"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fractions_leave_training_images(self) -> "DataSpec":

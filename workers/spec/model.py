@@ -33,8 +33,9 @@ class ModelSpec(Section):
 class BaseSpec(Section):
     """How the common starting point of all runs of a cohort is made."""
 
-    init: Literal["zero", "timm"] = "zero"
-    """Initial classifier: all zeros, or timm's initialisation."""
+    init: Literal["zero", "timm", "checkpoint"] = "zero"
+    """Initial classifier: all zeros, timm's initialisation, or that of `model.checkpoint` (all
+    zeros where its classes are others)."""
     probe_epochs: int = Field(default=0, ge=0)
     """Epochs of training the classifier alone on the frozen backbone (LP-FT)."""
     trunk_epochs: int = Field(default=0, ge=0)

@@ -138,6 +138,10 @@ class TrainSpec(Section):
     """Let the decay grow from 0, for runs of few steps."""
     checkpoint_every: int | str = 1
     """Epochs between checkpoints, or "N steps"; the end of training is always one."""
+    weights: str | None = None
+    """Nothing is trained: the run is this `.safetensors` or torch file, head and all."""
+    weights_ema: bool = False
+    """Take the averaged weights that timm's train script keeps in the same file."""
 
     @field_validator("batch_size")
     @classmethod
@@ -203,7 +207,9 @@ class TrainSpec(Section):
 
     def steps_per_epoch(self, num_images: int, ranks: int) -> int:
         """Optimizer steps per epoch: the short last one counts, unless it would hold fewer than
-        two images per rank, which no BatchNorm can normalise."""
+        two images per rank, which no BatchNorm can normalise. Weights from elsewhere are one."""
+        if self.weights is not None:
+            return 1
         per_step = self.batch_size * self.grad_accum_steps * ranks
         full, rest = divmod(num_images, per_step)
         return full + (1 if rest >= 2 * ranks else 0)

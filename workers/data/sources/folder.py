@@ -26,15 +26,23 @@ def find_in_folders(spec: DataSpec, files: Files) -> tuple[tuple[str, ...], list
     trains = [_pool_folder(root, "data.train", path) for path in spec.train.values()]
     _refuse_repeated(trains)
     given = class_list(spec, files, str(root))
-    classes = _common_classes(trains) if given is None else given
+    classes = _classes(root, spec, trains) if given is None else given
     for folder in trains if given else ():
         _refuse_unknown_classes(folder, "data.train", classes, "data.classes")
     found = [image for folder in trains for image in _walk(root, "train", folder, classes)]
+    listed = "data.classes" if given else "data.train" if trains else "data.val"
     for pool, setting, path in report_pools(spec):
         folder = _pool_folder(root, setting, path)
-        _refuse_unknown_classes(folder, setting, classes, "data.classes" if given else "data.train")
+        _refuse_unknown_classes(folder, setting, classes, listed)
         found += _walk(root, pool, folder, classes)
     return classes, found
+
+
+def _classes(root: Path, spec: DataSpec, trains: list[Path]) -> tuple[str, ...]:
+    """Of the training folders; without any, of the selection images."""
+    if trains or spec.val is None:
+        return _common_classes(trains, "data.train")
+    return _common_classes([_pool_folder(root, "data.val", spec.val)], "data.val")
 
 
 def _pool_folder(root: Path, setting: str, path: str) -> Path:
@@ -55,30 +63,30 @@ def _refuse_repeated(folders: list[Path]) -> None:
         seen[real] = folder
 
 
-def _common_classes(trains: list[Path]) -> tuple[str, ...]:
-    """Class names, sorted; every training folder must have all of them."""
+def _common_classes(trains: list[Path], setting: str) -> tuple[str, ...]:
+    """Class names, sorted; every one of the folders must have all of them."""
     per_folder = {folder: class_folders(folder) for folder in trains}
     classes = sorted({name for names in per_folder.values() for name in names})
-    _refuse_splits_as_classes(trains, classes)
+    _refuse_splits_as_classes(trains, classes, setting)
     for folder, names in per_folder.items():
         if missing := [name for name in classes if name not in names]:
             raise UserError(
-                f"data.train folder {folder} has no class folder {missing[0]!r}, which another "
+                f"{setting} folder {folder} has no class folder {missing[0]!r}, which another "
                 "training folder has; give all training folders the same class folders"
             )
     if len(classes) < 2:
         raise UserError(
-            f"data.train folder {trains[0]} has {len(classes)} class folder(s) "
+            f"{setting} folder {trains[0]} has {len(classes)} class folder(s) "
             f"({some(classes) or 'none'}); a classifier needs at least two"
         )
     return tuple(classes)
 
 
-def _refuse_splits_as_classes(trains: list[Path], classes: list[str]) -> None:
+def _refuse_splits_as_classes(trains: list[Path], classes: list[str], setting: str) -> None:
     if classes and {name.lower() for name in classes} <= SPLIT_NAMES:
         raise UserError(
-            f"data.train folder {trains[0]} holds the splits {some(classes)} and no class "
-            f"folders; set data.train={classes[0]} and so on"
+            f"{setting} folder {trains[0]} holds the splits {some(classes)} and no class "
+            f"folders; set {setting}={classes[0]} and so on"
         )
 
 
