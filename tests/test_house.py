@@ -14,6 +14,7 @@ MAX_LINES = 400
 
 DOORS = {
     "accelerate": {"workers/train.py"},
+    "cmaes": {"workers/recipes"},
     "timm": {
         "workers/model.py",
         "workers/weights.py",

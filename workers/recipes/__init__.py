@@ -24,6 +24,9 @@ from workers.recipes.best import Best
 from workers.recipes.greedy import Greedy
 from workers.recipes.greedy_random import GreedyRandom
 from workers.recipes.greedy_replacement import GreedyReplacement
+from workers.recipes.learned import Learned
+from workers.recipes.manifold import Manifold
+from workers.recipes.mehl import Mehl
 from workers.recipes.pruned import Pruned, PrunedRounds
 from workers.recipes.uniform import Uniform
 from workers.recipes.wise_ft import WiseFt
@@ -38,6 +41,9 @@ RECIPES: dict[str, type] = {
     "pruned": Pruned,
     "pruned_rounds": PrunedRounds,
     "wise_ft": WiseFt,
+    "learned": Learned,
+    "mehl": Mehl,
+    "manifold": Manifold,
 }
 
 

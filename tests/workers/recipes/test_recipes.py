@@ -7,13 +7,14 @@ import pytest
 from workers.merge import advance
 from workers.recipes import RECIPES, load
 from workers.recipes.greedy import Greedy
-from workers.types import Ingredient, Mix, Soup, Taste, Tastings, UserError
+from workers.types import Ingredient, Kitchen, Mix, Soup, Taste, Tastings, UserError
 
 POOL = (
     Ingredient(name="b/00000010", run="b", score=0.8),
     Ingredient(name="c/00000010", run="c", score=0.9),
     Ingredient(name="a/00000010", run="a", score=0.9),
 )
+KITCHEN = Kitchen(base="base/0", components=("stem", "head"), num_selection=10)
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,14 @@ def test_uniform_asks_for_the_score_of_its_mix_and_takes_everybody() -> None:
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_the_order_in_which_ingredients_arrive_does_not_matter(name: str) -> None:
-    assert advance(load(name), POOL, ()) == advance(load(name), POOL[::-1], ())
+    asked = advance(load(name), POOL, (), KITCHEN)
+    assert asked == advance(load(name), POOL[::-1], (), KITCHEN)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_recipe_without_ingredients_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="at least one ingredient"):
-        advance(load(name), (), ())
+        advance(load(name), (), (), KITCHEN)
 
 
 def test_options_become_fields_and_a_path_names_a_recipe_outside() -> None:
@@ -65,7 +67,7 @@ def test_options_become_fields_and_a_path_names_a_recipe_outside() -> None:
     ("name", "options", "message"),
     [
         ("gredy", {}, "unknown recipe 'gredy'; did you mean greedy"),
-        ("xxx", {}, "known are best, greedy, uniform"),
+        ("xxx", {}, "known are best, greedy, greedy_random"),
         ("greedy", {"ties": 1}, "recipe greedy has no option 'ties'; did you mean tie"),
         ("greedy", {"tie": "maybe"}, "recipe greedy, option tie: .*got 'maybe'"),
         ("best", {"tie": "strict"}, "recipe best has no option 'tie'; it has none"),

@@ -1,0 +1,224 @@
+"""Manifold mixing against the published loop, which interpolates models instead of weights."""
+
+import random
+
+import numpy as np
+import pytest
+from cmaes import CMA
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.merge import advance
+from workers.recipes.manifold import Manifold, grouped
+from workers.types import (
+    Answer,
+    First,
+    Found,
+    Ingredient,
+    Kitchen,
+    Mix,
+    Question,
+    Soup,
+    Taste,
+    Tasting,
+    Tastings,
+)
+
+COMPONENTS = ("stem", "block1", "block2", "head")
+Model = dict[str, np.ndarray]
+
+
+class Kettle:
+    """Models of one vector per component; a score that prefers some place near their mean."""
+
+    def __init__(self, seed: int, num: int, sign: int = 1) -> None:
+        rng = np.random.default_rng(seed)
+        self.sign = sign
+        self.models = {
+            f"run{i}/00000001": {key: rng.normal(size=3) for key in ("cls", *COMPONENTS)}
+            for i in range(num)
+        }
+        self.goal = {key: rng.normal(size=3) / 3 for key in ("cls", *COMPONENTS)}
+        self.kitchen = Kitchen(base="base/0", components=COMPONENTS, seed=seed, num_selection=50)
+        self.asked: list[Question] = []
+        self.pool = tuple(
+            Ingredient(name=name, run=name.split("/")[0], score=self.judged(model))
+            for name, model in self.models.items()
+        )
+
+    def judged(self, model: Model) -> float:
+        far = sum(float(((model[key] - self.goal[key]) ** 2).sum()) for key in self.goal)
+        # In steps of 1/50, so that ties occur; negative as a log-likelihood would be.
+        return round(50 * (10 / (10 + far))) / 50 - (self.sign < 0)
+
+    def score(self, mix: Mix) -> float:
+        own = {each.prefix: each.weights for each in mix.components}
+        shared = tuple(weight for _, weight in mix.weights)
+        return self.judged(
+            {
+                key: sum(
+                    w * self.models[name][key]
+                    for (name, _), w in zip(mix.weights, own.get(key, shared), strict=True)
+                )
+                / mix.divisor
+                for key in self.goal
+            }
+        )
+
+    def answer(self, question: Question, stops_early: bool) -> Answer:
+        self.asked.append(question)
+        if isinstance(question, Taste):
+            return Tastings(scores=tuple(self.score(mix) for mix in question.mixes))
+        assert isinstance(question, First)
+        tried = []
+        for index, mix in enumerate(question.mixes):
+            score = self.score(mix)
+            if question.is_met_by(score):
+                tried.append(Tasting(score=score, at_most=score, samples=50))
+                return Found(index=index, tried=tuple(tried))
+            bound = random.Random(mix.key).uniform(score, question.at_least)
+            seen = None if stops_early else score
+            tried.append(Tasting(score=seen, at_most=bound if stops_early else score, samples=9))
+        return Found(index=None, tried=tuple(tried))
+
+    def cooked(self, recipe: Manifold, stops_early: bool = False) -> tuple[Soup, list[Answer]]:
+        answers: list[Answer] = []
+        while True:
+            outcome = advance(recipe, self.pool, tuple(answers), self.kitchen)
+            if isinstance(outcome, Soup):
+                return outcome, answers
+            answers.append(self.answer(outcome, stops_early))
+
+
+def textbook(kettle: Kettle, recipe: Manifold) -> tuple[list[str], Model, float]:
+    """lambda * A + (1 - lambda) * C, one candidate after the other, A a model."""
+    order = sorted(kettle.pool, key=lambda each: (-each.score, each.run))
+    members, soup, score = [order[0].name], kettle.models[order[0].name], order[0].score
+    groups = [("cls",), *grouped(COMPONENTS, recipe.max_components)]
+
+    def mixed(name: str, shares: list[float]) -> Model:
+        return {
+            key: share * soup[key] + (1 - share) * kettle.models[name][key]
+            for group, share in zip(groups, shares, strict=True)
+            for key in group
+        }
+
+    for candidate in order[1:]:
+        even = len(members) / (len(members) + 1)
+        best = mixed(candidate.name, [even] * len(groups))
+        best_score = kettle.judged(best)
+        if best_score < score - (1 - recipe.tau) * abs(score):
+            continue
+        num, half = len(groups) - 1, 0.5 * (1 - even)
+        words = [kettle.kitchen.seed, *candidate.name.encode()]
+        seed = int(np.random.SeedSequence(words).generate_state(1)[0])
+        search = CMA(
+            mean=np.full(num, even),
+            sigma=half / 2,
+            bounds=np.array([[even - half, even + half]] * num),
+            seed=seed,
+        )
+        for _ in range(recipe.budget * num // search.population_size):
+            told = []
+            for _ in range(search.population_size):
+                shares = search.ask()
+                model = mixed(candidate.name, [even, *shares])
+                told.append((shares, -kettle.judged(model)))
+                if kettle.judged(model) > best_score:
+                    best, best_score = model, kettle.judged(model)
+            search.tell(told)
+        if best_score > score or (best_score == score and recipe.tie == "accept"):
+            members, soup, score = [*members, candidate.name], best, best_score
+    return members, soup, score
+
+
+kettles = st.builds(
+    Kettle, seed=st.integers(0, 10**6), num=st.integers(1, 7), sign=st.sampled_from([1, -1])
+)
+recipes = st.builds(
+    Manifold,
+    tau=st.sampled_from([0.9, 0.998, 1.0]),
+    budget=st.sampled_from([0, 2, 6]),
+    max_components=st.sampled_from([2, 16]),
+    tie=st.sampled_from(["accept", "strict"]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(kettle=kettles, recipe=recipes, stops_early=st.booleans())
+def test_it_makes_the_textbooks_soup_whatever_is_stopped_early(
+    kettle: Kettle, recipe: Manifold, stops_early: bool
+) -> None:
+    soup, answers = kettle.cooked(recipe, stops_early)
+    members, model, score = textbook(kettle, recipe)
+    assert list(soup.mix.names) == members
+    assert soup.score == score == kettle.score(soup.mix)
+    rows = {each.prefix: each.weights for each in soup.mix.components}
+    shared = tuple(weight for _, weight in soup.mix.weights)
+    for key in kettle.goal:
+        terms = zip(members, rows.get(key, shared), strict=True)
+        blend = sum(w * kettle.models[name][key] for name, w in terms) / soup.mix.divisor
+        np.testing.assert_allclose(blend, model[key], rtol=1e-9, atol=1e-12)
+    assert soup.score >= max(each.score for each in kettle.pool)
+    assert len(soup.decisions) == len(kettle.pool)
+    for num, asked in enumerate(kettle.asked):
+        assert advance(recipe, kettle.pool[::-1], tuple(answers[:num]), kettle.kitchen) == asked
+
+
+def test_a_search_stays_within_its_budget_and_its_bounds() -> None:
+    kettle = Kettle(seed=1, num=4)
+    recipe = Manifold(tau=0.1, budget=5)
+    kettle.cooked(recipe)
+    first = next(each for each in kettle.asked if isinstance(each, Taste))
+    own = [c.weights[1] for mix in first.mixes for c in mix.components]
+    assert 0.25 <= min(own) < max(own) <= 0.75, "beside one model, half the way either side"
+    by_candidate: dict[str, int] = {}
+    for each in kettle.asked:
+        if isinstance(each, Taste):
+            name = each.mixes[0].weights[-1][0]
+            by_candidate[name] = by_candidate.get(name, 0) + len(each.mixes)
+    assert len(by_candidate) == 3
+    assert set(by_candidate.values()) == {16}, "two generations of 8, not above 5 x 4"
+
+
+def test_a_hopeless_candidate_gets_no_search_and_a_reason() -> None:
+    kettle = Kettle(seed=1, num=2)
+    best, other = sorted(kettle.pool, key=lambda each: -each.score)
+    bad = Found(index=None, tried=(Tasting(score=None, at_most=0.1, samples=9),))
+    soup = advance(Manifold(), kettle.pool, (bad,), kettle.kitchen)
+    assert isinstance(soup, Soup)
+    assert soup.mix.single == best.name
+    assert soup.decisions[1].candidate == other.name
+    assert soup.decisions[1].at_most == 0.1
+    assert "at most 0.1000" in soup.decisions[1].reason
+
+
+@pytest.mark.parametrize("score", [0.8, -0.8])
+def test_the_bar_lies_below_the_score_whatever_its_sign(score: float) -> None:
+    pool = tuple(Ingredient(name=n, run=n, score=score) for n in "ab")
+    asked = advance(Manifold(), pool, (), Kitchen(base="base/0"))
+    assert isinstance(asked, First)
+    assert asked.at_least == pytest.approx(score - 0.0016)
+
+
+def test_a_model_without_components_has_one_share() -> None:
+    kettle = Kettle(seed=3, num=3)
+    kitchen = kettle.kitchen.model_copy(update={"components": ()})
+    even = Tasting(score=0.9, at_most=0.9, samples=50)
+    answers = (Found(index=0, tried=(even,)),)
+    asked = advance(Manifold(), kettle.pool, answers, kitchen)
+    assert isinstance(asked, Taste)
+    assert len(asked.mixes) == 4 and not any(mix.components for mix in asked.mixes)
+    assert len({mix.key for mix in asked.mixes}) == 4
+
+
+def test_one_ingredient_is_its_own_soup_and_asks_nothing() -> None:
+    kettle = Kettle(seed=0, num=1)
+    soup = advance(Manifold(), kettle.pool, (), kettle.kitchen)
+    assert isinstance(soup, Soup) and soup.mix.single == kettle.pool[0].name
+
+
+def test_neighbours_are_grouped_in_order() -> None:
+    assert grouped(tuple("abcde"), 2) == (("a", "b"), ("c", "d", "e"))
+    assert grouped(tuple("abc"), 9) == (("a",), ("b",), ("c",))
+    assert grouped((), 4) == ()

@@ -1,0 +1,152 @@
+"""Going downhill on a mix's loss: what the recipes that learn their weights have in common.
+
+weights  (components, checkpoints)   row 0 holds wherever no component's prefix fits
+
+        Gradient --> Slope --> Adam --> weights' --> Taste
+once per batch, one blended model      at the end of an epoch
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+
+from workers.types import (
+    Answer,
+    Component,
+    Decision,
+    Ingredient,
+    Kitchen,
+    Mix,
+    Question,
+    Slope,
+    Soup,
+    Taste,
+    Tastings,
+)
+
+EVERYTHING = ""
+"""The prefix that fits every tensor which no longer prefix fits."""
+
+
+class Adam:
+    """Adam (Kingma and Ba, ICLR 2015) as in torch, and AdamW too: the weight decay is 0."""
+
+    def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
+        self._beta1, self._beta2, self._eps = beta1, beta2, eps
+        self._first: np.ndarray | float = 0.0
+        self._second: np.ndarray | float = 0.0
+        self._num_steps = 0
+
+    def step(self, values: np.ndarray, slope: np.ndarray, lr: float) -> np.ndarray:
+        """New values of the same shape."""
+        self._num_steps += 1
+        self._first = self._beta1 * self._first + (1 - self._beta1) * slope
+        self._second = self._beta2 * self._second + (1 - self._beta2) * slope**2
+        first = self._first / (1 - self._beta1**self._num_steps)
+        second = self._second / (1 - self._beta2**self._num_steps)
+        return values - lr * first / (np.sqrt(second) + self._eps)
+
+
+def rows_of(kitchen: Kitchen, per_component: bool) -> tuple[str, ...]:
+    """The prefixes that get weights of their own."""
+    return (EVERYTHING, *kitchen.components) if per_component else (EVERYTHING,)
+
+
+def mixed(names: tuple[str, ...], prefixes: tuple[str, ...], weights: np.ndarray) -> Mix:
+    """The mix with these (prefix, checkpoint) weights, whose rows sum to 1."""
+    first, *others = ([float(each) for each in row] for row in weights)
+    components = tuple(
+        Component(prefix=prefix, weights=tuple(row))
+        for prefix, row in zip(prefixes[1:], others, strict=True)
+    )
+    if all(row == first for row in others):
+        components = ()
+    return Mix(weights=tuple(zip(names, first, strict=True)), divisor=1.0, components=components)
+
+
+def num_batches(kitchen: Kitchen, batch_size: int) -> int:
+    """Per epoch; the last one may be smaller."""
+    return math.ceil(kitchen.num_selection / batch_size)
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """Where the descent stood at the end of an epoch."""
+
+    label: str
+    mix: Mix
+    weights: np.ndarray
+    score: float
+    nll: float
+    """On the selection split, without a temperature; infinite where unknown or not finite."""
+    loss: float | None = None
+    """Mean over the epoch's batches, while the weights were moving."""
+
+
+def tasted(
+    label: str, mix: Mix, weights: np.ndarray, losses: list[float]
+) -> Generator[Question, Answer, Iterate]:
+    """Asks for the mix's score."""
+    answer = yield Taste(mixes=(mix,))
+    assert isinstance(answer, Tastings)
+    nll = answer.nll[0] if answer.nll else None
+    loss = sum(losses) / len(losses) if losses else None
+    nll = math.inf if nll is None or not math.isfinite(nll) else nll
+    return Iterate(label, mix, weights, answer.scores[0], nll, loss)
+
+
+def best_of(iterates: list[Iterate]) -> int:
+    """Index of the highest score among the iterates whose NLL is not above the start's; of equal
+    scores the lowest NLL, then the earliest. So neither score nor NLL is ever worse than the
+    start's, which is `iterates[0]`.
+    """
+    fit = [i for i, each in enumerate(iterates) if each.nll <= iterates[0].nll]
+    return min(fit, key=lambda i: (-iterates[i].score, iterates[i].nll, i))
+
+
+def is_finite(slope: Slope) -> bool:
+    """Whether a step along it leads anywhere."""
+    return math.isfinite(slope.loss) and bool(np.isfinite(slope.weights).all())
+
+
+def alone(only: Ingredient) -> Soup:
+    """One ingredient is its own soup."""
+    reason = "the only ingredient: there is nothing to learn"
+    decision = Decision(candidate=only.name, accepted=True, after=only.score, reason=reason)
+    return Soup(mix=Mix.mean([only.name]), score=only.score, decisions=(decision,))
+
+
+def soup_of(iterates: list[Iterate], ingredients: list[Ingredient], names: tuple[str, ...]) -> Soup:
+    """The best iterate, with what each ingredient weighs in it, then the score of each iterate."""
+    best = iterates[best_of(iterates)]
+    shares = [_share(each, best.weights[:, names.index(each.name)]) for each in ingredients]
+    path = [_told(each, each is best, iterates[0]) for each in iterates]
+    return Soup(mix=best.mix, score=best.score, decisions=(*shares, *path))
+
+
+def _share(each: Ingredient, column: np.ndarray) -> Decision:
+    own = column[1:] if len(column) > 1 else column
+    reason = f"weighs {own.mean():.4f}"
+    if len(own) > 1:
+        reason += f" on average over {len(own)} components, {own.min():.4f} to {own.max():.4f}"
+    reason += f"; alone it scores {each.score:.4f}"
+    return Decision(candidate=each.name, accepted=bool(column.any()), reason=reason)
+
+
+def _told(each: Iterate, is_best: bool, start: Iterate) -> Decision:
+    seen = f"scores {each.score:.4f}"
+    if math.isfinite(each.nll):
+        seen += f" with an NLL of {each.nll:.4f}"
+    if each.loss is not None:
+        seen += f", mean loss of the epoch {each.loss:.4f}"
+    if is_best:
+        seen += "; the best iterate"
+    elif each.nll > start.nll:
+        seen += f"; its NLL exceeds that of the start, {start.nll:.4f}"
+    else:
+        seen += "; another iterate is better"
+    return Decision(
+        candidate=each.label, accepted=is_best, before=start.score, after=each.score, reason=seen
+    )

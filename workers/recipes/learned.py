@@ -1,0 +1,122 @@
+"""The recipe `learned`: weights by gradient descent on the selection split."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from workers.recipes.best import best_first
+from workers.recipes.descent import (
+    Adam,
+    Iterate,
+    alone,
+    best_of,
+    is_finite,
+    mixed,
+    num_batches,
+    rows_of,
+    soup_of,
+    tasted,
+)
+from workers.types import Answer, Gradient, Ingredient, Kitchen, Mix, Question, Slope, Soup
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Learned soup (Wortsman et al., "Model soups", ICML 2022, appendix I).
+
+    Minimises the mean cross-entropy of `temperature * logits` over the selection split. The
+    weights are a softmax, so they are positive and sum to 1: one for the whole model, or one per
+    component. The temperature is learned beside them and does not become part of the soup. Starts
+    from equal weights; after each epoch the iterate is tasted, and the best one is returned: the
+    highest score among those whose selection NLL is not above that of equal weights, ties by the
+    lower NLL. The paper's authors hold every ingredient in memory; here each step needs one
+    blended model. Assumes a common base, and a selection split large enough to learn from.
+    """
+
+    by: Literal["ingredient", "component"] = "ingredient"
+    """One softmax for all tensors, or one per component."""
+    epochs: Count | None = None
+    """Over the selection split; by default the published 3 by ingredient, 5 by component."""
+    batch_size: Count = 256
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Constant; by default the published 0.1 by ingredient, 0.05 by component."""
+    patience: Count | None = None
+    """Stop after so many epochs without a better iterate."""
+
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+    ) -> Generator[Question, Answer, Soup]:
+        ordered = best_first(ingredients)
+        if len(ordered) == 1:
+            return alone(ordered[0])
+        names = tuple(each.name for each in ordered)
+        iterates = yield from self._descend(names, kitchen)
+        return soup_of(iterates, ordered, names)
+
+    def _descend(
+        self, names: tuple[str, ...], kitchen: Kitchen
+    ) -> Generator[Question, Answer, list[Iterate]]:
+        prefixes = rows_of(kitchen, self.by == "component")
+        raw, adam = Raw(np.zeros((len(prefixes), len(names))), 1.0), Adam()
+        # The mean exactly as the recipe `uniform` writes it, so that it need be tasted only once.
+        start = yield from tasted("equal weights", Mix.mean(names), softmax(raw.weights), [])
+        iterates = [start]
+        for epoch in range(self.epochs or (3 if self.by == "ingredient" else 5)):
+            losses: list[float] = []
+            for batch in range(num_batches(kitchen, self.batch_size)):
+                slope = yield Gradient(
+                    mix=mixed(names, prefixes, softmax(raw.weights)),
+                    components=prefixes,
+                    epoch=epoch,
+                    batch=batch,
+                    batch_size=self.batch_size,
+                    temperature=raw.temperature,
+                )
+                assert isinstance(slope, Slope)
+                if not is_finite(slope):
+                    return iterates
+                raw = raw.step(slope, adam, self._lr)
+                losses.append(slope.loss)
+            weights = softmax(raw.weights)
+            mix, label = mixed(names, prefixes, weights), f"epoch {epoch + 1}"
+            iterates.append((yield from tasted(label, mix, weights, losses)))
+            if self.patience and len(iterates) - 1 - best_of(iterates) >= self.patience:
+                break
+        return iterates
+
+    @property
+    def _lr(self) -> float:
+        return self.lr or (0.1 if self.by == "ingredient" else 0.05)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What is learned: (component, checkpoint) inputs of the softmax, and the temperature."""
+
+    weights: np.ndarray
+    temperature: float
+
+    def step(self, slope: Slope, adam: Adam, lr: float) -> "Raw":
+        down = softmax_slope(softmax(self.weights), np.array(slope.weights))
+        values = np.append(self.weights, self.temperature)
+        moved = adam.step(values, np.append(down, slope.temperature), lr)
+        return Raw(moved[:-1].reshape(self.weights.shape), float(moved[-1]))
+
+
+def softmax(raw: np.ndarray) -> np.ndarray:
+    """Row by row."""
+    powers = np.exp(raw - raw.max(axis=1, keepdims=True))
+    shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def softmax_slope(weights: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """d loss / d raw from `weights = softmax(raw)` and d loss / d weights, all of one shape."""
+    mean = (weights * slope).sum(axis=1, keepdims=True)
+    down: np.ndarray = weights * (slope - mean)
+    return down

@@ -1,0 +1,179 @@
+"""The recipe `manifold`: one proportion per component for every new ingredient, by search."""
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import numpy as np
+from cmaes import CMA
+from pydantic import Field
+
+from workers.recipes.acceptance import AT_ONCE
+from workers.recipes.best import best_first
+from workers.recipes.descent import EVERYTHING, mixed
+from workers.types import (
+    Answer,
+    Decision,
+    First,
+    Found,
+    Ingredient,
+    Kitchen,
+    Mix,
+    Question,
+    Soup,
+    Taste,
+    Tasting,
+    Tastings,
+)
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """Manifold mixing model soup (Tsai et al., "Manifold Mixing Model Soups", 2023), phase 1.
+
+    Candidates by selection score, best first. A candidate is first mixed in evenly: the soup of K
+    keeps the share K / (K + 1) of every component. Below `tau` times the soup's score it is left
+    at that. Else CMA-ES (Hansen and Ostermeier, 2001; the authors use COBYLA) seeks a share per
+    component, within half the way from K / (K + 1) to 1 on either side, and the candidate joins
+    when the best mix seen scores at least what the soup does. So the soup is never worse than the
+    best single model on the selection split, on which many more mixes are tried than by other
+    recipes: a small split is soon fitted. Assumes a common base.
+    """
+
+    tau: Annotated[float, Field(gt=0, le=1)] = 0.998
+    """Of the soup's score, for the even mix to be worth a search."""
+    budget: Annotated[int, Field(ge=0)] = 4
+    """Most tastes of a search, times the number of components; the authors' is 30."""
+    max_components: Count = 16
+    """Neighbours are grouped so that there are no more; all of them if the model has fewer."""
+    tie: Literal["accept", "strict"] = "accept"
+    """`accept` takes an equal score (the paper's rule), `strict` asks for a higher one."""
+
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+    ) -> Generator[Question, Answer, Soup]:
+        best, *queue = best_first(ingredients)
+        groups = grouped(kitchen.components, self.max_components)
+        pot = Pot((best.name,), groups, np.ones((len(groups) + 1, 1)), best.score)
+        decisions = [_starts(best)]
+        while queue:
+            mixes = tuple(pot.with_(each.name).mix for each in queue[:AT_ONCE])
+            found = yield First(mixes=mixes, at_least=self._bar(pot.score))
+            assert isinstance(found, Found)
+            skipped = found.tried if found.index is None else found.tried[:-1]
+            for each, tasting in zip(queue, skipped, strict=False):
+                decisions.append(self._skipped(each, tasting, pot))
+            if found.index is None:
+                queue = queue[AT_ONCE:]
+                continue
+            tasted, candidate = found.tried[found.index].score, queue[found.index]
+            assert tasted is not None, "an even mix that met the bar was tasted completely"
+            even = replace(pot.with_(candidate.name), score=tasted)
+            tried, num_tastes = yield from self._search(pot, even, kitchen.seed)
+            decision = self._decided(candidate, pot, even, tried, num_tastes)
+            decisions.append(decision)
+            pot, queue = tried if decision.accepted else pot, queue[found.index + 1 :]
+        return Soup(mix=pot.mix, score=pot.score, decisions=tuple(decisions))
+
+    def _bar(self, score: float) -> float:
+        # A negative log-likelihood is negative: its bar lies below it all the same.
+        return score - (1 - self.tau) * abs(score)
+
+    def _search(
+        self, pot: "Pot", even: "Pot", seed: int
+    ) -> Generator[Question, Answer, tuple["Pot", int]]:
+        """The best mix seen, the even one included, and how many were tasted beside it."""
+        size = len(pot.names)
+        middle, half = size / (size + 1), 0.5 / (size + 1)
+        num = max(1, len(pot.groups))
+        bounds = np.tile([[middle - half, middle + half]], (num, 1))
+        # A stream of its own for every candidate: CMA takes 32 bits.
+        own = np.random.SeedSequence([seed, *even.names[-1].encode()]).generate_state(1)[0]
+        search = CMA(mean=np.full(num, middle), sigma=half / 2, bounds=bounds, seed=int(own))
+        best, num_tastes = even, 0
+        while num_tastes + search.population_size <= self.budget * num:
+            asked = [search.ask() for _ in range(search.population_size)]
+            pots = [pot.with_(even.names[-1], shares) for shares in asked]
+            answer = yield Taste(mixes=tuple(each.mix for each in pots))
+            assert isinstance(answer, Tastings)
+            for each, score in zip(pots, answer.scores, strict=True):
+                best = replace(each, score=score) if score > best.score else best
+            scores = [-score for score in answer.scores]
+            search.tell(list(zip(asked, scores, strict=True)))
+            num_tastes += search.population_size
+        return best, num_tastes
+
+    def _skipped(self, each: Ingredient, tasting: Tasting, pot: "Pot") -> Decision:
+        after = tasting.score
+        seen = f"{after:.4f}" if after is not None else f"at most {tasting.at_most:.4f}"
+        reason = f"mixed in evenly it scores {seen}, below {self._bar(pot.score):.4f}: no search"
+        at_most = tasting.at_most if after is None else None
+        return Decision(
+            candidate=each.name,
+            accepted=False,
+            before=pot.score,
+            after=after,
+            at_most=at_most,
+            reason=reason,
+        )
+
+    def _decided(
+        self, candidate: Ingredient, pot: "Pot", even: "Pot", tried: "Pot", num_tastes: int
+    ) -> Decision:
+        gains = tried.score > pot.score
+        accepted = gains or (tried.score == pot.score and self.tie == "accept")
+        own = tried.weights[1:, -1] if len(tried.weights) > 1 else tried.weights[:, -1]
+        reason = (
+            f"evenly {even.score:.4f}, after {num_tastes} more tastes {tried.score:.4f} with "
+            f"shares of {own.min():.3f} to {own.max():.3f}; the soup without it {pot.score:.4f}"
+        )
+        return Decision(
+            candidate=candidate.name,
+            accepted=accepted,
+            before=pot.score,
+            after=tried.score,
+            reason=reason,
+        )
+
+
+@dataclass(frozen=True)
+class Pot:
+    """A soup under way: (1 + groups, members) weights, whose first row holds outside all groups."""
+
+    names: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...]
+    weights: np.ndarray
+    score: float
+
+    def with_(self, name: str, shares: np.ndarray | None = None) -> "Pot":
+        """With one more, where the soup so far keeps these shares of the groups; by default, and
+        outside all groups, K / (K + 1)."""
+        kept = np.full((len(self.weights), 1), len(self.names) / (len(self.names) + 1))
+        if shares is not None:
+            kept[-len(shares) :, 0] = shares
+        weights = np.hstack([kept * self.weights, 1 - kept])
+        return Pot((*self.names, name), self.groups, weights, self.score)
+
+    @property
+    def mix(self) -> Mix:
+        if len(self.names) == 1:
+            return Mix.mean(self.names)
+        prefixes = (EVERYTHING, *(prefix for group in self.groups for prefix in group))
+        sizes = [1, *map(len, self.groups)]
+        return mixed(self.names, prefixes, np.repeat(self.weights, sizes, axis=0))
+
+
+def grouped(components: tuple[str, ...], most: int) -> tuple[tuple[str, ...], ...]:
+    """Neighbours together, in at most so many groups of nearly the same size."""
+    if not components:
+        return ()
+    num = min(most, len(components))
+    cuts = [len(components) * i // num for i in range(num + 1)]
+    return tuple(components[low:high] for low, high in zip(cuts, cuts[1:], strict=False))
+
+
+def _starts(best: Ingredient) -> Decision:
+    reason = f"the best single model starts the soup with {best.score:.4f}"
+    return Decision(candidate=best.name, accepted=True, after=best.score, reason=reason)
