@@ -119,6 +119,12 @@ class Resolved:
         }
 
     @cached_property
+    def run_of(self) -> Mapping[str, RunSpec]:
+        """The run itself by its id and by that of its moving average."""
+        runs = (run for members in self.members.values() for run in members)
+        return {track.id: run for run in runs for track in tracks_of(run)}
+
+    @cached_property
     def cohort_names(self) -> Mapping[str, str]:
         """What people call each cohort: its model, and what else tells it from the others."""
         said = {cohort.id: _with_head(cohort.model) for cohort in self.cohorts}
@@ -265,7 +271,7 @@ def _batchnorm(program: Program, model: ModelSpec, has_batchnorm: bool) -> str:
     return "frozen" if frozen else "recompute"
 
 
-TIED = frozenset({"greedy"})
+TIED = frozenset({"greedy", "greedy_random", "greedy_replacement", "pruned", "pruned_rounds"})
 """Recipes whose acceptance obeys soup.tie."""
 
 

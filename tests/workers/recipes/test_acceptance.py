@@ -1,0 +1,177 @@
+"""Acceptance: minimum gain, patience and the paired test, each against a plain loop."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from tests.workers.recipes.tables import NUM_IMAGES, Table, cooked, tables
+from workers.merge import advance
+from workers.recipes import load
+from workers.recipes.acceptance import mcnemar
+from workers.recipes.greedy import Greedy
+from workers.recipes.pruned import Pruned
+from workers.types import (
+    WORST,
+    First,
+    Found,
+    Ingredient,
+    Mix,
+    Soup,
+    Taste,
+    Tasting,
+    Tastings,
+    UserError,
+)
+
+STEPWISE = ["greedy", "greedy_random", "greedy_replacement", "pruned", "pruned_rounds"]
+POOL = tuple(Ingredient(name=n, run=n, score=0.1) for n in "ab")
+
+
+@settings(deadline=None)
+@given(
+    table=tables,
+    strict=st.booleans(),
+    steps=st.integers(0, 6),
+    patience=st.none() | st.integers(1, 4),
+)
+def test_a_gain_below_the_minimum_is_refused_and_patience_ends_the_offers(
+    table: Table, strict: bool, steps: int, patience: int | None
+) -> None:
+    options = {"tie": "strict" if strict else "accept", "min_delta": steps / NUM_IMAGES}
+    soup, _ = cooked(table, load("greedy", {**options, "patience": patience}))
+    members, score, refused = [table.best_first()[0].name], table.best_first()[0].score, 0
+    for candidate in table.best_first()[1:]:
+        if refused == patience:
+            break
+        after = table.mean([*members, candidate.name])
+        gained = round((after - score) * NUM_IMAGES)
+        refused += 1
+        if gained > steps or (gained == steps and not strict):
+            members, score, refused = [*members, candidate.name], after, 0
+    assert soup.mix == Mix.mean(members)
+    assert soup.score == score
+    assert len(soup.decisions) == len(table.pool), "whoever was not offered is told as well"
+
+
+def test_patience_names_those_it_did_not_hear_and_never_asks_for_them() -> None:
+    pool = tuple(Ingredient(name=n, run=n, score=0.5) for n in "abcdef")
+    asked = advance(Greedy(patience=2), pool, ())
+    assert isinstance(asked, First) and len(asked.mixes) == 2
+    bound = Tasting(score=None, at_most=0.4, samples=3)
+    soup = advance(Greedy(patience=2), pool, (Found(index=None, tried=(bound, bound)),))
+    assert isinstance(soup, Soup)
+    assert [each.candidate for each in soup.decisions] == list("abcdef")
+    said = [each.reason for each in soup.decisions]
+    assert said[3:] == ["not offered after 2 refusals in a row"] * 3
+
+
+def test_a_minimum_gain_is_met_by_exactly_so_many_images() -> None:
+    asked = advance(Greedy(min_delta=0.2), POOL, ())
+    assert isinstance(asked, First) and asked.at_least == 0.3 < 0.1 + 0.2
+    exact = Found(index=0, tried=(Tasting(score=0.3, at_most=0.3, samples=100),))
+    soup = advance(Greedy(min_delta=0.2), POOL, (exact,))
+    assert isinstance(soup, Soup) and soup.mix == Mix.mean(["a", "b"])
+    less = Found(index=None, tried=(Tasting(score=0.295, at_most=0.295, samples=200),))
+    soup = advance(Greedy(min_delta=0.2), POOL, (less,))
+    assert isinstance(soup, Soup)
+    assert soup.decisions[1].reason == (
+        "raises the score from 0.1000 to 0.2950, and the rule asks for at least 0.3000"
+    )
+    tie = Found(index=None, tried=(Tasting(score=0.1, at_most=0.1, samples=100),))
+    soup = advance(Greedy(min_delta=0.2), POOL, (tie,))
+    assert isinstance(soup, Soup) and not soup.decisions[1].accepted
+
+
+@settings(deadline=None)
+@given(table=tables, strict=st.booleans(), alpha=st.sampled_from([0.05, 0.3, 0.9]))
+def test_under_the_test_greedy_compares_images_with_the_best_soup_so_far(
+    table: Table, strict: bool, alpha: float
+) -> None:
+    options = {"tie": "strict" if strict else "accept", "test": "mcnemar", "alpha": alpha}
+    soup, questions = cooked(table, load("greedy", options))
+    members = [table.best_first()[0].name]
+    best = table.right(Mix.mean(members))
+    for candidate in table.best_first()[1:]:
+        new = table.right(Mix.mean([*members, candidate.name]))
+        gained = sum(n and not b for n, b in zip(new, best, strict=True))
+        lost = sum(b and not n for n, b in zip(new, best, strict=True))
+        num = gained + lost
+        clear = bool(num) and binomtest(gained, num).pvalue < alpha
+        if (clear and gained > lost) if strict else not (clear and lost > gained):
+            members.append(candidate.name)
+            best = new if sum(new) >= sum(best) else best
+    assert soup.mix == Mix.mean(members)
+    assert soup.score == table.mean(members)
+    assert all(isinstance(each, Taste) and each.hits for each in questions)
+
+
+@settings(deadline=None)
+@given(table=tables)
+def test_significantly_better_is_never_worse_and_leaves_pruned_what_it_needs(table: Table) -> None:
+    rule: dict[str, Any] = {"tie": "strict", "test": "mcnemar"}
+    grown, _ = cooked(table, Greedy(**rule))
+    assert grown.score is not None
+    assert grown.score >= max(each.score for each in table.pool)
+    left, _ = cooked(table, Pruned(**rule))
+    assert left.score is not None
+    assert left.score >= table.mean(each.name for each in table.best_first())
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200))
+def test_the_p_value_is_that_of_the_exact_binomial_test(pairs: list[tuple[bool, bool]]) -> None:
+    def packed(bits: list[bool]) -> str:
+        padded = bits + [False] * (-len(bits) % 8)
+        text = "".join("01"[bit] for bit in padded)
+        return f"{int(text, 2):0{len(padded) // 4}x}"
+
+    old, new = [a for a, _ in pairs], [b for _, b in pairs]
+    gained = sum(b and not a for a, b in pairs)
+    lost = sum(a and not b for a, b in pairs)
+    expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert mcnemar(packed(old), packed(new)) == (gained, lost, pytest.approx(expected))
+
+
+def test_what_could_not_be_tasted_is_refused_in_words() -> None:
+    lost = Found(index=None, tried=(Tasting(score=None, at_most=WORST, samples=0),))
+    soup = advance(Greedy(), POOL, (lost,))
+    assert isinstance(soup, Soup)
+    assert soup.decisions[1].reason == "its taste was given up, so its score is not known"
+    known = Tastings(scores=(0.5,), hits=("f0",))
+    unknown = Tastings(scores=(WORST,), hits=(None,))
+    tested = Greedy(test="mcnemar")
+    for answers in ((known, unknown), (unknown, known)):
+        soup = advance(tested, POOL, answers)
+        assert isinstance(soup, Soup) and soup.mix.single == "a"
+        assert "not known" in soup.decisions[1].reason
+
+
+def test_under_the_test_a_reason_tells_images_and_p() -> None:
+    better = Tastings(scores=(0.9,), hits=("ff",))
+    soup = advance(Greedy(test="mcnemar"), POOL, (Tastings(scores=(0.1,), hits=("01",)), better))
+    assert isinstance(soup, Soup)
+    assert soup.decisions[1].reason == (
+        "gains 7 images and loses 0 against the best soup so far, 0.1000: p = 0.016 by McNemar's "
+        "test, not significantly worse"
+    )
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_delta": -0.1}, "option min_delta: .*got -0.1"),
+        ({"alpha": 1}, "option alpha: .*less than 1, got 1"),
+        ({"test": "t-test"}, "option test: .*'none' or 'mcnemar', got 't-test'"),
+        ({"patience": 0}, "option patience: .*got 0"),
+        ({"min_delta": 0.1, "test": "mcnemar"}, "judged by one of the two; leave the other out"),
+    ],
+)
+def test_a_wrong_rule_is_the_users_mistake(
+    name: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"recipe {name}.*{message}"):
+        load(name, options)

@@ -1,0 +1,77 @@
+"""WiSE-FT: the line from the base to what was fine-tuned, and where on it to stop."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.workers.recipes.tables import KITCHEN, Table, cooked, tables
+from workers.merge import advance
+from workers.recipes import load
+from workers.recipes.wise_ft import WiseFt, between
+from workers.types import Ingredient, Mix, Soup, Taste, Tastings, UserError
+
+POOL = tuple(Ingredient(name=n, run=n, score=s) for n, s in zip("ab", (0.5, 0.6), strict=True))
+
+
+@settings(deadline=None)
+@given(
+    alpha=st.floats(0, 1),
+    base=st.floats(-10, 10),
+    tuned=st.lists(st.floats(-10, 10), min_size=1, max_size=5),
+)
+def test_every_mix_lies_on_the_line_between_base_and_mean(
+    alpha: float, base: float, tuned: list[float]
+) -> None:
+    members = [f"run{i}" for i in range(len(tuned))]
+    values = {"base/b": base, **dict(zip(members, tuned, strict=True))}
+    mix = between("base/b", members, alpha)
+    found = sum(weight * values[name] for name, weight in mix.weights) / mix.divisor
+    mean = sum(tuned) / len(tuned)
+    assert found == pytest.approx((1 - alpha) * base + alpha * mean, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(table=tables, of=st.sampled_from(["best", "uniform"]))
+def test_the_first_alpha_with_the_highest_score_is_taken_and_all_are_told(
+    table: Table, of: str
+) -> None:
+    soup, (question,) = cooked(table, load("wise_ft", {"of": of}))
+    scores = [table.score(mix) for mix in question.mixes]
+    assert (soup.score, soup.mix) == (max(scores), question.mixes[scores.index(max(scores))])
+    assert [each.candidate for each in soup.decisions] == [
+        f"alpha {tenths / 10:g}" for tenths in range(11)
+    ]
+    assert [each.after for each in soup.decisions] == scores
+    assert [each.accepted for each in soup.decisions].index(True) == scores.index(max(scores))
+    assert sum(each.accepted for each in soup.decisions) == 1
+
+
+def test_the_ends_are_the_base_and_what_others_taste_anyway() -> None:
+    for of, names in (("best", ["b"]), ("uniform", ["b", "a"])):
+        asked = advance(load("wise_ft", {"of": of}), POOL, (), KITCHEN)
+        assert isinstance(asked, Taste)
+        assert asked.mixes[0].single == "base/b"
+        assert asked.mixes[-1] == Mix.mean(names)
+    assert asked.mixes[1] == Mix(weights=(("b", 0.1), ("a", 0.1), ("base/b", 1.8)), divisor=2.0)
+
+
+def test_a_reason_says_which_alpha_was_better() -> None:
+    soup = advance(WiseFt(alphas=(0.25, 0.75)), POOL, (Tastings(scores=(0.7, 0.7)),), KITCHEN)
+    assert isinstance(soup, Soup)
+    assert [each.reason for each in soup.decisions] == [
+        "the highest selection score, 0.7000",
+        "its score 0.7000 is not above that of alpha 0.25",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alphas": []}, "option alphas: .*at least 1 item"),
+        ({"alphas": [0.5, 1.5]}, "option alphas.1: .*less than or equal to 1, got 1.5"),
+        ({"of": "greedy"}, "option of: .*'best' or 'uniform', got 'greedy'"),
+    ],
+)
+def test_a_wrong_option_is_the_users_mistake(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=f"recipe wise_ft, {message}"):
+        load("wise_ft", options)

@@ -1,0 +1,76 @@
+"""The recipe `greedy_random`: greedy, the candidates in random order."""
+
+import statistics
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from workers.recipes.acceptance import Acceptance
+from workers.recipes.best import best_first
+from workers.recipes.greedy import grow
+from workers.types import Answer, Decision, Ingredient, Kitchen, Question, Soup, digest
+
+
+@dataclass(frozen=True)
+class GreedyRandom(Acceptance):
+    """Greedy soup in random order (Wortsman et al., "Model soups", ICML 2022, table 3).
+
+    Says how much greedy owes to its order. An order follows from the experiment's seed, `seed`
+    and the names of the ingredients, so it is the same wherever and whenever it is drawn, and a
+    new ingredient leaves the others in their order. Of several orders the soup with the highest
+    selection score is made, the first among equals; their spread is told.
+    """
+
+    seed: int = 0
+    best_first: bool = True
+    """Start from the best single model, so that the soup cannot score less. Without it, from
+    whoever comes first."""
+    orders: Annotated[int, Field(ge=1)] = 1
+
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+    ) -> Generator[Question, Answer, Soup]:
+        first = "the best single model" if self.best_first else "the first in random order"
+        soups: list[Soup] = []
+        for number in range(self.orders):
+            order = self.order(ingredients, kitchen.seed, number)
+            soups.append((yield from grow(self, order, first)))
+        if self.orders == 1:
+            return soups[0]
+        made = max(soups, key=_score)
+        compared = _compared(soups, soups.index(made))
+        return made.model_copy(update={"decisions": (*compared, *made.decisions)})
+
+    def order(
+        self, ingredients: tuple[Ingredient, ...], experiment_seed: int, number: int
+    ) -> list[Ingredient]:
+        best, *others = best_first(ingredients)
+        drawn = others if self.best_first else [best, *others]
+        drawn = sorted(
+            drawn, key=lambda each: digest([experiment_seed, self.seed, number, each.name], 32)
+        )
+        return [best, *drawn] if self.best_first else drawn
+
+
+def _compared(soups: list[Soup], chosen: int) -> list[Decision]:
+    scores = [_score(soup) for soup in soups]
+    spread = (
+        f"{len(soups)} orders score {min(scores):.4f} to {max(scores):.4f}, "
+        f"mean {statistics.fmean(scores):.4f}, deviation {statistics.stdev(scores):.4f}"
+    )
+    return [
+        Decision(
+            candidate=f"order {i + 1}",
+            accepted=i == chosen,
+            after=scores[i],
+            reason=f"makes a soup of {len(soup.mix.names)}; {spread}",
+        )
+        for i, soup in enumerate(soups)
+    ]
+
+
+def _score(soup: Soup) -> float:
+    assert soup.score is not None
+    return soup.score

@@ -1,0 +1,78 @@
+"""The recipe `wise_ft`: some way back from the fine-tuned weights to the base."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from workers.recipes.best import best_first
+from workers.types import (
+    Answer,
+    Decision,
+    Ingredient,
+    Kitchen,
+    Mix,
+    Question,
+    Soup,
+    Taste,
+    Tastings,
+)
+
+Alpha = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class WiseFt:
+    """WiSE-FT (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+
+    theta = (1 - alpha) * base + alpha * fine-tuned. The alpha with the highest selection score is
+    taken, the first among equals: in the default order the one nearest to the base. Robustness to
+    other data often peaks at a lower alpha than the selection split does; all scores are told.
+    Assumes that the base has a trained head, as `base.probe_epochs` gives it one: between a random
+    head and a trained one lies little of use.
+    """
+
+    alphas: Annotated[tuple[Alpha, ...], Field(min_length=1)] = (
+        0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0,
+    )  # fmt: skip
+    of: Literal["best", "uniform"] = "best"
+    """What was fine-tuned: the best single model, or the mean of all."""
+
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+    ) -> Generator[Question, Answer, Soup]:
+        members = [each.name for each in best_first(ingredients)]
+        members = members[:1] if self.of == "best" else members
+        mixes = tuple(between(kitchen.base, members, alpha) for alpha in self.alphas)
+        answer = yield Taste(mixes=mixes)
+        assert isinstance(answer, Tastings)
+        chosen = answer.scores.index(max(answer.scores))
+        decisions = tuple(
+            _decided(alpha, score, self.alphas[chosen], i == chosen)
+            for i, (alpha, score) in enumerate(zip(self.alphas, answer.scores, strict=True))
+        )
+        return Soup(mix=mixes[chosen], score=answer.scores[chosen], decisions=decisions)
+
+
+def between(base: str, members: list[str], alpha: float) -> Mix:
+    """(1 - alpha) * base + alpha * mean of the members, who come first: their BatchNorm statistics
+    are the ones to keep. At the ends the base itself, and the very mean that others taste."""
+    if alpha == 0:
+        return Mix.mean([base])
+    if alpha == 1:
+        return Mix.mean(members)
+    size = len(members)
+    # Rounded, so that people read 0.1 where 1 - 0.9 would be 0.09999999999999998.
+    rest = round((1 - alpha) * size, 12)
+    weights = (*((name, alpha) for name in members), (base, rest))
+    return Mix(weights=weights, divisor=float(size))
+
+
+def _decided(alpha: float, score: float, best: float, chosen: bool) -> Decision:
+    reason = (
+        f"the highest selection score, {score:.4f}"
+        if chosen
+        else f"its score {score:.4f} is not above that of alpha {best:g}"
+    )
+    return Decision(candidate=f"alpha {alpha:g}", accepted=chosen, after=score, reason=reason)
