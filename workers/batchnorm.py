@@ -52,6 +52,13 @@ def restore(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             own[key].copy_(weights[key])
 
 
+def repair(model: nn.Module) -> None:
+    """No variance below zero, which a blend with negative weights may give."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.running_var is not None:
+            module.running_var.clamp_(min=0)
+
+
 def statistics(model: nn.Module) -> list[str]:
     """State-dict keys of all running means, variances and counters."""
     return [

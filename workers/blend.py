@@ -1,6 +1,7 @@
 """Blending: the only place where weights are averaged.
 
     mix      [(a, 2), (b, 1)] / 3                theta = (2 * a + 1 * b) / 3, in float64
+             below `head`: [0, 3] / 3            head  = b, bit for bit
     tensors  a.stem  a.block1 ...                one after the other, so memory stays that of one
              b.stem  b.block1 ...
     threads  |=========|=======|                 share a tensor
@@ -10,7 +11,7 @@ Sources are memory-mapped files: their bytes are read once, straight into a bloc
 a function of the same element of the sources alone, so neither block size nor threads change a bit.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,25 +34,44 @@ def blend(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields (key, theta) with theta = (sum_i w_i theta_i) / d, in the key order of the first.
 
-    The sum runs in float64 in mix order from the first term on; zero weights are dropped; the
-    result is cast back to the stored dtype. A mix that is one checkpoint yields its very tensors.
-    Integer tensors (counters) come from the heaviest member, the first among equals.
+    The weights are those of the component that the tensor belongs to, else those of the mix. The
+    sum runs in float64 in mix order from the first term on; zero weights are dropped; the result is
+    cast back to the stored dtype. Where one checkpoint has all the weight, its very tensor comes
+    out. Integer tensors (counters) come from the heaviest member, the first among equals.
 
     Raises UserError that names ingredient and tensor where keys, shapes or dtypes differ, or where
     a value is not finite.
     """
-    members = [(name, weight) for name, weight in mix.weights if weight]
-    if not members:
+    if not mix.names:
         raise ValueError("a mix needs at least one checkpoint with a weight, got none")
-    first = members[0][0]
-    for name, _ in members[1:]:
-        _check_same_keys(first, sources[first], name, sources[name])
+    first = mix.names[0]
+    for name in mix.names[1:]:
+        check_same_keys(first, sources[first], name, sources[name])
+    members = [name for name, _ in mix.weights]
     num_threads = torch.get_num_threads()
     with ThreadPoolExecutor(num_threads) as pool:
         for key in sources[first]:
-            terms = [(name, weight, sources[name][key]) for name, weight in members]
-            _check_same_shapes(key, terms)
+            weighed = zip(members, weights_of(mix, key), strict=True)
+            terms = [(name, weight, sources[name][key]) for name, weight in weighed if weight]
+            if not terms:
+                raise ValueError(f"no checkpoint of the mix has a weight for tensor {key!r}")
+            check_same_shapes(key, terms)
             yield key, _blend_tensor(_Sum(key, terms, mix.divisor, block), pool, num_threads)
+
+
+def weights_of(mix: Mix, key: str) -> tuple[float, ...]:
+    """What each checkpoint of the mix weighs in this tensor, in mix order, before division."""
+    prefix = component_of(key, [component.prefix for component in mix.components])
+    if prefix is None:
+        return tuple(weight for _, weight in mix.weights)
+    return next(each.weights for each in mix.components if each.prefix == prefix)
+
+
+def component_of(key: str, prefixes: Iterable[str]) -> str | None:
+    """The longest of the dotted prefixes that is the tensor's name or lies above it; `""` lies
+    above all."""
+    fitting = (each for each in prefixes if not each or key == each or key.startswith(f"{each}."))
+    return max(fitting, key=len, default=None)
 
 
 Term = tuple[str, float, Tensor]
@@ -123,7 +143,8 @@ def _check_finite(values: Tensor, job: _Sum) -> None:
     )
 
 
-def _check_same_keys(first: str, expected: Weights, name: str, found: Weights) -> None:
+def check_same_keys(first: str, expected: Weights, name: str, found: Weights) -> None:
+    """Raises UserError that names a tensor of only one of the two."""
     missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing or extra:
         key = min(missing or extra)
@@ -134,7 +155,8 @@ def _check_same_keys(first: str, expected: Weights, name: str, found: Weights) -
         )
 
 
-def _check_same_shapes(key: str, terms: list[Term]) -> None:
+def check_same_shapes(key: str, terms: list[Term]) -> None:
+    """Raises UserError that names the first that is of another shape or dtype."""
     first, _, expected = terms[0]
     for name, _, found in terms[1:]:
         if (found.shape, found.dtype) != (expected.shape, expected.dtype):

@@ -17,10 +17,13 @@ PERFORMERS = {
     "train": "workers.train:train",
     "adopt": "workers.foreign:adopt",
     "merge": "workers.merge:merge",
+    "geometry": "workers.geometry:geometry",
+    "gradient": "workers.gradient:gradient",
     "taste": "workers.tasting:taste",
     "blend": "workers.soups:blend_soup",
     "score": "workers.scoring:score",
     "compare": "workers.compare:compare",
+    "analyse": "workers.analysis.analyse:analyse",
     "serve": "workers.soups:serve",
     "retire": "workers.retire:retire",
 }

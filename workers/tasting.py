@@ -95,6 +95,8 @@ def _settle_batchnorm(model: nn.Module, cohort: Cohort, first: Weights, worker: 
         batchnorm.recompute(model, pixels, config, device, worker.progress.touch)
     elif cohort.batchnorm in ("best", "frozen"):
         batchnorm.restore(model, first)
+    elif cohort.batchnorm == "average":
+        batchnorm.repair(model)
 
 
 def _tasted(model: nn.Module, order: TasteOrder, worker: Worker) -> Tasting:
@@ -103,11 +105,12 @@ def _tasted(model: nn.Module, order: TasteOrder, worker: Worker) -> Tasting:
     pixels = eval_pixels(worker.images, SELECTION, config, touch=worker.progress.touch)
     labels = worker.images.labels(SELECTION)
     queue = hard_first(order.hard_first, worker)
+    bar = None if order.hits else order.at_least
     seen = np.empty((len(queue), len(worker.images.classes)), np.float32)
     num_wrong = 0
     for start in range(0, len(queue), EVAL_BATCH):
         at_most = (len(queue) - num_wrong) / len(queue)
-        if worker.setting.metric == "top1" and _is_out_of_reach(order, at_most):
+        if worker.setting.metric == "top1" and _is_out_of_reach(bar, order.strict, at_most):
             return Tasting(score=None, at_most=at_most, samples=start)
         batch = queue[start : start + EVAL_BATCH]
         images = pixels[torch.from_numpy(batch)]
@@ -117,13 +120,24 @@ def _tasted(model: nn.Module, order: TasteOrder, worker: Worker) -> Tasting:
     # In split order again, so that the same logits give the same float as anywhere else.
     scored = score(seen, labels)
     found = scored.selection(worker.setting.metric)
-    return Tasting(score=found, at_most=found, samples=len(queue), nll=scored.nll)
+    return Tasting(
+        score=found,
+        at_most=found,
+        samples=len(queue),
+        hits=_in_digits(predictions(seen) == labels) if order.hits else None,
+        nll=scored.nll,
+    )
 
 
-def _is_out_of_reach(order: TasteOrder, at_most: float) -> bool:
-    if order.at_least is None:
+def _is_out_of_reach(bar: float | None, strict: bool, at_most: float) -> bool:
+    if bar is None:
         return False
-    return at_most <= order.at_least if order.strict else at_most < order.at_least
+    return at_most <= bar if strict else at_most < bar
+
+
+def _in_digits(hits: np.ndarray) -> str:
+    """(N,) booleans as hexadecimal digits, the first the highest bit."""
+    return np.packbits(hits).tobytes().hex()
 
 
 def hard_first(checkpoint_ids: tuple[str, ...], worker: Worker) -> np.ndarray:

@@ -30,6 +30,7 @@ class Pool:
     cohort: Cohort
     members: tuple[Checkpoint, ...]
     scores: tuple[float, ...]
+    base: Checkpoint
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,7 +77,7 @@ def make_pool(
         member = write_checkpoint(worker.store, name, i, step, net.state_dict(), base=start.name)
         members.append(member)
         scores.append(_predict(net, worker, member.id))
-    return Pool(worker, cohort, tuple(members), tuple(scores))
+    return Pool(worker, cohort, tuple(members), tuple(scores), start)
 
 
 def _train(net: nn.Module, worker: Worker, seed: int, lr: float, epochs: int) -> None:

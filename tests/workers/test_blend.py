@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from workers.blend import BLOCK, blend
-from workers.types import Mix, UserError
+from workers.blend import BLOCK, blend, component_of
+from workers.types import Component, Mix, UserError
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
@@ -136,3 +136,75 @@ def test_a_missing_tensor_and_another_shape_or_dtype_are_refused_by_name() -> No
 def test_a_mix_without_weights_is_our_mistake() -> None:
     with pytest.raises(ValueError, match="at least one checkpoint"):
         dict(blend(Mix(weights=(("0", 0.0),), divisor=1), {"0": weights(0)}))
+
+
+# Components
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.lists(st.floats(-3, 3).filter(lambda w: abs(w) > 1e-3), min_size=3, max_size=3),
+        min_size=3,
+        max_size=3,
+    ),
+    divisor=st.floats(0.5, 8),
+    dtype=st.sampled_from(DTYPES),
+    block=st.integers(1, 80),
+)
+def test_a_component_has_weights_of_its_own_negative_ones_too(
+    rows: list[list[float]], divisor: float, dtype: torch.dtype, block: int
+) -> None:
+    sources = {str(i): weights(i, dtype) for i in range(3)}
+    common, stem, bias = (tuple(row) for row in rows)
+    mix = Mix(
+        weights=tuple(zip("012", common, strict=True)),
+        divisor=divisor,
+        components=(
+            Component(prefix="head.bias", weights=bias),
+            Component(prefix="stem", weights=stem),
+            Component(prefix="hea", weights=stem),
+            Component(prefix="scal", weights=stem),
+        ),
+    )
+    plain = {"stem.weight": stem, "head.bias": bias, "scale": common, "empty": common}
+    blended = dict(blend(mix, sources, block))
+    for key, row in plain.items():
+        alone = Mix(weights=tuple(zip("012", row, strict=True)), divisor=divisor)
+        assert torch.equal(blended[key], defined(alone, sources, key)), key
+
+
+def test_the_longest_prefix_holds_and_prefixes_end_at_dots() -> None:
+    prefixes = ["", "layer1", "layer1.0", "layer1.0.conv.weight", "layer"]
+    assert component_of("layer1.0.conv.weight", prefixes) == "layer1.0.conv.weight"
+    assert component_of("layer1.0.conv.bias", prefixes) == "layer1.0"
+    assert component_of("layer1.10.conv.bias", prefixes) == "layer1"
+    assert component_of("layer1", prefixes) == "layer1"
+    assert component_of("layer10.0.conv.weight", prefixes) == ""
+    assert component_of("layer10.0.conv.weight", prefixes[1:]) is None
+
+
+def test_a_component_of_one_checkpoint_is_its_very_tensors() -> None:
+    sources = {str(i): weights(i) for i in range(2)}
+    only = Component(prefix="stem", weights=(0.0, 2.0))
+    blended = dict(blend(Mix.mean(["0", "1"]).model_copy(update={"components": (only,)}), sources))
+    assert blended["stem.weight"] is sources["1"]["stem.weight"]
+    assert torch.equal(blended["scale"], defined(Mix.mean(["0", "1"]), sources, "scale"))
+
+
+def test_a_checkpoint_may_weigh_something_in_one_component_only() -> None:
+    sources = {str(i): weights(i) for i in range(2)}
+    both = Component(prefix="head", weights=(1.0, 3.0))
+    mix = Mix(weights=(("0", 4.0), ("1", 0.0)), divisor=4, components=(both,))
+    assert mix.names == ("0", "1") and mix.single is None
+    blended = dict(blend(mix, sources))
+    assert blended["scale"] is sources["0"]["scale"]
+    expected = (sources["0"]["head.bias"].double() + 3 * sources["1"]["head.bias"].double()) / 4
+    assert torch.equal(blended["head.bias"], expected.float())
+    assert blended["bn.num_batches_tracked"] == 10
+
+
+def test_a_tensor_that_nothing_weighs_in_is_our_mistake() -> None:
+    none = Component(prefix="head", weights=(0.0,))
+    with pytest.raises(ValueError, match="no checkpoint of the mix has a weight for .*head.bias"):
+        dict(blend(Mix.mean(["0"]).model_copy(update={"components": (none,)}), {"0": weights(0)}))

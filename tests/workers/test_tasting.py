@@ -34,7 +34,23 @@ def test_a_complete_taste_is_the_score_of_the_mixed_model(pool: Pool) -> None:
     config = preprocessing(model, pool.worker.setting.data)
     found = logits(model, eval_pixels(pool.worker.images, "val", config), config, "cpu")
     expected = score(found, pool.worker.images.labels("val")).top1
-    assert tasted(pool, mix) == Tasting(score=expected, at_most=expected, samples=150)
+    whole = score(found, pool.worker.images.labels("val"))
+    assert tasted(pool, mix) == Tasting(
+        score=expected, at_most=expected, samples=150, nll=whole.nll
+    )
+
+
+def test_a_taste_that_asks_for_hits_tells_every_image_and_never_stops_early(pool: Pool) -> None:
+    mix = Mix.mean(pool.names)
+    found = tasted(pool, mix, hits=True, at_least=1.0)
+    assert found.samples == 150 and found.hits is not None and len(found.hits) == 2 * 19
+    bits = [int(bit) for bit in bin(int("1" + found.hits, 16))[3:]]
+    assert sum(bits[:150]) / 150 == found.score and not any(bits[150:])
+    model = pool.worker.model(pool.cohort.model)
+    config = preprocessing(model, pool.worker.setting.data)
+    seen = logits(model, eval_pixels(pool.worker.images, "val", config), config, "cpu")
+    assert bits[:150] == (seen.argmax(1) == pool.worker.images.labels("val")).astype(int).tolist()
+    assert tasted(pool, mix).hits is None
 
 
 def test_tasting_one_checkpoint_gives_the_score_of_its_training(pool: Pool) -> None:
@@ -57,7 +73,7 @@ def test_a_stopped_taste_is_right_and_a_reachable_bar_never_stops_one(pool: Pool
                 assert found.samples < 150
                 assert found.at_most <= bar if strict else found.at_most < bar
             else:
-                assert found == Tasting(score=full, at_most=full, samples=150)
+                assert found.score == found.at_most == full and found.samples == 150
 
 
 def test_the_exact_score_as_bar_is_reached_unless_more_is_asked(pool: Pool) -> None:
