@@ -5,7 +5,18 @@ from dataclasses import dataclass
 
 from orchestrator.program import Program
 from orchestrator.report import words
-from orchestrator.report.figures import GRID, INK, RUNS, SOUP, Figure, layout_of, scaled, selection
+from orchestrator.report.figures import (
+    INK,
+    RUNS,
+    SOUP,
+    Absent,
+    Choice,
+    Drawing,
+    Figure,
+    layout_of,
+    scaled,
+    selection,
+)
 from orchestrator.report.now import of_cohort
 from orchestrator.report.words import Json
 from orchestrator.state import MergeState, RunState, State
@@ -30,13 +41,13 @@ BESIDE = {
 """By field of Evaluated."""
 
 
-def learning_curves(program: Program, state: State) -> Figure | None:
+def learning_curves(program: Program, state: State) -> Drawing:
     """Selection score of every run by time or epoch, beside it that of its moving average and the
     one on what its fold holds out, and the anytime soup as a thick line."""
     metric = program.experiment.soup.metric
     curves = [(run, state.run(run.id)) for run in program.runs if state.run(run.id).curve]
     if not curves:
-        return None
+        return Absent("learning-curves", "no run has finished an epoch")
     began = state.began_at or 0.0
     lines = [
         line
@@ -55,8 +66,6 @@ def learning_curves(program: Program, state: State) -> Figure | None:
         460,
         xaxis={"title": {"text": "minutes since the start"}, "rangemode": "tozero"},
         yaxis={"title": {"text": y_title}},
-        updatemenus=[_by_time_or_epoch(lines)],
-        margin={"t": 46},
         hovermode="closest",
     )
     caption = (
@@ -64,7 +73,7 @@ def learning_curves(program: Program, state: State) -> Figure | None:
         "could have been served at that moment: an observe round over the newest checkpoints."
     )
     caption = " ".join([caption, *(beside.caption for beside in shown)])
-    return Figure("learning-curves", caption, data, layout)
+    return Figure("learning-curves", caption, data, layout, _by_time_or_epoch(lines))
 
 
 def _of_run(run: RunSpec, known: RunState, color: str, metric: str, began: float) -> Iterator[Json]:
@@ -168,25 +177,14 @@ def _drawn(line: Json) -> Json:
     return {**kept, "type": "scatter", "x": line["by_time"], "hovertemplate": template}
 
 
-def _by_time_or_epoch(lines: list[Json]) -> Json:
-    """Buttons that exchange the x axis."""
+def _by_time_or_epoch(lines: list[Json]) -> tuple[Choice, ...]:
+    """Exchange the x axis."""
     titles = {"by_time": "minutes since the start", "by_epoch": "epochs (soups: of the mean run)"}
-    return {
-        "type": "buttons",
-        "direction": "right",
-        "x": 0,
-        "y": 1.02,
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "pad": {"b": 4},
-        "bgcolor": "#ffffff",
-        "bordercolor": GRID,
-        "buttons": [
-            {
-                "label": key.replace("_", " "),
-                "method": "update",
-                "args": [{"x": [line[key] for line in lines]}, {"xaxis.title.text": title}],
-            }
-            for key, title in titles.items()
-        ],
-    }
+    return tuple(
+        Choice(
+            key.replace("_", " "),
+            [{"x": line[key]} for line in lines],
+            {"xaxis": {"title": {"text": title}}},
+        )
+        for key, title in titles.items()
+    )

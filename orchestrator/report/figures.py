@@ -1,28 +1,64 @@
-"""A figure of the report: a plain value that plotly.js draws in the reader's browser."""
+"""A figure of the report: a plain value that plotly.js draws in the reader's browser.
 
-from dataclasses import dataclass
+Colours are names of the page's style sheet, which has them for light and for dark; the page puts
+them in as it draws. One meaning has one colour, in every figure and table.
+"""
+
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.report import words
 from orchestrator.report.words import Json
 from workers.types import WORST
 
-INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
-GOOD, BAD, SOUP, OTHER = "#0b8457", "#c0392b", "#d9730d", "#52606d"
+INK, SOFT, FAINT, GRID, PAPER = "--ink", "--soft", "--faint", "--line", "--paper"
+BETTER, WORSE = "--better", "--worse"
+INGREDIENT, SINGLE, SOUP, ENSEMBLE, BASE = (
+    *("--ingredient", "--single", "--soup", "--ensemble"),
+    "--base",
+)
+"""Runs, the best single one, soups, ensembles, and what all runs began from."""
 RUNS = (
     *("#4c78a8", "#72b7b2", "#b279a2", "#9d755d", "#54a24b", "#e45756"),
     *("#7f7f7f", "#ff9da6", "#8cd17d", "#499894", "#86bcb6", "#d4a6c8"),
 )
+"""To tell runs apart where each is a line."""
+SEQUENTIAL = [[0, PAPER], [1, SINGLE]]
+DIVERGING = [[0, SINGLE], [0.5, PAPER], [1, SOUP]]
+"""Below zero, zero, above zero."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A button over a figure, and what it shows: each of these traces is laid over the figure's
+    trace in the same place, and `layout` over its layout, one level deep."""
+
+    label: str
+    data: list[Json]
+    layout: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """`data` and `layout` of plotly.js; `caption` says what to see."""
+    """`data` and `layout` of plotly.js; `caption` says how to read it. The first choice, if there
+    are any, is what `data` and `layout` show already."""
 
     id: str
     caption: str
     data: list[Json]
     layout: Json
+    choices: tuple[Choice, ...] = ()
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A figure that cannot be drawn, and why."""
+
+    id: str
+    why: str
+
+
+Drawing = Figure | Absent
 
 
 def layout_of(height: int, **changes: Any) -> Json:
@@ -33,7 +69,7 @@ def layout_of(height: int, **changes: Any) -> Json:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
-        "hoverlabel": {"align": "left"},
+        "hoverlabel": {"align": "left", "font": {"family": "system-ui, sans-serif"}},
         "legend": {"orientation": "v", "x": 1.01, "y": 1, "font": {"size": 12}},
         "xaxis": dict(axis),
         "yaxis": dict(axis),

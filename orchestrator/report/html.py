@@ -1,7 +1,8 @@
 """report.html: one file that needs no network, for a reader who was not there."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from html import escape
@@ -13,49 +14,94 @@ from plotly.offline import get_plotlyjs
 
 from orchestrator.program import Program
 from orchestrator.report import verdict, words
+from orchestrator.report.about import data, failures, fleet, loading
+from orchestrator.report.calibration import reliability
+from orchestrator.report.coefficients import coefficients
 from orchestrator.report.curves import learning_curves
-from orchestrator.report.figures import Figure
+from orchestrator.report.errors import bias_variance, confusion
+from orchestrator.report.figures import Drawing, Figure
+from orchestrator.report.geometry import barrier, cosines
 from orchestrator.report.intervals import differences
+from orchestrator.report.maps import model_map
 from orchestrator.report.members import members
-from orchestrator.report.results import SCORES
-from orchestrator.report.tables import Row, rows
+from orchestrator.report.models import all_metrics, recipe_table, run_table
+from orchestrator.report.paths import paths
+from orchestrator.report.shift import robustness
+from orchestrator.report.tables import rows
 from orchestrator.report.timeline import timeline
 from orchestrator.report.words import Json
 from orchestrator.state import State
-from workers.storage import SERVED
 
 
-def report_html(known: Json, program: Program, state: State) -> str:
-    """The page. `known` are the results; the figures are drawn from the state behind them."""
-    models = list(rows(known))
-    figures = {
-        figure.id: figure
-        for figure in (
-            differences(known, models),
-            learning_curves(program, state),
-            timeline(state),
-        )
-        if figure is not None
-    }
-    sections = [
-        section("Every model on every split", _models(known, models, figures.get("differences"))),
-        section("Learning curves", _figure(figures.get("learning-curves"))),
-        section("Who is in the soup, and why", "".join(members(known))),
-        section("What went wrong", _failures(known)),
-        section("The fleet", _fleet(known, figures.get("timeline"))),
-        section("The data", _data(known)),
-        section("Load the soup", _loading(known)),
-    ]
-    page = Template(resources.files("orchestrator.report").joinpath("page.html").read_text())
-    return page.substitute(
-        title=escape(f"{known['name']}: soup of {words.counted(len(words.trained(known)), 'run')}"),
+@dataclass(frozen=True)
+class Section:
+    """A part of the page; `parts` are HTML and figures, in order."""
+
+    anchor: str
+    title: str
+    parts: tuple[str | Drawing, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(self.parts)
+
+    @property
+    def figures(self) -> list[Figure]:
+        return [part for part in self.parts if isinstance(part, Figure)]
+
+    def html(self) -> str:
+        body = "\n".join(each if isinstance(each, str) else drawn(each) for each in self.parts)
+        return f'<section id="{self.anchor}"><h2>{escape(self.title)}</h2>\n{body}</section>'
+
+
+def report_html(known: Json, program: Program, state: State, analysis: Json | None = None) -> str:
+    """The page. `known` are the results, `analysis` is what analysis.json holds, if there is any;
+    curves and the timeline are drawn from the state behind them."""
+    sections = [each for each in _sections(known, program, state, analysis) if not each.is_empty]
+    figures = [asdict(figure) for each in sections for figure in each.figures]
+    runs = words.counted(len(words.trained(known)), "run")
+    return Template(_resource("page.html")).substitute(
+        title=escape(f"{known['name']}: soup of {runs}"),
         name=escape(known["name"]),
         facts=_facts(known, state),
-        verdict=_verdict(known),
-        sections="\n".join(each for each in sections if each),
-        figures=_as_script([_drawable(figure) for figure in figures.values()]),
+        verdict=_verdict(known, analysis),
+        contents="".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections),
+        sections="\n".join(each.html() for each in sections),
+        style=_resource("page.css"),
+        figures=_as_script(figures),
         plotly=_plotly(),
+        script=_resource("page.js"),
     )
+
+
+def _sections(
+    known: Json, program: Program, state: State, analysis: Json | None
+) -> Iterator[Section]:
+    models = list(rows(known))
+    table = recipe_table(known, analysis, models)
+    yield Section(
+        "recipes", "Recipes", (table, differences(known, models), all_metrics(known, models))
+    )
+    yield Section("shift", "On shifted data", (robustness(known, models),))
+    yield Section("map", "Who predicts alike", (model_map(analysis, models),))
+    chosen = (paths(known), coefficients(known), *members(known))
+    yield Section("choices", "What is in the soups, and why", chosen)
+    weights = (cosines(known, analysis), barrier(known, analysis))
+    yield Section("weights", "In weight space", weights)
+    wrong = (
+        *(reliability(analysis), bias_variance(known, analysis)),
+        confusion(known, analysis),
+    )
+    yield Section("errors", "Errors", wrong)
+    yield Section("runs", "Runs", (learning_curves(program, state), run_table(known, models)))
+    yield Section("failures", "What went wrong", (failures(known),))
+    yield Section("fleet", "The fleet", (fleet(known), timeline(state)))
+    yield Section("data", "The data", (data(known),))
+    yield Section("load", "Load the soup", (loading(known),))
+
+
+def _resource(name: str) -> str:
+    return resources.files("orchestrator.report").joinpath(name).read_text()
 
 
 @cache
@@ -65,26 +111,22 @@ def _plotly() -> str:
     return source.replace("</script", "<\\/script")
 
 
-def _drawable(figure: Figure) -> Json:
-    return {"id": figure.id, "data": figure.data, "layout": figure.layout}
-
-
 def _as_script(value: Any) -> str:
     """JSON that cannot end the script element it stands in."""
     return json.dumps(value, allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\!--")
 
 
-def section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>\n{body}</section>" if body else ""
-
-
-def table(head: Iterable[str], lines: Iterable[str], kind: str = "") -> str:
-    """A table of finished cells: `head` is text, `lines` are rows of HTML."""
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "\n".join(lines)
+def drawn(drawing: Drawing) -> str:
+    """Its place in the page, where plotly.js draws it; or why there is none."""
+    if not isinstance(drawing, Figure):
+        name = drawing.id.replace("-", " ")
+        return f'<p class="absent">Left out: {escape(name)}, because {escape(drawing.why)}.</p>'
+    labels = [f'<button type="button">{escape(each.label)}</button>' for each in drawing.choices]
+    choices = f'<div class="choices">{"".join(labels)}</div>' if labels else ""
+    height = drawing.layout["height"]
     return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{cells}</tr></thead>'
-        f"<tbody>\n{body}\n</tbody></table></div>"
+        f"<figure><figcaption>{escape(drawing.caption)}</figcaption>{choices}"
+        f'<div id="{drawing.id}" class="plot" style="height:{height}px"></div></figure>'
     )
 
 
@@ -97,157 +139,11 @@ def _facts(known: Json, state: State) -> str:
     return " · ".join(escape(part) for part in parts if part)
 
 
-def _verdict(known: Json) -> str:
+def _verdict(known: Json, analysis: Json | None) -> str:
     said = verdict.verdict(known)
     lines = [f'<p class="said">{escape(said.sentence)}</p>']
     lines += [f"<p>{escape(sentence)}</p>" for sentence in verdict.about_ensembles(known)]
-    cautions = "".join(f"<li>{escape(each)}</li>" for each in verdict.cautions(known))
+    warned = [*verdict.cautions(known), *verdict.undetectable(known, analysis)]
+    cautions = "".join(f"<li>{escape(each)}</li>" for each in warned)
     cautions = f'<ul class="cautions">{cautions}</ul>' if cautions else ""
     return f'<div class="verdict {said.tone}">{"".join(lines)}</div>{cautions}'
-
-
-def _figure(figure: Figure | None) -> str:
-    if figure is None:
-        return ""
-    height = figure.layout["height"]
-    return (
-        f'<figure><div id="{figure.id}" class="plot" style="height:{height}px"></div>'
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
-    )
-
-
-def _models(known: Json, models: list[Row], figure: Figure | None) -> str:
-    metric, splits = known["metric"], words.splits_of(known)
-    columns = [_split_title(known, split) for split in splits]
-    measure = words.METRICS[metric]
-    lines = [_model_line(row, splits, metric) for row in models]
-    note = (
-        f"<p>{measure[0].upper()}{measure[1:]}, {words.unit(metric)}; below it the difference to "
-        "the best single run with its 95 % interval. <b>val</b> chose checkpoints and soups, the "
-        "other splits chose nothing.</p>"
-    )
-    return (
-        note
-        + table(["model", "what", "status", *columns], lines, "models")
-        + _figure(figure)
-        + _all_metrics(models, splits)
-    )
-
-
-def _split_title(known: Json, split: str) -> str:
-    return f"{split} ({known['splits'][split]['count']})"
-
-
-def _model_line(row: Row, splits: list[str], metric: str) -> str:
-    marks = ["served"] if row.is_served else []
-    marks += ["best single"] if row.is_best_single else []
-    chips = "".join(f' <span class="chip">{mark}</span>' for mark in marks)
-    cells = "".join(_score_cell(row, split, metric) for split in splits)
-    kind = f"{row.kind} {row.status}{' served' if row.is_served else ''}"
-    status = escape(row.status) if row.kind == "run" else ""
-    return (
-        f'<tr class="{kind}"><td>{escape(_name(row))}{chips}</td><td class="what">'
-        f"{escape(row.about)}</td><td>{status}</td>{cells}</tr>"
-    )
-
-
-def _name(row: Row) -> str:
-    return row.name if row.kind == "run" else f"{row.kind}: {row.name}"
-
-
-def _score_cell(row: Row, split: str, metric: str) -> str:
-    value = words.shown(words.score_of(row.scores, split, metric), metric)
-    delta = row.deltas.get(split)
-    below = ""
-    if delta:
-        tone = verdict.judged(delta)
-        below = f'<br><span class="delta {tone}">{escape(words.interval(delta))}</span>'
-    return f'<td class="number">{value}{below}</td>'
-
-
-def _all_metrics(models: list[Row], splits: list[str]) -> str:
-    head = ["model", *(f"{split} {words.METRICS[name]}" for split in splits for name in SCORES)]
-    lines = [
-        f"<tr><td>{escape(_name(row))}</td>"
-        + "".join(
-            f'<td class="number">{words.shown(words.score_of(row.scores, split, name), name)}</td>'
-            for split in splits
-            for name in SCORES
-        )
-        + "</tr>"
-        for row in models
-    ]
-    return f"<details><summary>All metrics</summary>{table(head, lines)}</details>"
-
-
-def _failures(known: Json) -> str:
-    if not known["failures"]:
-        return ""
-    lines = [
-        f'<tr class="{"failed" if each["gave_up"] else ""}"><td>{escape(each["order"])}</td>'
-        f'<td class="number">{each["times"]}</td><td>{escape(each["message"] or "")}</td>'
-        f"<td>{escape(each['gave_up'] or 'mended by another attempt')}</td></tr>"
-        for each in known["failures"]
-    ]
-    return table(["order", "times", "last message", "outcome"], lines, "count-second")
-
-
-def _fleet(known: Json, figure: Figure | None) -> str:
-    used = known["fleet_efficiency"]
-    sentence = (
-        f"{words.duration(known['wall_s'])} in all. Slots were at work "
-        f"{words.percent(used['value'])} of the time in which there was work for them, and "
-        f"{words.percent(used['whole_wall'])} of the whole time."
-    )
-    return f"<p>{escape(sentence)}</p>{_figure(figure)}"
-
-
-def _data(known: Json) -> str:
-    lines = [
-        f'<tr><td>{escape(name)}</td><td class="number">{split["count"]}</td>'
-        f"<td><code>{escape(split['fingerprint'])}</code></td></tr>"
-        for name, split in known["splits"].items()
-    ]
-    return "".join(
-        [
-            "<p>A fingerprint is the sha256 over key, label and content of every image of a split. "
-            "Equal fingerprints: equal data.</p>",
-            table(["split", "images", "fingerprint"], lines, "count-second"),
-            *_folds(known["folds"]),
-            f"<p>{len(known['classes'])} classes: {escape(', '.join(known['classes']))}.</p>",
-            *_corrupt(known["corrupt"]),
-        ]
-    )
-
-
-def _folds(counts: list[int]) -> Iterator[str]:
-    if counts:
-        yield (
-            f"<p>{len(counts)} folds of train hold out {', '.join(map(str, counts))} images. What "
-            "a run holds out ends its training and fits stacked classifiers, nothing else.</p>"
-        )
-
-
-def _corrupt(keys: list[str]) -> Iterator[str]:
-    if keys:
-        listed = ", ".join(keys[:20]) + (" and more" if len(keys) > 20 else "")
-        yield f"<p>{len(keys)} do not decode and belong to no split: {escape(listed)}.</p>"
-
-
-def _loading(known: Json) -> str:
-    if known["served"] is None:
-        return ""
-    is_remote = "://" in known["uri"]
-    folder = SERVED if is_remote else f"{known['uri']}/{SERVED}"
-    first = f"<p>Copy <code>{escape(SERVED)}/</code> from {escape(known['uri'])}, then:</p>"
-    return (first if is_remote else "") + f"<pre>{escape(SNIPPET.format(folder=folder))}</pre>"
-
-
-SNIPPET = """\
-import timm
-from PIL import Image
-
-model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-logits = model(transform(Image.open("image.png").convert("RGB")).unsqueeze(0))
-print(model.pretrained_cfg["label_names"][logits.argmax()])"""

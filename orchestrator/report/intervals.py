@@ -3,17 +3,25 @@
 from collections.abc import Iterable
 
 from orchestrator.report import words
-from orchestrator.report.figures import FAINT, GOOD, INK, OTHER, SOUP, Figure, layout_of
+from orchestrator.report.figures import (
+    FAINT,
+    INK,
+    Absent,
+    Drawing,
+    Figure,
+    layout_of,
+)
+from orchestrator.report.looks import LOOKS, role
 from orchestrator.report.tables import Row
 from orchestrator.report.words import Json
 
 
-def differences(known: Json, rows: Iterable[Row]) -> Figure | None:
+def differences(known: Json, rows: Iterable[Row]) -> Drawing:
     """Soups and ensembles against the best single run, a panel per split, with intervals."""
     splits = words.splits_of(known)
     models = [row for row in rows if row.deltas]
     if not models:
-        return None
+        return Absent("differences", "no soup or ensemble has been compared yet")
     width, gap = 1 / len(splits), 0.03
     layout = layout_of(110 + 34 * len(models), margin={"t": 34, "l": 150}, showlegend=False)
     layout["yaxis"] |= {"autorange": "reversed", "showgrid": False, "type": "category"}
@@ -62,13 +70,11 @@ def _panel(models: list[Row], split: str, axis: str) -> Json:
             "color": FAINT,
             "thickness": 2,
         },
-        "marker": {"size": 10, "color": [_color(row) for row, _ in shown]},
+        "marker": {
+            "size": [LOOKS[role(row)].size for row, _ in shown],
+            "color": [LOOKS[role(row)].color for row, _ in shown],
+            "symbol": [LOOKS[role(row)].symbol for row, _ in shown],
+        },
         "text": [words.interval(delta) for _, delta in shown],
         "hovertemplate": "%{text}<extra></extra>",
     }
-
-
-def _color(row: Row) -> str:
-    if row.is_served:
-        return GOOD
-    return SOUP if row.kind == "soup" else OTHER

@@ -29,7 +29,7 @@ def _facts(soup: Json) -> str:
     )
     options = ", ".join(f"{key}: {value}" for key, value in soup["options"].items())
     facts = [
-        f"{len(soup['members'])} of {len(soup['decisions'])} ingredients",
+        words.share(soup),
         options,
         tasted,
         f"{soup['seconds']:.1f} s of work",
@@ -40,7 +40,7 @@ def _facts(soup: Json) -> str:
 
 
 def _decisions(soup: Json, params: dict[str, str], metric: str) -> str:
-    head = ["", "run", "what", "verdict", "soup without", "soup with", "why"]
+    head = ["", "candidate", "what", "verdict", "soup without", "soup with", "why"]
     cells = "".join(f"<th>{name}</th>" for name in head)
     runs = [decision["run"] for decision in soup["decisions"]]
     lines = [
@@ -55,9 +55,9 @@ def _decisions(soup: Json, params: dict[str, str], metric: str) -> str:
 
 def _line(number: int, decision: Json, what: str, metric: str, runs: list[str | None]) -> str:
     """`runs` are those of all candidates: where one has several, the step tells them apart."""
-    run = decision["run"] or ""
-    if runs.count(decision["run"]) > 1:
-        run += f" step {int(decision['candidate'].partition('/')[2].partition('-')[0])}"
+    name = words.candidate(decision)
+    if decision["run"] is not None and runs.count(decision["run"]) > 1:
+        name += f" step {int(decision['candidate'].partition('/')[2].partition('-')[0])}"
     said = "accepted" if decision["accepted"] else "refused"
     with_it = words.selection(decision["after"], metric)
     if decision["after"] is None and decision["at_most"] is not None:
@@ -65,7 +65,7 @@ def _line(number: int, decision: Json, what: str, metric: str, runs: list[str | 
         with_it = f"{bound} {words.selection(decision['at_most'], metric)}"
     return (
         f'<tr class="{said}"><td class="number">{number}</td>'
-        f'<td title="{escape(decision["candidate"])}">{escape(run)}</td>'
+        f'<td title="{escape(decision["candidate"])}">{escape(name)}</td>'
         f'<td class="what">{escape(what)}</td><td><span class="chip">{said}</span></td>'
         f'<td class="number">{words.selection(decision["before"], metric)}</td>'
         f'<td class="number">{with_it}</td><td>{escape(decision["reason"])}</td></tr>'

@@ -6,6 +6,7 @@ fractions 0..1 and nats; what is not a finite number is null.
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import config
@@ -14,10 +15,10 @@ from orchestrator.report.efficiency import fleet_efficiency, wall_s
 from orchestrator.schedule import choose, merge, score, train
 from orchestrator.schedule.merge import Final
 from orchestrator.state import MergeState, State
-from workers.types import SELECTION, Checkpointed, Compared, Delta, RunSpec, Score
+from workers.types import SELECTION, Checkpointed, Compared, Delta, Mix, RunSpec, Score, family_of
 
 SCHEMA = 1
-SCORES = ("top1", "macro_f1", "nll", "ece")
+SCORES = ("top1", "macro_f1", "nll", "ece", "worst_class")
 
 Json = dict[str, Any]
 
@@ -129,26 +130,34 @@ def _soup(state: State, compared: Compared | None, final: Final, name: str) -> J
     state_of_it = state.merges[final.id]
     soup = state_of_it.soup
     assert soup is not None, f"{name} was made without a mix"
-    tasted = tastes(state, state_of_it)
+    cost = _cost(state, state_of_it)
     deltas = compared.soups.get(score.predictions_of(state, final, name)) if compared else None
     return {
         "id": name,
         "recipe": final.recipe.label,
         "options": dict(final.recipe.options),
-        "cohort": final.cohort.id,
-        "mix": {
-            "divisor": soup.mix.divisor,
-            "weights": [[_id_of(state, member), weight] for member, weight in soup.mix.weights],
-        },
+        "cohort": family_of(final.cohort.id),
+        "mix": _mix(state, soup.mix),
+        "ingredients": len(state_of_it.opened.ingredients),
         "members": _ids_of(state, soup.mix.names),
         "scores": _scores(score.scores_of_soup(state, final, name)),
         "decisions": _decisions(state, state_of_it),
-        "tastes": len(tasted),
-        "samples_forwarded": sum(state.tastes[key].samples for key in tasted),
-        "seconds": sum(state.taste_cost.get(key, 0.0) for key in tasted)
-        + state.blend_seconds.get(name, 0.0),
+        "tastes": len(tastes(state, state_of_it)),
+        "measured": state_of_it.measured,
+        "samples_forwarded": cost.samples,
+        "seconds": cost.seconds + state.blend_seconds.get(name, 0.0),
         "batchnorm": final.cohort.batchnorm,
         "vs_best_single": _deltas(deltas or {}),
+    }
+
+
+def _mix(state: State, mix: Mix) -> Json:
+    """Its components only where it has any."""
+    components = [{"prefix": c.prefix, "weights": list(c.weights)} for c in mix.components]
+    return {
+        "divisor": mix.divisor,
+        "weights": [[_id_of(state, member), weight] for member, weight in mix.weights],
+        **({"components": components} if components else {}),
     }
 
 
@@ -157,6 +166,23 @@ def tastes(state: State, made: MergeState) -> tuple[tuple[str, str], ...]:
     A taste that another merge paid for counts here as well: it says what the recipe needs."""
     keys = dict.fromkeys((made.opened.cohort, mix) for mix in made.tried)
     return tuple(key for key in keys if key in state.tastes)
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What it took to answer a merge's questions."""
+
+    samples: int
+    seconds: float
+
+
+def _cost(state: State, made: MergeState) -> _Cost:
+    """Tastes, and what else was measured."""
+    tasted = tastes(state, made)
+    return _Cost(
+        sum(state.tastes[key].samples for key in tasted) + made.measured_samples,
+        sum(state.taste_cost.get(key, 0.0) for key in tasted) + made.measured_s,
+    )
 
 
 def _id_of(state: State, name: str) -> str:

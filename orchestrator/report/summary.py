@@ -14,22 +14,34 @@ from workers.types import SELECTION
 JUDGED = {"score": SELECTION, "held_out": "held out", "ema": f"ema {SELECTION}"}
 """Scores of a point of a learning curve -> what their columns are called."""
 ABOUT = ("kind", "id", "label", "cohort", "status", "served", "members", "params")
+FIRST = ("top1", "macro_f1", "nll", "ece")
+"""Scores whose columns stand together by split; what came later stands at the end."""
+COST = ("tastes", "seconds", "batchnorm")
+LATER = ("worst_class", "mcnemar_p", "ece_scaled")
 
 
-def summary_csv(program: Program, state: State, known: Json | None = None) -> str:
+def summary_csv(
+    program: Program, state: State, known: Json | None = None, analysis: Json | None = None
+) -> str:
     """Runs, soups and ensembles; per split the scores, and the difference to the best single.
 
-    `known` are the results, if they have been worked out already.
+    `known` are the results, if they have been worked out already; `analysis` is what
+    analysis.json holds, if there is any.
     """
     known = known if known is not None else results(program, state)
     splits = [name for name in known["splits"] if name != "train"]
     rows = [*_runs(known), *_soups(known), *_ensembles(known)]
-    scored = [{**about, **_flat(scores, deltas)} for about, scores, deltas in rows]
-    return _csv([*ABOUT, *(column for split in splits for column in _columns(split))], scored)
+    scored = [
+        {**about, **_flat(scores, deltas), **_scaled(analysis, model)}
+        for model, about, scores, deltas in rows
+    ]
+    columns = [column for split in splits for column in _columns(split)]
+    later = [f"{split} {name}" for split in splits for name in LATER]
+    return _csv([*ABOUT, *columns, *COST, *later], scored)
 
 
-Row = tuple[Json, Json, Json]
-"""What the model is, its scores by split, its differences by split."""
+Row = tuple[str | None, Json, Json, Json]
+"""The model's id in analysis.json, what it is, its scores by split, its differences by split."""
 
 
 def _runs(known: Json) -> Iterable[Row]:
@@ -38,7 +50,7 @@ def _runs(known: Json) -> Iterable[Row]:
         about = {"kind": kind, "label": run["id"], "members": 1}
         params = json.dumps(run["params"])
         keys = {key: run[key] for key in ("id", "cohort", "status")}
-        yield {**about, **keys, "params": params}, run["scores"], {}
+        yield run["representative"], {**about, **keys, "params": params}, run["scores"], {}
 
 
 def _soups(known: Json) -> Iterable[Row]:
@@ -46,7 +58,8 @@ def _soups(known: Json) -> Iterable[Row]:
         about = {"kind": "soup", "label": soup["recipe"], "members": len(soup["members"])}
         served = "yes" if soup["id"] == known["served"] else ""
         keys = {"id": soup["id"], "cohort": soup["cohort"], "served": served, "status": "done"}
-        yield {**about, **keys}, soup["scores"], soup["vs_best_single"]
+        cost = {key: soup[key] for key in COST}
+        yield soup["id"], {**about, **keys, **cost}, soup["scores"], soup["vs_best_single"]
 
 
 def _ensembles(known: Json) -> Iterable[Row]:
@@ -54,21 +67,31 @@ def _ensembles(known: Json) -> Iterable[Row]:
         about = {"kind": "ensemble", "id": ensemble["id"], "label": ensemble["kind"]}
         members = len(ensemble["members"])
         row = {**about, "members": members, "status": "done"}
-        yield row, ensemble["scores"], ensemble["vs_best_single"]
+        yield ensemble["id"], row, ensemble["scores"], ensemble["vs_best_single"]
 
 
 def _columns(split: str) -> list[str]:
     difference = ("delta", "ci95_low", "ci95_high")
-    return [f"{split} {name}" for name in (*SCORES, *difference)]
+    return [f"{split} {name}" for name in (*FIRST, *difference)]
 
 
 def _flat(scores: Json, deltas: Json) -> Json:
     flat = {f"{split} {name}": score[name] for split, score in scores.items() for name in SCORES}
     for split, delta in deltas.items():
         low, high = delta["ci95"]
-        flat |= {f"{split} delta": delta["delta"]}
+        flat |= {f"{split} delta": delta["delta"], f"{split} mcnemar_p": delta.get("p")}
         flat |= {f"{split} ci95_low": low, f"{split} ci95_high": high}
     return flat
+
+
+def _scaled(analysis: Json | None, model: str | None) -> Json:
+    """Calibration errors after the model's temperature, by split."""
+    splits = analysis["splits"] if analysis is not None else {}
+    return {
+        f"{split} ece_scaled": found["calibration"]["ece_scaled"]
+        for split, each in splits.items()
+        if (found := each["models"].get(model)) is not None
+    }
 
 
 def run_csv(state: State, run_id: str) -> str:

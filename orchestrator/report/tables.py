@@ -29,6 +29,10 @@ class Row:
     scores: Json
     deltas: Json = field(default_factory=dict)
     """To the best single, by split."""
+    model: str | None = None
+    """Its id in analysis.json: for a run that of the checkpoint that stands for it."""
+    source: Json = field(default_factory=dict)
+    """What results.json has of it."""
     is_best_single: bool = False
     is_served: bool = False
 
@@ -40,23 +44,46 @@ def rows(known: Json) -> Iterator[Row]:
         about = words.about_run(run)
         is_best = run["id"] == best
         scores = known["best_single"]["scores"] if is_best else run["scores"]
-        yield Row("run", run["id"], run["id"], about, run["status"], scores, is_best_single=is_best)
+        model = known["best_single"]["checkpoint"] if is_best else run["representative"]
+        yield Row(
+            "run",
+            run["id"],
+            run["id"],
+            about,
+            run["status"],
+            scores,
+            model=model,
+            source=run,
+            is_best_single=is_best,
+        )
     for soup in known["soups"]:
         yield Row(
             "soup",
             soup["id"],
             words.soup_name(known, soup),
-            f"{len(soup['members'])} of {len(soup['decisions'])} ingredients",
+            words.share(soup),
             "done",
             soup["scores"],
             soup["vs_best_single"],
+            model=soup["id"],
+            source=soup,
             is_served=soup["id"] == known["served"],
         )
     for each in known["ensembles"]:
         about = f"{len(each['members'])} models, {len(each['members'])} times the work per image"
         about += f", {words.fitted(each)}" if each["fitted_on"] else ""
         name, scores = words.ensemble(each["kind"]), each["scores"]
-        yield Row("ensemble", each["id"], name, about, "done", scores, each["vs_best_single"])
+        yield Row(
+            "ensemble",
+            each["id"],
+            name,
+            about,
+            "done",
+            scores,
+            each["vs_best_single"],
+            model=each["id"],
+            source=each,
+        )
 
 
 def final_table(known: Json, uri: str | None = None) -> RenderableType:

@@ -2,14 +2,23 @@
 
 from collections import defaultdict
 
-from orchestrator.report.figures import FAINT, GOOD, RUNS, SOUP, Figure, layout_of
+from orchestrator.report.figures import (
+    FAINT,
+    PAPER,
+    RUNS,
+    SOUP,
+    Absent,
+    Drawing,
+    Figure,
+    layout_of,
+)
 from orchestrator.report.words import Json
 from orchestrator.state import State
 
 COLORS = {
     "train": RUNS[0],
     "taste": SOUP,
-    "blend": GOOD,
+    "blend": RUNS[4],
     "score": RUNS[2],
     "base": RUNS[3],
     "merge": RUNS[10],
@@ -19,10 +28,10 @@ COLORS = {
 MAX_BARS = 5000
 
 
-def timeline(state: State) -> Figure | None:
+def timeline(state: State) -> Drawing:
     """A bar per order that ran to an end, a line per slot."""
     if not state.busy:
-        return None
+        return Absent("timeline", "no slot has done anything yet")
     order_at = {(each.slot, each.time): each.order or "" for each in state.starts}
     bars = defaultdict(list)
     for slot, begin, end in state.busy[-MAX_BARS:]:
@@ -40,7 +49,7 @@ def timeline(state: State) -> Figure | None:
     )
     began = state.began_at or 0.0
     data = [_drawn(kind, bars[kind], began) for kind in (*COLORS, "other") if kind in bars]
-    caption = "What each slot did. White is time without work, or work that was lost."
+    caption = "What each slot did. Empty is time without work, or work that was lost."
     return Figure("timeline", caption, data, layout)
 
 
@@ -59,6 +68,6 @@ def _drawn(kind: str, bars: list[tuple[str, float, float, str]], began: float) -
         "x": [(end - begin) / 60 for _, begin, end, _ in bars],
         "text": [order for _, _, _, order in bars],
         "textposition": "none",
-        "marker": {"color": COLORS.get(kind, FAINT), "line": {"width": 0.5, "color": "#fff"}},
+        "marker": {"color": COLORS.get(kind, FAINT), "line": {"width": 0.5, "color": PAPER}},
         "hovertemplate": "%{text}<br>%{x:.2f} min<extra></extra>",
     }

@@ -1,5 +1,6 @@
 """The verdict: what the experiment shows, in sentences that claim no more than their intervals."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
@@ -68,7 +69,7 @@ def versus(known: Json) -> str | None:
 
 def _what(known: Json, soup: Json) -> str:
     name = words.soup_name(known, soup)
-    return f"{name}, {len(soup['members'])} of {len(soup['decisions'])} ingredients"
+    return f"{name}, {words.share(soup)}"
 
 
 def _why_none(known: Json) -> str:
@@ -163,3 +164,19 @@ def small_selection_split(known: Json) -> str | None:
         f"standard error of {100 * standard_error:.1f} points there, so it cannot see differences "
         "of a point, and who is in a soup is partly luck."
     )
+
+
+def undetectable(known: Json, analysis: Json | None) -> Iterator[str]:
+    """When the selection split could hardly have seen the gain that the soup was chosen for."""
+    soup, name = served(known), known["selection"]
+    split = analysis["splits"].get(name) if analysis is not None else None
+    paired = split["paired"] if split is not None else None
+    delta = soup["vs_best_single"].get(name) if soup is not None else None
+    if paired is None or delta is None or delta["metric"] != "top1":
+        return
+    if abs(delta["delta"]) < paired["detectable"]:
+        yield (
+            f"On {name}, which chose it, the served soup gained {100 * delta['delta']:.2f} points; "
+            f"with its {known['splits'][name]['count']} images only a gain of "
+            f"{100 * paired['detectable']:.2f} points would have shown itself four times in five."
+        )

@@ -12,9 +12,12 @@ METRICS = {
     "macro_f1": "macro-F1",
     "nll": "negative log-likelihood",
     "ece": "calibration error",
+    "worst_class": "worst class",
 }
 
 UNKNOWN = "–"
+LONGEST = 30
+"""Characters of a run's parameters beside its id."""
 
 
 def is_fraction(metric: str) -> bool:
@@ -83,6 +86,47 @@ def soup_name(known: Json, soup: Json) -> str:
     names = {cohort["id"]: cohort["name"] for cohort in known["cohorts"]}
     several = len(names) > 1
     return f"{soup['recipe']} of {names[soup['cohort']]}" if several else str(soup["recipe"])
+
+
+def share(soup: Json) -> str:
+    """`4 of 6 ingredients`; `4 of 6 ingredients, and the base`."""
+    members = [member for member in soup["members"] if not is_base(member)]
+    said = f"{len(members)} of {counted(soup['ingredients'], 'ingredient')}"
+    return f"{said}, and the base" if len(members) < len(soup["members"]) else said
+
+
+def is_base(checkpoint: str) -> bool:
+    return checkpoint.startswith("base/")
+
+
+def short_name(known: Json, checkpoint: str) -> str:
+    """What a checkpoint is, in a word: the run's id, the soup's recipe, `base`."""
+    if is_base(checkpoint):
+        return "base"
+    soup = next((each for each in known["soups"] if each["id"] == checkpoint), None)
+    return soup_name(known, soup) if soup is not None else checkpoint.partition("/")[0]
+
+
+def model_name(known: Json, checkpoint: str) -> str:
+    """As `short_name`, with what the sweep set for a run."""
+    name = short_name(known, checkpoint)
+    run = next((each for each in known["runs"] if each["id"] == name), None)
+    if run is None or not run["params"]:
+        return name
+    about = params(run["params"])
+    about = about if len(about) <= LONGEST else about[:LONGEST].rstrip(" ,") + "…"
+    return f"{name} · {about}"
+
+
+def candidate(decision: Json) -> str:
+    """Who a decision was about: the run, where it was one."""
+    named: str = decision["run"] or decision["candidate"]
+    return named
+
+
+def height(value: float, metric: str) -> str:
+    """A difference of selection scores without a sign: `0.42 points`."""
+    return f"{with_sign(value, metric).lstrip('+')} {difference_unit(metric)}"
 
 
 def duration(seconds: float | None) -> str:

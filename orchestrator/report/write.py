@@ -7,16 +7,17 @@ from orchestrator.report.html import report_html
 from orchestrator.report.results import Json, results
 from orchestrator.report.summary import run_csv, summary_csv
 from orchestrator.state import State
-from workers.storage import REPORT, RESULTS, SUMMARY, Store, run_file
+from workers.storage import ANALYSIS, REPORT, RESULTS, SUMMARY, Store, run_file
 
 
 def write_report(program: Program, state: State, store: Store) -> Json:
     """Returns the results. results.json is written last: where it is, the rest is too."""
     known = results(program, state)
+    analysis = json.loads(store.read(ANALYSIS)) if store.exists(ANALYSIS) else None
     for run in program.runs:
         if state.run(run.id).curve:
             store.write(run_file(run.id, SUMMARY), run_csv(state, run.id).encode())
-    store.write(SUMMARY, summary_csv(program, state, known).encode())
-    store.write(REPORT, report_html(known, program, state).encode())
+    store.write(SUMMARY, summary_csv(program, state, known, analysis).encode())
+    store.write(REPORT, report_html(known, program, state, analysis).encode())
     store.write(RESULTS, json.dumps(known, indent=1, allow_nan=False).encode())
     return known

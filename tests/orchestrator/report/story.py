@@ -14,10 +14,11 @@ from typing import Any
 from orchestrator import config, schedule, sweep
 from orchestrator.folds import CLOSING, fold
 from orchestrator.program import Program, distinct_models
-from orchestrator.schedule import score
+from orchestrator.schedule import merge, score
 from orchestrator.state import State
 from workers import recipes
 from workers.types import (
+    Analysed,
     AnyEvent,
     AnyOrder,
     Asked,
@@ -158,6 +159,7 @@ class Story:
             "blend": lambda: (0.5, Blended(checkpoint=checkpoint(order.soup), busy_s=0.4)),
             "score": lambda: (1.5, self._scored(order)),
             "compare": lambda: (0.5, self._compared(order)),
+            "analyse": lambda: (0.5, Analysed(key=order.key, busy_s=0.4)),
             "serve": lambda: (0.2, Served(soup=order.soup.name)),
             "retire": lambda: (0.1, Retired(checkpoints=tuple(c.id for c in order.checkpoints))),
         }
@@ -226,12 +228,22 @@ class Story:
         return Asked(merge=order.merge, question=question)
 
     def _mix_score(self, names: tuple[str, ...]) -> float:
-        """The mean of the members, and a little more for each but the last run."""
+        """The mean of the members, and a little more for each but the last run. A soup
+        counts as its members."""
         runs = [run.id for run in self.program.runs]
-        members = [name.partition("/")[0] for name in names]
+        members = [name.partition("/")[0] for name in self._members(names)]
         at = [self.state.run(member).curve for member in members]
         mean = sum(curve[max(curve)].score.top1 for curve in at) / len(at)
-        return mean + 0.0112 * (len(names) - 1) - 0.035 * (runs[4] in members)
+        return mean + 0.0112 * (len(members) - 1) - 0.035 * (runs[4] in members)
+
+    def _members(self, names: tuple[str, ...]) -> list[str]:
+        """Of the soups among them, what they are made of."""
+        made = {
+            name: self.state.merges[final.id].soup
+            for final, name in merge.made(self.program, self.state)
+        }
+        soups = {name: soup.mix.names for name, soup in made.items() if soup is not None}
+        return [member for name in names for member in soups.get(name, (name,))]
 
     def _tasted(self, order: Any) -> AnyEvent:
         top1 = made_up("val", self._mix_score(order.mix.names)).top1
@@ -243,11 +255,11 @@ class Story:
     def _scored(self, order: Any) -> AnyEvent:
         name = order.checkpoint.name
         if name.startswith("soup/"):
-            merge = next(
+            of_it = next(
                 m for m in self.state.merges.values() if m.soup and m.opened.recipe in name
             )
-            assert merge.soup is not None
-            top1 = self._mix_score(merge.soup.mix.names) + 0.004
+            assert of_it.soup is not None
+            top1 = self._mix_score(of_it.soup.mix.names) + 0.004
         else:
             curve = self.state.run(name.partition("/")[0]).curve
             top1 = curve[order.checkpoint.step].score.top1
