@@ -75,7 +75,7 @@ def experiment_of(wish: Wish) -> Experiment:
         "seed": wish.seed,
         "data": _data(wish, known),
         "model": _model(wish, known),
-        "base": {"init": "checkpoint"} if wish.base else {},
+        "base": {"init": "checkpoint" if wish.base else "none"},
         "train": {"epochs": 1},
         "sweep": {"runs": [{"train.weights": str(file), **taken_in} for file in files]},
         "fleet": {"cpus_per_run": wish.threads},

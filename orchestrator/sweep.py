@@ -67,6 +67,11 @@ def _require_training_images(experiment: Experiment, runs: Iterable[RunSpec]) ->
             f"data.train names no images, but {trained} run(s) are to be trained; name the "
             "training images, or a file of weights in train.weights of every run"
         )
+    if trained and experiment.base.init == "none":
+        raise UserError(
+            f"base.init is none, but {trained} run(s) are to be trained from a base; write zero or "
+            "timm"
+        )
 
 
 def _folded(experiment: Experiment, spec: RunSpec) -> Iterator[RunSpec]:

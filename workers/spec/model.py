@@ -33,9 +33,10 @@ class ModelSpec(Section):
 class BaseSpec(Section):
     """How the common starting point of all runs of a cohort is made."""
 
-    init: Literal["zero", "timm", "checkpoint"] = "zero"
+    init: Literal["zero", "timm", "checkpoint", "none"] = "zero"
     """Initial classifier: all zeros, timm's initialisation, or that of `model.checkpoint` (all
-    zeros where its classes are others)."""
+    zeros where its classes are others). `none`: all runs are `train.weights` whose common start is
+    not known, so nothing is measured from it."""
     probe_epochs: int = Field(default=0, ge=0)
     """Epochs of training the classifier alone on the frozen backbone (LP-FT)."""
     trunk_epochs: int = Field(default=0, ge=0)
