@@ -12,7 +12,7 @@ from itertools import chain
 
 from orchestrator.program import Program
 from orchestrator.remember import remembered
-from orchestrator.schedule import base, finish, merge, observe, retire, retry, score, train
+from orchestrator.schedule import analyse, base, finish, merge, observe, retire, retry, score, train
 from orchestrator.state import State
 from workers.types import AnyEvent, AnyOrder
 
@@ -26,6 +26,7 @@ RULES = (
     score.soups,
     score.comparison,
     finish.serving,
+    analyse.orders,
     observe.orders,
     retire.checkpoints,
 )

@@ -23,6 +23,7 @@ from workers.merge import advance
 from workers.storage import MANIFEST, WEIGHTS, Store, checkpoint_dir
 from workers.types import (
     SELECTION,
+    Analysed,
     AnyEvent,
     AnyOrder,
     Asked,
@@ -269,6 +270,10 @@ class World:
         yield Started(warm=True, gap_s=0.01)
         yield Compared(key=order.key, soups={}, ensembles=tuple(self._ensembles(order)))
 
+    def _analyse(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
+        yield Started(warm=True, gap_s=0.01)
+        yield Analysed(key=order.key, busy_s=1.0)
+
     def _ensembles(self, order: Any) -> Iterator[EnsembleResult]:
         """Without a score where a stacked classifier was fitted."""
         stacked = tuple(member for group in order.stacking for member in group)
@@ -320,6 +325,10 @@ def named(order: AnyOrder) -> set[str]:
     one = [getattr(order, key, None) for key in ("start", "source", "checkpoint", "soup")]
     many = [] if order.kind == "merge" else getattr(order, "ingredients", ())
     ids = {each.id for each in (*one, *many) if isinstance(each, Checkpoint)}
+    if order.kind == "analyse":
+        weighed = [(each.base, *each.ingredients) for each in order.weighed]
+        ids |= {checkpoint.id for group in weighed for checkpoint in group}
+        ids |= {each.predictions or each.id for each in order.subjects if each.kind != "ensemble"}
     if order.kind == "compare":
         ids |= {order.best_single, *order.members, *order.soups}
         ids |= {member for group in order.stacking for member in group}

@@ -38,6 +38,7 @@ class Tally:
         main = self.votes.argmax(axis=1)
         is_wrong, right = main != self.labels, share[rows, self.labels]
         varied = 1 - share[rows, main]
+        nll, nll_variance = self._log_loss(rows)
         return BiasVariance(
             num_models=self.num_models,
             loss=float(np.mean(1 - right)),
@@ -46,17 +47,17 @@ class Tally:
             unbiased=float(np.mean(varied * ~is_wrong)),
             biased=float(np.mean(varied * is_wrong)),
             flipped=float(np.mean(right * is_wrong)),
-            **self._log_loss(rows),
+            nll=nll,
+            nll_bias=nll - nll_variance,
+            nll_variance=nll_variance,
         )
 
-    def _log_loss(self, rows: np.ndarray) -> dict[str, float]:
-        """E KL(pbar||p) = sum pbar (log pbar - E log p) = -log of what normalises exp(E log p)."""
+    def _log_loss(self, rows: np.ndarray) -> tuple[float, float]:
+        """(mean loss, variance); E KL(pbar||p) = sum pbar (log pbar - E log p), which is minus the
+        logarithm of what normalises exp(E log p)."""
         mean = self.log_p / self.num_models
-        with np.errstate(invalid="ignore"):
-            variance = -np.log(np.exp(mean).sum(axis=1))
-        loss = float(-np.mean(mean[rows, self.labels]))
-        varied = float(np.mean(variance))
-        return {"nll": loss, "nll_bias": loss - varied, "nll_variance": varied}
+        variance = -np.log(np.exp(mean).sum(axis=1))
+        return float(-np.mean(mean[rows, self.labels])), float(np.mean(variance))
 
 
 def decompose(models: Iterable[np.ndarray], labels: np.ndarray, num_classes: int) -> BiasVariance:
