@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.workers.recipes.tables import Table, cooked
 from workers.merge import advance
 from workers.recipes import RECIPES, load
 from workers.recipes.greedy import Greedy
@@ -56,6 +57,14 @@ def test_the_order_in_which_ingredients_arrive_does_not_matter(name: str) -> Non
 def test_a_recipe_without_ingredients_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="at least one ingredient"):
         advance(load(name), (), (), KITCHEN)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"wise_ft", "model_stock"}))
+def test_the_soup_of_one_is_that_one(name: str) -> None:
+    """But for the recipes that go some way back to the base."""
+    table = Table(seed=1, num=1)
+    soup, _ = cooked(table, load(name))
+    assert (soup.mix.single, soup.score) == (table.pool[0].name, table.pool[0].score)
 
 
 def test_options_become_fields_and_a_path_names_a_recipe_outside() -> None:
