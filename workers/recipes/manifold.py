@@ -50,6 +50,10 @@ class Manifold:
     """Neighbours are grouped so that there are no more; all of them if the model has fewer."""
     tie: Literal["accept", "strict"] = "accept"
     """`accept` takes an equal score (the paper's rule), `strict` asks for a higher one."""
+    min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """By how much the score must rise."""
+    patience: Count | None = None
+    """After so many refusals in a row the rest is not offered; None offers everybody."""
 
     def __call__(
         self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
@@ -58,15 +62,19 @@ class Manifold:
         groups = grouped(kitchen.components, self.max_components)
         pot = Pot((best.name,), groups, np.ones((len(groups) + 1, 1)), best.score)
         decisions = [_starts(best)]
-        while queue:
-            mixes = tuple(pot.with_(each.name).mix for each in queue[:AT_ONCE])
+        num_refused = 0
+        while queue and num_refused != self.patience:
+            heard = len(queue) if self.patience is None else self.patience - num_refused
+            width = min(AT_ONCE, heard)
+            mixes = tuple(pot.with_(each.name).mix for each in queue[:width])
             found = yield First(mixes=mixes, at_least=self._bar(pot.score))
             assert isinstance(found, Found)
             skipped = found.tried if found.index is None else found.tried[:-1]
             for each, tasting in zip(queue, skipped, strict=False):
                 decisions.append(self._skipped(each, tasting, pot))
+            num_refused += len(skipped)
             if found.index is None:
-                queue = queue[AT_ONCE:]
+                queue = queue[width:]
                 continue
             tasted, candidate = found.tried[found.index].score, queue[found.index]
             assert tasted is not None, "an even mix that met the bar was tasted completely"
@@ -75,6 +83,8 @@ class Manifold:
             decision = self._decided(candidate, pot, even, tried, num_tastes)
             decisions.append(decision)
             pot, queue = tried if decision.accepted else pot, queue[found.index + 1 :]
+            num_refused = 0 if decision.accepted else num_refused + 1
+        decisions += [self._not_offered(each) for each in queue]
         return Soup(mix=pot.mix, score=pot.score, decisions=tuple(decisions))
 
     def _bar(self, score: float) -> float:
@@ -105,6 +115,10 @@ class Manifold:
             num_tastes += search.population_size
         return best, num_tastes
 
+    def _not_offered(self, each: Ingredient) -> Decision:
+        reason = f"not offered after {self.patience} refusals in a row"
+        return Decision(candidate=each.name, accepted=False, reason=reason)
+
     def _skipped(self, each: Ingredient, tasting: Tasting, pot: "Pot") -> Decision:
         after = tasting.score
         seen = f"{after:.4f}" if after is not None else f"at most {tasting.at_most:.4f}"
@@ -122,8 +136,11 @@ class Manifold:
     def _decided(
         self, candidate: Ingredient, pot: "Pot", even: "Pot", tried: "Pot", num_tastes: int
     ) -> Decision:
-        gains = tried.score > pot.score
-        accepted = gains or (tried.score == pot.score and self.tie == "accept")
+        gain = tried.score - pot.score
+        if self.min_delta:
+            # Rounded, so that 0.1 + 0.2 is no more than the 0.3 that 30 images of 100 score.
+            gain = round(gain - self.min_delta, 12)
+        accepted = gain > 0 or (gain == 0 and self.tie == "accept")
         own = tried.weights[1:, -1] if len(tried.weights) > 1 else tried.weights[:, -1]
         reason = (
             f"evenly {even.score:.4f}, after {num_tastes} more tastes {tried.score:.4f} with "

@@ -103,7 +103,11 @@ def textbook(kettle: Kettle, recipe: Manifold) -> tuple[list[str], Model, float]
             for key in group
         }
 
+    num_refused = 0
     for candidate in order[1:]:
+        if num_refused == recipe.patience:
+            break
+        num_refused += 1
         even = len(members) / (len(members) + 1)
         best = mixed(candidate.name, [even] * len(groups))
         best_score = kettle.judged(best)
@@ -127,7 +131,9 @@ def textbook(kettle: Kettle, recipe: Manifold) -> tuple[list[str], Model, float]
                 if kettle.judged(model) > best_score:
                     best, best_score = model, kettle.judged(model)
             search.tell(told)
-        if best_score > score or (best_score == score and recipe.tie == "accept"):
+        gain = round(best_score - score - recipe.min_delta, 9)
+        if gain > 0 or (gain == 0 and recipe.tie == "accept"):
+            num_refused = 0
             members, soup, score = [*members, candidate.name], best, best_score
     return members, soup, score
 
@@ -141,6 +147,8 @@ recipes = st.builds(
     budget=st.sampled_from([0, 2, 6]),
     max_components=st.sampled_from([2, 16]),
     tie=st.sampled_from(["accept", "strict"]),
+    min_delta=st.sampled_from([0.0, 0.02]),
+    patience=st.sampled_from([None, 1, 2]),
 )
 
 

@@ -1,0 +1,97 @@
+"""Recipes that learn or search, on checkpoints in a store, answered by those who will do it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
+from workers.geometry import geometry
+from workers.gradient import gradient
+from workers.merge import advance
+from workers.recipes import load
+from workers.spec import ModelSpec
+from workers.tasting import taste
+from workers.types import (
+    Answer,
+    Geometry,
+    GeometryOrder,
+    Gradient,
+    GradientOrder,
+    Ingredient,
+    Kitchen,
+    Measured,
+    Mix,
+    Question,
+    Soup,
+    Taste,
+    Tasted,
+    TasteOrder,
+    Tasting,
+    Tastings,
+)
+
+COMPONENTS = {
+    VIT.name: ("patch_embed", "blocks", "head"),
+    RESNET.name: ("conv1", "layer1", "layer2", "layer3", "layer4", "fc"),
+}
+
+
+def kitchen_of(pool: Pool) -> Kitchen:
+    components = COMPONENTS[pool.cohort.model.name]
+    return Kitchen(base=pool.cohort.base, components=components, num_selection=150)
+
+
+def tasted(pool: Pool, mix: Mix) -> Tasting:
+    order = TasteOrder(cohort=pool.cohort, mix=mix, ingredients=pool.members)
+    (event,) = taste(order, 0, pool.worker)
+    assert isinstance(event, Tasted)
+    return event.tasting
+
+
+def answer(pool: Pool, question: Question) -> Answer:
+    everyone = (*pool.members, pool.base)
+    if isinstance(question, Taste):
+        found = [tasted(pool, mix) for mix in question.mixes]
+        scores = tuple(each.at_most for each in found)
+        return Tastings(scores=scores, nll=tuple(each.nll for each in found))
+    cohort, worker = pool.cohort, pool.worker
+    if isinstance(question, Geometry):
+        order = GeometryOrder(cohort=cohort, question=question, ingredients=everyone)
+        (event,) = geometry(order, 0, worker)
+    else:
+        assert isinstance(question, Gradient)
+        ask = GradientOrder(cohort=cohort, question=question, ingredients=everyone)
+        (event,) = gradient(ask, 0, worker)
+    assert isinstance(event, Measured)
+    return event.answer
+
+
+@pytest.mark.parametrize(
+    "model", [VIT, pytest.param(RESNET, marks=pytest.mark.slow)], ids=lambda spec: str(spec.name)
+)
+def test_descents_end_no_worse_than_the_mean_and_where_a_replay_ends(
+    tmp_path: Path, model: ModelSpec
+) -> None:
+    pool = make_pool(tmp_path, model)
+    ingredients = tuple(
+        Ingredient(name=name, run=name.split("/")[0], score=score)
+        for name, score in zip(pool.names, pool.scores, strict=True)
+    )
+    start = tasted(pool, Mix.mean([each.name for each in ingredients]))
+    assert start.nll is not None and start.score is not None
+    for name, options in (
+        ("learned", {"epochs": 2, "batch_size": 64}),
+        ("learned", {"by": "component", "epochs": 2, "batch_size": 64}),
+        ("mehl", {"epochs": 2, "batch_size": 64}),
+    ):
+        answers: list[Answer] = []
+        while not isinstance(
+            outcome := advance(load(name, options), ingredients, tuple(answers), kitchen_of(pool)),
+            Soup,
+        ):
+            answers.append(answer(pool, outcome))
+        soup = tasted(pool, outcome.mix)
+        assert soup.score is not None and soup.nll is not None
+        assert outcome.score == soup.score >= start.score
+        assert soup.nll <= start.nll + 1e-6, "the mean may be written another way"
+        assert len(answers) > 3
