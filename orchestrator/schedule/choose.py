@@ -66,10 +66,13 @@ def usable(state: State, resolved: Resolved, tracks: Iterable[RunSpec]) -> tuple
     return tuple(
         track
         for track in tracks
-        if state.run(track.id).scored
-        and failure(state, resolved, track) is None
-        and (is_trained(state, resolved, track) or state.finish_reason is not None)
+        if state.run(track.id).scored and _ended_well(state, resolved, resolved.run_of[track.id])
     )
+
+
+def _ended_well(state: State, resolved: Resolved, run: RunSpec) -> bool:
+    over = is_trained(state, resolved, run) or state.finish_reason is not None
+    return over and failure(state, resolved, run) is None
 
 
 def ingredients(

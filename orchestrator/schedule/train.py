@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from orchestrator.program import Program, Resolved, resolve
 from orchestrator.remember import remembered
 from orchestrator.state import State
-from workers.types import AnyOrder, Checkpoint, RunSpec, TrainOrder, run_of
+from workers.types import AnyOrder, Checkpoint, RunSpec, TrainOrder
 
 
 def runs(program: Program, state: State) -> Iterator[AnyOrder]:
@@ -25,7 +25,7 @@ def segment(state: State, resolved: Resolved, run: RunSpec, start: Checkpoint) -
     """The rest of the run; None when it is trained, or given up."""
     known = state.run(run.id)
     stop_step = resolved.num_steps[run.id]
-    if known.failed is not None or is_trained(state, resolved, run):
+    if known.failed is not None or known.ended_early or known.trained_to >= stop_step:
         return None
     start = known.last or start
     order = resolved.orders.get(f"train {run.id}")
@@ -37,13 +37,13 @@ def segment(state: State, resolved: Resolved, run: RunSpec, start: Checkpoint) -
 
 
 def failure(state: State, resolved: Resolved, run: RunSpec) -> str | None:
-    """Why nothing (more) will come of this run or its average: given up, or its base was."""
-    known = state.run(run_of(run.id))
+    """Why nothing (more) will come of this run: given up itself, or its base was."""
+    known = state.run(run.id)
     if known.failed is not None:
         return known.failed
     if not state.gave_up:
         return None
-    plan = resolved.plan_of[run_of(run.id)]
+    plan = resolved.plan_of[run.id]
     for stage in plan.stages:
         reason = state.run(stage.id).failed
         if reason is not None:
@@ -57,9 +57,8 @@ def failure(state: State, resolved: Resolved, run: RunSpec) -> str | None:
 
 def is_trained(state: State, resolved: Resolved, run: RunSpec) -> bool:
     """At its last step, or at the one where its patience was over."""
-    id_ = run_of(run.id)
-    known = state.run(id_)
-    return known.ended_early or known.trained_to >= resolved.num_steps[id_]
+    known = state.run(run.id)
+    return known.ended_early or known.trained_to >= resolved.num_steps[run.id]
 
 
 @remembered(by=lambda state: (state.open, state.backoff, state.undecided))
