@@ -1,8 +1,8 @@
 """Identity: whether a configuration is still the experiment that lies in the store.
 
-old config.yaml  --- same identity --->  go on
-                 --- only more runs -->  go on with --extend
-                 --- anything else --->  refused, with the difference
+old config.yaml  --- same identity --->           go on
+                 --- only more runs, recipes -->  go on with --extend
+                 --- anything else --->           refused, with the difference
 """
 
 from typing import Any
@@ -44,7 +44,8 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 def check(old: dict[str, Any], new: Experiment, extend: bool = False) -> None:
     """Nothing when `new` is the experiment whose identity is `old`, or an allowed extension of it.
 
-    An extension changes nothing but the sweep and still contains every old run. Raises UserError
+    An extension changes nothing but the sweep and the recipes, and still contains every old run
+    and recipe: new recipes mix what is there, and retrain nothing. Raises UserError
     with the difference, and with `--extend` or `--name` as the way out.
     """
     if old == identity(new):
@@ -59,7 +60,7 @@ def check(old: dict[str, Any], new: Experiment, extend: bool = False) -> None:
     shown = "; ".join(changes[:MAX_SHOWN])
     more = f"; and {len(changes) - MAX_SHOWN} more" if len(changes) > MAX_SHOWN else ""
     remedy = (
-        "pass --extend to add these runs to it, or --name OTHER to start another"
+        "pass --extend to add this to it, or --name OTHER to start another"
         if extends
         else "undo the change, or pass --name OTHER to start another"
     )
@@ -97,7 +98,10 @@ def _restored(old: dict[str, Any], new: Experiment) -> Experiment:
 
 
 def _extends(old: Experiment, new: Experiment) -> bool:
-    if differences(old, new.model_copy(update={"sweep": old.sweep})):
+    soup = new.soup.model_copy(update={"recipes": old.soup.recipes})
+    if differences(old, new.model_copy(update={"sweep": old.sweep, "soup": soup})):
+        return False
+    if not all(recipe in new.soup.recipes for recipe in old.soup.recipes):
         return False
     return {run.id for run in expand(old)} <= {run.id for run in expand(new)}
 

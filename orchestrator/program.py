@@ -265,7 +265,7 @@ def _batchnorm(program: Program, model: ModelSpec, has_batchnorm: bool) -> str:
     policy = program.experiment.soup.batchnorm
     if not has_batchnorm:
         return "none"
-    if policy != "auto":
+    if policy not in ("auto", "compare"):
         return policy
     frozen = all(run.train.bn_freeze for run in program.runs if run.model == model)
     return "frozen" if frozen else "recompute"

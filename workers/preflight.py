@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from workers.components import components_of
 from workers.data import Images, eval_pixels, normalise, survey
 from workers.data.augment import require_policy
 from workers.data.weights import class_weights
@@ -86,7 +87,8 @@ def _model_facts(
     config = preprocessing(model, worker.setting.data)
     split = "train" if images.count("train") else SELECTION
     pixels = eval_pixels(images, split, config, count=2)
-    _refuse_wrong_output(model, normalise(pixels, config), spec, len(images.classes))
+    inputs = normalise(pixels, config)
+    _refuse_wrong_output(model, inputs, spec, len(images.classes))
     parameters = list(model.parameters())
     model_bytes = _size_of(model)
     return ModelFacts(
@@ -95,6 +97,7 @@ def _model_facts(
         checkpoint_bytes=model_bytes
         + _state_bytes(order, model_bytes, sum(parameter.nbytes for parameter in parameters)),
         has_batchnorm=has_batchnorm(model),
+        components=components_of(model, inputs),
         preprocessing=config,
     )
 

@@ -104,7 +104,7 @@ def _soups(program: Program, state: State, order: CompareOrder) -> Iterator[Subj
                 id=name,
                 kind="soup",
                 label=final.recipe.label,
-                cohort=final.cohort.id,
+                cohort=final.cohort.family,
                 predictions=None if predictions == name else predictions,
             )
 

@@ -50,7 +50,7 @@ def to_serve(program: Program, state: State) -> str | None:
     candidates = [
         (_selection_score(program, state, final, name), len(_members(state, final)), -index, name)
         for index, (final, name) in enumerate(merge.made(program, state))
-        if wanted in ("auto", final.recipe.label)
+        if wanted in ("auto", final.recipe.label, final.recipe.label.partition("@")[0])
     ]
     return max(candidates)[-1] if candidates else None
 

@@ -58,6 +58,8 @@ def test_what_has_no_say_in_the_result_may_change(free: dict[str, Any]) -> None:
         ({"model": {"name": "other"}}, "model.name: test_resnet -> other"),
         ({"fleet": {"cpus_per_run": 2}}, "fleet.cpus_per_run: 1 -> 2"),
         ({"soup": {"recipes": ["best"]}}, "soup.recipes: "),
+        ({"soup": {"recipes": ["best", "uniform", {"greedy": {"tie": "strict"}}]}}, "soup.recipes"),
+        ({"soup": {"batchnorm": "compare"}}, "soup.batchnorm: auto -> compare"),
         ({"data": {"source": "digits", "ood": {"blur": "b"}}}, "data.ood.blur: absent -> b"),
     ],
 )
@@ -123,3 +125,13 @@ def test_many_differences_are_counted() -> None:
 def test_a_config_of_an_unknown_version_is_refused() -> None:
     with pytest.raises(UserError, match="begun by a version of soupfleet"):
         check({**identity(_experiment()), "future": 1}, _experiment())
+
+
+def test_recipes_may_be_added_with_extend_and_none_taken_away() -> None:
+    old = _experiment(soup={"recipes": ["best", "greedy"]})
+    more = _experiment(GRID, soup={"recipes": ["best", {"greedy": {"tie": "strict"}}, "greedy"]})
+    assert "--extend" in _refusal(old, _experiment(soup={"recipes": ["greedy", "best", "uniform"]}))
+    check(identity(old), _experiment(soup={"recipes": ["best", "greedy", "model_stock"]}), True)
+    fewer = _experiment({"space": {"train.lr": [0.1]}}, soup={"recipes": ["best", "greedy"]})
+    check(identity(fewer), more, True)
+    assert "soup.recipes" in _refusal(more, old, extend=True)

@@ -27,6 +27,7 @@ from workers.recipes.greedy_replacement import GreedyReplacement
 from workers.recipes.learned import Learned
 from workers.recipes.manifold import Manifold
 from workers.recipes.mehl import Mehl
+from workers.recipes.model_stock import ModelStock
 from workers.recipes.pruned import Pruned, PrunedRounds
 from workers.recipes.uniform import Uniform
 from workers.recipes.wise_ft import WiseFt
@@ -40,6 +41,7 @@ RECIPES: dict[str, type] = {
     "greedy_replacement": GreedyReplacement,
     "pruned": Pruned,
     "pruned_rounds": PrunedRounds,
+    "model_stock": ModelStock,
     "wise_ft": WiseFt,
     "learned": Learned,
     "mehl": Mehl,

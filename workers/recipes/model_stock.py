@@ -1,0 +1,106 @@
+"""The recipe `model_stock`: the mean, pulled towards the base as far as its members disagree."""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from statistics import median
+
+from workers.recipes.best import best_first
+from workers.types import (
+    Answer,
+    Component,
+    Decision,
+    Geometry,
+    Grams,
+    Ingredient,
+    Kitchen,
+    Mix,
+    Question,
+    Soup,
+    Taste,
+    Tastings,
+)
+
+EPSILON = 1e-12
+"""Least product of two lengths, relative to the longest one's square: what moved less than that
+has no direction."""
+
+
+@dataclass(frozen=True)
+class ModelStock:
+    """Model Stock (Jang et al., "Model Stock: All we need is just a few fine-tuned models", ECCV
+    2024), for any number of ingredients.
+
+    Per tensor theta = t * mean + (1 - t) * base, with t = N c / (1 + (N - 1) c) and c the mean
+    cosine between the displacements of two ingredients: the point between base and mean that is
+    nearest to the centre that the ingredients scatter around. It needs no data; its selection
+    score is asked for and chooses nothing. Clamped to [0, 1]: where displacements point apart, the
+    base holds. BatchNorm statistics are no weights: they are the members' mean, and obey the
+    cohort's policy. A head counts like any tensor, its anchor being that of the base.
+    """
+
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+    ) -> Generator[Question, Answer, Soup]:
+        ordered = best_first(ingredients)
+        names = tuple(each.name for each in ordered)
+        grams = yield Geometry(names=names, base=kitchen.base)
+        assert isinstance(grams, Grams)
+        pulls = {key: pull(gram, len(names)) for key, gram in grams.tensors.items()}
+        mix = _mix(names, kitchen.base, pulls)
+        answer = yield Taste(mixes=(mix,))
+        assert isinstance(answer, Tastings)
+        joined = [_joins(each, len(names)) for each in ordered]
+        decisions = (*joined, _anchors(kitchen.base, pulls))
+        return Soup(mix=mix, score=answer.scores[0], decisions=decisions)
+
+
+def pull(gram: tuple[float, ...], num: int) -> float:
+    """t of one tensor, not clamped, from the rows of its Gram matrix for i <= j.
+
+    1 for one ingredient, and where all displacements are the same, zero included.
+    """
+    if all(value == gram[0] for value in gram):
+        return 1.0
+    starts = [i * num - i * (i - 1) // 2 for i in range(num)]
+    squares = [gram[start] for start in starts]
+    least = EPSILON * max(squares)
+    cosines = [
+        gram[starts[i] + j - i] / max(math.sqrt(squares[i] * squares[j]), least)
+        for i in range(num)
+        for j in range(i + 1, num)
+    ]
+    mean = math.fsum(cosines) / len(cosines)
+    scale = 1 + (num - 1) * mean
+    return num * mean / scale if scale > 0 else -math.inf
+
+
+def _mix(names: tuple[str, ...], base: str, pulls: dict[str, float]) -> Mix:
+    """The mean where t is 1 and in what has no t; the base comes last, for it leads nothing."""
+    num = float(len(names))
+    members = Mix.mean(names)
+    parts = {key: min(max(t, 0.0), 1.0) for key, t in pulls.items()}
+    components = tuple(
+        Component(prefix=key, weights=(*(t for _ in names), (1 - t) * num))
+        for key, t in parts.items()
+        if t != 1
+    )
+    if not components:
+        return members
+    return Mix(weights=(*members.weights, (base, 0.0)), divisor=num, components=components)
+
+
+def _joins(each: Ingredient, num_members: int) -> Decision:
+    reason = f"one of {num_members}, all of which belong; alone it scores {each.score:.4f}"
+    return Decision(candidate=each.name, accepted=True, reason=reason)
+
+
+def _anchors(base: str, pulls: dict[str, float]) -> Decision:
+    low, high = sum(t < 0 for t in pulls.values()), sum(t > 1 for t in pulls.values())
+    held = [min(max(t, 0.0), 1.0) for t in pulls.values()]
+    seen = f", from {min(held):.3f} to {max(held):.3f}, median {median(held):.3f}" if held else ""
+    reason = (
+        f"the base has the share 1 - t in each of {len(held)} tensors; t is that of Model "
+        f"Stock{seen}; {low} were clamped to 0 and {high} to 1"
+    )
+    return Decision(candidate=base, accepted=any(t < 1 for t in held), reason=reason)
