@@ -129,7 +129,7 @@ def test_a_config_of_an_unknown_version_is_refused() -> None:
 
 def test_recipes_may_be_added_with_extend_and_none_taken_away() -> None:
     old = _experiment(soup={"recipes": ["best", "greedy"]})
-    more = _experiment(GRID, soup={"recipes": ["best", {"greedy": {"tie": "strict"}}, "greedy"]})
+    more = _experiment(GRID, soup={"recipes": ["best", "model_stock", "greedy"]})
     assert "--extend" in _refusal(old, _experiment(soup={"recipes": ["greedy", "best", "uniform"]}))
     check(identity(old), _experiment(soup={"recipes": ["best", "greedy", "model_stock"]}), True)
     fewer = _experiment({"space": {"train.lr": [0.1]}}, soup={"recipes": ["best", "greedy"]})
