@@ -46,13 +46,15 @@ def test_the_first_alpha_with_the_highest_score_is_taken_and_all_are_told(
     assert sum(each.accepted for each in soup.decisions) == 1
 
 
-def test_the_ends_are_the_base_and_what_others_taste_anyway() -> None:
-    for of, names in (("best", ["b"]), ("uniform", ["b", "a"])):
-        asked = advance(load("wise_ft", {"of": of}), POOL, (), KITCHEN)
-        assert isinstance(asked, Taste)
-        assert asked.mixes[0].single == "base/b"
-        assert asked.mixes[-1] == Mix.mean(names)
-    assert asked.mixes[1] == Mix(weights=(("b", 0.1), ("a", 0.1), ("base/b", 1.8)), divisor=2.0)
+@pytest.mark.parametrize(("of", "names"), [("best", ["b"]), ("uniform", ["b", "a"])])
+def test_the_ends_are_the_base_and_what_others_taste_anyway(of: str, names: list[str]) -> None:
+    asked = advance(load("wise_ft", {"of": of}), POOL, (), KITCHEN)
+    assert isinstance(asked, Taste)
+    assert asked.mixes[0].single == "base/b"
+    assert asked.mixes[-1] == Mix.mean(names)
+    size = float(len(names))
+    weights = (*((name, 0.1) for name in names), ("base/b", 0.9 * size))
+    assert asked.mixes[1] == Mix(weights=weights, divisor=size)
 
 
 def test_a_reason_says_which_alpha_was_better() -> None:
