@@ -46,8 +46,8 @@ class Manifold:
     """Of the soup's score, for the even mix to be worth a search."""
     budget: Annotated[int, Field(ge=0)] = 4
     """Most tastes of a search, times the number of components; the authors' is 30."""
-    max_components: Count = 16
-    """Neighbours are grouped so that there are no more; all of them if the model has fewer."""
+    max_components: Count = 8
+    """Neighbours are grouped so that there are no more than the authors' 8."""
     tie: Literal["accept", "strict"] = "accept"
     """`accept` takes an equal score (the paper's rule), `strict` asks for a higher one."""
     min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
