@@ -9,9 +9,9 @@ MAX_WRITTEN = 20
 """Columns of a heatmap whose cells are wide enough for a number."""
 CAPTION = (
     "How much of each ingredient is in a soup: a row per ingredient, and each column sums to 1. "
-    "Blue: nothing or less than nothing; the stronger the orange, the more. Soups whose components "
-    "are mixed differently have a view of their own, with a column per component, in the order "
-    "the model executes them."
+    "Pale is nothing, blue less than nothing, and the stronger the orange the more. Soups whose "
+    "components are mixed differently have a view of their own, with a column per component, in "
+    "the order the model executes them."
 )
 
 

@@ -150,7 +150,7 @@ def _finals(
 ) -> list[Json]:
     return [
         {
-            "name": f"final {each.opened.recipe}" + of_cohort(program, state, each.opened.cohort),
+            "name": f"final {each.opened.label}" + of_cohort(program, state, each.opened.cohort),
             "by_time": [((each.mixed_at or began) - began) / 60],
             "by_epoch": [last_epoch],
             "y": [selection(each.soup.score, metric)],

@@ -101,9 +101,17 @@ def barrier(known: Json, analysis: Json | None) -> Drawing:
         "x": found["fraction"],
         "y": scores,
         "line": {"width": 2, "color": SOFT},
-        "marker": {"color": ends, "size": [13, *[7] * (len(scores) - 2), 13]},
+        "marker": {"opacity": 1, "color": ends, "size": [13, *[7] * (len(scores) - 2), 13]},
         "hovertemplate": "%{x:.2f} of the way: %{y:.2f}<extra></extra>",
     }
-    height = found["height"]
-    said = "" if height is None else f" Height of the barrier: {words.height(height, metric)}."
+    said = _said(found["height"], metric)
     return Figure(BARRIER, ABOUT_BARRIER + said, [line], layout)
+
+
+def _said(height: float | None, metric: str) -> str:
+    if height is None:
+        return ""
+    if height <= 0:
+        return " Here nothing on the way is worse than the worse end: there is no barrier."
+    by = words.with_sign(height, metric).lstrip("+")
+    return f" Here the way dips {by} {words.difference_unit(metric)} below the worse end."

@@ -83,7 +83,7 @@ def _sections(
         "recipes", "Recipes", (table, differences(known, models), all_metrics(known, models))
     )
     yield Section("shift", "On shifted data", (robustness(known, models),))
-    yield Section("map", "Who predicts alike", (model_map(analysis, models),))
+    yield Section("alike", "Who predicts alike", (model_map(analysis, models),))
     chosen = (paths(known), coefficients(known), *members(known))
     yield Section("choices", "What is in the soups, and why", chosen)
     weights = (cosines(known, analysis), barrier(known, analysis))

@@ -12,6 +12,7 @@ from orchestrator.report.figures import (
     layout_of,
 )
 from orchestrator.report.looks import LOOKS, role
+from orchestrator.report.panels import above
 from orchestrator.report.tables import Row
 from orchestrator.report.words import Json
 
@@ -34,7 +35,7 @@ def differences(known: Json, rows: Iterable[Row]) -> Drawing:
         title = {"text": f"{unit} to best single", "font": {"size": 12}}
         zero = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1.5}
         layout[f"xaxis{axis}"] = {**layout["xaxis"], **zero, "domain": domain, "title": title}
-        layout["annotations"].append(_panel_title(split, domain))
+        layout["annotations"].append(above(split, domain))
         data.append(_panel(models, split, f"x{axis}"))
     caption = (
         "Difference to the best single run with its paired 95 % bootstrap interval. An interval "
@@ -42,11 +43,6 @@ def differences(known: Json, rows: Iterable[Row]) -> Drawing:
         "flatters them."
     )
     return Figure("differences", caption, data, layout)
-
-
-def _panel_title(split: str, domain: list[float]) -> Json:
-    where = {"x": sum(domain) / 2, "y": 1, "xref": "paper", "yref": "paper", "yanchor": "bottom"}
-    return {"text": f"<b>{split}</b>", "showarrow": False, **where}
 
 
 def _panel(models: list[Row], split: str, axis: str) -> Json:
@@ -71,6 +67,7 @@ def _panel(models: list[Row], split: str, axis: str) -> Json:
             "thickness": 2,
         },
         "marker": {
+            "opacity": 1,
             "size": [LOOKS[role(row)].size for row, _ in shown],
             "color": [LOOKS[role(row)].color for row, _ in shown],
             "symbol": [LOOKS[role(row)].symbol for row, _ in shown],

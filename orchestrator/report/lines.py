@@ -61,6 +61,8 @@ def _evaluated(program: Program, state: State, event: Evaluated) -> str:
 
 
 def _trained(program: Program, state: State, event: Trained) -> str:
+    if any(run.id == event.run and run.train.weights is not None for run in program.runs):
+        return f"run {event.run} is taken in"
     early = "; its patience was over" if event.early else ""
     return f"run {event.run} is trained, step {event.step}{early}"
 
@@ -69,15 +71,13 @@ def _merge_opened(program: Program, state: State, event: MergeOpened) -> str | N
     if event.observe:
         return None
     whose = of_cohort(program, state, event.cohort)
-    return (
-        f"{event.recipe}{whose} begins with {words.counted(len(event.ingredients), 'ingredient')}"
-    )
+    return f"{event.label}{whose} begins with {words.counted(len(event.ingredients), 'ingredient')}"
 
 
 def _mixed(program: Program, state: State, event: Mixed) -> str:
     metric = program.experiment.soup.metric
     opened = state.merges[event.merge].opened
-    label = f"round {opened.round}, soup so far" if opened.observe else f"soup {opened.recipe}"
+    label = f"round {opened.round}, soup so far" if opened.observe else f"soup {opened.label}"
     label += of_cohort(program, state, opened.cohort)
     score = f"{words.selection(event.soup.score, metric)} {words.unit(metric)}"
     members = f"{len(event.soup.mix.names)} of {len(opened.ingredients)} ingredients"

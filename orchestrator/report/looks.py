@@ -1,6 +1,5 @@
 """Looks: the colour and sign of each kind of model, and models as points of a plane."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.report.figures import ENSEMBLE, INGREDIENT, PAPER, SINGLE, SOUP
@@ -91,8 +90,3 @@ def _trace(name: str, look: Look, points: list[Point], where: list[str | None]) 
 
 def title(row: Row) -> str:
     return f"{row.kind} {row.name}"
-
-
-def legend_on_top() -> Iterator[tuple[str, Json]]:
-    yield "legend", {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom"}
-    yield "margin", {"t": 40}

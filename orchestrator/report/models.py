@@ -72,15 +72,24 @@ def _line(
     beside: list[str],
 ) -> str:
     metric = known["metric"]
-    cells = [_name_cell(row), number(words.share(row.source) if row.kind == "soup" else "")]
-    if row.kind == "ensemble":
-        cells[1] = number(f"{len(row.source['members'])} models")
+    cells = [_name_cell(row), number(_members(row))]
     cells += [_score_cell(row, split, metric) for split in splits]
     if judge is not None:
         cells += [_delta_cell(row.deltas.get(judge)), _p_cell(row.deltas.get(judge))]
         cells += [_beside_cell(analysis, row, judge, name) for name in beside]
     cells += [_cost(row, "tastes", "{:.0f}"), _cost(row, "seconds", "{:.1f}")]
     return f'<tr class="{row.kind}{" served" if row.is_served else ""}">{"".join(cells)}</tr>'
+
+
+def _members(row: Row) -> str:
+    """`4 of 6`, `4 of 6 + base`."""
+    if row.kind == "run":
+        return ""
+    members = row.source["members"]
+    if row.kind == "ensemble":
+        return str(len(members))
+    bases = sum(words.is_base(member) for member in members)
+    return f"{len(members) - bases} of {row.source['ingredients']}{' + base' * bases}"
 
 
 def _name_cell(row: Row) -> str:

@@ -16,7 +16,7 @@ def panels(titles: list[str], height: int, gap: float = 0.09, **axes: Json) -> J
         domain = [i * (width + gap), i * (width + gap) + width]
         layout[f"xaxis{number}"] = {**base_x, "domain": domain, "anchor": f"y{number}"}
         layout[f"yaxis{number}"] = {**base_y, "anchor": f"x{number}"}
-        layout["annotations"].append(_above(title, domain))
+        layout["annotations"].append(above(title, domain))
     return layout
 
 
@@ -30,6 +30,8 @@ def on(index: int) -> Json:
     return {"xaxis": f"x{suffix(index)}", "yaxis": f"y{suffix(index)}"}
 
 
-def _above(title: str, domain: list[float]) -> Json:
-    where = {"x": sum(domain) / 2, "y": 1, "xref": "paper", "yref": "paper", "yanchor": "bottom"}
-    return {"text": f"<b>{title}</b>", "showarrow": False, **where}
+def above(title: str, domain: list[float]) -> Json:
+    """The title of the panel with that part of the width."""
+    where = {"x": sum(domain) / 2, "y": 1, "xref": "paper", "yref": "paper"}
+    anchor = {"xanchor": "center", "yanchor": "bottom"}
+    return {"text": f"<b>{title}</b>", "showarrow": False, **where, **anchor}

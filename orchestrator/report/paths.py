@@ -19,7 +19,8 @@ ID = "paths"
 CAPTION = (
     "What a recipe tried, in its order. Filled: accepted; hollow: refused; a triangle pointing "
     "down: stopped early, the score is at most this. The line is the score of the soup as it "
-    "stood. All on the selection split, which chose and therefore flatters."
+    "stood; that of wise_ft is its curve from the base (alpha 0) to the fine-tuned model (1). All "
+    "on the selection split, which chose and therefore flatters."
 )
 
 

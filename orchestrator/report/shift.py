@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from orchestrator.report import words
-from orchestrator.report.figures import SOFT, Absent, Choice, Drawing, Figure, layout_of, scaled
+from orchestrator.report.figures import Absent, Choice, Drawing, Figure, layout_of, scaled
 from orchestrator.report.looks import Point, traces
 from orchestrator.report.tables import Row
 from orchestrator.report.words import Json
@@ -38,18 +38,16 @@ def robustness(known: Json, rows: Iterable[Row]) -> Drawing:
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         margin={"t": 40},
     )
-    is_curved = any(trace["name"] == "WiSE-FT" for view in views for trace in view)
     choices = tuple(
         Choice(split, view, {"yaxis": {"title": {"text": f"{split} {title}"}}})
         for split, view in zip(shifted, views, strict=True)
     )
-    caption = CAPTION + (CURVE if is_curved else "")
-    return Figure(ID, caption, views[0], layout, choices if len(choices) > 1 else ())
+    return Figure(ID, CAPTION, views[0], layout, choices if len(choices) > 1 else ())
 
 
 def _view(known: Json, rows: list[Row], split: str) -> list[Json]:
     points = [point for row in rows if (point := _point(known, row, split)) is not None]
-    return [*_wise_ft(known, split), *traces(points, WIDTH, HEIGHT - 130)] if points else []
+    return traces(points, WIDTH, HEIGHT - 130) if points else []
 
 
 def _point(known: Json, row: Row, split: str) -> Point | None:
@@ -65,33 +63,3 @@ def _point(known: Json, row: Row, split: str) -> Point | None:
         f"{split} {words.shown(outside, metric)} {unit}"
     )
     return Point(row, x, y, hover)
-
-
-def _wise_ft(known: Json, split: str) -> list[Json]:
-    """The soups of `wise_ft`, by alpha."""
-    metric = known["metric"]
-    soups = [soup for soup in known["soups"] if soup["recipe"].startswith("wise_ft")]
-    found = [
-        (_alpha(soup["mix"]), *(words.score_of(soup["scores"], s, metric) for s in ("test", split)))
-        for soup in soups
-    ]
-    spots = sorted(each for each in found if None not in each)
-    if len(spots) < 2:
-        return []
-    return [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "WiSE-FT",
-            "x": [scaled(x, metric) for _, x, _ in spots],
-            "y": [scaled(y, metric) for _, _, y in spots],
-            "line": {"dash": "dot", "width": 2, "color": SOFT, "shape": "spline"},
-            "hoverinfo": "skip",
-        }
-    ]
-
-
-def _alpha(mix: Json) -> float:
-    """1 less the base's part."""
-    base = sum(weight for name, weight in mix["weights"] if name.startswith("base/"))
-    return 1 - float(base) / mix["divisor"]

@@ -124,11 +124,6 @@ def candidate(decision: Json) -> str:
     return named
 
 
-def height(value: float, metric: str) -> str:
-    """A difference of selection scores without a sign: `0.42 points`."""
-    return f"{with_sign(value, metric).lstrip('+')} {difference_unit(metric)}"
-
-
 def duration(seconds: float | None) -> str:
     """`2 h 05 min`, `3 min 12 s`, `41 s`."""
     if seconds is None:

@@ -1,9 +1,17 @@
 import pytest
 
+from orchestrator.report.results import results
 from tests.orchestrator.report.story import Story, program
+from tests.orchestrator.report.tale import Tale
 
 
 @pytest.fixture(scope="package")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """The whole story, to its served soup."""
     return Story(program(tmp_path_factory.mktemp("story"))).tell()
+
+
+@pytest.fixture(scope="package")
+def tale(told: Story) -> Tale:
+    """The story with more recipes, and its analysis."""
+    return Tale(results(told.program, told.state))

@@ -1,7 +1,9 @@
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from orchestrator.report.results import results
 from orchestrator.report.write import write_report
 from orchestrator.state import State
 from tests.orchestrator.report.story import Story, program
+from tests.orchestrator.report.tale import Tale
 from workers.storage import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -18,6 +21,12 @@ QUIET = (
     "--disable-component-update --disable-sync --no-first-run --enable-logging=stderr "
     "--virtual-time-budget=20000"
 )
+
+ALWAYS = ["learning-curves", "timeline"]
+EVERY = [
+    *("differences", "robustness", "map", "paths", "coefficients", "cosines", "barrier"),
+    *("reliability", "bias-variance", "confusion", *ALWAYS),
+]
 
 
 def _page(told: Story) -> str:
@@ -67,16 +76,52 @@ def test_the_report_is_written_into_the_store(told: Story, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_a_browser_draws_every_figure_without_a_complaint(told: Story, tmp_path: Path) -> None:
+def test_a_browser_draws_every_figure_without_a_complaint(
+    told: Story, tale: Tale, tmp_path: Path
+) -> None:
+    page = report_html(tale.known, told.program, told.state, tale.analysis)
+    assert [figure["id"] for figure in _figures(page)] == EVERY
     file = tmp_path / "report.html"
-    file.write_text(_page(told))
+    file.write_text(page)
     command = [str(CHROMIUM), *QUIET.split(), f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
     done = subprocess.run(
-        [*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        [*command, file.as_uri()], capture_output=True, text=True, timeout=300, check=True
     )
-    for figure in ("differences", "learning-curves", "timeline"):
+    for figure in EVERY:
         drawn = re.search(rf'<div id="{figure}" class="plot js-plotly-plot".*?<svg', done.stdout)
         assert drawn is not None, f"{figure} was not drawn"
-    assert done.stdout.count('class="point"') > 20
+    assert done.stdout.count('class="point"') > 100
+    assert "--" not in "".join(re.findall(r'(?:fill|stroke): ([^;"]*)', done.stdout)), "no colour"
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert console == []
+
+
+def test_every_part_has_an_anchor_of_its_own(told: Story, tale: Tale) -> None:
+    page = report_html(tale.known, told.program, told.state, tale.analysis)
+    anchors = re.findall(
+        r'<(?:section|div|script)[^>]* id="([^"]+)"', page.partition("<script>")[0]
+    )
+    assert len(anchors) == len(set(anchors)) and set(EVERY) <= set(anchors)
+    assert all(f'id="{to}"' in page for to in re.findall(r'<a href="#([^"]+)"', page))
+
+
+def test_without_an_analysis_what_needs_it_is_left_out_with_the_reason(told: Story) -> None:
+    page = _page(told)
+    drawn = {figure["id"] for figure in _figures(page)}
+    assert drawn == {"differences", "robustness", "paths", "coefficients", *ALWAYS}
+    assert page.count("because there is no analysis.json yet") == 5
+
+
+def test_colours_are_those_of_the_style_sheet(told: Story, tale: Tale) -> None:
+    page = report_html(tale.known, told.program, told.state, tale.analysis)
+    style, _, rest = page.partition("</style>")
+    used = set(
+        re.findall(r'"(--[a-z]+)"', rest.partition('id="figures">')[2].partition("</script>")[0])
+    )
+    assert {"--soup", "--single", "--ingredient", "--ensemble"} <= used
+    assert all(style.count(f"{name}:") == 2 for name in used), "once for light, once for dark"
+
+
+def _figures(page: str) -> list[Any]:
+    found: list[Any] = json.loads(page.partition('id="figures">')[2].partition("</script>")[0])
+    return found

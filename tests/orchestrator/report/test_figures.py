@@ -1,0 +1,139 @@
+"""Figures show what results.json and analysis.json say, and nothing else."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.report.calibration import reliability
+from orchestrator.report.coefficients import coefficients
+from orchestrator.report.errors import bias_variance, confusion
+from orchestrator.report.figures import Absent, Drawing, Figure
+from orchestrator.report.geometry import barrier, cosines
+from orchestrator.report.labels import Spot, placed
+from orchestrator.report.maps import model_map
+from orchestrator.report.models import recipe_table
+from orchestrator.report.paths import paths
+from orchestrator.report.shift import robustness
+from orchestrator.report.summary import summary_csv
+from orchestrator.report.tables import rows
+from orchestrator.report.verdict import undetectable
+from tests.orchestrator.report.story import Story
+from tests.orchestrator.report.tale import COMPONENTS, Tale
+
+
+def figure(drawing: Drawing) -> Figure:
+    assert isinstance(drawing, Figure)
+    return drawing
+
+
+def test_the_recipe_table_has_every_column_and_model(tale: Tale) -> None:
+    text = recipe_table(tale.known, tale.analysis, list(rows(tale.known)))
+    for column in ("macro-F1", "NLL", "ECE", "ECE, T", "worst class", "tastes", "seconds", "p"):
+        assert f"<th>{column}</th>" in text
+    assert text.count("<tr") == 1 + 1 + len(tale.known["soups"]) + len(tale.known["ensembles"])
+    assert "4 of 4 + base" in text and "vs best single on test" in text
+
+
+def test_every_model_has_a_place_on_the_map_and_the_scatter(tale: Tale) -> None:
+    models = list(rows(tale.known))
+    for drawing in (model_map(tale.analysis, models), robustness(tale.known, models)):
+        points = [x for trace in figure(drawing).data for x in trace["x"]]
+        assert len(points) == len(tale.analysis["models"])
+
+
+def test_the_path_shows_candidates_with_scores_and_the_served_recipe_first(tale: Tale) -> None:
+    drawn = figure(paths(tale.known))
+    labels = [choice.label for choice in drawn.choices]
+    assert labels[0] == "greedy" and {"wise_ft", "learned", "pruned"} <= set(labels)
+    assert "uniform" not in labels, "it decides nothing by a score"
+    wise = next(choice for choice in drawn.choices if choice.label == "wise_ft")
+    assert wise.data[1]["x"][3] == "4 · alpha 0.3" and len(wise.data[0]["y"]) == 11
+
+
+def test_a_mix_without_components_is_one_column_that_sums_to_one(tale: Tale) -> None:
+    drawn = figure(coefficients(tale.known))
+    heat = drawn.data[0]
+    assert "learned" not in heat["x"] and heat["y"][-1] == "base"
+    for column in zip(*heat["z"], strict=True):
+        assert abs(sum(value or 0 for value in column) - 1) < 1e-9
+    learned = drawn.choices[1]
+    assert learned.label == "learned" and learned.data[0]["x"] == ["all the rest", *COMPONENTS]
+
+
+def test_cosines_have_a_view_per_component(tale: Tale) -> None:
+    drawn = figure(cosines(tale.known, tale.analysis))
+    assert [choice.label for choice in drawn.choices] == ["all weights", *COMPONENTS]
+    assert all(row[i] == 1 for i, row in enumerate(drawn.data[0]["z"]))
+
+
+def test_reliability_and_confusion_show_both_models_on_every_split(tale: Tale) -> None:
+    for drawing in (reliability(tale.analysis), confusion(tale.known, tale.analysis)):
+        drawn = figure(drawing)
+        assert [choice.label for choice in drawn.choices] == ["test", "val", "ood:sketch"]
+        assert {trace["xaxis"] for trace in drawn.data} == {"x", "x2"}
+
+
+def test_the_parts_of_the_loss_add_up(tale: Tale) -> None:
+    bars = figure(bias_variance(tale.known, tale.analysis)).data
+    for axis in ("x", "x2"):
+        *parts, total = [trace["y"] for trace in bars if trace["xaxis"] == axis]
+        for whole, *values in zip(total, *parts, strict=True):
+            assert abs(whole - sum(values)) < 1e-6
+
+
+def test_a_way_that_does_not_dip_has_no_barrier(tale: Tale) -> None:
+    assert "no barrier" in figure(barrier(tale.known, tale.analysis)).caption
+    deep: Any = {**tale.analysis, "barrier": {**tale.analysis["barrier"], "height": 0.034}}
+    assert "dips 3.40 points" in figure(barrier(tale.known, deep)).caption
+
+
+def test_what_an_analysis_lacks_is_left_out(tale: Tale) -> None:
+    poor: Any = {**tale.analysis, "geometry": [], "barrier": None}
+    poor["splits"] = {
+        name: {**each, "map": None, "details": {}, "bias_variance": {}, "paired": None}
+        for name, each in tale.analysis["splits"].items()
+    }
+    models = list(rows(tale.known))
+    drawings = [model_map(poor, models), cosines(tale.known, poor), barrier(tale.known, poor)]
+    drawings += [reliability(poor), confusion(tale.known, poor), bias_variance(tale.known, poor)]
+    assert all(isinstance(each, Absent) and each.why for each in drawings)
+    assert list(undetectable(tale.known, poor)) == []
+
+
+def test_a_gain_too_small_for_the_selection_split_is_warned_of(tale: Tale) -> None:
+    small: Any = {**tale.analysis, "splits": dict(tale.analysis["splits"])}
+    paired = {**small["splits"]["val"]["paired"], "detectable": 0.5}
+    small["splits"]["val"] = {**small["splits"]["val"], "paired": paired}
+    (sentence,) = undetectable(tale.known, small)
+    assert "only a gain of 50.00 points" in sentence
+
+
+def test_new_columns_of_the_summary_stand_at_the_end(told: Story, tale: Tale) -> None:
+    text = summary_csv(told.program, told.state, tale.known, tale.analysis)
+    header = text.splitlines()[0].split(",")
+    start = header.index("tastes")
+    assert "worst_class" not in " ".join(header[:start])
+    assert header[start : start + 4] == ["tastes", "seconds", "batchnorm", "val worst_class"]
+    assert header[-1] == "ood:sketch ece_scaled"
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-10, 10), st.floats(-10, 10), st.text("abc", max_size=12)),
+        min_size=1,
+        max_size=20,
+    ),
+    st.booleans(),
+)
+def test_labels_never_stand_where_there_is_nothing_to_say(
+    spots: list[tuple[float, float, str]], same_scale: bool
+) -> None:
+    where = placed([Spot(*each) for each in spots], 800, 400, same_scale)
+    assert len(where) == len(spots)
+    assert all(at is None for at, (_, _, label) in zip(where, spots, strict=True) if not label)
+
+
+def test_two_labels_at_one_point_stand_on_different_sides() -> None:
+    first, second = placed([Spot(0, 0, "one"), Spot(0, 0, "two")], 400, 400, False)
+    assert first != second and None not in (first, second)
