@@ -37,7 +37,11 @@ from workers.types import (
     Evaluated,
     Facts,
     Failed,
+    GeometryOrder,
+    GradientOrder,
+    Grams,
     Interrupted,
+    Measured,
     Mix,
     Mixed,
     ModelFacts,
@@ -47,6 +51,7 @@ from workers.types import (
     Score,
     Scored,
     Served,
+    Slope,
     Soup,
     SplitFacts,
     Started,
@@ -249,6 +254,9 @@ class World:
         """Complete, or for a hopeless one a bound somewhere between its score and the bar."""
         score = self.score(order.mix)
         bar = order.at_least
+        if order.hits:
+            hits = f"{_table(self.seed, order.mix.key):010x}"
+            return Tasting(score=score, at_most=score, samples=COUNTS[SELECTION], hits=hits)
         hopeless = bar is not None and (score <= bar if order.strict else score < bar)
         if not (self.early_stops and hopeless) or bar is None:
             return Tasting(score=score, at_most=score, samples=COUNTS[SELECTION])
@@ -256,6 +264,42 @@ class World:
         choices = range(steps + 1) if order.strict else range(steps)
         above = choices[_table(self.seed, order.id) % len(choices)]
         return Tasting(score=None, at_most=score + above / COUNTS[SELECTION], samples=8)
+
+    def _geometry(self, order: GeometryOrder, attempt: int) -> Iterator[AnyEvent]:
+        yield Started(warm=True, gap_s=0.01)
+        num = len(order.question.names)
+        rows = tuple(
+            1.0 if i == j else self._number(f"{order.id} {i} {j}") / num
+            for i in range(num)
+            for j in range(i, num)
+        )
+        yield self._measured(order, Grams(tensors={"w": rows}), 0)
+
+    def _gradient(self, order: GradientOrder, attempt: int) -> Iterator[AnyEvent]:
+        yield Started(warm=True, gap_s=0.01)
+        question = order.question
+        rows = tuple(
+            tuple(
+                self._number(f"{order.id} {prefix} {i}") for i in range(len(question.mix.weights))
+            )
+            for prefix in question.components
+        )
+        slope = Slope(loss=self._number(order.id), weights=rows, temperature=0.0)
+        yield self._measured(order, slope, question.batch_size)
+
+    def _measured(
+        self, order: GeometryOrder | GradientOrder, answer: Grams | Slope, samples: int
+    ) -> Measured:
+        return Measured(
+            key=order.question.key,
+            cohort=order.cohort.family,
+            answer=answer,
+            samples=samples,
+            busy_s=1.0,
+        )
+
+    def _number(self, name: str) -> float:
+        return _table(self.seed, name) % 1000 / 1000
 
     def _blend(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)
