@@ -7,6 +7,7 @@ Everything else is what any experiment does: the same orders, recipes, tables an
 same command goes on where it was stopped.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from orchestrator.config import Experiment
 from orchestrator.identity import differences
 from orchestrator.session import Options, Outcome
 from workers.beside import ModelFile, config_of, weights_file
+from workers.disk import hash_file
 from workers.recipes import RECIPES
 from workers.storage import SERVED, Store
 from workers.types import UserError
@@ -92,18 +94,26 @@ def experiment_of(wish: Wish) -> Experiment:
 
 def _files(checkpoints: tuple[str, ...]) -> list[Path]:
     files = [weights_file(path) for path in checkpoints]
-    seen: dict[Path, str] = {}
-    for file, path in zip(files, checkpoints, strict=True):
+    for file in files:
         if not file.is_file():
             raise UserError(f"checkpoint {file} is not there; give files of weights")
-        if twin := seen.get(file.resolve()):
-            raise UserError(f"{twin} and {path} are the same checkpoint; name it once")
-        seen[file.resolve()] = path
+    _refuse_twins(files)
     if len(files) < 2:
         raise UserError(
             f"{files[0]} is one checkpoint, and nothing can be mixed; give at least two"
         )
     return files
+
+
+def _refuse_twins(files: list[Path]) -> None:
+    """Train scripts keep copies of the best and the last checkpoint under other names."""
+    sizes = Counter(file.stat().st_size for file in files)
+    seen: dict[str, Path] = {}
+    for file in files:
+        if sizes[file.stat().st_size] > 1:
+            twin = seen.setdefault(hash_file(file), file)
+            if twin is not file:
+                raise UserError(f"{twin} and {file} are the same checkpoint; name one of them")
 
 
 def _agreed(known: dict[Path, ModelFile]) -> ModelFile | None:

@@ -237,7 +237,10 @@ def test_bad_checkpoints_are_refused_before_anything_is_written(
     tensors = torch.load(place / "test_vit_1.pth")["state_dict"]
     tensors["module.head.bias"][0] = float("nan")
     torch.save({"state_dict": tensors}, tmp_path / "nan.pth")
+    copy = tmp_path / "model_best.pth"
+    copy.write_bytes(Path(first).read_bytes())
     bad = {
+        (first, str(copy)): r"model_best\.pth are the same checkpoint; name one",
         (first,): "is one checkpoint, and nothing can be mixed",
         (first, str(place / "data" / ".." / "test_vit_0.pth")): "are the same checkpoint",
         (first, str(tmp_path / "none.pth")): "none.pth is not there",
