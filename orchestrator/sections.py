@@ -245,6 +245,9 @@ class SoupSpec(Section):
     """Training images that `recompute` forwards."""
     tie: Literal["accept", "strict"] = "accept"
     """Whether greedy takes a candidate that leaves the score as it is."""
+    basin: float | None = Field(default=None, ge=0)
+    """Points of the metric, 0..1 (nats for nll), that a mix of an ingredient and the best one may
+    lie below the worse of both; who lies lower takes part in no mix. Off when absent."""
     serve: str = "auto"
     """Recipe whose soup is served; `auto` takes the best on the selection split."""
 

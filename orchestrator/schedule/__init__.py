@@ -12,7 +12,18 @@ from itertools import chain
 
 from orchestrator.program import Program
 from orchestrator.remember import remembered
-from orchestrator.schedule import analyse, base, finish, merge, observe, retire, retry, score, train
+from orchestrator.schedule import (
+    analyse,
+    base,
+    basin,
+    finish,
+    merge,
+    observe,
+    retire,
+    retry,
+    score,
+    train,
+)
 from orchestrator.state import State
 from workers.types import AnyEvent, AnyOrder
 
@@ -20,6 +31,7 @@ RULES = (
     base.preflight,
     base.bases,
     train.runs,
+    basin.orders,
     merge.final_orders,
     score.runs,
     merge.blends,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from orchestrator.program import Program
-from orchestrator.schedule import merge, score
+from orchestrator.schedule import basin, merge, score
 from orchestrator.schedule.train import all_settled
 from orchestrator.state import State
 from workers.types import (
@@ -70,6 +70,8 @@ def _members(state: State, final: merge.Final) -> tuple[str, ...]:
 def nothing_to_serve(program: Program, state: State) -> Iterator[AnyEvent]:
     """All runs have ended and no soup will ever be made: said once."""
     if state.served is not None or not all_settled(program, state) or state.open:
+        return
+    if not basin.is_known(program, state):
         return
     possible = merge.finals(program, state)
     failed = merge.is_complete(program, state) and not merge.made(program, state)

@@ -12,6 +12,7 @@ from itertools import islice
 
 from orchestrator.program import Program, Recipe, resolve
 from orchestrator.remember import remembered
+from orchestrator.schedule import basin
 from orchestrator.schedule.answer import answered, is_measured, unknown
 from orchestrator.schedule.choose import ingredients, locate_all
 from orchestrator.schedule.train import all_settled, standing
@@ -22,6 +23,7 @@ from workers.types import (
     AnyOrder,
     BlendOrder,
     Cohort,
+    Decision,
     First,
     Geometry,
     GeometryOrder,
@@ -50,24 +52,48 @@ class Final:
     cohort: Cohort
     recipe: Recipe
     ingredients: tuple[Ingredient, ...]
+    left_out: tuple[Decision, ...] = ()
 
 
 def finals(program: Program, state: State) -> tuple[Final, ...]:
     """Empty until every run has ended; then one per cohort and recipe."""
-    return _finals(program, state) if all_settled(program, state) else ()
+    if not all_settled(program, state) or not basin.is_known(program, state):
+        return ()
+    return _finals(program, state)
 
 
-@remembered(by=standing)
+def _deciding(program: Program, state: State) -> tuple[object, ...]:
+    tastes = state.tastes if program.experiment.soup.basin is not None else None
+    return *standing(program, state), tastes
+
+
+@remembered(by=_deciding)
 def _finals(program: Program, state: State) -> tuple[Final, ...]:
     assert state.facts is not None
     resolved = resolve(program, state.facts)
     return tuple(
-        Final(_merge_id(labelled, under, members), under, labelled, members)
+        Final(_merge_id(labelled, under, members), under, labelled, members, left_out)
         for cohort in resolved.cohorts
-        if (members := ingredients(program, state, resolved, cohort))
+        if (everyone := ingredients(program, state, resolved, cohort))
         for recipe in program.recipes
+        for members, left_out in [_takes_part(program, state, cohort, recipe, everyone)]
         for labelled, under in _policies(program, recipe, cohort)
     )
+
+
+def _takes_part(
+    program: Program,
+    state: State,
+    cohort: Cohort,
+    recipe: Recipe,
+    everyone: tuple[Ingredient, ...],
+) -> tuple[tuple[Ingredient, ...], tuple[Decision, ...]]:
+    """(ingredients, who is left out and why): `best` mixes nothing, so it may take any."""
+    if recipe.name == "best":
+        return everyone, ()
+    left_out = basin.outside(program, state, cohort, everyone)
+    names = {decision.candidate for decision in left_out}
+    return tuple(each for each in everyone if each.name not in names), left_out
 
 
 COMPARED: tuple[Policy, ...] = ("recompute", "average", "best")
@@ -100,6 +126,7 @@ def decisions(program: Program, state: State) -> Iterator[AnyEvent]:
                 recipe=final.recipe.name,
                 options=dict(final.recipe.options),
                 ingredients=final.ingredients,
+                left_out=final.left_out,
                 observe=False,
             )
     for merge in state.merges.values():

@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter
 
 from workers.types.facts import Facts
 from workers.types.nouns import Checkpoint, Metric, Score, Value
-from workers.types.questions import Answer, Ingredient, Question, Soup, Tasting
+from workers.types.questions import Answer, Decision, Ingredient, Question, Soup, Tasting
 
 
 class Event(Value):
@@ -270,6 +270,8 @@ class MergeOpened(Event):
     recipe: str
     options: dict[str, Any] = {}
     ingredients: tuple[Ingredient, ...]
+    left_out: tuple[Decision, ...] = ()
+    """Who does not take part, and why."""
     observe: bool
     round: int | None = None
     """Number of the observe round; None for a final merge."""
