@@ -205,10 +205,15 @@ def _decisions(state: State, made: MergeState) -> list[Json]:
         {
             **decision.model_dump(),
             "candidate": _id_of(state, decision.candidate),
-            "run": track_of.get(decision.candidate),
+            "run": track_of.get(decision.candidate) or _run_of(state, decision.candidate),
         }
         for decision in decisions
     ]
+
+
+def _run_of(state: State, name: str) -> str | None:
+    """Of a checkpoint that took no part; None for what is none, such as `alpha 0.3`."""
+    return name.partition("/")[0] if choose.counts(state, name) else None
 
 
 def _deltas(deltas: Mapping[str, Delta]) -> Json:

@@ -22,6 +22,9 @@ COLORS = {
     "score": RUNS[2],
     "base": RUNS[3],
     "merge": RUNS[10],
+    "gradient": RUNS[1],
+    "geometry": RUNS[7],
+    "analyse": RUNS[9],
 }
 """By kind of order; the rest is housekeeping."""
 

@@ -144,8 +144,22 @@ def cautions(known: Json) -> list[str]:
     if stopped:
         reason = f" ({known['finish_reason']})" if known["finish_reason"] else ""
         said.append(f"{len(stopped)} of {total} runs ended before their last epoch{reason}.")
+    said += _outside(known)
     small = small_selection_split(known)
     return [*said, *([small] if small is not None else []), *known["warnings"]]
+
+
+def _outside(known: Json) -> list[str]:
+    """Runs that were kept out of every mixture before anything was mixed."""
+    found = {
+        str(decision["run"])
+        for soup in known["soups"]
+        for decision in soup["decisions"]
+        if decision["reason"].startswith("outside the basin")
+    }
+    named = ", ".join(sorted(found))
+    which = f"{words.counted(len(found), 'ingredient')} outside the basin of the best one"
+    return [f"Left out of every mixture: {which} ({named})."] if found else []
 
 
 def small_selection_split(known: Json) -> str | None:

@@ -50,6 +50,14 @@ def test_a_small_selection_split_and_failed_runs_are_warned_of(told: Story) -> N
     assert "only 400 images" in said and "standard error of 1.3 points" in said
 
 
+def test_ingredients_outside_the_basin_are_named(told: Story) -> None:
+    known: dict[str, Any] = results(told.program, told.state)
+    decision = {**known["soups"][-1]["decisions"][-1], "reason": "outside the basin: it dips"}
+    known["soups"][-1]["decisions"].append(decision)
+    said = " ".join(cautions(known))
+    assert f"1 ingredient outside the basin of the best one ({decision['run']})" in said
+
+
 def test_a_large_selection_split_is_not_warned_of(told: Story) -> None:
     known: dict[str, Any] = results(told.program, told.state)
     known["splits"]["val"]["count"] = 50_000
