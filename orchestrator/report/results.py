@@ -12,9 +12,10 @@ from typing import Any
 from orchestrator import config
 from orchestrator.program import Program, Resolved, resolve, tracks_of
 from orchestrator.report.efficiency import fleet_efficiency, wall_s
-from orchestrator.schedule import choose, merge, score, train
+from orchestrator.schedule import analyse, choose, merge, score, train
 from orchestrator.schedule.merge import Final
 from orchestrator.state import MergeState, State
+from workers.storage import ANALYSIS
 from workers.types import SELECTION, Checkpointed, Compared, Delta, Mix, RunSpec, Score, family_of
 
 SCHEMA = 1
@@ -45,6 +46,7 @@ def results(program: Program, state: State) -> Json:
         "ensembles": _ensembles(compared),
         "best_single": best_single(program, state),
         "served": state.served.soup if state.served is not None else None,
+        "analysis": ANALYSIS if analyse.is_made(program, state) else None,
         "rounds": _rounds(state),
         "failures": _failures(state),
         "finish_reason": state.finish_reason,
