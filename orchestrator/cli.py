@@ -14,14 +14,13 @@ import typer
 from rich.console import Console
 
 from orchestrator import config, session
-from orchestrator.driver import FINISH_MARKER
 from orchestrator.folds import fold
 from orchestrator.ledger import Ledger
 from orchestrator.report.tables import final_table, status_json, status_view
 from orchestrator.report.write import write_report
 from orchestrator.session import BAD, STOPPED, Options
 from orchestrator.state import State
-from workers.storage import Store
+from workers.storage import FINISH, Store
 from workers.types import UserError
 
 PIPE_WIDTH = 130
@@ -130,7 +129,7 @@ def finish(uri: Uri) -> None:
     if state.finished is not None:
         print(f"{uri} is finished already.")
         return
-    store.write(FINISH_MARKER, b"")
+    store.write(FINISH, b"")
     print(f"Asked {uri} to finish: training ends within seconds, then come the soups.")
 
 

@@ -23,7 +23,7 @@ from orchestrator.program import Program
 from orchestrator.schedule import finish
 from orchestrator.state import State
 from workers import manifest
-from workers.storage import Store
+from workers.storage import FINISH, Store
 from workers.types import (
     AnyEvent,
     AnyOrder,
@@ -40,9 +40,6 @@ from workers.types import (
 
 POLL_S = 0.5
 """Longest wait for events: bounds how late a pause's end or a finish request is seen."""
-
-FINISH_MARKER = "finish"
-"""Written by `soupfleet finish`; read by whoever drives."""
 
 FINISH_POLL_S = 5.0
 
@@ -210,11 +207,11 @@ class Driver:
         if time.monotonic() - self._looked_for_finish_at < FINISH_POLL_S:
             return
         self._looked_for_finish_at = time.monotonic()
-        if not self.store.exists(FINISH_MARKER):
+        if not self.store.exists(FINISH):
             return
         if self.state.finish_reason is None:
             self._commit([FinishRequested(reason="soupfleet finish was called", time=self.now())])
-        self.store.delete(FINISH_MARKER)
+        self.store.delete(FINISH)
 
 
 def refusal(state: State) -> str | None:

@@ -32,7 +32,7 @@ from orchestrator.report.write import write_report
 from orchestrator.schedule.train import status
 from orchestrator.state import State
 from orchestrator.sweep import expand
-from workers.storage import CONFIG, ENV, LEASE, Store
+from workers.storage import CONFIG, ENV, LEASE, OURS, Store
 from workers.types import Setting, UserError
 
 DONE, BAD, PARTLY, STOPPED = 0, 2, 3, 4
@@ -74,6 +74,8 @@ def run(experiment: Experiment, options: Options) -> Outcome:
     if has_begun and is_finished(program, state):
         return Outcome(exit_code(program, state), program, state, _results(store), worked=False)
     ttl_s = LOCAL_LEASE_S if options.fleet == "local" else 60.0
+    if known is None:
+        _refuse_strangers(store)
     store.probe()
     lease = Lease(store, owner=f"{socket.gethostname()}:{os.getpid()}", ttl_s=ttl_s)
     with _stoppable():
@@ -177,14 +179,24 @@ def _take_back(store: Store, is_new: bool) -> None:
         return
     _clear(store)
     store.delete(LEASE)
-    if store.local_root is not None:
+    if store.local_root is not None and not store.list():
         store.local_root.rmdir()
 
 
 def _clear(store: Store) -> None:
     """What an attempt left that never came past preflight; the lease stays."""
-    for name in {path.partition("/")[0] for path in store.list()} - {LEASE}:
+    for name in OURS - {LEASE}:
         store.delete(name)
+
+
+def _refuse_strangers(store: Store) -> None:
+    """A folder of something else must not become an experiment, let alone be cleared for one."""
+    strangers = sorted({path.partition("/")[0] for path in store.list()} - OURS)
+    if strangers:
+        raise UserError(
+            f"{store} is no experiment and holds {strangers[0]!r}; give the experiment a folder of "
+            "its own with --name or --storage"
+        )
 
 
 def _results(store: Store) -> dict[str, Any]:

@@ -32,8 +32,19 @@ ANALYSIS = "analysis.json"
 SUMMARY = "summary.csv"
 REPORT = "report.html"
 SERVED = "soup"
+FINISH = "finish"
+"""A marker, written by `soupfleet finish`, read by whoever drives."""
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
+
+FOLDERS = ("base", "runs", "soups", "ensembles", "predictions")
+OURS = frozenset(
+    [
+        *(CONFIG, ENV, LEASE, LEDGER, SPLITS, RESULTS, ANALYSIS, SUMMARY, REPORT, SERVED, FINISH),
+        *FOLDERS,
+    ]
+)
+"""All that lies at the top of an experiment."""
 
 Bytes = bytes | bytearray | memoryview
 

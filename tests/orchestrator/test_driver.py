@@ -282,14 +282,14 @@ def test_a_finish_request_midway_soups_what_is_committed(
 
     def ask(state: State, *_: Any) -> None:
         if not state.finish_reason and sum(len(r.checkpoints) for r in state.runs.values()) > 3:
-            world.store.write(driving.FINISH_MARKER, b"")
+            world.store.write(FINISH, b"")
 
     mind.watch = ask
     state = mind.run()
     assert served(state) is not None
     assert all(len(run.checkpoints) < 6 for run in state.runs.values())
     assert {train.status(world.program, state, run) for run in world.program.runs} == {"stopped"}
-    assert not world.store.exists(driving.FINISH_MARKER)
+    assert not world.store.exists(FINISH)
     assert is_finished(world.program, mind.finish())
     members = {name for names in soups(state).values() for name in names}
     assert members, "what was committed is in the soup"
