@@ -29,7 +29,7 @@ from tests.orchestrator.simulation import (
     live,
     program,
 )
-from workers.storage import LEASE
+from workers.storage import FINISH, LEASE
 from workers.types import AnyEvent, AnyOrder, ErrorClass, TasteOrder, TrainOrder
 
 HOW = ("before", "torn", "after")
