@@ -141,8 +141,8 @@ def _mean_epoch(program: Program, state: State, merge: MergeState) -> float:
 
 
 def _about_round(merge: MergeState) -> str:
-    members = len(merge.soup.mix.names) if merge.soup is not None else 0
-    return f"round {merge.opened.round}: {members} of {len(merge.opened.ingredients)} ingredients"
+    names = merge.soup.mix.names if merge.soup is not None else ()
+    return f"round {merge.opened.round}: {words.share_of(names, len(merge.opened.ingredients))}"
 
 
 def _finals(
@@ -154,7 +154,7 @@ def _finals(
             "by_time": [((each.mixed_at or began) - began) / 60],
             "by_epoch": [last_epoch],
             "y": [selection(each.soup.score, metric)],
-            "text": [f"{len(each.soup.mix.names)} of {len(each.opened.ingredients)} ingredients"],
+            "text": [words.share_of(each.soup.mix.names, len(each.opened.ingredients))],
             "mode": "markers",
             "marker": {"size": 13, "symbol": symbol, "color": SOUP, "line": {"color": INK}},
         }

@@ -80,7 +80,7 @@ def _mixed(program: Program, state: State, event: Mixed) -> str:
     label = f"round {opened.round}, soup so far" if opened.observe else f"soup {opened.label}"
     label += of_cohort(program, state, opened.cohort)
     score = f"{words.selection(event.soup.score, metric)} {words.unit(metric)}"
-    members = f"{len(event.soup.mix.names)} of {len(opened.ingredients)} ingredients"
+    members = words.share_of(event.soup.mix.names, len(opened.ingredients))
     return f"{label}: val {words.METRICS[metric]} {score}, {members}"
 
 

@@ -135,8 +135,8 @@ def _failure(state: State, resolved: Resolved | None, run: RunSpec) -> str | Non
 class SoupNow:
     label: str
     score: float | None
-    members: int
-    ingredients: int
+    share: str
+    """`4 of 6 ingredients`"""
 
 
 def soups(program: Program, state: State) -> list[SoupNow]:
@@ -150,8 +150,7 @@ def soups(program: Program, state: State) -> list[SoupNow]:
             label=(each.opened.label if finals else f"round {each.opened.round}")
             + of_cohort(program, state, each.opened.cohort),
             score=selection_shown(each.soup.score, program.experiment.soup.metric),
-            members=len(each.soup.mix.names),
-            ingredients=len(each.opened.ingredients),
+            share=words.share_of(each.soup.mix.names, len(each.opened.ingredients)),
         )
         for each in shown
         if each.soup is not None

@@ -234,7 +234,7 @@ def soup_line(program: Program, state: State) -> Text:
         return Text("Soup so far: none yet", style="dim")
     parts = [
         f"{soup.label} {words.shown(soup.score, metric)} {words.unit(metric)} on val, "
-        f"{soup.members} of {soup.ingredients} ingredients"
+        f"{soup.share}"
         for soup in soups
     ]
     return Text("Soup so far: " + "; ".join(parts), style="bold cyan")

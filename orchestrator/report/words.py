@@ -1,6 +1,7 @@
 """Numbers in words: scores as percent, differences as points, what a metric is called."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from workers.types import WORST, Facts
@@ -89,10 +90,15 @@ def soup_name(known: Json, soup: Json) -> str:
 
 
 def share(soup: Json) -> str:
+    """Of a soup as results.json has it, see `share_of`."""
+    return share_of(soup["members"], soup["ingredients"])
+
+
+def share_of(names: Sequence[str], num_ingredients: int) -> str:
     """`4 of 6 ingredients`; `4 of 6 ingredients, and the base`."""
-    members = [member for member in soup["members"] if not is_base(member)]
-    said = f"{len(members)} of {counted(soup['ingredients'], 'ingredient')}"
-    return f"{said}, and the base" if len(members) < len(soup["members"]) else said
+    members = [name for name in names if not is_base(name)]
+    said = f"{len(members)} of {counted(num_ingredients, 'ingredient')}"
+    return f"{said}, and the base" if len(members) < len(names) else said
 
 
 def is_base(checkpoint: str) -> bool:
