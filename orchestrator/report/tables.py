@@ -233,8 +233,7 @@ def soup_line(program: Program, state: State) -> Text:
     if not soups:
         return Text("Soup so far: none yet", style="dim")
     parts = [
-        f"{soup.label} {words.shown(soup.score, metric)} {words.unit(metric)} on val, "
-        f"{soup.share}"
+        f"{soup.label} {words.shown(soup.score, metric)} {words.unit(metric)} on val, {soup.share}"
         for soup in soups
     ]
     return Text("Soup so far: " + "; ".join(parts), style="bold cyan")
