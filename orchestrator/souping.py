@@ -146,8 +146,8 @@ def _data(wish: Wish, known: ModelFile | None) -> dict[str, Any]:
     there = {name for name in TREES if (root / name).is_dir()}
     if there and there != TREES:
         raise UserError(
-            f"--data {root} has {there.pop()}/ without {(TREES - there).pop()}/; give it both, or "
-            "only class folders, which are then halved"
+            f"--data {root} has {min(there)}/ without {min(TREES - there)}/; give it both, or only "
+            "class folders, which are then halved"
         )
     halved = {"val": ".", "test_from": "val", "test_fraction": 0.5}
     data: dict[str, Any] = {"root": str(root), "train": {}, "image_size": wish.image_size}
