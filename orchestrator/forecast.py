@@ -4,10 +4,11 @@ bases -> runs on slots, first free slot first -> tastes -> scores
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from orchestrator.program import BasePlan, Program, Recipe, Resolved, tracks_of
+from orchestrator.program import BasePlan, Program, Resolved, tracks_of
+from workers.recipes import load, most_tastes
 from workers.types import Facts, ModelFacts, RunSpec, digest, model_key, run_of, sparse
 
 STARTUP_S = 15.0
@@ -160,12 +161,7 @@ def _souping_s(program: Program, resolved: Resolved, paces: Paces) -> float:
             min(recomputed, facts.splits["train"].count) if cohort.batchnorm == "recompute" else 0
         )
         ingredients = sum(num_ingredients(program, resolved, track) for track in tracks)
-        tastes = sum(_tastes(program.recipes, ingredients))
+        made = (load(recipe.name, dict(recipe.options)) for recipe in program.recipes)
+        tastes = sum(most_tastes(recipe, ingredients) for recipe in made)
         total += (tastes * per_taste + (len(tracks) + len(program.recipes)) * reported) * image_s
     return total
-
-
-def _tastes(recipes: tuple[Recipe, ...], ingredients: int) -> Iterator[int]:
-    """At most: greedy tastes every candidate; what a recipe of another kind asks is unknown."""
-    for recipe in recipes:
-        yield {"best": 0, "uniform": 1}.get(recipe.name, ingredients)

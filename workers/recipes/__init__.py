@@ -67,6 +67,13 @@ class KitchenRecipe(Protocol):
 AnyRecipe = Recipe | KitchenRecipe
 
 
+def most_tastes(recipe: AnyRecipe, count: int) -> int:
+    """How many passes over the selection split the recipe can ask for with `count` ingredients;
+    one for each where it does not say."""
+    says: Any = getattr(recipe, "most_tastes", None)
+    return count if says is None else int(says(count))
+
+
 def begin(
     recipe: AnyRecipe, ingredients: tuple[Ingredient, ...], kitchen: Kitchen | None = None
 ) -> Asking:

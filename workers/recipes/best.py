@@ -17,6 +17,10 @@ def best_first(ingredients: tuple[Ingredient, ...]) -> list[Ingredient]:
 class Best:
     """The checkpoint with the highest selection score. Assumes nothing, asks nothing."""
 
+    def most_tastes(self, count: int) -> int:
+        """Of `count` ingredients, for forecasts."""
+        return 0
+
     def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
         yield from ()
         best, *rest = best_first(ingredients)

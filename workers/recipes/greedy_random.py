@@ -29,6 +29,10 @@ class GreedyRandom(Acceptance):
     whoever comes first."""
     orders: Annotated[int, Field(ge=1)] = 1
 
+    def most_tastes(self, count: int) -> int:
+        """Of `count` ingredients, for forecasts."""
+        return self.orders * count
+
     def __call__(
         self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
     ) -> Generator[Question, Answer, Soup]:

@@ -27,6 +27,10 @@ class GreedyReplacement(Acceptance):
 
     passes: Annotated[int, Field(ge=1)] = 3
 
+    def most_tastes(self, count: int) -> int:
+        """Of `count` ingredients, for forecasts."""
+        return self.passes * count
+
     def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
         ordered = best_first(ingredients)
         counts = {ordered[0].name: 1}

@@ -48,6 +48,14 @@ class Learned:
     patience: Count | None = None
     """Stop after so many epochs without a better iterate."""
 
+    @property
+    def num_epochs(self) -> int:
+        return self.epochs or (3 if self.by == "ingredient" else 5)
+
+    def most_tastes(self, count: int) -> int:
+        """For forecasts; the gradients of an epoch cost what two tastes do."""
+        return 1 + 3 * self.num_epochs
+
     def __call__(
         self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
     ) -> Generator[Question, Answer, Soup]:
@@ -66,7 +74,7 @@ class Learned:
         # The mean exactly as the recipe `uniform` writes it, so that it need be tasted only once.
         start = yield from tasted("equal weights", Mix.mean(names), softmax(raw.weights), [])
         iterates = [start]
-        for epoch in range(self.epochs or (3 if self.by == "ingredient" else 5)):
+        for epoch in range(self.num_epochs):
             losses: list[float] = []
             for batch in range(num_batches(kitchen, self.batch_size)):
                 slope = yield Gradient(

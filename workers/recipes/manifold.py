@@ -55,6 +55,10 @@ class Manifold:
     patience: Count | None = None
     """After so many refusals in a row the rest is not offered; None offers everybody."""
 
+    def most_tastes(self, count: int) -> int:
+        """Of `count` ingredients, for forecasts."""
+        return count * (1 + self.budget * self.max_components)
+
     def __call__(
         self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
     ) -> Generator[Question, Answer, Soup]:

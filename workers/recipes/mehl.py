@@ -64,6 +64,11 @@ class Mehl:
     clip_grad: Annotated[float, Field(gt=0)] | None = None
     """Longest allowed d loss / d X."""
 
+    def most_tastes(self, count: int) -> int:
+        """Of `count` ingredients, for forecasts; an epoch's gradients cost what two tastes do."""
+        batches = -(-count // self.model_batch)
+        return 1 + 3 * self.epochs * self.model_epochs * batches
+
     def __call__(
         self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
     ) -> Generator[Question, Answer, Soup]:

@@ -39,6 +39,10 @@ class ModelStock:
     cohort's policy. A head counts like any tensor, its anchor being that of the base.
     """
 
+    def most_tastes(self, count: int) -> int:
+        """Of `count` ingredients, for forecasts."""
+        return 1
+
     def __call__(
         self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
     ) -> Generator[Question, Answer, Soup]:

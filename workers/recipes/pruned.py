@@ -27,6 +27,10 @@ class Pruned(Acceptance):
     best_removable: bool = False
     """Whether the best single model may leave as well."""
 
+    def most_tastes(self, count: int) -> int:
+        """Of `count` ingredients, for forecasts."""
+        return 1 + self.passes * count
+
     def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
         soup = yield from _everybody(self, ingredients)
         for _ in range(self.passes):
@@ -50,6 +54,10 @@ class PrunedRounds(Acceptance):
     rounds: Annotated[int, Field(ge=1)] = 8
     best_removable: bool = True
     """Whether the best single model may leave as well."""
+
+    def most_tastes(self, count: int) -> int:
+        """Of `count` ingredients, for forecasts."""
+        return 1 + self.rounds * count
 
     def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
         soup = yield from _everybody(self, ingredients)

@@ -16,6 +16,10 @@ class Uniform:
     nothing.
     """
 
+    def most_tastes(self, count: int) -> int:
+        """Of `count` ingredients, for forecasts."""
+        return 1
+
     def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
         ordered = best_first(ingredients)
         mix = Mix.mean([each.name for each in ordered])

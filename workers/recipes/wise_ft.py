@@ -39,6 +39,10 @@ class WiseFt:
     of: Literal["best", "uniform"] = "best"
     """What was fine-tuned: the best single model, or the mean of all."""
 
+    def most_tastes(self, count: int) -> int:
+        """Of `count` ingredients, for forecasts."""
+        return 1 + len(self.alphas)
+
     def __call__(
         self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
     ) -> Generator[Question, Answer, Soup]:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.workers.recipes.tables import Table, cooked
+from tests.workers.recipes.tables import Table, answer, cooked
 from workers.merge import advance
-from workers.recipes import RECIPES, load
+from workers.recipes import RECIPES, load, most_tastes
 from workers.recipes.greedy import Greedy
-from workers.types import Ingredient, Kitchen, Mix, Soup, Taste, Tastings, UserError
+from workers.types import Found, Ingredient, Kitchen, Mix, Soup, Taste, Tastings, UserError
 
 POOL = (
     Ingredient(name="b/00000010", run="b", score=0.8),
@@ -95,3 +95,25 @@ def test_a_wrong_name_or_option_is_the_users_mistake(
 def test_a_recipe_that_mixes_a_stranger_is_refused() -> None:
     with pytest.raises(UserError, match="mixes 'z', which is none of the 3 checkpoints"):
         advance(load(f"{__name__}:Stranger"), POOL, ())
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "best",
+        "uniform",
+        "greedy",
+        "greedy_random",
+        "greedy_replacement",
+        "pruned",
+        "pruned_rounds",
+        "wise_ft",
+    ],
+)
+def test_no_recipe_asks_for_more_than_a_forecast_counts(name: str, seed: int) -> None:
+    recipe, table = load(name), Table(seed, num=6)
+    _, questions = cooked(table, recipe)
+    answers = [answer(table, question, stops_early=False) for question in questions]
+    tastes = sum(len(a.tried if isinstance(a, Found) else a.scores) for a in answers)
+    assert tastes <= most_tastes(recipe, 6)
