@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from workers.schedule import Schedule, num_decays, patience_is_over
+from workers.schedule import AFTER_RESTART, Schedule, num_decays, patience_is_over
 from workers.spec import TrainSpec
 
 STEPS_PER_EPOCH = 5
@@ -94,6 +94,7 @@ def test_one_cycle_is_timms() -> None:
     st.sampled_from([1.0, 1.01, 1.5, 2.0, 3.0]),
     st.integers(7, 40),
 )
+@example("cosine", 5, 1.01, 25)
 @settings(deadline=None)
 def test_cycles_fill_the_epochs_and_each_begins_at_its_peak(
     sched: str, limit: int, mul: float, per_epoch: int
@@ -106,11 +107,14 @@ def test_cycles_fill_the_epochs_and_each_begins_at_its_peak(
     assume(first >= 10)
     ends = [first * sum(mul**i for i in range(n)) for n in range(limit + 1)]
     begins = [step for step in range(steps) if step == 0 or rates[step] > rates[step - 1]]
-    assert begins == [math.ceil(end - 1e-6) for end in ends[:-1]]
+    # A schedule with restarts is asked that much later, so a cycle that begins within it has begun.
+    shift = AFTER_RESTART if limit > 1 else 0
+    assume(all(abs(end - shift - round(end - shift)) > 1e-6 for end in ends[1:-1]))
+    assert begins == [max(0, math.ceil(end - shift)) for end in ends[:-1]]
     for number, begin in enumerate(begins):
         length, late = first * mul**number, begin - ends[number]
         assert rates[begin] <= 0.5**number
-        if abs(late) < 1e-6:
+        if abs(late) <= AFTER_RESTART:
             assert rates[begin] == pytest.approx(0.5**number, rel=2e-3)
         assert late / length < 0.1 and rates[begin] > 0.5 ** (number + 1)
 
