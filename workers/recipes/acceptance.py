@@ -28,6 +28,9 @@ AT_ONCE = 64
 """Candidates per question, many more than any fleet tastes at once: a question names every member
 of every mix, and a thousand candidates in one would fill the ledger."""
 
+ROUNDING = 1e-12
+"""Scores closer than this are equal."""
+
 
 @dataclass(frozen=True)
 class Held:
@@ -132,8 +135,12 @@ class Acceptance:
         )
 
     def _bar(self, held: Held) -> float:
-        # Rounded, so that 0.1 + 0.2 is no more than the 0.3 that 30 images of 100 score.
-        return round(held.score + self.min_delta, 12) if self.min_delta else held.score
+        if not self.min_delta:
+            return held.score
+        # 0.1 + 0.2 is no more than the 0.3 that 30 images of 100 score, nor is 19/60 + 0.05 more
+        # than 22/60: so many images exactly are a tie, whatever the last digits say.
+        slack = ROUNDING if self.tie == "strict" else -ROUNDING
+        return held.score + self.min_delta + slack
 
     def _verdict(self, tasting: Tasting, held: Held, stands: str) -> tuple[bool, str]:
         if tasting.at_most == WORST:

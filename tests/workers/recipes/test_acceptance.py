@@ -70,7 +70,7 @@ def test_patience_names_those_it_did_not_hear_and_never_asks_for_them() -> None:
 
 def test_a_minimum_gain_is_met_by_exactly_so_many_images() -> None:
     asked = advance(Greedy(min_delta=0.2), POOL, ())
-    assert isinstance(asked, First) and asked.at_least == 0.3 < 0.1 + 0.2
+    assert isinstance(asked, First) and 0.3 - 1e-9 < asked.at_least < 0.3 < 0.1 + 0.2
     exact = Found(index=0, tried=(Tasting(score=0.3, at_most=0.3, samples=100),))
     soup = advance(Greedy(min_delta=0.2), POOL, (exact,))
     assert isinstance(soup, Soup) and soup.mix == Mix.mean(["a", "b"])
@@ -83,6 +83,26 @@ def test_a_minimum_gain_is_met_by_exactly_so_many_images() -> None:
     tie = Found(index=None, tried=(Tasting(score=0.1, at_most=0.1, samples=100),))
     soup = advance(Greedy(min_delta=0.2), POOL, (tie,))
     assert isinstance(soup, Soup) and not soup.decisions[1].accepted
+
+
+@settings(deadline=None)
+@given(
+    num=st.integers(100, 3000),
+    right=st.integers(0, 100),
+    gain=st.integers(1, 99),
+    tie=st.sampled_from(["accept", "strict"]),
+)
+def test_so_many_images_are_a_tie_whatever_the_size_of_the_split(
+    num: int, right: int, gain: int, tie: str
+) -> None:
+    """A share of 300 images, say, that no decimal number says exactly."""
+    before, after = right / num, (right + gain) / num
+    pool = tuple(Ingredient(name=n, run=n, score=before) for n in "ab")
+    asked = advance(load("greedy", {"tie": tie, "min_delta": gain / num}), pool, ())
+    assert isinstance(asked, First)
+    assert asked.is_met_by(after) == (tie == "accept")
+    assert asked.is_met_by((right + gain + 1) / num)
+    assert not asked.is_met_by((right + gain - 1) / num)
 
 
 @settings(deadline=None)
