@@ -26,11 +26,12 @@ class Model(TypedDict):
     """None for an ensemble."""
     temperature: float | None
     """One number that divides the logits; minimises the negative log-likelihood of the selection
-    split (Guo et al., 2017). None where the logits are not finite."""
+    split (Guo et al., 2017). None where the logits are not finite, and for a classifier that was
+    stacked on that very split."""
 
 
 class Calibration(TypedDict):
-    """`scaled`: after division of the logits by the model's temperature."""
+    """`scaled`: after division of the logits by the model's temperature; null if it has none."""
 
     nll: float | None
     ece: float | None

@@ -92,8 +92,8 @@ def _calibration(logits: np.ndarray, labels: np.ndarray, heat: float | None) -> 
     return Calibration(
         nll=nll(logits, labels),
         ece=ece(logits, labels),
-        nll_scaled=nll(scaled, labels),
-        ece_scaled=ece(scaled, labels),
+        nll_scaled=None if heat is None else nll(scaled, labels),
+        ece_scaled=None if heat is None else ece(scaled, labels),
     )
 
 

@@ -82,6 +82,9 @@ def test_an_analysis_has_every_part_and_the_same_order_the_same_bytes(pool: Pool
         assert list(part["models"]) == judged == part["distances"]["ids"] == part["map"]["ids"]
         assert set(part["details"]) == {order.best_single, "soup/s"}
         assert part["count"] == part["distances"]["num_images"] == 150
+    stacked = found["splits"]["test"]["models"]["stacking"]["calibration"]
+    assert stacked["ece"] is not None, "fitted on val, so it has no temperature"
+    assert stacked["ece_scaled"] is stacked["nll_scaled"] is found["models"][-1]["temperature"]
     (around,) = found["geometry"]
     assert [each["prefix"] for each in around["components"]] == ["blocks.0", "head", ""]
     assert found["barrier"]["height"] == pytest.approx(0.1)
