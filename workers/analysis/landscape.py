@@ -1,7 +1,6 @@
-"""The landscape: a map of models by their predictions, and the angles between their weights.
+"""The landscape: a map of models by their predictions.
 
 divergences --MDS--> two dimensions
-<theta_i - base, theta_j - base> per tensor --sums--> components --> cosines, lengths
 """
 
 from collections.abc import Sequence
