@@ -115,7 +115,7 @@ class Acceptance:
                 decisions.append(_decided(part[i], accepted, tasting, held, reason))
                 if accepted:
                     return Turn(low + i, _moved(held, tasting), tuple(decisions))
-        decisions += [self._not_offered(name) for name in names[len(heard) :]]
+        decisions += [not_offered(name, len(heard)) for name in names[len(heard) :]]
         return Turn(None, held, tuple(decisions))
 
     def _ask(
@@ -181,10 +181,6 @@ class Acceptance:
         worse = clear and lost > gained
         return not worse, f"{seen}, {'' if worse else 'not '}significantly worse"
 
-    def _not_offered(self, name: str) -> Decision:
-        times = "1 refusal" if self.patience == 1 else f"{self.patience} refusals in a row"
-        return Decision(candidate=name, accepted=False, reason=f"not offered after {times}")
-
 
 def mcnemar(old: str, new: str) -> tuple[int, int, float]:
     """(only `new` right, only `old` right, exact two-sided p-value) of two `Tasting.hits`."""
@@ -199,6 +195,12 @@ def mcnemar(old: str, new: str) -> tuple[int, int, float]:
     )
     gained, lost = int(np.sum(ours & ~theirs)), int(np.sum(theirs & ~ours))
     return gained, lost, p_value_of(ours, theirs)
+
+
+def not_offered(name: str, num_refused: int) -> Decision:
+    """Patience is over."""
+    times = "1 refusal" if num_refused == 1 else f"{num_refused} refusals in a row"
+    return Decision(candidate=name, accepted=False, reason=f"not offered after {times}")
 
 
 def _moved(held: Held, tasting: Tasting) -> Held:

@@ -8,9 +8,10 @@ import numpy as np
 from cmaes import CMA
 from pydantic import Field
 
-from workers.recipes.acceptance import AT_ONCE
+from workers.recipes.acceptance import AT_ONCE, not_offered
 from workers.recipes.best import best_first
 from workers.recipes.descent import EVERYTHING, mixed
+from workers.recipes.greedy import starts
 from workers.types import (
     Answer,
     Decision,
@@ -65,7 +66,7 @@ class Manifold:
         best, *queue = best_first(ingredients)
         groups = grouped(kitchen.components, self.max_components)
         pot = Pot((best.name,), groups, np.ones((len(groups) + 1, 1)), best.score)
-        decisions = [_starts(best)]
+        decisions = [starts(best, "the best single model")]
         num_refused = 0
         while queue and num_refused != self.patience:
             heard = len(queue) if self.patience is None else self.patience - num_refused
@@ -88,7 +89,7 @@ class Manifold:
             decisions.append(decision)
             pot, queue = tried if decision.accepted else pot, queue[found.index + 1 :]
             num_refused = 0 if decision.accepted else num_refused + 1
-        decisions += [self._not_offered(each) for each in queue]
+        decisions += [not_offered(each.name, num_refused) for each in queue]
         return Soup(mix=pot.mix, score=pot.score, decisions=tuple(decisions))
 
     def _bar(self, score: float) -> float:
@@ -118,10 +119,6 @@ class Manifold:
             search.tell(list(zip(asked, scores, strict=True)))
             num_tastes += search.population_size
         return best, num_tastes
-
-    def _not_offered(self, each: Ingredient) -> Decision:
-        reason = f"not offered after {self.patience} refusals in a row"
-        return Decision(candidate=each.name, accepted=False, reason=reason)
 
     def _skipped(self, each: Ingredient, tasting: Tasting, pot: "Pot") -> Decision:
         after = tasting.score
@@ -193,8 +190,3 @@ def grouped(components: tuple[str, ...], most: int) -> tuple[tuple[str, ...], ..
     num = min(most, len(components))
     cuts = [len(components) * i // num for i in range(num + 1)]
     return tuple(components[low:high] for low, high in zip(cuts, cuts[1:], strict=False))
-
-
-def _starts(best: Ingredient) -> Decision:
-    reason = f"the best single model starts the soup with {best.score:.4f}"
-    return Decision(candidate=best.name, accepted=True, after=best.score, reason=reason)

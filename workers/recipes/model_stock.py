@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from workers.recipes.best import best_first
+from workers.recipes.uniform import joins
 from workers.types import (
     Answer,
     Component,
@@ -54,7 +55,7 @@ class ModelStock:
         mix = _mix(names, kitchen.base, pulls)
         answer = yield Taste(mixes=(mix,))
         assert isinstance(answer, Tastings)
-        joined = [_joins(each, len(names)) for each in ordered]
+        joined = [joins(each, len(names)) for each in ordered]
         decisions = (*joined, _anchors(kitchen.base, pulls))
         return Soup(mix=mix, score=answer.scores[0], decisions=decisions)
 
@@ -92,11 +93,6 @@ def _mix(names: tuple[str, ...], base: str, pulls: dict[str, float]) -> Mix:
     if not components:
         return members
     return Mix(weights=(*members.weights, (base, 0.0)), divisor=num, components=components)
-
-
-def _joins(each: Ingredient, num_members: int) -> Decision:
-    reason = f"one of {num_members}, all of which belong; alone it scores {each.score:.4f}"
-    return Decision(candidate=each.name, accepted=True, reason=reason)
 
 
 def _anchors(base: str, pulls: dict[str, float]) -> Decision:

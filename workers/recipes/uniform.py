@@ -25,10 +25,10 @@ class Uniform:
         mix = Mix.mean([each.name for each in ordered])
         answer = yield Taste(mixes=(mix,))
         assert isinstance(answer, Tastings)
-        decisions = tuple(_joins(each, len(ordered)) for each in ordered)
+        decisions = tuple(joins(each, len(ordered)) for each in ordered)
         return Soup(mix=mix, score=answer.scores[0], decisions=decisions)
 
 
-def _joins(each: Ingredient, num_members: int) -> Decision:
+def joins(each: Ingredient, num_members: int) -> Decision:
     reason = f"one of {num_members}, all of which belong; alone it scores {each.score:.4f}"
     return Decision(candidate=each.name, accepted=True, reason=reason)

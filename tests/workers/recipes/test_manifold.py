@@ -158,6 +158,8 @@ def test_it_makes_the_textbooks_soup_whatever_is_stopped_early(
     kettle: Kettle, recipe: Manifold, stops_early: bool
 ) -> None:
     soup, answers = kettle.cooked(recipe, stops_early)
+    tastes = sum(len(a.tried if isinstance(a, Found) else a.scores) for a in answers)  # type: ignore[union-attr]
+    assert tastes <= recipe.most_tastes(len(kettle.pool))
     members, model, score = textbook(kettle, recipe)
     assert list(soup.mix.names) == members
     assert soup.score == score == kettle.score(soup.mix)
@@ -199,6 +201,14 @@ def test_a_hopeless_candidate_gets_no_search_and_a_reason() -> None:
     assert soup.decisions[1].candidate == other.name
     assert soup.decisions[1].at_most == 0.1
     assert "at most 0.1000" in soup.decisions[1].reason
+
+
+def test_patience_names_those_it_did_not_hear() -> None:
+    kettle = Kettle(seed=1, num=3)
+    bad = Found(index=None, tried=(Tasting(score=None, at_most=0.1, samples=9),))
+    soup = advance(Manifold(patience=1), kettle.pool, (bad,), kettle.kitchen)
+    assert isinstance(soup, Soup)
+    assert soup.decisions[2].reason == "not offered after 1 refusal"
 
 
 @pytest.mark.parametrize("score", [0.8, -0.8])
