@@ -46,6 +46,8 @@ def test_every_step_is_that_of_autograd_through_all_ingredients(by: str) -> None
     here.cooked(recipe)
     steps = textbook(here, recipe, [each.name for each in _best_first(here)])
     assert len(steps) == 2 * 3, "24 images are three batches, the last of 4"
+    tastes = sum(isinstance(each, Taste) for each in here.asked)
+    assert tastes + 2 * 2 == recipe.most_tastes(len(here.pool)), "an epoch's slopes cost two"
     asked = [each for each in here.asked if isinstance(each, Gradient)]
     assert [(each.epoch, each.batch) for each in asked[:4]] == [(0, 0), (0, 1), (0, 2), (1, 0)]
     for question, expected in zip(asked[1:], steps, strict=False):

@@ -107,6 +107,9 @@ def test_few_at_a_time_name_only_the_models_they_need() -> None:
     assert [len(each.mix.weights) for each in asked] == [2, 4]
     assert [weight for _, weight in asked[1].mix.weights].count(0.0) == 2
     assert [each.epoch for each in asked] == [0, 1]
+    tastes = sum(isinstance(each, Taste) for each in here.asked)
+    recipe = Mehl(model_batch=2, epochs=1, batch_size=24)
+    assert tastes + 2 * 2 == recipe.most_tastes(4), "an epoch's slopes cost two"
 
 
 def test_a_mehl_soup_is_never_worse_than_where_it_starts() -> None:
