@@ -134,7 +134,7 @@ def _open_folder(uri: str) -> tuple[Any, str]:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
         raise UserError(
-            f"{shown(uri)} is not a place that can be opened ({_first_line(error)}); give a "
+            f"{shown(uri)} is not a place that can be opened ({first_line(error)}); give a "
             "folder, or a URI such as s3://bucket/folder or https://host/folder"
         ) from error
     return filesystem, path.rstrip("/")
@@ -164,7 +164,7 @@ def _naming(uri: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{shown(uri)} is not there") from error
     except (OSError, ClientError) as error:
-        raise OSError(f"{shown(uri)} does not answer: {_first_line(error)}") from error
+        raise OSError(f"{shown(uri)} does not answer: {first_line(error)}") from error
     except ValueError as error:
         if not is_http(uri):
             raise
@@ -174,5 +174,6 @@ def _naming(uri: str) -> Iterator[None]:
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What went wrong, for a message of one sentence."""
     return (str(error).strip() or type(error).__name__).partition("\n")[0]

@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from workers.data.decode import UNDECODABLE, decode
-from workers.data.files import is_remote
+from workers.data.files import first_line, is_remote
 from workers.data.index import Images, Sample
 from workers.data.sources import Found, Reader, digit_image, find_images, reader
 from workers.data.split import deal_folds, seeded_order, set_aside
@@ -74,7 +74,8 @@ def _look_at(reads: Reader, found: Found) -> Looked:
     except OSError as error:
         if is_remote(found.path):
             raise
-        raise UserError(f"image {found.path} cannot be read: {error.strerror or error}") from error
+        reason = error.strerror or first_line(error)
+        raise UserError(f"image {found.path} cannot be read: {reason}") from error
     sha256 = hashlib.sha256(content).hexdigest()
     try:
         decode(content)

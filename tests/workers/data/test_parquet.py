@@ -140,3 +140,16 @@ def test_what_is_no_parquet_file_says_so(tmp_path: Path, pictures: Path) -> None
     pq.write_table(empty, tmp_path / "a.parquet")
     assert "no rows" in refusal(tmp_path)
     assert "there are a.parquet, b.parquet" in refusal(tmp_path, train="c.parquet")
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_file_damaged_inside_is_refused(tmp_path: Path, pictures: Path, column: str) -> None:
+    write_parquet(pictures, tmp_path / "a.parquet")
+    group = pq.read_metadata(tmp_path / "a.parquet").row_group(1)
+    chunk = group.column(["image", "label"].index(column))
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[start : start + 8] = b"\xff" * 8
+    (tmp_path / "a.parquet").write_bytes(content)
+    message = refusal(tmp_path)
+    assert "a.parquet" in message and "cannot be read" in message

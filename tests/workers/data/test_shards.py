@@ -222,6 +222,12 @@ def test_a_missing_shard_is_named_with_what_is_there(tmp_path: Path) -> None:
     )
 
 
+def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", samples(8))
+    (tmp_path / "b.tar").mkdir()  # refuses to be opened whoever tries
+    assert "names b.tar, which cannot be read (Is a directory)" in refusal(tmp_path, train="*.tar")
+
+
 def test_a_shard_named_twice_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(8))
     assert "data.test names a.tar, which data.train already has" in refusal(tmp_path, test="a.tar")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
-from workers.data.files import Files, is_http, is_remote, join, shown
+from workers.data.files import Files, first_line, is_http, is_remote, join, shown
 from workers.data.sources.found import some
 from workers.spec import DataSpec
 from workers.types import UserError
@@ -70,7 +70,8 @@ def data_files(spec: DataSpec, files: Files, root: str, suffix: str) -> list[Dat
 def in_each(
     files: Files, root: str, among: list[DataFile], look: Callable[[DataFile], T], suffix: str
 ) -> Iterator[T]:
-    """What `look` returns for every file, in order; several are looked at together."""
+    """What `look` returns for every file, in order; several are looked at together. UserError for
+    a file that is not there, and for a local one that cannot be read."""
 
     def looked(file: DataFile) -> T:
         try:
@@ -79,6 +80,13 @@ def in_each(
             raise UserError(
                 f"{file.setting} names {file.name}, which is not in data.root {shown(root)}"
                 f"{_there(files, root, suffix)}"
+            ) from error
+        except OSError as error:
+            if is_remote(file.uri):
+                raise
+            raise UserError(
+                f"{file.setting} names {file.name}, which cannot be read "
+                f"({error.strerror or first_line(error)}); copy or write it again"
             ) from error
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
