@@ -1,12 +1,18 @@
 """The verb `predict`: what to label, with what, how far along, and what came of it."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from workers.storage import Store
+from workers.storage import CorruptFile, Store
 from workers.types import UserError
+
+if TYPE_CHECKING:
+    from workers.predicting import Answers
 
 
 def label_images(
@@ -17,6 +23,9 @@ def label_images(
 
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist; make it, or write elsewhere")
+    if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
+        seen = "is a folder" if out.is_dir() else "lies in a folder that is not yours to write to"
+        raise UserError(f"--out {out} {seen}; give the CSV file to write")
     files = predicting.images_below(images)
     members = 1
     if store is not None and ensemble is not None:
@@ -28,12 +37,26 @@ def label_images(
             bar.advance(task)
 
         if store is not None and ensemble is not None:
-            answers = predicting.by_ensemble(store, ensemble, files, on_image)
+            answers = _by_ensemble(store, ensemble, files, on_image)
         else:
             answers = predicting.by_model(model, files, on_image)
     broken = predicting.write_csv(answers, files, images, out)
     shown = f"{out}: {len(files) - broken} of {len(files)} images labelled"
     return f"{shown}; {broken} do not decode and have no label" if broken else shown
+
+
+def _by_ensemble(
+    store: Store, ensemble: str, files: list[Path], on_image: Callable[[], object]
+) -> "Answers":
+    from workers import predicting
+
+    try:
+        return predicting.by_ensemble(store, ensemble, files, on_image)
+    except (CorruptFile, FileNotFoundError) as error:
+        raise UserError(
+            f"ensemble {ensemble} of {store} is not whole ({error}); "
+            f"soupfleet verify {store} names what else is missing"
+        ) from error
 
 
 def _progress() -> Progress:

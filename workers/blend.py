@@ -11,7 +11,7 @@ Sources are memory-mapped files: their bytes are read once, straight into a bloc
 a function of the same element of the sources alone, so neither block size nor threads change a bit.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from workers.types import Mix, UserError
+from workers.types import Mix, UserError, component_of
 
 Weights = Mapping[str, Tensor]
 
@@ -65,13 +65,6 @@ def weights_of(mix: Mix, key: str) -> tuple[float, ...]:
     if prefix is None:
         return tuple(weight for _, weight in mix.weights)
     return next(each.weights for each in mix.components if each.prefix == prefix)
-
-
-def component_of(key: str, prefixes: Iterable[str]) -> str | None:
-    """The longest of the dotted prefixes that is the tensor's name or lies above it; `""` lies
-    above all."""
-    fitting = (each for each in prefixes if not each or key == each or key.startswith(f"{each}."))
-    return max(fitting, key=len, default=None)
 
 
 Term = tuple[str, float, Tensor]

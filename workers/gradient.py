@@ -18,12 +18,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from workers.blend import Weights, component_of
+from workers.blend import Weights
 from workers.checkpoints import open_weights
 from workers.data import eval_pixels, normalise
 from workers.model import preprocessing
 from workers.tasting import mix_into
-from workers.types import SELECTION, AnyEvent, Gradient, GradientOrder, Measured, Slope
+from workers.types import (
+    SELECTION,
+    AnyEvent,
+    Gradient,
+    GradientOrder,
+    Measured,
+    Slope,
+    component_of,
+)
 from workers.worker import Worker
 
 BLOCK = 1 << 17

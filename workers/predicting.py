@@ -7,7 +7,7 @@ config.json of the base that they were trained from.
 """
 
 import csv
-import os
+import io
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workers import ensembles
+from workers import disk, ensembles
 from workers.data.sources import EXTENSIONS, image_files
 from workers.manifest import read_manifest
 from workers.metrics import log_softmax, predictions
@@ -89,15 +89,15 @@ def write_csv(answers: Answers, files: Sequence[Path], root: Path, out: Path) ->
     """
     chosen = predictions(answers.logits)
     probabilities = np.exp(log_softmax(answers.logits))
-    part = out.with_name(f".{out.name}.{os.getpid()}")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["image", "label", "confidence"])
-        for path, choice, row in zip(files, chosen, probabilities, strict=True):
-            name = path.relative_to(root).as_posix() if root.is_dir() else path.name
-            answer = (answers.labels[choice], f"{row[choice]:.6f}") if choice >= 0 else ("", "")
-            table.writerow([name, *answer])
-    part.replace(out)
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["image", "label", "confidence"])
+    for path, choice, row in zip(files, chosen, probabilities, strict=True):
+        name = path.relative_to(root).as_posix() if root.is_dir() else path.name
+        answer = (answers.labels[choice], f"{row[choice]:.6f}") if choice >= 0 else ("", "")
+        table.writerow([name, *answer])
+    with disk.replacing(out, durable=False) as file:
+        file.write(text.getvalue().encode())
     return int((chosen < 0).sum())
 
 

@@ -16,7 +16,7 @@ from workers.analysis import ComponentGeometry, Geometry
 from workers.batchnorm import statistics
 from workers.checkpoints import open_weights
 from workers.geometry import grams_of
-from workers.types import Grams, Weighed
+from workers.types import Grams, Weighed, component_of
 from workers.worker import Worker
 
 
@@ -65,8 +65,7 @@ def parts(tensors: Iterable[str], prefixes: Sequence[str]) -> dict[str, list[str
     """Tensors by component, in order of the prefixes; `""` has the rest, if there is any."""
     found: dict[str, list[str]] = {prefix: [] for prefix in (*prefixes, "")}
     for name in tensors:
-        fitting = (p for p in prefixes if name == p or name.startswith(f"{p}."))
-        found[max(fitting, key=len, default="")].append(name)
+        found[component_of(name, prefixes) or ""].append(name)
     return {prefix: names for prefix, names in found.items() if names}
 
 

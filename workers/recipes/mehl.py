@@ -32,6 +32,7 @@ from workers.types import (
     Question,
     Slope,
     Soup,
+    component_of,
 )
 
 Count = Annotated[int, Field(ge=1)]
@@ -189,15 +190,9 @@ def component_grams(grams: Grams, prefixes: tuple[str, ...], num: int) -> np.nda
     found = np.zeros((len(prefixes), num, num))
     upper = np.triu_indices(num)
     for key, values in grams.tensors.items():
-        found[prefixes.index(holder(key, prefixes))][upper] += values
+        found[prefixes.index(component_of(key, prefixes) or EVERYTHING)][upper] += values
     mirrored: np.ndarray = found + np.triu(found, 1).swapaxes(1, 2)
     return mirrored
-
-
-def holder(key: str, prefixes: tuple[str, ...]) -> str:
-    """The longest of the prefixes that fit the tensor."""
-    fit = (p for p in prefixes if p == EVERYTHING or key == p or key.startswith(p + "."))
-    return max(fit, key=len)
 
 
 def clipped(slope: np.ndarray, longest: float | None) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, Literal
 
@@ -145,6 +146,13 @@ class RunSpec(Value):
         """Names the run's random streams; replicas share it."""
         parts = [self.role, self.seed, self.fold, sparse(self.model), sparse(self.train)]
         return digest(parts, 16)
+
+
+def component_of(key: str, prefixes: Iterable[str]) -> str | None:
+    """The longest of the dotted prefixes that is the tensor's name or lies above it; `""` lies
+    above all."""
+    fitting = (each for each in prefixes if not each or key == each or key.startswith(f"{each}."))
+    return max(fitting, key=len, default=None)
 
 
 class Component(Value):
