@@ -72,7 +72,8 @@ def run(
     name: Name = None,
     fleet: Annotated[str, typer.Option(help="ray, or local: all in this process.")] = "ray",
     extend: Annotated[
-        bool, typer.Option("--extend", help="Add runs or recipes; the served soup may change.")
+        bool,
+        typer.Option("--extend", help="Add runs, recipes, ensembles; the served soup may change."),
     ] = False,
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Replace the driver that holds the lease.")

@@ -1,7 +1,7 @@
 """Identity: whether a configuration is still the experiment that lies in the store.
 
 old config.yaml  --- same identity --->           go on
-                 --- only more runs, recipes -->  go on with --extend
+                 --- only more runs, recipes, ensembles -->  go on with --extend
                  --- anything else --->           refused, with the difference
 """
 
@@ -44,9 +44,9 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 def check(old: dict[str, Any], new: Experiment, extend: bool = False) -> None:
     """Nothing when `new` is the experiment whose identity is `old`, or an allowed extension of it.
 
-    An extension changes nothing but the sweep and the recipes, and still contains every old run
-    and recipe: new recipes mix what is there, and retrain nothing. Raises UserError
-    with the difference, and with `--extend` or `--name` as the way out.
+    An extension changes nothing but the sweep, the recipes and the ensembles, and still contains
+    every old run, recipe and ensemble: new recipes mix what is there, and retrain nothing. Raises
+    UserError with the difference, and with `--extend` or `--name` as the way out.
     """
     if old == identity(new):
         return
@@ -99,7 +99,10 @@ def _restored(old: dict[str, Any], new: Experiment) -> Experiment:
 
 def _extends(old: Experiment, new: Experiment) -> bool:
     soup = new.soup.model_copy(update={"recipes": old.soup.recipes})
-    if differences(old, new.model_copy(update={"sweep": old.sweep, "soup": soup})):
+    may_grow = {"sweep": old.sweep, "soup": soup, "ensemble": old.ensemble}
+    if differences(old, new.model_copy(update=may_grow)):
+        return False
+    if any(new.ensemble.model_dump()[kind] < on for kind, on in old.ensemble.model_dump().items()):
         return False
     if not all(recipe in new.soup.recipes for recipe in old.soup.recipes):
         return False

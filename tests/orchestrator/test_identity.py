@@ -107,6 +107,13 @@ def test_an_extension_may_change_nothing_else() -> None:
     assert "soup.metric: top1 -> nll" in _refusal(_experiment(RANDOM), new, extend=True)
 
 
+def test_an_ensemble_may_be_added_but_not_taken_away() -> None:
+    before, after = _experiment(), _experiment(ensemble={"stacking": True})
+    assert "--extend" in _refusal(before, after)
+    check(identity(before), after, extend=True)
+    assert "--extend" not in _refusal(after, before, extend=True)
+
+
 def test_folds_may_be_extended_by_seeds_but_not_changed() -> None:
     def folded(folds: int | None, seeds: int) -> Experiment:
         return _experiment({"seeds": seeds}, data={"source": "digits", "folds": folds})
