@@ -139,7 +139,7 @@ class State:
     soups: Mapping[str, Checkpoint] = field(default_factory=dict)
     blend_seconds: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
-    """Checkpoint name -> split -> score."""
+    """Name of a checkpoint, or of a mix on a recipe's way -> split -> score."""
     compared: Mapping[str, Compared] = field(default_factory=dict)
     analysed: str | None = None
     """Key of what `analysis.json` is about; None while there is none."""

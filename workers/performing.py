@@ -22,6 +22,7 @@ PERFORMERS = {
     "taste": "workers.tasting:taste",
     "blend": "workers.soups:blend_soup",
     "score": "workers.scoring:score",
+    "point": "workers.scoring:point",
     "compare": "workers.compare:compare",
     "analyse": "workers.analysis.analyse:analyse",
     "serve": "workers.soups:serve",

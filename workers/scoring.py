@@ -1,16 +1,18 @@
-"""Scoring: cache the logits of one checkpoint on its splits, and score them."""
+"""Scoring: the logits of one checkpoint on its splits, cached and scored; and those of one mix."""
 
 import time
 from collections.abc import Iterator
 
 import numpy as np
+from torch import nn
 
 from workers.checkpoints import open_weights
 from workers.data import eval_pixels
 from workers.evaluate import logits, read_predictions, write_predictions
 from workers.metrics import score as metrics_of
 from workers.model import assign_weights, preprocessing
-from workers.types import AnyEvent, Scored, ScoreOrder
+from workers.tasting import mix_into
+from workers.types import AnyEvent, PointOrder, Scored, ScoreOrder
 from workers.worker import Worker
 
 
@@ -25,6 +27,18 @@ def score(order: ScoreOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]
     }
     busy_s = time.monotonic() - began
     yield Scored(checkpoint=order.checkpoint.name, scores=scores, busy_s=busy_s)
+
+
+def point(order: PointOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]:
+    """Yields Scored. The mix is made in memory and forgotten; nobody asks for its logits again."""
+    began = time.monotonic()
+    model = worker.model(order.cohort.model)
+    mix_into(model, order.mix, order.cohort, order.ingredients, worker)
+    scores = {
+        split: metrics_of(_logits(model, split, worker), worker.images.labels(split))
+        for split in order.splits
+    }
+    yield Scored(checkpoint=order.name, scores=scores, busy_s=time.monotonic() - began)
 
 
 def _cached(checkpoint_id: str, split: str, worker: Worker) -> np.ndarray | None:
@@ -45,14 +59,17 @@ def _forward(order: ScoreOrder, splits: list[str], worker: Worker) -> dict[str, 
     worker.memory_is = None
     with open_weights(worker.store, order.checkpoint) as weights:
         assign_weights(model, weights, order.checkpoint.id)
-    config = preprocessing(model, worker.setting.data)
     made = {}
     for split in splits:
-        pixels = eval_pixels(worker.images, split, config, touch=worker.progress.touch)
-        made[split] = logits(
-            model, pixels, config, worker.setting.device, lambda _: worker.progress.touch()
-        )
+        made[split] = _logits(model, split, worker)
         labels = worker.images.labels(split)
         keys = worker.images.keys(split)
         write_predictions(worker.store, order.checkpoint.id, split, keys, labels, made[split])
     return made
+
+
+def _logits(model: nn.Module, split: str, worker: Worker) -> np.ndarray:
+    """(N, C) of the split as its evaluation sees it."""
+    config = preprocessing(model, worker.setting.data)
+    pixels = eval_pixels(worker.images, split, config, touch=worker.progress.touch)
+    return logits(model, pixels, config, worker.setting.device, lambda _: worker.progress.touch())

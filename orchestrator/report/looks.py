@@ -1,5 +1,6 @@
 """Looks: the colour and sign of each kind of model, and models as points of a plane."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.report.figures import ENSEMBLE, INGREDIENT, PAPER, SINGLE, SOUP
@@ -45,13 +46,20 @@ class Point:
 
 
 def traces(
-    points: list[Point], width: float, height: float, same_scale: bool = False
+    points: list[Point],
+    width: float,
+    height: float,
+    same_scale: bool = False,
+    around: Sequence[tuple[float, float]] = (),
 ) -> list[Json]:
     """One trace per role. Labels of all but the ingredients stand where there is room for them, in
-    a plot of about `width` by `height` pixels; without room, hovering tells."""
+    a plot of about `width` by `height` pixels that also shows what lies `around`; without room,
+    hovering tells."""
     important = sorted(points, key=lambda each: -LOOKS[role(each.row)].size)
     spots = [Spot(each.x, each.y, _label(each.row)) for each in important]
-    where = dict(zip(map(id, important), placed(spots, width, height, same_scale), strict=True))
+    spots += [Spot(x, y, "") for x, y in around]
+    ways = placed(spots, width, height, same_scale)
+    where = dict(zip(map(id, important), ways, strict=False))
     return [
         _trace(name, look, ours, [where[id(each)] for each in ours])
         for name, look in LOOKS.items()

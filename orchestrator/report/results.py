@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator import config
 from orchestrator.program import Program, Resolved, resolve, tracks_of
 from orchestrator.report.efficiency import fleet_efficiency, wall_s
-from orchestrator.schedule import analyse, choose, merge, score, train
+from orchestrator.schedule import analyse, choose, curve, merge, score, train
 from orchestrator.schedule.merge import Final
 from orchestrator.state import MergeState, State
 from workers.storage import ANALYSIS
@@ -42,7 +42,7 @@ def results(program: Program, state: State) -> Json:
             for run in program.runs
             for track in tracks_of(run)
         ],
-        "soups": [_soup(state, compared, *each) for each in merge.made(program, state)],
+        "soups": [_soup(program, state, compared, *each) for each in merge.made(program, state)],
         "ensembles": _ensembles(compared),
         "best_single": best_single(program, state),
         "served": state.served.soup if state.served is not None else None,
@@ -128,7 +128,9 @@ def _scores(scores: Mapping[str, Score]) -> Json:
     }
 
 
-def _soup(state: State, compared: Compared | None, final: Final, name: str) -> Json:
+def _soup(
+    program: Program, state: State, compared: Compared | None, final: Final, name: str
+) -> Json:
     state_of_it = state.merges[final.id]
     soup = state_of_it.soup
     assert soup is not None, f"{name} was made without a mix"
@@ -144,6 +146,7 @@ def _soup(state: State, compared: Compared | None, final: Final, name: str) -> J
         "members": _ids_of(state, soup.mix.names),
         "scores": _scores(score.scores_of_soup(state, final, name)),
         "decisions": _decisions(state, state_of_it),
+        "curve": [_point(state, point) for point in curve.curve(program, state, final)],
         "tastes": len(tastes(state, state_of_it)),
         "measured": state_of_it.measured,
         "samples_forwarded": cost.samples,
@@ -151,6 +154,12 @@ def _soup(state: State, compared: Compared | None, final: Final, name: str) -> J
         "batchnorm": final.cohort.batchnorm,
         "vs_best_single": _deltas(deltas or {}),
     }
+
+
+def _point(state: State, point: curve.Point) -> Json:
+    """Of a recipe's way to its soup, on the splits that chose nothing."""
+    scores = _scores(point.scores)
+    return {"alpha": point.alpha, "mix": _mix(state, point.mix), "scores": scores}
 
 
 def _mix(state: State, mix: Mix) -> Json:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from orchestrator.report import words
-from orchestrator.report.figures import Absent, Choice, Drawing, Figure, layout_of, scaled
+from orchestrator.report.figures import BASE, Absent, Choice, Drawing, Figure, layout_of, scaled
 from orchestrator.report.looks import Point, traces
 from orchestrator.report.tables import Row
 from orchestrator.report.words import Json
@@ -15,7 +15,11 @@ CAPTION = (
     "model above and to the right of another is better on both; the best single run is what a "
     "soup has to beat. Hover for numbers."
 )
-CURVE = " The dotted line is the WiSE-FT curve: weights between the base and the fine-tuned model."
+CURVE = (
+    " A dotted line is what a recipe passed on its way from the base (alpha 0) to the fine-tuned "
+    "weights (1), scored when everything was chosen: where it runs above its ends, some alpha "
+    "between is more robust than both."
+)
 
 
 def robustness(known: Json, rows: Iterable[Row]) -> Drawing:
@@ -25,7 +29,8 @@ def robustness(known: Json, rows: Iterable[Row]) -> Drawing:
     if "test" not in splits or not shifted:
         return Absent(ID, "there is no test split, or no out-of-distribution split (data.ood)")
     models = list(rows)
-    views = [_view(known, models, split) for split in shifted]
+    soups = [soup for soup in known["soups"] if soup["curve"]]
+    views = [_view(known, models, soups, split) for split in shifted]
     if not any(views):
         return Absent(ID, "no model has been scored on test and on an out-of-distribution split")
     metric = known["metric"]
@@ -42,24 +47,52 @@ def robustness(known: Json, rows: Iterable[Row]) -> Drawing:
         Choice(split, view, {"yaxis": {"title": {"text": f"{split} {title}"}}})
         for split, view in zip(shifted, views, strict=True)
     )
-    return Figure(ID, CAPTION, views[0], layout, choices if len(choices) > 1 else ())
+    caption = CAPTION + CURVE * bool(soups)
+    return Figure(ID, caption, views[0], layout, choices if len(choices) > 1 else ())
 
 
-def _view(known: Json, rows: list[Row], split: str) -> list[Json]:
+def _view(known: Json, rows: list[Row], soups: list[Json], split: str) -> list[Json]:
     points = [point for row in rows if (point := _point(known, row, split)) is not None]
-    return traces(points, WIDTH, HEIGHT - 130) if points else []
+    if not points:
+        return []
+    curves = [_curve(known, soup, split) for soup in soups]
+    passed = [at for drawn in curves for at in zip(drawn["x"], drawn["y"], strict=True)]
+    return [*curves, *traces(points, WIDTH, HEIGHT - 130, around=passed)]
 
 
 def _point(known: Json, row: Row, split: str) -> Point | None:
+    at = _place(known, row.scores, split)
+    return None if at is None else Point(row, *at[:2], f"{row.about}<br>{at[2]}")
+
+
+def _place(known: Json, scores: Json, split: str) -> tuple[float, float, str] | None:
+    """(test, shifted, both in words); None unless scored on both."""
     metric = known["metric"]
-    inside, outside = (words.score_of(row.scores, name, metric) for name in ("test", split))
+    inside, outside = (words.score_of(scores, name, metric) for name in ("test", split))
     if inside is None or outside is None:
         return None
     x, y = scaled(inside, metric), scaled(outside, metric)
     assert x is not None and y is not None
     unit = words.unit(metric)
-    hover = (
-        f"{row.about}<br>test {words.shown(inside, metric)} {unit}, "
-        f"{split} {words.shown(outside, metric)} {unit}"
+    said = (
+        f"test {words.shown(inside, metric)} {unit}, {split} {words.shown(outside, metric)} {unit}"
     )
-    return Point(row, x, y, hover)
+    return x, y, said
+
+
+def _curve(known: Json, soup: Json, split: str) -> Json:
+    """A line through what was scored of a recipe's way, below the models."""
+    placed = [(each["alpha"], _place(known, each["scores"], split)) for each in soup["curve"]]
+    points = [(alpha, *at) for alpha, at in sorted(placed, key=lambda each: each[0]) if at]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": f"{words.soup_name(known, soup)}, alpha 0 to 1",
+        "x": [x for _, x, _, _ in points],
+        "y": [y for _, _, y, _ in points],
+        "customdata": [f"<b>alpha {alpha:g}</b><br>{said}" for alpha, _, _, said in points],
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "line": {"dash": "dot", "width": 1.5, "color": BASE},
+        "marker": {"size": 5, "color": BASE},
+        "cliponaxis": False,
+    }

@@ -20,6 +20,7 @@ COLORS = {
     "taste": SOUP,
     "blend": RUNS[4],
     "score": RUNS[2],
+    "point": RUNS[8],
     "base": RUNS[3],
     "merge": RUNS[10],
     "gradient": RUNS[1],

@@ -16,6 +16,7 @@ from orchestrator.schedule import (
     analyse,
     base,
     basin,
+    curve,
     finish,
     merge,
     observe,
@@ -39,6 +40,7 @@ RULES = (
     score.comparison,
     finish.serving,
     analyse.orders,
+    curve.orders,
     observe.orders,
     retire.checkpoints,
 )

@@ -171,11 +171,11 @@ def _turn(program: Program, state: State, merge: MergeState, cohort: Cohort) -> 
         options=opened.options,
         ingredients=opened.ingredients,
         answers=merge.answers,
-        kitchen=_kitchen(program, state, cohort),
+        kitchen=kitchen_of(program, state, cohort),
     )
 
 
-def _kitchen(program: Program, state: State, cohort: Cohort) -> Kitchen:
+def kitchen_of(program: Program, state: State, cohort: Cohort) -> Kitchen:
     assert state.facts is not None
     return Kitchen(
         base=cohort.base,

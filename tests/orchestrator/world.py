@@ -307,8 +307,11 @@ class World:
 
     def _score(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)
-        scores = {split: self._scored(order.checkpoint.name, split) for split in order.splits}
-        yield Scored(checkpoint=order.checkpoint.name, scores=scores, busy_s=1.0)
+        name = order.name if order.kind == "point" else order.checkpoint.name
+        scores = {split: self._scored(name, split) for split in order.splits}
+        yield Scored(checkpoint=name, scores=scores, busy_s=1.0)
+
+    _point = _score
 
     def _compare(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)

@@ -8,7 +8,9 @@ a file, or any split but the selection split:
                         <--Tastings | Found | Grams | Slope----
 
 A recipe that must know the base, the model's components or the seed takes a second argument, the
-`Kitchen`.
+`Kitchen`. One that looks for its soup along a way from one model to another may say so by a
+method `path` of the same arguments, `((where on the way, mix), ...)`: what lies on it is scored for
+the report once everything is chosen.
 """
 
 import difflib
@@ -31,7 +33,7 @@ from workers.recipes.model_stock import ModelStock
 from workers.recipes.pruned import Pruned, PrunedRounds
 from workers.recipes.uniform import Uniform
 from workers.recipes.wise_ft import WiseFt
-from workers.types import Answer, Ingredient, Kitchen, Question, Soup, UserError
+from workers.types import Answer, Ingredient, Kitchen, Mix, Question, Soup, UserError
 
 RECIPES: dict[str, type] = {
     "best": Best,
@@ -72,6 +74,16 @@ def most_tastes(recipe: AnyRecipe, count: int) -> int:
     one for each where it does not say."""
     says: Any = getattr(recipe, "most_tastes", None)
     return count if says is None else int(says(count))
+
+
+Path = tuple[tuple[float, Mix], ...]
+"""(where on the way, mix), in order."""
+
+
+def path_of(recipe: AnyRecipe, ingredients: tuple[Ingredient, ...], kitchen: Kitchen) -> Path:
+    """The way along which the recipe looks for its soup; empty for one that has none."""
+    says: Any = getattr(recipe, "path", None)
+    return () if says is None else tuple(says(ingredients, kitchen))
 
 
 def begin(

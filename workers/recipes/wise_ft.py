@@ -43,12 +43,18 @@ class WiseFt:
         """Of `count` ingredients, for forecasts."""
         return 1 + len(self.alphas)
 
+    def path(
+        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+    ) -> tuple[tuple[float, Mix], ...]:
+        """(alpha, mix) of every point that is tasted, in order: a curve of the report."""
+        members = [each.name for each in best_first(ingredients)]
+        members = members[:1] if self.of == "best" else members
+        return tuple((alpha, between(kitchen.base, members, alpha)) for alpha in self.alphas)
+
     def __call__(
         self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
     ) -> Generator[Question, Answer, Soup]:
-        members = [each.name for each in best_first(ingredients)]
-        members = members[:1] if self.of == "best" else members
-        mixes = tuple(between(kitchen.base, members, alpha) for alpha in self.alphas)
+        mixes = tuple(mix for _, mix in self.path(ingredients, kitchen))
         answer = yield Taste(mixes=mixes)
         assert isinstance(answer, Tastings)
         chosen = answer.scores.index(max(answer.scores))

@@ -157,7 +157,7 @@ class Blended(Event):
 class Scored(Event):
     kind: Literal["scored"] = "scored"
     checkpoint: str
-    """Name."""
+    """Name; of a mix that is none, `PointOrder.name`."""
     scores: dict[str, Score]
     busy_s: float
 

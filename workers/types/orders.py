@@ -218,6 +218,28 @@ class ScoreOrder(Order):
         return f"score-{self.checkpoint.name.replace('/', '_')}"
 
 
+class PointOrder(Order):
+    """Score a mix that a recipe passed on its way. Nothing is written, and nothing waits for it."""
+
+    kind: Literal["point"] = "point"
+    cohort: Cohort
+    mix: Mix
+    ingredients: tuple[Checkpoint, ...]
+    """Where the mix's members lie."""
+    splits: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Under which its scores are known, beside those of checkpoints: a single model is the same
+        under every BatchNorm policy."""
+        cohort = self.cohort.family if self.mix.single else self.cohort.id
+        return f"mix/{cohort}-{self.mix.key}"
+
+    @property
+    def id(self) -> str:
+        return f"point-{self.name.removeprefix('mix/')}"
+
+
 class CompareOrder(Order):
     """From cached predictions: ensembles, and every soup and ensemble against the best single."""
 
@@ -342,6 +364,7 @@ AnyOrder = (
     | TasteOrder
     | BlendOrder
     | ScoreOrder
+    | PointOrder
     | CompareOrder
     | AnalyseOrder
     | ServeOrder
