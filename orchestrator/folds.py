@@ -24,6 +24,7 @@ from workers.types import (
     Opened,
     Ordered,
     Preflighted,
+    Rejoined,
     Retired,
     RetryDecided,
     Scored,
@@ -74,6 +75,7 @@ CLOSING = frozenset(
         "tasted",
         "measured",
         "blended",
+        "diversity",
         "scored",
         "compared",
         "analysed",
@@ -159,7 +161,12 @@ def _checkpointed(state: State, event: Checkpointed) -> State:
 
 
 def _trained(state: State, event: Trained) -> State:
-    return _with_run(state, event.run, trained_to=event.step, ended_early=event.early)
+    known = {"trained_to": event.step, "ended_early": event.early, "arrived_at": event.time}
+    return _with_run(state, event.run, **known)
+
+
+def _rejoined(state: State, event: Rejoined) -> State:
+    return replace(state, rejoined={**state.rejoined, event.run or "": event})
 
 
 def _interrupted(state: State, event: Interrupted) -> State:
@@ -222,7 +229,9 @@ def _retired(state: State, event: Retired) -> State:
     gone = frozenset(event.checkpoints)
     owners = {checkpoint.partition("/")[0] for checkpoint in gone}
     fewer = {run: without(state.run(run), gone) for run in owners if run in state.runs}
-    return replace(state, runs={**state.runs, **fewer}, retired=state.retired | gone)
+    soups = {name: place for name, place in state.soups.items() if place.id not in gone}
+    runs = {**state.runs, **fewer}
+    return replace(state, runs=runs, soups=soups, retired=state.retired | gone)
 
 
 def _failed(state: State, event: Failed) -> State:
@@ -297,6 +306,9 @@ FOLDS: dict[str, Fold] = {
     "measured": _measured,
     "mixed": told.mixed,
     "blended": _blended,
+    "diversity": told.diversity,
+    "round_closed": told.round_closed,
+    "rejoined": _rejoined,
     "scored": _scored,
     "compared": _compared,
     "analysed": _analysed,

@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from orchestrator.config import Experiment, RecipeSpec
+from orchestrator.sections import MEANS
 from workers.spec import ModelSpec, TrainSpec
 from workers.types import (
     AnyOrder,
@@ -56,6 +57,15 @@ class Program:
         """The final soups, in configured order."""
         tie = self.experiment.soup.tie
         return tuple(_recipe(entry, tie) for entry in self.experiment.soup.recipes)
+
+    @property
+    def round_recipe(self) -> Recipe:
+        """What merges the members of a sync round; both names of the mean, and `pull`, which moves
+        members towards it, are `uniform`."""
+        entry = self.experiment.merge.method
+        if entry.name in MEANS:
+            entry = entry.model_copy(update={"name": "uniform"})
+        return _recipe(entry, self.experiment.soup.tie)
 
     @cached_property
     def tracks(self) -> tuple[RunSpec, ...]:

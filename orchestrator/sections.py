@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_serializer, model_validator
 
 from workers import recipes
 from workers.spec import Section, period_steps
-from workers.types import BatchNormPolicy, Metric
+from workers.types import BatchNormPolicy, Metric, OptimizerState
 
 Whole = tuple[int, int]
 """An inclusive range of integers; named because `Axis.int` hides the builtin."""
@@ -199,21 +199,46 @@ class RecipeSpec(Section):
         return {self.name: self.options} if self.options else self.name
 
 
+PULL = "pull"
+MEANS = frozenset({PULL, "mean"})
+"""Names that `merge.method` knows besides those of recipes; both are about the plain mean."""
+LEAST_PULL_STEPS = 100
+"""Between pulls: the weights of every member cross the store."""
+
+
+class MethodSpec(RecipeSpec):
+    """A recipe, or one of MEANS."""
+
+    @model_validator(mode="after")
+    def _is_known(self) -> "MethodSpec":
+        recipes.load("uniform" if self.name in MEANS else self.name, self.options)
+        return self
+
+
 class MergeSpec(Section):
     """Merging while training goes on."""
 
     every: int | str = 1
-    """Epochs of the fleet between rounds, or "N steps"."""
-    mode: Literal["observe", "off"] = "observe"
-    """`observe`: an anytime soup of the newest checkpoints each round; training is untouched."""
-    method: str = "greedy"
-    """Name of a recipe."""
-
-    @field_validator("method")
-    @classmethod
-    def _method_is_known(cls, value: str) -> str:
-        recipes.load(value)
-        return value
+    """Epochs between rounds (of the fleet in observe, of each run in sync), or "N steps"."""
+    mode: Literal["observe", "sync", "off"] = "observe"
+    """`observe`: an anytime soup of the newest checkpoints each round; training is untouched.
+    `sync`: runs wait for each other and go on from what was merged."""
+    method: MethodSpec = MethodSpec(name="greedy")
+    """A recipe, with options as in soup.recipes; in sync also `mean`, which is `uniform`, or
+    `pull`: every run moves towards the mean (PAPA)."""
+    alpha: float = Field(default=0.9, ge=0, le=1)
+    """Of `pull`: own weights count alpha, the mean 1 - alpha, which falls with the learning
+    rate."""
+    quorum: int | None = Field(default=None, ge=1)
+    """Runs that must wait before a sync round may go without the late ones; more than half of
+    those alive, when absent."""
+    deadline_s: float | None = Field(default=None, ge=0)
+    """Seconds that a quorum waits after the last arrival. Null waits for everyone alive."""
+    optimizer_state: OptimizerState = "keep"
+    """Of a run that is given merged weights: its own, a fresh one, or the mean of all members'."""
+    guard: bool = False
+    """Roll a sync round back when the merged weights score below their members' mean on the
+    selection split: costs one evaluation while everyone waits."""
 
     @field_validator("every")
     @classmethod
@@ -223,6 +248,26 @@ class MergeSpec(Section):
                 f'got {value!r}; write a number of epochs, or "200 steps", or set merge.mode=off'
             )
         return value
+
+    @model_validator(mode="after")
+    def _fits_the_mode(self) -> "MergeSpec":
+        if self.method.name in MEANS and self.mode == "observe":
+            raise ValueError(
+                f"method: {self.method.name} is for mode: sync, got mode: observe; use uniform, or "
+                "mode: sync"
+            )
+        if self.quorum is not None and self.deadline_s is None:
+            raise ValueError(
+                f"quorum: {self.quorum} without deadline_s says nothing, for a round then waits "
+                "for everyone alive; give deadline_s, or remove quorum"
+            )
+        steps = None if isinstance(self.every, int) else period_steps(self.every, 1)
+        if self.method.name == PULL and steps is not None and steps < LEAST_PULL_STEPS:
+            raise ValueError(
+                f"every: {self.every} is too often for method: pull, which passes all weights "
+                f'through the store; write "{LEAST_PULL_STEPS} steps" or more'
+            )
+        return self
 
 
 class SoupSpec(Section):

@@ -16,6 +16,7 @@ from workers.types import (
     Checkpoint,
     Checkpointed,
     Compared,
+    Diversity,
     Evaluated,
     Facts,
     Failed,
@@ -23,7 +24,9 @@ from workers.types import (
     Measured,
     MergeOpened,
     Question,
+    Rejoined,
     RetryDecided,
+    RoundClosed,
     Score,
     Served,
     Soup,
@@ -57,6 +60,8 @@ class RunState:
     curve: Mapping[int, Evaluated] = field(default_factory=dict)
     """By step."""
     trained_to: int = 0
+    arrived_at: float | None = None
+    """When it came to `trained_to`, Unix seconds."""
     ended_early: bool = False
     """Its patience was over at `trained_to`: it will never go beyond."""
     failed: str | None = None
@@ -106,6 +111,10 @@ class MergeState:
     soup: Soup | None = None
     mixed_at: float | None = None
     failed: str | None = None
+    closed: RoundClosed | None = None
+    """How a sync round ended."""
+    diversity: Diversity | None = None
+    """Of a sync round's members."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,8 @@ class State:
     micro_batch: Mapping[str, int] = field(default_factory=dict)
     gave_up: Mapping[str, str] = field(default_factory=dict)
     merges: Mapping[str, MergeState] = field(default_factory=dict)
+    rejoined: Mapping[str, Rejoined] = field(default_factory=dict)
+    """By run: the last time it came too late for a sync round."""
     tastes: Mapping[tuple[str, str], Tasting] = field(default_factory=dict)
     """By (cohort, mix key)."""
     taste_cost: Mapping[tuple[str, str], float] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from workers.types import (
     Answer,
     Answered,
     Asked,
+    Diversity,
     First,
     Found,
     Geometry,
@@ -15,6 +16,7 @@ from workers.types import (
     MergeOpened,
     Mixed,
     Question,
+    RoundClosed,
     Taste,
     family_of,
 )
@@ -72,13 +74,21 @@ def _tried(question: Question | None, answer: Answer) -> tuple[str, ...]:
 
 def mixed(state: State, event: Mixed) -> State:
     merge = state.merges[event.merge]
-    if merge.opened.observe:
+    if not merge.opened.is_final:
         state = _without_old_reasons(state, merge.opened.cohort)
     if merge.asked_for:
         state = _without_measurements(state, merge)
     decisions = (*merge.opened.left_out, *event.soup.decisions)
     soup = event.soup.model_copy(update={"decisions": decisions}) if decisions else event.soup
     return _with_merge(state, event.merge, soup=soup, mixed_at=event.time)
+
+
+def round_closed(state: State, event: RoundClosed) -> State:
+    return _with_merge(state, event.merge, closed=event)
+
+
+def diversity(state: State, event: Diversity) -> State:
+    return _with_merge(state, event.merge, diversity=event)
 
 
 def _without_measurements(state: State, merge: MergeState) -> State:
@@ -106,7 +116,7 @@ def _without_old_reasons(state: State, cohort: str) -> State:
             merge, answers=(), tried=(), soup=merge.soup.model_copy(update={"decisions": ()})
         )
         for name, merge in state.merges.items()
-        if merge.opened.observe
+        if not merge.opened.is_final
         and merge.opened.cohort == cohort
         and merge.soup is not None
         and merge.soup.decisions

@@ -97,21 +97,30 @@ def load_train_state(store: Store, checkpoint: Checkpoint) -> TrainState | None:
     Raises:
         CorruptFile: its manifest is missing or speaks of other weights, or a file is corrupt.
     """
-    folder = checkpoint_dir(checkpoint.id)
+    files = _files_of(store, checkpoint)
+    if STATE_SCALARS not in files:
+        return None
+    scalars = store.fetch(f"{checkpoint_dir(checkpoint.id)}/{STATE_SCALARS}", files[STATE_SCALARS])
+    with open_state(store, checkpoint) as weights:
+        tensors = {name: tensor.clone() for name, tensor in weights.items()}
+    return TrainState(tensors, json.loads(scalars.read_text()))
+
+
+def open_state(store: Store, checkpoint: Checkpoint) -> Weights:
+    """The tensors of the training state beside a checkpoint, mapped; errors as above."""
+    sha256 = _files_of(store, checkpoint)[STATE_TENSORS]
+    return Weights(str(store.fetch(f"{checkpoint_dir(checkpoint.id)}/{STATE_TENSORS}", sha256)))
+
+
+def _files_of(store: Store, checkpoint: Checkpoint) -> dict[str, str]:
+    """sha256 of every file of a checkpoint, by its manifest."""
     manifest = read_manifest(store, checkpoint.id)
     if manifest is None or manifest.checkpoint.sha256 != checkpoint.sha256:
         raise CorruptFile(
-            f"{folder}/{MANIFEST} in {store} is missing, cut short, or of other weights"
+            f"{checkpoint_dir(checkpoint.id)}/{MANIFEST} in {store} is missing, cut short, or of "
+            "other weights"
         )
-    if STATE_SCALARS not in manifest.files:
-        return None
-    local = {
-        name: store.fetch(f"{folder}/{name}", manifest.files[name].sha256)
-        for name in (STATE_TENSORS, STATE_SCALARS)
-    }
-    with Weights(str(local[STATE_TENSORS])) as weights:
-        tensors = {name: tensor.clone() for name, tensor in weights.items()}
-    return TrainState(tensors, json.loads(local[STATE_SCALARS].read_text()))
+    return {name: facts.sha256 for name, facts in manifest.files.items()}
 
 
 # Writing

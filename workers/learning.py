@@ -147,7 +147,7 @@ def steps(t: Training) -> Iterator[Step]:
 def learn(t: Training, step: Step) -> None:
     """One optimizer step: every image of it weighs the same, in whichever micro-batch it came."""
     t.worker.memory_is = None
-    _set_rates(t)
+    set_rates(t)
     loss = torch.zeros((), dtype=torch.float64, device=t.accelerator.device)
     for micro, batch in enumerate(step.batches):
         loss += _backward(t, step, micro, batch)
@@ -162,8 +162,8 @@ def learn(t: Training, step: Step) -> None:
     _account(t, _agree(t, loss), step.images * t.worker.setting.ranks)
 
 
-def _set_rates(t: Training) -> None:
-    """Each section has a schedule of its own, with its own steps and scores."""
+def set_rates(t: Training) -> None:
+    """Of the step to come. Each section has a schedule with its own steps and scores."""
     first = t.learner.span.first
     scores = t.position.scores(t.epoch - first)
     t.learner.schedule.set(t.position.step - first * t.steps_per_epoch, scores)

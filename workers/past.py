@@ -1,20 +1,24 @@
 """What a run brings along to a step: from this worker's memory, or from its checkpoint.
 
-start is the run's own: warm -> Momentum, cold -> TrainState        start is a base or soup: nothing
+it has trained: warm -> Momentum, cold -> TrainState        it begins, from a base: nothing
+
+A run that is given merged weights brings along all else from where it stood itself.
 """
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from workers import snapshot
-from workers.checkpoints import TrainState, load_train_state
+from workers.blend import blend
+from workers.checkpoints import TrainState, load_train_state, open_state
 from workers.optim import create_average
 from workers.snapshot import Position
 from workers.spec import TrainSpec
-from workers.types import TrainOrder
+from workers.types import Checkpoint, Mix, TrainOrder
 from workers.worker import Worker
 
 
@@ -34,22 +38,36 @@ Past = Momentum | TrainState
 
 
 def past_of(order: TrainOrder, worker: Worker) -> Past | None:
-    """None where the run begins, or was given other weights: those of a soup. What the worker has
-    kept is taken from it."""
+    """None where the run begins, at a base. What the worker has kept is taken from it."""
     kept, worker.momentum = worker.momentum, None
-    if not order.start.name.startswith(f"{order.run.id}/"):
+    if not order.own.name.startswith(f"{order.run.id}/"):
         return None
-    if isinstance(kept, Momentum) and kept.id == order.start.id:
+    others = order.rejoin.others if order.rejoin is not None else ()
+    if isinstance(kept, Momentum) and kept.id == order.own.id and not others:
         return kept
-    state = load_train_state(worker.store, order.start)
+    state = load_train_state(worker.store, order.own)
     if state is None:
-        raise ValueError(f"checkpoint {order.start.id} holds no training state to resume from")
-    return state
+        raise ValueError(f"checkpoint {order.own.id} holds no training state to resume from")
+    return _averaged(state, others, worker) if others else state
+
+
+def _averaged(own: TrainState, others: tuple[Checkpoint, ...], worker: Worker) -> TrainState:
+    """With the mean of everyone's optimizer state; the moving average stays the run's own.
+
+    Raises UserError where one's optimizer keeps other tensors than another's.
+    """
+    with ExitStack() as opened:
+        states = {
+            each.name: opened.enter_context(open_state(worker.store, each)) for each in others
+        }
+        sources = {name: snapshot.of_optimizer(state) for name, state in states.items()}
+        mean = dict(blend(Mix.mean(list(sources)), sources))
+    return replace(own, tensors={**own.tensors, **mean})
 
 
 def position_at(order: TrainOrder, past: Past | None) -> Position:
     if past is None:
-        return Position(step=order.start.step)
+        return Position(step=order.own.step)
     return past.position if isinstance(past, Momentum) else snapshot.position_of(past)
 
 

@@ -21,6 +21,7 @@ PERFORMERS = {
     "gradient": "workers.gradient:gradient",
     "taste": "workers.tasting:taste",
     "blend": "workers.soups:blend_soup",
+    "diversity": "workers.diversity:diversity",
     "score": "workers.scoring:score",
     "point": "workers.scoring:point",
     "compare": "workers.compare:compare",

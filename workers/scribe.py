@@ -46,15 +46,17 @@ class Scribe:
         self._worker, self._order, self._attempt = worker, order, attempt
         self._base = _base_of(worker, order)
         self._writer = CheckpointWriter(worker.store)
-        start, run = order.start, order.run
-        self._log = RunLog(worker.store, run, attempt, start.step)
+        own, run = order.own, order.run
+        self._log = RunLog(worker.store, run, attempt, own.step)
         fold = None if run.fold is None else f"fold:{run.fold}"
         self._held_out = fold
         self._splits = (SELECTION, fold) if fold else (SELECTION,)
         self._scores: dict[str, Score | None] = {}
         self._judged: dict[str, Judged] = {}
         """The latest evaluation, by run: its own and its moving average's."""
-        self._log.say(f"training from {start.id} at step {start.step} to step {order.stop_step}")
+        self._log.say(
+            f"training from {order.start.id} at step {own.step} to step {order.stop_step}"
+        )
 
     def __enter__(self) -> "Scribe":
         return self
@@ -179,7 +181,7 @@ class Scribe:
 
 def _base_of(worker: Worker, order: TrainOrder) -> str | None:
     """Name of the base that the weights go back to."""
-    if order.start.name.startswith("base/"):
-        return order.start.name
-    manifest = read_manifest(worker.store, order.start.id)
+    if order.own.name.startswith("base/"):
+        return order.own.name
+    manifest = read_manifest(worker.store, order.own.id)
     return manifest.base if manifest else None

@@ -33,8 +33,8 @@ class Position:
     """Of the epoch so far: mean loss of each step times its images, nats."""
     images: int = 0
     history: list[float] = field(default_factory=list)
-    """Score of each finished epoch since the run began or was last given other weights; higher is
-    better. What `patience` and `plateau` look at."""
+    """Score of each finished epoch since the run began; higher is better. What `patience` and
+    `plateau` look at."""
 
     def scores(self, num_epochs: int) -> list[float]:
         """Of the last so many epochs, as far as they are known."""
@@ -94,6 +94,11 @@ def give_back(state: TrainState, model: nn.Module, optimizer: Optimizer) -> Posi
     optimizer.load_state_dict({"state": memory, "param_groups": groups})
     _restore_dtypes(memory, optimizer)
     return position_of(state)
+
+
+def of_optimizer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without those of the moving average."""
+    return {name: tensors[name] for name in tensors if not name.startswith(AVERAGE)}
 
 
 def give_back_average(state: TrainState, average: nn.Module) -> None:

@@ -24,10 +24,10 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 
 from workers import snapshot
-from workers.checkpoints import TrainState, open_weights
+from workers.checkpoints import TrainState
 from workers.learning import Learner, Training, learn, read_loss, steps
 from workers.manner import Manner, contiguous
-from workers.model import assign_weights, head_parameter_names
+from workers.model import head_parameter_names
 from workers.objective import Intake, Objective
 from workers.optim import body_lr, create_optimizer
 from workers.past import Momentum, Past, average_at, past_of, position_at, scaler_of
@@ -35,6 +35,7 @@ from workers.schedule import Schedule
 from workers.scribe import Scribe
 from workers.sections import require_sections
 from workers.spec import TrainSpec
+from workers.starting import network, pull
 from workers.types import (
     AnyEvent,
     Evaluated,
@@ -77,6 +78,8 @@ def train(order: TrainOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]
             learn(t, step)
             if t.ends_epoch:
                 yield from _end_epoch(t)
+            elif t.position.step == order.stop_step:
+                yield from _score_here(t)
             if t.checkpoint_due:
                 _save(t)
             yield from _written(t)
@@ -130,7 +133,7 @@ def _training(
     order: TrainOrder, attempt: int, worker: Worker, accelerator: Accelerator
 ) -> Iterator[Training]:
     """The order's start, brought to life; closed and remembered afterwards."""
-    net = _network(order, worker)
+    net = network(order, worker)
     require_sections(net, order.run.train)
     past = past_of(order, worker)
     is_first = worker.rank == 0
@@ -147,30 +150,20 @@ def _training(
             average=average_at(net, order.run.train, past) if is_first else None,
             scribe=Scribe(worker, order, attempt) if is_first else None,
         )
-        if past is not None:
+        if past is not None and order.rejoin is None:
             t.saved = order.start.step, order.start.id
         with t.scribe or contextlib.nullcontext():
             _begin_section(t, past)
             _give_back_scaler(t, past)
+            pull(t)
             yield t
-
-
-def _network(order: TrainOrder, worker: Worker) -> nn.Module:
-    """The warm network with the start's weights; nothing is loaded if it already is the start."""
-    net = worker.model(order.run.model, order.run.train.drop_path)
-    if worker.memory_is != order.start.id:
-        worker.memory_is = worker.momentum = None
-        with open_weights(worker.store, order.start) as weights:
-            assign_weights(net, weights, order.start.id)
-        worker.memory_is = order.start.id
-    return net
 
 
 def _begin_section(t: Training, past: Past | None = None) -> None:
     """What learns from the next step on, over a fresh optimizer; or over that of the `past`, if it
     was in the same section."""
     spec = t.run.train
-    if t.position.step == t.span.first * t.steps_per_epoch:
+    if t.position.step == t.span.first * t.steps_per_epoch or _forgets(t):
         past = None
     t.manner.begin(t.span)
     if isinstance(past, Momentum):
@@ -187,6 +180,15 @@ def _begin_section(t: Training, past: Past | None = None) -> None:
         snapshot.give_back(past, t.net, raw)
     schedule = Schedule(raw, spec, t.steps_per_epoch, t.span.num_epochs)
     t.learner = Learner(t.span, objective, optimizer, schedule)
+
+
+def _forgets(t: Training) -> bool:
+    """Whether the run was given merged weights at this very step, and a fresh optimizer for them:
+    merge.optimizer_state."""
+    rejoin = t.order.rejoin
+    if rejoin is None or t.position.step != rejoin.own.step:
+        return False
+    return rejoin.optimizer_state == "reset"
 
 
 def _end_section(t: Training) -> None:
@@ -219,6 +221,13 @@ def _end_epoch(t: Training) -> Iterator[AnyEvent]:
     if evaluated:
         yield evaluated
     t.images, t.clock = 0, time.monotonic()
+
+
+def _score_here(t: Training) -> Iterator[AnyEvent]:
+    """Within an epoch, at the boundary of a sync round: for the round alone, so that patience and
+    schedule see what they would have seen without it."""
+    if t.scribe:
+        yield _evaluate(t, read_loss(t) / t.position.images)
 
 
 def _evaluate(t: Training, mean_loss: float) -> Evaluated:

@@ -164,7 +164,7 @@ def _finals(
 
 
 def _final_merges(state: State) -> list[MergeState]:
-    return [each for each in state.merges.values() if not each.opened.observe and each.soup]
+    return [each for each in state.merges.values() if each.opened.is_final and each.soup]
 
 
 def _symbols() -> list[str]:

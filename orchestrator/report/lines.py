@@ -14,6 +14,8 @@ from workers.types import (
     Mixed,
     Opened,
     Preflighted,
+    Rejoined,
+    RoundClosed,
     Served,
     Started,
     Trained,
@@ -71,17 +73,33 @@ def _merge_opened(program: Program, state: State, event: MergeOpened) -> str | N
     if event.observe:
         return None
     whose = of_cohort(program, state, event.cohort)
+    if event.is_sync:
+        without = "".join(f"; without {each.candidate}: {each.reason}" for each in event.left_out)
+        return f"round {event.round}{whose}: {len(event.ingredients)} members{without}"
     return f"{event.label}{whose} begins with {words.counted(len(event.ingredients), 'ingredient')}"
 
 
 def _mixed(program: Program, state: State, event: Mixed) -> str:
     metric = program.experiment.soup.metric
     opened = state.merges[event.merge].opened
-    label = f"round {opened.round}, soup so far" if opened.observe else f"soup {opened.label}"
+    label = f"soup {opened.label}"
+    if not opened.is_final:
+        label = f"round {opened.round}, " + ("soup so far" if opened.observe else opened.label)
     label += of_cohort(program, state, opened.cohort)
     score = f"{words.selection(event.soup.score, metric)} {words.unit(metric)}"
     members = words.share_of(event.soup.mix.names, len(opened.ingredients))
     return f"{label}: val {words.METRICS[metric]} {score}, {members}"
+
+
+def _round_closed(program: Program, state: State, event: RoundClosed) -> str | None:
+    """That it merged was said when it was mixed."""
+    number = state.merges[event.merge].opened.round
+    return None if event.soup is not None else f"round {number}: {event.reason}"
+
+
+def _rejoined(program: Program, state: State, event: Rejoined) -> str:
+    number = state.merges[event.merge].opened.round
+    return f"run {event.run} came too late at step {event.step}; it goes on from round {number}"
 
 
 def _served(program: Program, state: State, event: Served) -> str:
@@ -101,6 +119,8 @@ LINES: dict[str, Callable[[Program, State, Any], str | None]] = {
     "gave_up": lambda p, s, event: f"gave up on {_who(event)}: {event.reason}",
     "merge_opened": _merge_opened,
     "mixed": _mixed,
+    "round_closed": _round_closed,
+    "rejoined": _rejoined,
     "served": _served,
     "finish_requested": lambda p, s, event: f"training ends: {event.reason}",
     "stopped": lambda p, s, event: f"stopped: {event.reason}",

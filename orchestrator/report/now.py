@@ -142,7 +142,7 @@ class SoupNow:
 def soups(program: Program, state: State) -> list[SoupNow]:
     """The final soups once there are any; before that the newest anytime soup of each cohort."""
     made = [each for each in state.merges.values() if each.soup is not None]
-    finals = [each for each in made if not each.opened.observe]
+    finals = [each for each in made if each.opened.is_final]
     newest = {each.opened.cohort: each for each in made if each.opened.observe}
     shown = finals or list(newest.values())
     return [
@@ -181,7 +181,7 @@ def waits(program: Program, state: State, waiting_for: str | None = None) -> Ite
     for pause in state.backoff.values():
         yield f"{pause.run or pause.order} waits {pause.after_s:.0f} s: {pause.reason}."
     for merge in state.merges.values():
-        if merge.question is not None and merge.soup is None and not merge.opened.observe:
+        if merge.question is not None and merge.soup is None and merge.opened.is_final:
             yield f"Recipe {merge.opened.label} waits for {_needed(merge.question)}."
 
 

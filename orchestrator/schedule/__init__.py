@@ -23,6 +23,7 @@ from orchestrator.schedule import (
     retire,
     retry,
     score,
+    sync,
     train,
 )
 from orchestrator.state import State
@@ -31,7 +32,9 @@ from workers.types import AnyEvent, AnyOrder
 RULES = (
     base.preflight,
     base.bases,
+    sync.orders,
     train.runs,
+    sync.runs,
     basin.orders,
     merge.final_orders,
     score.runs,
@@ -42,9 +45,11 @@ RULES = (
     analyse.orders,
     curve.orders,
     observe.orders,
+    sync.telling,
     retire.checkpoints,
 )
-"""In order of priority: training first, then final tastes, then scores; anytime tastes last."""
+"""In order of priority: what a sync round waits for, then training, final tastes and scores; last
+what training must not wait for."""
 
 
 @remembered(by=lambda program, state: (program, state))
@@ -68,6 +73,7 @@ def _decisions(program: Program, state: State, now: float) -> Iterator[AnyEvent]
     yield from finish.deadline(program, state, now)
     yield from merge.decisions(program, state)
     yield from observe.decisions(program, state)
+    yield from sync.decisions(program, state, now)
     yield from finish.nothing_to_serve(program, state)
 
 

@@ -52,7 +52,8 @@ def _open(
     return MergeOpened(
         merge=f"observe-{cohort.id}-{number:04d}",
         cohort=cohort.id,
-        recipe=method,
+        recipe=method.name,
+        options=dict(method.options),
         ingredients=members,
         observe=True,
         round=number,

@@ -8,7 +8,7 @@ after a newer one counts, or when it is spare.
 from collections.abc import Iterator
 
 from orchestrator.program import Program, Resolved, resolve
-from orchestrator.schedule import observe
+from orchestrator.schedule import observe, sync
 from orchestrator.schedule.choose import chosen, representative
 from orchestrator.state import RunState, State
 from workers.types import AnyOrder, Checkpoint, RetireOrder, run_of
@@ -24,12 +24,13 @@ def checkpoints(program: Program, state: State) -> Iterator[AnyOrder]:
         for checkpoint in _superseded(program, resolved, owner, run)
     ]
     spare = tuple(checkpoint for run in state.runs.values() for checkpoint in run.spare)
-    if not superseded and not spare:
+    merged = tuple(state.soups[name] for name in sync.superseded(program, state))
+    if not superseded and not spare and not merged:
         return
     pinned = _pinned(program, state)
     gone = tuple(checkpoint for checkpoint in superseded if checkpoint.name not in pinned)
-    if gone or spare:
-        yield RetireOrder(checkpoints=gone + spare)
+    if gone or spare or merged:
+        yield RetireOrder(checkpoints=gone + spare + merged)
 
 
 def _is_stage(run_id: str) -> bool:
@@ -68,12 +69,13 @@ def _pinned(program: Program, state: State) -> frozenset[str]:
     unfinished = [
         merge
         for merge in state.merges.values()
-        if merge.soup is None and (rounds_matter or not merge.opened.observe)
+        if merge.soup is None
+        and (merge.opened.is_final or (merge.opened.observe and rounds_matter))
     ]
     tasting = {i.name for merge in unfinished for i in merge.opened.ingredients}
-    finals = [m for m in state.merges.values() if m.soup is not None and not m.opened.observe]
+    finals = [m for m in state.merges.values() if m.soup is not None and m.opened.is_final]
     mixed = {name for merge in finals if merge.soup for name in merge.soup.mix.names}
-    return frozenset(tasting | mixed)
+    return sync.pinned(program, state) | tasting | mixed
 
 
 def _is_of_a_round(order: str) -> bool:

@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from orchestrator.program import Program, Resolved, resolve
 from orchestrator.remember import remembered
 from orchestrator.state import State
-from workers.types import AnyOrder, Checkpoint, RunSpec, TrainOrder
+from workers.types import AnyOrder, Checkpoint, Rejoin, RunSpec, TrainOrder
 
 
 def runs(program: Program, state: State) -> Iterator[AnyOrder]:
+    """Sync runs go from boundary to boundary: they have a rule of their own."""
     if state.facts is None or state.finish_reason is not None:
+        return
+    if program.experiment.merge.mode == "sync":
         return
     resolved = resolve(program, state.facts)
     for run in unfinished(program, state):
@@ -21,16 +24,25 @@ def runs(program: Program, state: State) -> Iterator[AnyOrder]:
             yield order
 
 
-def segment(state: State, resolved: Resolved, run: RunSpec, start: Checkpoint) -> TrainOrder | None:
-    """The rest of the run; None when it is trained, or given up."""
+def segment(
+    state: State,
+    resolved: Resolved,
+    run: RunSpec,
+    start: Checkpoint,
+    stop_step: int | None = None,
+    rejoin: Rejoin | None = None,
+) -> TrainOrder | None:
+    """The rest of the run, or what is left of it up to `stop_step`, from its newest checkpoint;
+    with `rejoin` from `start`. None when it is trained, or given up."""
     known = state.run(run.id)
-    stop_step = resolved.num_steps[run.id]
+    stop_step = stop_step or resolved.num_steps[run.id]
     if known.failed is not None or known.ended_early or known.trained_to >= stop_step:
         return None
-    start = known.last or start
+    start = start if rejoin is not None else known.last or start
     order = resolved.orders.get(f"train {run.id}")
-    if not isinstance(order, TrainOrder) or order.start is not start:
-        order = TrainOrder(run=run, start=start, stop_step=stop_step)
+    same = isinstance(order, TrainOrder) and order.start is start and order.stop_step == stop_step
+    if not isinstance(order, TrainOrder) or not same:
+        order = TrainOrder(run=run, start=start, stop_step=stop_step, rejoin=rejoin)
         resolved.orders[f"train {run.id}"] = order
     micro_batch = state.micro_batch.get(order.id)
     return order.model_copy(update={"micro_batch": micro_batch}) if micro_batch else order

@@ -32,6 +32,8 @@ from workers.types import (
     Checkpoint,
     Checkpointed,
     Compared,
+    Diversity,
+    DiversityOrder,
     EnsembleResult,
     ErrorClass,
     Evaluated,
@@ -195,13 +197,14 @@ class World:
         run, stop_step = order.run, order.stop_step
         held_out = 0 if run.fold is None else facts(self.program).folds[run.fold]
         per_epoch = run.train.steps_per_epoch(COUNTS["train"] - held_out, 1)
-        done = 0 if order.start.name.startswith("base/") else order.start.step
-        if order.start.name.startswith(("probe-", "trunk-")) and run.role != "member":
-            done = order.start.step if order.start.name.startswith(run.id) else 0
+        start = order.own
+        done = 0 if start.name.startswith("base/") else start.step
+        if start.name.startswith(("probe-", "trunk-")) and run.role != "member":
+            done = start.step if start.name.startswith(run.id) else 0
         yield Started(warm=True, gap_s=0.01)
         step = done
         while step < stop_step and not self._is_enough(run, step, per_epoch):
-            step += per_epoch
+            step = min((step // per_epoch + 1) * per_epoch, stop_step)
             yield self._evaluated(run, step, per_epoch)
             if run.train.model_ema_decay is not None:
                 yield self._checkpointed(f"{ema_of(run.id)}/{step:08d}", attempt, step)
@@ -305,6 +308,10 @@ class World:
         yield Started(warm=True, gap_s=0.01)
         yield Blended(checkpoint=self._write(order.soup, None, 0), busy_s=1.0)
 
+    def _diversity(self, order: DiversityOrder, attempt: int) -> Iterator[AnyEvent]:
+        yield Started(warm=True, gap_s=0.01)
+        yield Diversity(merge=order.merge, cosine=0.5, disagreement=0.1, busy_s=1.0)
+
     def _score(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)
         name = order.name if order.kind == "point" else order.checkpoint.name
@@ -371,6 +378,10 @@ def named(order: AnyOrder) -> set[str]:
     """Ids of all checkpoints that an order says where to find."""
     one = [getattr(order, key, None) for key in ("start", "source", "checkpoint", "soup")]
     many = [] if order.kind == "merge" else getattr(order, "ingredients", ())
+    if order.kind == "diversity":
+        many = (order.members.base, *order.members.ingredients)
+    if order.kind == "train" and order.rejoin is not None:
+        many = (*many, order.rejoin.own, *order.rejoin.others)
     ids = {each.id for each in (*one, *many) if isinstance(each, Checkpoint)}
     if order.kind == "analyse":
         weighed = [(each.base, *each.ingredients) for each in order.weighed]

@@ -274,13 +274,54 @@ class MergeOpened(Event):
     """Who does not take part, and why."""
     observe: bool
     round: int | None = None
-    """Number of the observe round; None for a final merge."""
+    """Number of the observe or sync round; None for a final merge."""
+
+    @property
+    def is_final(self) -> bool:
+        return self.round is None
+
+    @property
+    def is_sync(self) -> bool:
+        """Of a round whose members go on from what is merged."""
+        return self.round is not None and not self.observe
 
     @property
     def label(self) -> str:
         """What people call the recipe, with the BatchNorm policy where several are compared."""
         _, at, policy = self.cohort.partition("@")
         return self.recipe.rpartition(":")[2] + at + policy
+
+
+class RoundClosed(Event):
+    """A sync round is over, settled before any member goes on."""
+
+    kind: Literal["round_closed"] = "round_closed"
+    merge: str
+    soup: str | None
+    """Name of the merged weights that its members go on from; None: everyone from its own."""
+    reason: str
+
+
+class Rejoined(Event):
+    """A member that missed its round goes on from what the newest closed one merged."""
+
+    kind: Literal["rejoined"] = "rejoined"
+    merge: str
+    """The round it goes on from."""
+    step: int
+    """Where it stands."""
+
+
+class Diversity(Event):
+    """Means over the pairs of a round's members."""
+
+    kind: Literal["diversity"] = "diversity"
+    merge: str
+    cosine: float | None
+    """Of what they moved from the base; None where one has not moved, or is alone."""
+    disagreement: float | None
+    """Share of selection images that they label differently."""
+    busy_s: float
 
 
 class FinishRequested(Event):
@@ -335,6 +376,9 @@ AnyEvent = Annotated[
     | BackoffOver
     | GaveUp
     | MergeOpened
+    | RoundClosed
+    | Rejoined
+    | Diversity
     | FinishRequested
     | Cancelled
     | Stopped

@@ -74,19 +74,48 @@ class BaseOrder(Order):
         return f"base-{self.name.removeprefix('base/')}"
 
 
+OptimizerState = Literal["keep", "reset", "average"]
+"""What becomes of momentum when a run is given merged weights."""
+
+
+class Rejoin(Value):
+    """The run goes on from what its cohort merged; this is where it stood by itself."""
+
+    own: Checkpoint
+    """Of the run: where its step, schedule, optimizer and moving average are."""
+    optimizer_state: OptimizerState = "keep"
+    others: tuple[Checkpoint, ...] = ()
+    """Everyone of the round, in its order, where their optimizers' states are averaged."""
+    alpha: float | None = None
+    """Of `pull`: own weights count alpha, the merged ones the rest, which the schedule scales down
+    with the learning rate. None: the merged weights take the place of the own."""
+
+
 class TrainOrder(Order):
     """Train `run` from `start` to `stop_step`."""
 
     kind: Literal["train"] = "train"
     run: RunSpec
     start: Checkpoint
+    """Its own, a base, or with `rejoin` the merged weights of a round."""
     stop_step: int
+    rejoin: Rejoin | None = None
     micro_batch: int | None = None
     """Smaller micro-batch after running out of memory; the optimizer step stays the same."""
 
     @property
     def id(self) -> str:
         return f"train-{self.run.id}-{self.stop_step:08d}"
+
+    @property
+    def own(self) -> Checkpoint:
+        """Where the run itself stands: whose step, and whose state of training, count."""
+        return self.rejoin.own if self.rejoin is not None else self.start
+
+    @property
+    def pulls(self) -> bool:
+        """Own weights are moved towards the start instead of being replaced by it."""
+        return self.rejoin is not None and self.rejoin.alpha is not None
 
     @property
     def run_id(self) -> str | None:
@@ -296,6 +325,22 @@ class Weighed(Value):
     components: tuple[str, ...]
 
 
+class DiversityOrder(Order):
+    """How far apart the members of a round are, by weights and by cached predictions."""
+
+    kind: Literal["diversity"] = "diversity"
+    merge: str
+    members: Weighed
+
+    @property
+    def id(self) -> str:
+        return f"diversity-{self.merge}"
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
+
+
 class AnalyseOrder(Order):
     """Write `analysis.json`: from cached predictions and weights."""
 
@@ -363,6 +408,7 @@ AnyOrder = (
     | MergeOrder
     | TasteOrder
     | BlendOrder
+    | DiversityOrder
     | ScoreOrder
     | PointOrder
     | CompareOrder

@@ -1,0 +1,119 @@
+"""Sync rounds: where their boundaries are, who stands there, and what each round has become.
+
+run A   |=======|boundary 1|=======|boundary 2|=======|end
+run B   |=======|boundary 1|=======|boundary 2|=======|=======|boundary 3| ...
+
+A boundary lies every `merge.every` of a run's own epochs, or steps; its end is none, for nothing
+would go on from there.
+"""
+
+from orchestrator.program import Program, Resolved, resolve
+from orchestrator.remember import remembered
+from orchestrator.schedule.train import standing, unfinished
+from orchestrator.state import MergeState, State
+from workers.spec import period_steps
+from workers.types import Checkpoint, Cohort, RunSpec
+
+
+def is_on(program: Program) -> bool:
+    return program.experiment.merge.mode == "sync"
+
+
+def is_under_way(program: Program, state: State) -> bool:
+    """Rounds may still open and close: time is not up, and somebody has yet to train."""
+    return is_on(program) and state.finish_reason is None and bool(unfinished(program, state))
+
+
+def period(program: Program, resolved: Resolved, run: RunSpec) -> int:
+    """Steps of the run between boundaries."""
+    steps = period_steps(program.experiment.merge.every, resolved.steps_per_epoch[run.id])
+    assert steps is not None, "merge.every was validated"
+    return steps
+
+
+def boundary_at(program: Program, resolved: Resolved, run: RunSpec, step: int) -> int | None:
+    """Number of the round that the run awaits at this step, if it is one of its boundaries."""
+    number, rest = divmod(step, period(program, resolved, run))
+    inside = 0 < step < resolved.num_steps[run.id]
+    return number if inside and not rest else None
+
+
+def next_stop(program: Program, resolved: Resolved, run: RunSpec, step: int) -> int:
+    """The first boundary after this step, or the run's end."""
+    length = period(program, resolved, run)
+    return min((step // length + 1) * length, resolved.num_steps[run.id])
+
+
+def concerned(
+    program: Program, resolved: Resolved, cohort: Cohort, number: int
+) -> tuple[RunSpec, ...]:
+    """Members that are long enough to have a boundary of this number."""
+    return tuple(
+        run
+        for run in resolved.members[cohort.id]
+        if number * period(program, resolved, run) < resolved.num_steps[run.id]
+    )
+
+
+def round_id(cohort: Cohort, number: int) -> str:
+    return f"sync-{cohort.id}-{number:04d}"
+
+
+def soup_name(merge: MergeState) -> str:
+    """Of the merged weights of a round."""
+    return f"soup/{merge.opened.merge}"
+
+
+@remembered(by=lambda state, cohort: (state.merges, cohort))
+def rounds(state: State, cohort: Cohort) -> tuple[MergeState, ...]:
+    """Of a cohort, in order."""
+    return tuple(
+        merge
+        for merge in state.merges.values()
+        if merge.opened.is_sync and merge.opened.cohort == cohort.id
+    )
+
+
+def newest_closed(state: State, cohort: Cohort) -> MergeState | None:
+    closed = [merge for merge in rounds(state, cohort) if merge.closed is not None]
+    return closed[-1] if closed else None
+
+
+def clearance(
+    program: Program, state: State, resolved: Resolved, run: RunSpec
+) -> MergeState | None:
+    """The closed round that a run at a boundary goes on from: the one it took part in, or the one
+    it was told to rejoin. None while it has to wait."""
+    step = state.run(run.id).trained_to
+    number, cohort = boundary_at(program, resolved, run, step), resolved.cohort_of[run.id]
+    own = state.merges.get(round_id(cohort, number)) if number is not None else None
+    if own is not None and any(each.run == run.id for each in own.opened.ingredients):
+        return own if own.closed is not None else None
+    told = state.rejoined.get(run.id)
+    return state.merges[told.merge] if told is not None and told.step == step else None
+
+
+def merged_weights(state: State, cohort: Cohort, cleared: MergeState) -> Checkpoint | None:
+    """What the cleared run starts from; the newest there are, if those were deleted since, as after
+    a corrupt checkpoint. None: its own weights."""
+    if cleared.closed is None or cleared.closed.soup is None:
+        return None
+    if cleared.closed.soup in state.soups:
+        return state.soups[cleared.closed.soup]
+    left = [merge for merge in rounds(state, cohort) if soup_name(merge) in state.soups]
+    return state.soups[soup_name(left[-1])] if left else None
+
+
+@remembered(by=standing)
+def waiting(program: Program, state: State) -> tuple[RunSpec, ...]:
+    """Members at a boundary, cleared or not."""
+    if state.facts is None or not is_on(program):
+        return ()
+    resolved = resolve(program, state.facts)
+    return tuple(
+        run
+        for run in unfinished(program, state)
+        if (last := state.run(run.id).last) is not None
+        and last.step == state.run(run.id).trained_to
+        and boundary_at(program, resolved, run, last.step) is not None
+    )

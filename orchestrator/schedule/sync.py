@@ -1,0 +1,358 @@
+"""Sync rounds: members stop at a boundary, are merged, and go on from the merged weights.
+
+    all are here, or a quorum and the deadline is over --> merge_opened: who takes part, who not
+        --> [recipe asks, slots answer]* --> blend --> (guard: score) --> round_closed --> train
+
+PAPA-all of Jolicoeur-Martineau et al., "PopulAtion Parameter Averaging" (TMLR 2024), with any
+recipe for the mean; `pull` is its gradual form. Every decision is an event before anybody is told.
+"""
+
+from collections.abc import Iterator
+from statistics import mean
+
+from orchestrator.program import Program, Resolved, resolve
+from orchestrator.schedule import rounds
+from orchestrator.schedule.choose import as_ingredient, counts, locate_all
+from orchestrator.schedule.merge import failure, orders_of
+from orchestrator.schedule.train import segment, unfinished
+from orchestrator.sections import PULL
+from orchestrator.state import MergeState, State
+from workers.types import (
+    SELECTION,
+    AnyEvent,
+    AnyOrder,
+    BlendOrder,
+    Checkpoint,
+    Cohort,
+    Decision,
+    DiversityOrder,
+    Ingredient,
+    MergeOpened,
+    Rejoin,
+    Rejoined,
+    RoundClosed,
+    RunSpec,
+    ScoreOrder,
+    TrainOrder,
+    Weighed,
+)
+
+
+def decisions(program: Program, state: State, now: float) -> Iterator[AnyEvent]:
+    if state.facts is None or not rounds.is_under_way(program, state):
+        return
+    resolved = resolve(program, state.facts)
+    for cohort in resolved.cohorts:
+        known = rounds.rounds(state, cohort)
+        last = known[-1] if known else None
+        if last is not None and last.closed is None:
+            yield from _closing(program, state, last)
+        else:
+            number = 1 if last is None else (last.opened.round or 0) + 1
+            yield from _opening(program, state, resolved, cohort, number, now)
+        yield from _rejoining(program, state, resolved, cohort)
+
+
+# Who takes part
+
+
+def _opening(
+    program: Program, state: State, resolved: Resolved, cohort: Cohort, number: int, now: float
+) -> Iterator[AnyEvent]:
+    going, dead = _living(program, state, resolved, cohort, number)
+    here = [run for run in going if _is_at(program, state, resolved, run, number)]
+    missing = [run for run in going if run not in here]
+    if not here or (missing and not _is_over_due(program, state, here, len(going), now)):
+        return
+    recipe = program.round_recipe
+    yield MergeOpened(
+        merge=rounds.round_id(cohort, number),
+        cohort=cohort.id,
+        recipe=recipe.name,
+        options=dict(recipe.options),
+        ingredients=tuple(_ingredient(program, state, run) for run in here),
+        left_out=(*dead, *(_late(program, state, run) for run in missing)),
+        observe=False,
+        round=number,
+    )
+
+
+def _living(
+    program: Program, state: State, resolved: Resolved, cohort: Cohort, number: int
+) -> tuple[list[RunSpec], tuple[Decision, ...]]:
+    """(members that are still training, decisions about those that failed)."""
+    concerned = rounds.concerned(program, resolved, cohort, number)
+    failed = tuple(
+        Decision(candidate=run.id, accepted=False, reason=f"it failed: {state.run(run.id).failed}")
+        for run in concerned
+        if state.run(run.id).failed is not None
+    )
+    going = [
+        run
+        for run in concerned
+        if state.run(run.id).failed is None and not state.run(run.id).ended_early
+    ]
+    return going, failed
+
+
+def _is_at(program: Program, state: State, resolved: Resolved, run: RunSpec, number: int) -> bool:
+    known = state.run(run.id)
+    whole = known.last is not None and known.last.step == known.trained_to
+    return whole and rounds.boundary_at(program, resolved, run, known.trained_to) == number
+
+
+def _is_over_due(
+    program: Program, state: State, here: list[RunSpec], num_going: int, now: float
+) -> bool:
+    """A quorum waits, and nobody has arrived for `deadline_s`: with fewer slots than members each
+    has its turn first."""
+    spec = program.experiment.merge
+    quorum = spec.quorum or num_going // 2 + 1
+    if spec.deadline_s is None or len(here) < quorum:
+        return False
+    arrived = max(state.run(run.id).arrived_at or 0.0 for run in here)
+    return now >= arrived + spec.deadline_s
+
+
+def _ingredient(program: Program, state: State, run: RunSpec) -> Ingredient:
+    known = state.run(run.id)
+    return as_ingredient(run, known, known.checkpoints[-1], program.experiment.soup.metric)
+
+
+def _late(program: Program, state: State, run: RunSpec) -> Decision:
+    spec, step = program.experiment.merge, state.run(run.id).trained_to
+    reason = f"late: known to be at step {step} when merge.deadline_s, {spec.deadline_s:g} s, ended"
+    return Decision(candidate=run.id, accepted=False, reason=reason)
+
+
+def _rejoining(
+    program: Program, state: State, resolved: Resolved, cohort: Cohort
+) -> Iterator[AnyEvent]:
+    """Who stands at the boundary of a round that went without it."""
+    newest = rounds.newest_closed(state, cohort)
+    for run in rounds.waiting(program, state) if newest is not None else ():
+        assert newest is not None
+        step = state.run(run.id).trained_to
+        number = rounds.boundary_at(program, resolved, run, step) or 0
+        missed = resolved.cohort_of[run.id] is cohort and number <= (newest.opened.round or 0)
+        if missed and not _took_part(state, cohort, run, number) and not _is_told(state, run, step):
+            yield Rejoined(run=run.id, merge=newest.opened.merge, step=step)
+
+
+def _took_part(state: State, cohort: Cohort, run: RunSpec, number: int) -> bool:
+    merge = state.merges[rounds.round_id(cohort, number)]
+    return any(each.run == run.id for each in merge.opened.ingredients)
+
+
+def _is_told(state: State, run: RunSpec, step: int) -> bool:
+    told = state.rejoined.get(run.id)
+    return told is not None and told.step == step
+
+
+# What becomes of a round
+
+
+def orders(program: Program, state: State) -> Iterator[AnyOrder]:
+    """What the open rounds need, before anything else: everybody waits for it."""
+    if state.facts is None or not rounds.is_under_way(program, state):
+        return
+    for cohort in resolve(program, state.facts).cohorts:
+        known = rounds.rounds(state, cohort)
+        if not known or known[-1].closed is not None or _broken(state, known[-1]) is not None:
+            continue
+        merge, name = known[-1], rounds.soup_name(known[-1])
+        if merge.soup is None:
+            yield from orders_of(program, state, merge, cohort, width=state.slots)
+        elif name not in state.soups:
+            yield _blend(state, merge, cohort)
+        elif program.experiment.merge.guard and name not in state.scores:
+            yield _score(state, merge, cohort)
+
+
+def _blend(state: State, merge: MergeState, cohort: Cohort) -> BlendOrder:
+    assert merge.soup is not None
+    return BlendOrder(
+        soup=rounds.soup_name(merge),
+        recipe=merge.opened.recipe,
+        cohort=cohort,
+        made=merge.soup,
+        ingredients=locate_all(state, merge.soup.mix.names),
+    )
+
+
+def _score(state: State, merge: MergeState, cohort: Cohort) -> ScoreOrder:
+    """On the selection split alone."""
+    place = state.soups[rounds.soup_name(merge)]
+    return ScoreOrder(cohort=cohort, checkpoint=place, splits=(SELECTION,))
+
+
+def _closing(program: Program, state: State, merge: MergeState) -> Iterator[AnyEvent]:
+    opened, name = merge.opened, rounds.soup_name(merge)
+    broken = _broken(state, merge)
+    if broken is not None:
+        reason = f"{broken}; everyone goes on from its own weights"
+        yield RoundClosed(merge=opened.merge, soup=None, reason=reason)
+    elif name in state.soups and not program.experiment.merge.guard:
+        yield RoundClosed(merge=opened.merge, soup=name, reason="merged")
+    elif name in state.soups and name in state.scores:
+        yield _judged(program, state, merge, name)
+
+
+def _judged(program: Program, state: State, merge: MergeState, name: str) -> RoundClosed:
+    """The guard: what was merged must not score below its members' mean."""
+    merged = state.scores[name][SELECTION].selection(program.experiment.soup.metric)
+    members = mean(each.score for each in merge.opened.ingredients)
+    said = f"selection score {merged:.4f} of the merged weights, {members:.4f} of its members' mean"
+    if merged >= members:
+        return RoundClosed(merge=merge.opened.merge, soup=name, reason=said)
+    reason = f"rolled back by merge.guard: {said}; everyone goes on from its own weights"
+    return RoundClosed(merge=merge.opened.merge, soup=None, reason=reason)
+
+
+def _broken(state: State, merge: MergeState) -> str | None:
+    """Why nothing will come of the round."""
+    reason = failure(state, merge.opened.merge)
+    if reason is not None:
+        return reason
+    corrupt = [each.name for each in merge.opened.ingredients if not counts(state, each.name)]
+    if corrupt and rounds.soup_name(merge) not in state.soups:
+        return f"member {corrupt[0]} is corrupt"
+    stem = rounds.soup_name(merge).removeprefix("soup/")
+    return state.gave_up.get(f"blend-{stem}") or state.gave_up.get(f"score-soup_{stem}")
+
+
+# Training between rounds
+
+
+def runs(program: Program, state: State) -> Iterator[AnyOrder]:
+    """Every run that need not wait goes on to its next boundary."""
+    if state.facts is None or not rounds.is_under_way(program, state):
+        return
+    resolved = resolve(program, state.facts)
+    for run in unfinished(program, state):
+        base = state.bases.get(resolved.plan_of[run.id].final)
+        order = _segment(program, state, resolved, run, base) if base is not None else None
+        if order is not None:
+            yield order
+
+
+def _segment(
+    program: Program, state: State, resolved: Resolved, run: RunSpec, base: Checkpoint
+) -> TrainOrder | None:
+    known = state.run(run.id)
+    step = known.last.step if known.last is not None else 0
+    if rounds.boundary_at(program, resolved, run, step) is None:
+        return segment(state, resolved, run, base, rounds.next_stop(program, resolved, run, step))
+    if known.trained_to < step:  # it stands there, but its word never came
+        return segment(state, resolved, run, base, step)
+    cleared = rounds.clearance(program, state, resolved, run)
+    if cleared is None:
+        return None
+    stop_step = rounds.next_stop(program, resolved, run, step)
+    merged = rounds.merged_weights(state, resolved.cohort_of[run.id], cleared)
+    if merged is None:
+        return segment(state, resolved, run, base, stop_step)
+    rejoin = _rejoin(program, state, run, cleared)
+    return segment(state, resolved, run, merged, stop_step, rejoin)
+
+
+def _rejoin(program: Program, state: State, run: RunSpec, cleared: MergeState) -> Rejoin:
+    """Who was late keeps its own optimizer's state: the others' may be gone."""
+    spec, own = program.experiment.merge, state.run(run.id).last
+    assert own is not None
+    names = [each.name for each in cleared.opened.ingredients]
+    averages = spec.optimizer_state == "average" and own.name in names
+    policy = spec.optimizer_state if averages or spec.optimizer_state == "reset" else "keep"
+    return Rejoin(
+        own=own,
+        optimizer_state=policy,
+        others=locate_all(state, names) if averages else (),
+        alpha=spec.alpha if spec.method.name == PULL else None,
+    )
+
+
+# What the report tells of a round; nobody waits for it
+
+
+def telling(program: Program, state: State) -> Iterator[AnyOrder]:
+    """Scores of merged weights, and how far apart the members were."""
+    if state.facts is None or not rounds.is_on(program):
+        return
+    for cohort in resolve(program, state.facts).cohorts:
+        for merge in rounds.rounds(state, cohort):
+            if rounds.soup_name(merge) in state.soups and not _is_scored(state, merge):
+                yield _score(state, merge, cohort)
+            if merge.diversity is None and _are_there(state, merge):
+                yield _diversity(state, merge, cohort)
+
+
+def _is_scored(state: State, merge: MergeState) -> bool:
+    return rounds.soup_name(merge) in state.scores
+
+
+def _are_there(state: State, merge: MergeState) -> bool:
+    return all(counts(state, each.name) for each in merge.opened.ingredients)
+
+
+def _diversity(state: State, merge: MergeState, cohort: Cohort) -> DiversityOrder:
+    members = Weighed(
+        cohort=cohort,
+        base=state.bases[cohort.base],
+        ingredients=locate_all(state, [each.name for each in merge.opened.ingredients]),
+        components=(),
+    )
+    return DiversityOrder(merge=merge.opened.merge, members=members)
+
+
+def pinned(program: Program, state: State) -> frozenset[str]:
+    """Names of checkpoints that a round may still read."""
+    if state.facts is None or not rounds.is_on(program):
+        return frozenset()
+    named = {
+        each.name
+        for cohort in resolve(program, state.facts).cohorts
+        for merge in rounds.rounds(state, cohort)
+        if _is_read(program, state, merge)
+        for each in merge.opened.ingredients
+    }
+    return frozenset(named)
+
+
+def _is_read(program: Program, state: State, merge: MergeState) -> bool:
+    if merge.closed is None and rounds.is_under_way(program, state):
+        return True
+    if merge.diversity is None and f"diversity-{merge.opened.merge}" not in state.gave_up:
+        return True
+    averages = program.experiment.merge.optimizer_state == "average"
+    return averages and any(_stands(state, each) for each in merge.opened.ingredients)
+
+
+def _stands(state: State, member: Ingredient) -> bool:
+    """It has not gone beyond what it brought to the round."""
+    known = state.run(member.run)
+    return known.failed is None and known.last is not None and known.last.name == member.name
+
+
+def superseded(program: Program, state: State) -> Iterator[str]:
+    """Names of merged weights that nobody goes on from any more, and that have been told of."""
+    if state.facts is None or not rounds.is_on(program):
+        return
+    resolved = resolve(program, state.facts)
+    in_use = {
+        rounds.soup_name(cleared)
+        for run in rounds.waiting(program, state)
+        if (cleared := rounds.clearance(program, state, resolved, run)) is not None
+    }
+    for cohort in resolved.cohorts:
+        newest = rounds.newest_closed(state, cohort)
+        for merge in rounds.rounds(state, cohort):
+            name = rounds.soup_name(merge)
+            if merge is newest or merge.closed is None or name in in_use:
+                continue
+            if name in state.soups and _is_told_of(state, merge):
+                yield name
+
+
+def _is_told_of(state: State, merge: MergeState) -> bool:
+    gave_up = f"score-{rounds.soup_name(merge).replace('/', '_')}" in state.gave_up
+    return _is_scored(state, merge) or gave_up

@@ -1,0 +1,296 @@
+"""Sync rounds: who takes part, what everyone goes on from, and that no death changes it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.state import State
+from tests.orchestrator.simulation import (
+    FragileLedger,
+    Killed,
+    Mishap,
+    SimulatedFleet,
+    World,
+    driver,
+    live,
+    program,
+)
+from workers.types import (
+    AnyOrder,
+    BlendOrder,
+    MergeOpened,
+    Rejoined,
+    RoundClosed,
+    Trained,
+    TrainOrder,
+)
+
+EPOCHS, PER_EPOCH = 4, 10
+
+
+def synced(num_runs: int = 3, epochs: int = EPOCHS, **merge: Any) -> Any:
+    return program(num_runs, epochs=epochs, merge={"mode": "sync", "method": "mean"} | merge)
+
+
+def events(world: World, *kinds: type) -> list[Any]:
+    return [event for event in world.ledger().replay() if isinstance(event, kinds)]
+
+
+class Starts:
+    """Notes what every segment of training began from."""
+
+    def __init__(self) -> None:
+        self.orders: list[TrainOrder] = []
+
+    def __call__(self, order: AnyOrder, attempt: int) -> Mishap | None:
+        if isinstance(order, TrainOrder):
+            self.orders.append(order)
+        return None
+
+
+def test_members_go_from_boundary_to_boundary_on_merged_weights(folder: Path) -> None:
+    seen = Starts()
+    world = World.at(folder, synced(), mishaps=seen)
+    state = live(world)
+    assert state.served is not None and state.served.soup is not None
+    opened = events(world, MergeOpened)
+    numbers = [each.round for each in opened if each.is_sync]
+    assert numbers == [1, 2, 3]
+    for run in world.program.runs:
+        mine = [order for order in seen.orders if order.run.id == run.id]
+        assert [order.stop_step for order in mine] == [10, 20, 30, 40]
+        assert mine[0].rejoin is None
+        for number, order in enumerate(mine[1:], start=1):
+            assert order.start.name == f"soup/{opened[number - 1].merge}"
+            assert order.own.name == f"{run.id}/{number * PER_EPOCH:08d}"
+
+
+def test_nobody_goes_on_before_the_round_is_settled(folder: Path) -> None:
+    world = World.at(folder, synced(4), early_stops=False)
+    live(world, slots=4, lazy=0.5)
+    ledger = world.ledger().replay()
+    closed = {e.merge: e.seq for e in ledger if isinstance(e, RoundClosed)}
+    opened = {e.merge: e.seq for e in ledger if isinstance(e, MergeOpened) and e.is_sync}
+    arrivals = [e for e in ledger if isinstance(e, Trained) and e.step < EPOCHS * PER_EPOCH]
+    for event in arrivals:
+        merge = next(m for m in opened if m.endswith(f"{event.step // PER_EPOCH:04d}"))
+        assert event.seq < opened[merge] < closed[merge]
+        onward = [e.seq for e in ledger if e.kind == "ordered" and e.run == event.run]
+        assert not [seq for seq in onward if event.seq < seq < closed[merge]]
+
+
+def test_one_member_alone_merges_with_itself(folder: Path) -> None:
+    world = World.at(folder, synced(1))
+    live(world)
+    assert [len(e.ingredients) for e in events(world, MergeOpened) if e.is_sync] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("method", ["greedy", "mean", "model_stock", {"greedy": {"tie": "strict"}}])
+def test_any_recipe_merges(folder: Path, method: Any) -> None:
+    world = World.at(folder, synced(method=method))
+    assert live(world).served is not None
+    assert len(events(world, RoundClosed)) == 3
+
+
+def test_pull_keeps_what_is_its_own(folder: Path) -> None:
+    seen = Starts()
+    world = World.at(folder, synced(method="pull", alpha=0.8), mishaps=seen)
+    live(world)
+    rejoined = [order.rejoin for order in seen.orders if order.rejoin is not None]
+    assert len(rejoined) == 9 and {each.alpha for each in rejoined} == {0.8}
+
+
+def test_boundaries_may_lie_within_an_epoch(folder: Path) -> None:
+    seen = Starts()
+    world = World.at(folder, synced(2, epochs=2, every="8 steps"), mishaps=seen)
+    live(world)
+    stops = [order.stop_step for order in seen.orders if order.run is world.program.runs[0]]
+    assert stops == [8, 16, 20]
+
+
+def test_runs_of_other_lengths_leave_when_they_end(folder: Path) -> None:
+    runs = [{"train.epochs": 2}, {"train.epochs": 4}, {"train.epochs": 4, "seed": 1}]
+    world = World.at(
+        folder, program(0, sweep={"seeds": None, "runs": runs}, merge={"mode": "sync"})
+    )
+    live(world)
+    assert [len(e.ingredients) for e in events(world, MergeOpened) if e.is_sync] == [3, 2, 2]
+
+
+def test_cohorts_merge_apart(folder: Path) -> None:
+    runs = [{"model.name": name, "seed": s} for name in ("test_vit", "test_vit2") for s in (0, 1)]
+    world = World.at(
+        folder, program(0, sweep={"seeds": None, "runs": runs}, merge={"mode": "sync"})
+    )
+    live(world)
+    opened = [e for e in events(world, MergeOpened) if e.is_sync]
+    assert len({e.cohort for e in opened}) == 2 and len(opened) == 2
+    assert all(len(e.ingredients) == 2 for e in opened)
+
+
+# Late, dead, guarded
+
+
+class SlowFleet(SimulatedFleet):
+    """A segment of one run stands still for so many turns of the driver, half a second each."""
+
+    def __init__(self, world: World, run: str, stop_step: int, turns: int) -> None:
+        super().__init__(world, slots=3)
+        self._slow, self._turns = f"train-{run}-{stop_step:08d}", turns
+
+    def _next(self, lane: Any) -> Any:
+        if lane.current and lane.current[0].id == self._slow and self._turns:
+            self._turns -= 1
+            return []
+        return super()._next(lane)
+
+
+def test_who_is_late_is_left_out_and_rejoins_from_the_newest_weights(folder: Path) -> None:
+    seen = Starts()
+    world = World.at(folder, synced(3, deadline_s=20.0), mishaps=seen)
+    late = world.program.runs[1].id
+    state = driver(world, SlowFleet(world, late, stop_step=20, turns=100)).run()
+    opened = {e.round: e for e in events(world, MergeOpened) if e.is_sync}
+    (decision,) = opened[2].left_out
+    assert decision.candidate == late and "late" in decision.reason
+    first = events(world, Rejoined)[0]
+    assert first.run == late and first.step == 20
+    onward = next(o for o in seen.orders if o.run.id == late and o.stop_step == 30)
+    assert onward.start.name == f"soup/{first.merge}" and onward.own.step == 20
+    assert state.run(late).trained_to == 40 and state.served is not None
+
+
+def test_without_a_deadline_everyone_waits(folder: Path) -> None:
+    world = World.at(folder, synced(3))
+    slow = SlowFleet(world, world.program.runs[1].id, stop_step=20, turns=1000)
+    driver(world, slow).run()
+    assert all(not e.left_out for e in events(world, MergeOpened)) and world.clock > 500
+
+
+def test_a_quorum_is_waited_for_beyond_the_deadline(folder: Path) -> None:
+    world = World.at(folder, synced(3, deadline_s=5.0, quorum=3))
+    slow = SlowFleet(world, world.program.runs[1].id, stop_step=20, turns=200)
+    driver(world, slow).run()
+    assert all(not e.left_out for e in events(world, MergeOpened))
+
+
+def test_the_dead_are_named_and_nobody_waits_for_them(folder: Path) -> None:
+    def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
+        dies = isinstance(order, TrainOrder) and order.run.seed == 1 and order.stop_step == 20
+        return Mishap("diverged") if dies else None
+
+    world = World.at(folder, synced(3), mishaps=breaks)
+    state = live(world)
+    opened = {e.round: e for e in events(world, MergeOpened) if e.is_sync}
+    assert [len(opened[n].left_out) for n in (1, 2, 3)] == [0, 1, 1]
+    assert "failed" in opened[2].left_out[0].reason
+    assert state.served is not None and state.served.soup is not None
+
+
+def test_the_guard_rolls_back_what_lowers_the_score(folder: Path) -> None:
+    closed: list[RoundClosed] = []
+    for seed in range(6):
+        world = World.at(folder / str(seed), synced(3, guard=True), seed=seed)
+        live(world)
+        state, kept = world.state(), events(world, RoundClosed)
+        for event in kept:
+            opened = state.merges[event.merge].opened
+            merged = state.scores[f"soup/{event.merge}"]["val"].top1
+            members = sum(each.score for each in opened.ingredients) / len(opened.ingredients)
+            assert (event.soup is not None) == (merged >= members)
+        closed += kept
+    assert {event.soup is None for event in closed} == {True, False}
+
+
+def test_a_round_that_breaks_leaves_everyone_its_own_weights(folder: Path) -> None:
+    seen = Starts()
+
+    def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
+        seen(order, attempt)
+        return Mishap("refused") if order.id.startswith("blend-sync") else None
+
+    world = World.at(folder, synced(3), mishaps=breaks)
+    assert live(world).served is not None
+    assert all("own weights" in e.reason for e in events(world, RoundClosed))
+    assert all(order.rejoin is None for order in seen.orders)
+
+
+def test_a_corrupt_member_gives_the_round_up(folder: Path) -> None:
+    struck: list[str] = []
+
+    def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
+        if isinstance(order, BlendOrder) and order.soup.endswith("0002") and not struck:
+            struck.append(order.ingredients[0].id)
+            return Mishap("corrupt", checkpoint=struck[0])
+        return None
+
+    world = World.at(folder, synced(3), mishaps=breaks)
+    state = live(world)
+    assert struck and state.served is not None
+    assert [event.soup is None for event in events(world, RoundClosed)] == [False, True, False]
+
+
+# Ends and deaths
+
+
+def test_finish_in_the_middle_of_a_round_makes_the_soup(folder: Path) -> None:
+    timed = program(3, epochs=EPOCHS, merge={"mode": "sync"}, fleet={"max_hours": 0.1})
+    world = World.at(folder, timed)
+    slow = SlowFleet(world, world.program.runs[1].id, stop_step=20, turns=10_000)
+    state = driver(world, slow).run()
+    assert state.finish_reason is not None
+    assert state.served is not None and state.served.soup is not None
+
+
+def test_only_the_newest_merged_weights_are_kept(folder: Path) -> None:
+    world = World.at(folder, synced(3, epochs=8))
+    state = live(world)
+    rounds_left = [name for name in state.soups if name.startswith("soup/sync-")]
+    assert len(rounds_left) == 1 and rounds_left[0].endswith("0007")
+    told = [merge for merge in state.merges.values() if merge.opened.is_sync]
+    assert all(f"soup/{merge.opened.merge}" in state.scores for merge in told)
+    assert all(merge.diversity is not None for merge in told)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 3),
+    method=st.sampled_from(["mean", "greedy", "pull"]),
+    optimizer_state=st.sampled_from(["keep", "reset", "average"]),
+    deaths=st.lists(
+        st.tuples(st.integers(1, 60), st.sampled_from(["before", "torn", "after"])), max_size=4
+    ),
+)
+def test_drivers_that_die_in_a_round_change_nothing(
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    method: str,
+    optimizer_state: str,
+    deaths: list[tuple[int, str]],
+) -> None:
+    told = {"method": method, "optimizer_state": optimizer_state}
+    calm, hard = (
+        World.at(tmp_path_factory.mktemp("world"), synced(3, **told), seed=seed) for _ in "ab"
+    )
+    undisturbed = live(calm)
+    for dies_at, how in deaths:
+        try:
+            live(hard, FragileLedger(hard.store, dies_at, how))
+        except Killed:
+            continue
+        break
+    state = live(hard) if hard.state().finished is None else hard.state()
+    assert state.served == undisturbed.served or _soup(state) == _soup(undisturbed)
+    assert _starts(hard) == _starts(calm)
+
+
+def _soup(state: State) -> str | None:
+    return state.served.soup if state.served is not None else None
+
+
+def _starts(world: World) -> dict[str, str | None]:
+    """Of every round: what came of it."""
+    return {event.merge: event.soup for event in events(world, RoundClosed)}
