@@ -104,7 +104,11 @@ def _extends(old: Experiment, new: Experiment) -> bool:
         return False
     if any(new.ensemble.model_dump()[kind] < on for kind, on in old.ensemble.model_dump().items()):
         return False
-    if not all(recipe in new.soup.recipes for recipe in old.soup.recipes):
+    # By label, so that a soup that was made keeps its name.
+    asked = dict(zip(new.soup.labels, new.soup.recipes, strict=True))
+    if any(
+        asked.get(label) != r for label, r in zip(old.soup.labels, old.soup.recipes, strict=True)
+    ):
         return False
     return {run.id for run in expand(old)} <= {run.id for run in expand(new)}
 

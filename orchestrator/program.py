@@ -5,7 +5,7 @@ while the experiment runs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -40,6 +40,7 @@ class Recipe:
     """An entry of soup.recipes."""
 
     label: str
+    """Tells it from the others."""
     name: str
     options: Mapping[str, Any]
 
@@ -55,8 +56,11 @@ class Program:
     @property
     def recipes(self) -> tuple[Recipe, ...]:
         """The final soups, in configured order."""
-        tie = self.experiment.soup.tie
-        return tuple(_recipe(entry, tie) for entry in self.experiment.soup.recipes)
+        soup = self.experiment.soup
+        return tuple(
+            replace(_recipe(entry, soup.tie), label=label)
+            for label, entry in zip(soup.labels, soup.recipes, strict=True)
+        )
 
     @property
     def round_recipe(self) -> Recipe:
@@ -281,13 +285,5 @@ def _batchnorm(program: Program, model: ModelSpec, has_batchnorm: bool) -> str:
     return "frozen" if frozen else "recompute"
 
 
-TIED = frozenset({"greedy", "greedy_random", "greedy_replacement", "pruned", "pruned_rounds"})
-"""Recipes whose acceptance obeys soup.tie."""
-
-
 def _recipe(entry: RecipeSpec, tie: str) -> Recipe:
-    options = dict(entry.options)
-    if entry.name in TIED:
-        options = {"tie": tie, **options}
-    label = entry.name.rpartition(":")[2]
-    return Recipe(label=label, name=entry.name, options=options)
+    return Recipe(label=entry.label, name=entry.name, options=entry.options_under(tie))

@@ -171,6 +171,10 @@ class FleetSpec(Section):
         return value
 
 
+TIED = frozenset({"greedy", "greedy_random", "greedy_replacement", "pruned", "pruned_rounds"})
+"""Recipes whose acceptance obeys soup.tie."""
+
+
 class RecipeSpec(Section):
     """A recipe and its options. YAML: `greedy`, or `{greedy: {option: value}}`."""
 
@@ -193,6 +197,15 @@ class RecipeSpec(Section):
     def _is_known(self) -> "RecipeSpec":
         recipes.load(self.name, self.options)
         return self
+
+    @property
+    def label(self) -> str:
+        """What people call it: its name, of a dotted path the class alone."""
+        return self.name.rpartition(":")[2]
+
+    def options_under(self, tie: str) -> dict[str, Any]:
+        """With soup.tie, where the recipe obeys it and does not say otherwise."""
+        return {"tie": tie, **self.options} if self.name in TIED else dict(self.options)
 
     @model_serializer(mode="plain")
     def _as_written(self) -> str | dict[str, Any]:
@@ -278,7 +291,7 @@ class SoupSpec(Section):
         RecipeSpec(name="uniform"),
         RecipeSpec(name="greedy"),
     )
-    """In the order they are made and shown."""
+    """In the order they are made and shown; a recipe with other options may be there again."""
     metric: Metric = "top1"
     """Of the selection split; what recipes maximise."""
     ingredients: str | tuple[int, ...] = "best"
@@ -294,7 +307,7 @@ class SoupSpec(Section):
     """Points of the metric, 0..1 (nats for nll), that a mix of an ingredient and the best one may
     lie below the worse of both; who lies lower takes part in no mix. Off when absent."""
     serve: str = "auto"
-    """Recipe whose soup is served; `auto` takes the best on the selection split."""
+    """Label of the recipe whose soup is served; `auto` takes the best on the selection split."""
 
     @field_validator("ingredients", mode="before")
     @classmethod
@@ -312,12 +325,37 @@ class SoupSpec(Section):
 
     @model_validator(mode="after")
     def _recipes_are_distinct(self) -> "SoupSpec":
-        names = [recipe.name for recipe in self.recipes]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"recipes {names} must name at least one recipe, and none twice")
-        if self.serve != "auto" and self.serve not in names:
-            raise ValueError(f"serve is {self.serve!r}; write auto or one of {', '.join(names)}")
+        if not self.recipes:
+            raise ValueError("recipes [] must name at least one recipe")
+        for i, recipe in enumerate(self.recipes):
+            if any(self._make_the_same(recipe, other) for other in self.recipes[:i]):
+                raise ValueError(
+                    f"recipes has {recipe.name} twice with the same options; remove one, or give "
+                    "it other options"
+                )
+        if self.serve != "auto" and self.serve not in self.labels:
+            known = ", ".join(self.labels)
+            raise ValueError(f"serve is {self.serve!r}; write auto or one of {known}")
         return self
+
+    def _make_the_same(self, one: RecipeSpec, other: RecipeSpec) -> bool:
+        """An option that is written and one that is left at its default are the same."""
+        asked = [
+            recipes.load(each.name, each.options_under(self.tie))
+            for each in (one, other)
+            if one.name == other.name
+        ]
+        return bool(asked) and asked[0] == asked[1]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the recipes are called in tables and names of soups, none twice: `manifold`,
+        `manifold-2`."""
+        plain = [recipe.label for recipe in self.recipes]
+        times = (plain[: i + 1].count(label) for i, label in enumerate(plain))
+        return tuple(
+            label if n == 1 else f"{label}-{n}" for label, n in zip(plain, times, strict=True)
+        )
 
 
 def _are_epochs(values: list[Any]) -> bool:

@@ -208,7 +208,7 @@ label = model.pretrained_cfg["label_names"][int(probabilities.argmax())]
 Selection score ({metric}, higher is better): {score}. It chose the soup, so it flatters it; scores
 on splits that chose nothing are in `results.json` and `report.html` beside this folder.
 
-| candidate | in the soup | why |
+| candidate | accepted | why |
 |---|---|---|
 {rows}
 

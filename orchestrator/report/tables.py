@@ -132,8 +132,7 @@ def _closing_lines(known: Json, uri: str) -> Iterator[Text]:
     for failure in known["failures"]:
         if failure["run"] is None and failure["gave_up"]:
             yield Text(f"{failure['order']} was given up: {failure['gave_up']}", style="bold red")
-    small = verdict.small_selection_split(known)
-    for warning in [*([small] if small is not None else []), *known["warnings"]]:
+    for warning in verdict.warnings(known):
         yield Text(f"Warning: {warning}", style="yellow")
     used = known["fleet_efficiency"]
     yield Text(

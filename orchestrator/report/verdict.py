@@ -11,6 +11,9 @@ from orchestrator.report.words import Json
 Z95 = 1.96
 """Half a 95 % interval in standard errors."""
 
+FAR, FAR_NATS = 0.1, 0.5
+"""Below the worst of its members, and a mean is broken, not merely worse."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -144,9 +147,13 @@ def cautions(known: Json) -> list[str]:
     if stopped:
         reason = f" ({known['finish_reason']})" if known["finish_reason"] else ""
         said.append(f"{len(stopped)} of {total} runs ended before their last epoch{reason}.")
-    said += _outside(known)
+    return [*said, *_outside(known), *warnings(known)]
+
+
+def warnings(known: Json) -> list[str]:
+    """What a terminal should say as well."""
     small = small_selection_split(known)
-    return [*said, *([small] if small is not None else []), *known["warnings"]]
+    return [*([small] if small is not None else []), *_far_below(known), *known["warnings"]]
 
 
 def _outside(known: Json) -> list[str]:
@@ -160,6 +167,38 @@ def _outside(known: Json) -> list[str]:
     named = ", ".join(sorted(found))
     which = f"{words.counted(len(found), 'ingredient')} outside the basin of the best one"
     return [f"Left out of every mixture: {which} ({named})."] if found else []
+
+
+def _far_below(known: Json) -> Iterator[str]:
+    """A plain mean that is much worse than each of its members: they are not in one basin."""
+    metric, split = known["metric"], known["selection"]
+    sign, far = (1, FAR) if words.is_fraction(metric) else (-1, FAR_NATS)
+    for soup in known["soups"]:
+        ours, lowest = words.score_of(soup["scores"], split, metric), _lowest_member(known, soup)
+        # Under the other policies it may as well be the BatchNorm statistics.
+        if soup["recipe"] not in ("uniform", "uniform@recompute") or ours is None or lowest is None:
+            continue
+        if sign * (lowest - ours) > far:
+            unit = words.unit(metric)
+            yield (
+                f"The soup {words.soup_name(known, soup)} scores {words.shown(ours, metric)} "
+                f"{unit} on {split}, far below each of its members (the lowest "
+                f"{words.shown(lowest, metric)} {unit}): no straight line joins them all, so try "
+                "soup.basin, which leaves out who lies beyond a barrier."
+            )
+
+
+def _lowest_member(known: Json, soup: Json) -> float | None:
+    """The worst selection score among those of its members that stand for a run."""
+    metric, split = known["metric"], known["selection"]
+    scores = [
+        score
+        for run in known["runs"]
+        if run["representative"] in soup["members"]
+        and (score := words.score_of(run["scores"], split, metric)) is not None
+    ]
+    worst = min if words.is_fraction(metric) else max
+    return worst(scores, default=None)
 
 
 def small_selection_split(known: Json) -> str | None:

@@ -57,6 +57,18 @@ def test_overrides_are_typed_as_yaml(file: Path) -> None:
     assert experiment.fleet.env == {"OMP_NUM_THREADS": "2"}
 
 
+def test_a_recipe_with_other_options_may_be_there_again(file: Path) -> None:
+    greedy = "greedy, {greedy: {tie: strict}}, {greedy: {patience: 1}}"
+    soup = load(file, [f"soup.recipes=[best, {greedy}]", "soup.serve=greedy-2"]).soup
+    assert soup.labels == ("best", "greedy", "greedy-2", "greedy-3") and soup.serve == "greedy-2"
+    with pytest.raises(UserError, match="serve is 'greedy-4'; write auto or one of best, greedy, "):
+        load(file, [f"soup.recipes=[best, {greedy}]", "soup.serve=greedy-4"])
+    # What is written is what soup.tie says anyway.
+    same = ["soup.recipes=[greedy, {greedy: {tie: strict}}]", "soup.tie=strict"]
+    with pytest.raises(UserError, match="greedy twice with the same options"):
+        load(file, same)
+
+
 def test_a_section_with_nothing_in_it_means_the_defaults(file: Path) -> None:
     file.write_text(file.read_text() + "train:\n  # lr: 1\nsweep:\n")
     assert load(file).train == Experiment(name="x", **DIGITS).train
@@ -87,7 +99,11 @@ def test_a_section_with_nothing_in_it_means_the_defaults(file: Path) -> None:
         ("merge.method=nope", r"merge\.method: unknown recipe 'nope'"),
         ("soup.recipes=[best, gredy]", r"soup\.recipes\.1: unknown recipe 'gredy'.*greedy"),
         ("soup.recipes=[]", r"soup: recipes \[\] must name at least one"),
-        ("soup.recipes=[best, best]", r"none twice"),
+        (
+            "soup.recipes=[best, best]",
+            r"soup: recipes has best twice with the same options; remove",
+        ),
+        ("soup.recipes=[greedy, {greedy: {tie: accept}}]", r"greedy twice with the same options"),
         ("soup.serve=nope", r"soup: serve is 'nope'; write auto or one of best, uniform, greedy"),
         ("soup.ingredients=top-0", r"soup\.ingredients: got 'top-0'"),
         ("soup.ingredients=[3, 2]", r"got \[3, 2\]; .* a list of epochs such as \[3, 6, 9\]"),

@@ -107,6 +107,19 @@ def test_a_point_that_is_given_up_is_missing_and_changes_nothing_else(folder: Pa
     assert [bool(each["scores"]) for each in of(world, state)] == [True, False, True, True]
 
 
+def test_a_recipe_twice_makes_two_soups_that_are_told_apart(folder: Path) -> None:
+    uniform = {"wise_ft": {"of": "uniform"}}
+    world = World.at(folder, plan(ALPHAS, uniform, soup={"serve": "wise_ft-2"}))
+    state, _ = lived(world)
+    known = results(world.program, state)
+    assert [soup["recipe"] for soup in known["soups"]] == ["best", "wise_ft", "wise_ft-2"]
+    assert len({soup["id"] for soup in known["soups"]}) == 3
+    assert known["served"] == known["soups"][2]["id"]
+    assert known["served"].startswith("soup/wise_ft-2-")
+    assert [m.opened.label for m in state.merges.values()] == ["best", "wise_ft", "wise_ft-2"]
+    assert len(of(world, state)) == 4 and len(of(world, state, "wise_ft-2")) == 11
+
+
 def test_policies_share_the_ends_and_nothing_else(folder: Path) -> None:
     world = World.at(folder, plan(ALPHAS, soup={"batchnorm": "compare"}))
     state, submitted = lived(world)

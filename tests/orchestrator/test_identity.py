@@ -134,6 +134,14 @@ def test_a_config_of_an_unknown_version_is_refused() -> None:
         check({**identity(_experiment()), "future": 1}, _experiment())
 
 
+def test_a_recipe_that_is_added_takes_no_other_ones_name() -> None:
+    loose, strict = "greedy", {"greedy": {"tie": "strict"}}
+    old = _experiment(soup={"recipes": ["best", strict]})
+    check(identity(old), _experiment(soup={"recipes": ["best", strict, loose]}), True)
+    swapped = _experiment(soup={"recipes": ["best", loose, strict]})
+    assert "soup.recipes" in _refusal(old, swapped, extend=True)
+
+
 def test_recipes_may_be_added_with_extend_and_none_taken_away() -> None:
     old = _experiment(soup={"recipes": ["best", "greedy"]})
     more = _experiment(GRID, soup={"recipes": ["best", "model_stock", "greedy"]})

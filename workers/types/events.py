@@ -287,7 +287,11 @@ class MergeOpened(Event):
 
     @property
     def label(self) -> str:
-        """What people call the recipe, with the BatchNorm policy where several are compared."""
+        """What people call the recipe, with the BatchNorm policy where several are compared; of a
+        final merge what its id begins with, which tells one recipe twice apart."""
+        label, between, _ = self.merge.rpartition(f"-{self.cohort}-")
+        if between and self.round is None:
+            return label
         _, at, policy = self.cohort.partition("@")
         return self.recipe.rpartition(":")[2] + at + policy
 

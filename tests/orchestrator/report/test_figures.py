@@ -42,6 +42,24 @@ def test_every_model_has_a_place_on_the_map_and_the_scatter(tale: Tale) -> None:
         assert len(points) == len(tale.analysis["models"])
 
 
+def test_the_curve_of_wise_ft_is_a_line_from_base_to_fine_tuned_weights(tale: Tale) -> None:
+    wise = next(soup for soup in tale.known["soups"] if soup["recipe"] == "wise_ft")
+    scores = {"test": {"top1": 0.5}, "ood:sketch": {"top1": 0.25}}
+    better = {"test": {"top1": 0.75}, "ood:sketch": {"top1": 0.5}}
+    wise["curve"] = [
+        {"alpha": 1.0, "mix": wise["mix"], "scores": better},
+        {"alpha": 0.5, "mix": wise["mix"], "scores": {}},
+        {"alpha": 0.0, "mix": wise["mix"], "scores": scores},
+    ]
+    drawn = figure(robustness(tale.known, list(rows(tale.known))))
+    line = drawn.data[0]
+    assert (line["x"], line["y"]) == ([50.0, 75.0], [25.0, 50.0]) and "lines" in line["mode"]
+    assert line["name"].startswith("wise_ft") and "alpha 1" in line["customdata"][1]
+    assert "dotted" in drawn.caption
+    wise["curve"] = []
+    assert "dotted" not in figure(robustness(tale.known, list(rows(tale.known)))).caption
+
+
 def test_the_path_shows_candidates_with_scores_and_the_served_recipe_first(tale: Tale) -> None:
     drawn = figure(paths(tale.known))
     labels = [choice.label for choice in drawn.choices]

@@ -58,6 +58,31 @@ def test_ingredients_outside_the_basin_are_named(told: Story) -> None:
     assert f"1 ingredient outside the basin of the best one ({decision['run']})" in said
 
 
+@pytest.mark.parametrize(("uniform", "warned"), [(0.3, True), (0.78, True), (0.9, False)])
+def test_a_uniform_soup_far_below_every_member_hints_at_basins(
+    told: Story, uniform: float, warned: bool
+) -> None:
+    known: dict[str, Any] = results(told.program, told.state)
+    (soup,) = [soup for soup in known["soups"] if soup["recipe"] == "uniform"]
+    soup["scores"]["val"] = {**soup["scores"]["val"], "top1": uniform}
+    said = [each for each in cautions(known) if "soup.basin" in each]
+    assert bool(said) == warned
+    if warned:
+        lowest = "far below each of its members (the lowest 90.25 %)"
+        assert f"{100 * uniform:.2f} % on val, {lowest}" in said[0]
+    policy = {**soup, "recipe": "uniform@average"}
+    assert not any("soup.basin" in each for each in cautions({**known, "soups": [policy]}))
+
+
+def test_a_loss_is_far_below_when_it_is_high(told: Story) -> None:
+    known: dict[str, Any] = {**results(told.program, told.state), "metric": "nll"}
+    assert not any("soup.basin" in each for each in cautions(known))
+    (soup,) = [soup for soup in known["soups"] if soup["recipe"] == "uniform"]
+    soup["scores"]["val"] = {**soup["scores"]["val"], "nll": 1.9}
+    (said,) = [each for each in cautions(known) if "soup.basin" in each]
+    assert "1.9000 nats on val" in said
+
+
 def test_a_large_selection_split_is_not_warned_of(told: Story) -> None:
     known: dict[str, Any] = results(told.program, told.state)
     known["splits"]["val"]["count"] = 50_000
