@@ -8,11 +8,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.program import BasePlan, Program, Resolved, tracks_of
-from workers.recipes import load, most_tastes
-from workers.types import Facts, ModelFacts, RunSpec, digest, model_key, run_of, sparse
+from workers.recipes import load, most_tastes, path_of
+from workers.types import (
+    Facts,
+    Ingredient,
+    Kitchen,
+    ModelFacts,
+    RunSpec,
+    digest,
+    model_key,
+    run_of,
+    sparse,
+)
 
 STARTUP_S = 15.0
 """Until Ray and the first warm process are up; measured on two cores."""
+
+SOMEONE = (Ingredient(name="run/00000001", run="run", score=0.0),)
+"""To ask a recipe how many points its way has."""
 
 Paces = Mapping[str, "Pace"]
 """By `kind` of run."""
@@ -149,19 +162,20 @@ def _train_s(run: RunSpec, resolved: Resolved, paces: Paces) -> float:
 
 
 def _souping_s(program: Program, resolved: Resolved, paces: Paces) -> float:
-    """Of one slot: final tastes, and the report splits for every run and soup."""
+    """Of one slot: final tastes, and the report splits for every run, soup and point of a curve."""
     facts = resolved.facts
     reported = sum(facts.splits[name].count for name in resolved.report_splits)
     total = 0.0
     for cohort in resolved.cohorts:
         tracks = resolved.tracks[cohort.id]
-        image_s = paces[kind(tracks[0])].score_image_s
-        recomputed = program.experiment.soup.batchnorm_samples
-        per_taste = facts.splits["val"].count + (
-            min(recomputed, facts.splits["train"].count) if cohort.batchnorm == "recompute" else 0
-        )
         ingredients = sum(num_ingredients(program, resolved, track) for track in tracks)
-        made = (load(recipe.name, dict(recipe.options)) for recipe in program.recipes)
+        made = [load(recipe.name, dict(recipe.options)) for recipe in program.recipes]
         tastes = sum(most_tastes(recipe, ingredients) for recipe in made)
-        total += (tastes * per_taste + (len(tracks) + len(program.recipes)) * reported) * image_s
+        passed = sum(len(path_of(recipe, SOMEONE, Kitchen(base="base"))) for recipe in made)
+        images = tastes * facts.splits["val"].count
+        images += (len(tracks) + len(made) + passed) * reported
+        if cohort.batchnorm == "recompute":
+            settled = min(program.experiment.soup.batchnorm_samples, facts.splits["train"].count)
+            images += (tastes + passed) * settled
+        total += images * paces[kind(tracks[0])].score_image_s
     return total

@@ -2,14 +2,17 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from orchestrator.forecast import makespan
+from orchestrator.forecast import Pace, kind, makespan, seconds
 from orchestrator.plan import Machine, make_plan, plan_view, size
+from orchestrator.program import resolve
 from orchestrator.sections import FleetSpec
 from tests.orchestrator.small_fleet import run_small, small_experiment
+from tests.orchestrator.world import facts, program
 from workers.types import UserError
 
 
@@ -93,6 +96,18 @@ def test_slots_are_what_fits() -> None:
     assert machine.slots(FleetSpec(max_concurrent_runs=1), ranks=1) == 1
     assert Machine(cpus=4, gpus=0).slots(FleetSpec(), ranks=1) == 4
     assert Machine(cpus=4, gpus=0).slots(FleetSpec(gpus_per_run=2), ranks=2) == 0
+
+
+def test_points_of_a_curve_are_forecast_on_the_report_splits() -> None:
+    """40 images select, 80 report; the base of two alphas is scored as well as tasted."""
+
+    def images(*recipes: Any) -> float:
+        plan = program(1, epochs=1, soup={"recipes": ["best", *recipes]})
+        paces = {kind(run): Pace(step_s=0.0, score_image_s=1.0) for run in plan.runs}
+        return seconds(plan, resolve(plan, facts(plan)), slots=1, paces=paces)
+
+    more = images({"wise_ft": {"alphas": [0.0, 0.5]}}) - images()
+    assert more == 3 * 40 + 80 + 2 * 80, "tastes, the soup, the points"
 
 
 def test_each_run_takes_the_first_free_slot() -> None:
