@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.config import Experiment, infinite
+from orchestrator.mergeable import require_mergeable
 from orchestrator.refusal import refusal, unknown_key
 from orchestrator.sections import Axis, SweepSpec
 from workers.spec import ModelSpec, Section, TrainSpec
@@ -57,6 +58,7 @@ def expand(experiment: Experiment) -> tuple[RunSpec, ...]:
         replicas[same] += 1
     _require_snapshots(experiment, list(runs.values()))
     _require_training_images(experiment, runs.values())
+    require_mergeable(experiment, list(runs.values()))
     return tuple(runs.values())
 
 

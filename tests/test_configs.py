@@ -10,6 +10,7 @@ from orchestrator.sweep import expand
 from workers.types import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("**/*.yaml"))
+STUDIES = [path for path in CONFIGS if path.parent.name == "studies"]
 
 
 def _variables(path: Path) -> list[str]:
@@ -58,3 +59,16 @@ def test_the_quickstart_needs_no_option_and_has_eight_runs() -> None:
     assert experiment.data.source == "digits"
     assert experiment.base.trunk_epochs > 0
     assert len(expand(experiment)) >= 8
+
+
+def test_every_study_has_a_small_and_a_full_form() -> None:
+    small = {path.stem for path in STUDIES if not path.stem.endswith(".full")}
+    full = {path.stem.removesuffix(".full") for path in STUDIES if path.stem.endswith(".full")}
+    assert small == full and small
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_says_whose_work_it_follows_and_where_its_images_are_published(path: Path) -> None:
+    comments = " ".join(re.findall(r"(?m)# *(.*)$", path.read_text()))
+    assert re.search(r"\(\D*20\d\d\)", comments)
+    assert re.search(r"[Pp]ublished", comments)

@@ -62,7 +62,20 @@ def preflight(order: PreflightOrder, attempt: int, worker: Worker) -> Iterator[A
         folds=images.fold_counts,
         warnings=(*warnings, *_disk_warning(worker.store, models)),
     )
+    _refuse_endless_round(order, images, worker)
     yield Preflighted(facts=facts)
+
+
+def _refuse_endless_round(order: PreflightOrder, images: Images, worker: Worker) -> None:
+    if order.round_steps is None or order.longest is None:
+        return
+    per_epoch = order.longest.steps_per_epoch(images.count("train"), worker.setting.ranks)
+    steps = order.longest.epochs * per_epoch
+    if order.round_steps >= steps:
+        raise UserError(
+            f"merge.every is {order.round_steps} steps, but the longest run has {steps}, and a "
+            "round is for runs that go on after it; write a smaller number, or merge.mode=off"
+        )
 
 
 def _split_facts(images: Images, split: str) -> SplitFacts:

@@ -13,7 +13,7 @@ from orchestrator.program import (
 )
 from orchestrator.schedule.train import segment
 from orchestrator.state import State
-from workers.spec import ModelSpec, TrainSpec
+from workers.spec import ModelSpec, TrainSpec, period_steps
 from workers.types import AnyOrder, BaseOrder, PreflightOrder, digest, model_key, sparse
 
 JUDGED = (
@@ -36,7 +36,19 @@ def preflight(program: Program, state: State) -> Iterator[AnyOrder]:
         opts = sorted({run.train.opt for run in program.runs} | {program.experiment.train.opt})
         models = distinct_models(program.runs)
         trains = to_judge(program, models)
-        yield PreflightOrder(models=tuple(models.values()), opts=tuple(opts), trains=trains)
+        yield PreflightOrder(
+            models=tuple(models.values()), opts=tuple(opts), trains=trains, **_rounds(program)
+        )
+
+
+def _rounds(program: Program) -> dict[str, Any]:
+    """What preflight needs to see that there will be a sync round."""
+    every = program.experiment.merge.every
+    if program.experiment.merge.mode != "sync" or isinstance(every, int):
+        return {}
+    trains = [run.train for run in program.runs]
+    longest = max(trains, key=lambda t: t.epochs / (t.batch_size * t.grad_accum_steps))
+    return {"round_steps": period_steps(every, 1), "longest": longest}
 
 
 def to_judge(

@@ -4,8 +4,11 @@ run A   |=======|boundary 1|=======|boundary 2|=======|end
 run B   |=======|boundary 1|=======|boundary 2|=======|=======|boundary 3| ...
 
 A boundary lies every `merge.every` of a run's own epochs, or steps; its end is none, for nothing
-would go on from there.
+would go on from there. A circle is who is merged with one another: the runs of a cohort, and with
+folds those of one fold, for else a run would learn from what it holds out.
 """
+
+from dataclasses import dataclass
 
 from orchestrator.program import Program, Resolved, resolve
 from orchestrator.remember import remembered
@@ -13,6 +16,27 @@ from orchestrator.schedule.train import standing, unfinished
 from orchestrator.state import MergeState, State
 from workers.spec import period_steps
 from workers.types import Checkpoint, Cohort, RunSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Circle:
+    cohort: Cohort
+    fold: int | None
+
+    @property
+    def id(self) -> str:
+        return self.cohort.id if self.fold is None else f"{self.cohort.id}-fold{self.fold}"
+
+
+@remembered(by=lambda resolved: (resolved,))
+def circles(resolved: Resolved) -> tuple[Circle, ...]:
+    """In configured order."""
+    found = [circle_of(resolved, run) for c in resolved.cohorts for run in resolved.members[c.id]]
+    return tuple({circle.id: circle for circle in found}.values())
+
+
+def circle_of(resolved: Resolved, run: RunSpec) -> Circle:
+    return Circle(resolved.cohort_of[run.id], run.fold)
 
 
 def is_on(program: Program) -> bool:
@@ -45,18 +69,19 @@ def next_stop(program: Program, resolved: Resolved, run: RunSpec, step: int) -> 
 
 
 def concerned(
-    program: Program, resolved: Resolved, cohort: Cohort, number: int
+    program: Program, resolved: Resolved, circle: Circle, number: int
 ) -> tuple[RunSpec, ...]:
     """Members that are long enough to have a boundary of this number."""
     return tuple(
         run
-        for run in resolved.members[cohort.id]
-        if number * period(program, resolved, run) < resolved.num_steps[run.id]
+        for run in resolved.members[circle.cohort.id]
+        if run.fold == circle.fold
+        and number * period(program, resolved, run) < resolved.num_steps[run.id]
     )
 
 
-def round_id(cohort: Cohort, number: int) -> str:
-    return f"sync-{cohort.id}-{number:04d}"
+def round_id(circle: Circle, number: int) -> str:
+    return f"sync-{circle.id}-{number:04d}"
 
 
 def soup_name(merge: MergeState) -> str:
@@ -64,18 +89,23 @@ def soup_name(merge: MergeState) -> str:
     return f"soup/{merge.opened.merge}"
 
 
-@remembered(by=lambda state, cohort: (state.merges, cohort))
-def rounds(state: State, cohort: Cohort) -> tuple[MergeState, ...]:
-    """Of a cohort, in order."""
-    return tuple(
-        merge
-        for merge in state.merges.values()
-        if merge.opened.is_sync and merge.opened.cohort == cohort.id
-    )
+def rounds(state: State, circle: Circle) -> tuple[MergeState, ...]:
+    """Of a circle, in order."""
+    return _by_circle(state).get(circle.id, ())
 
 
-def newest_closed(state: State, cohort: Cohort) -> MergeState | None:
-    closed = [merge for merge in rounds(state, cohort) if merge.closed is not None]
+@remembered(by=lambda state: (state.merges,))
+def _by_circle(state: State) -> dict[str, tuple[MergeState, ...]]:
+    found: dict[str, tuple[MergeState, ...]] = {}
+    for name, merge in state.merges.items():
+        if merge.opened.is_sync:
+            circle = name.removeprefix("sync-").rpartition("-")[0]
+            found[circle] = (*found.get(circle, ()), merge)
+    return found
+
+
+def newest_closed(state: State, circle: Circle) -> MergeState | None:
+    closed = [merge for merge in rounds(state, circle) if merge.closed is not None]
     return closed[-1] if closed else None
 
 
@@ -85,22 +115,22 @@ def clearance(
     """The closed round that a run at a boundary goes on from: the one it took part in, or the one
     it was told to rejoin. None while it has to wait."""
     step = state.run(run.id).trained_to
-    number, cohort = boundary_at(program, resolved, run, step), resolved.cohort_of[run.id]
-    own = state.merges.get(round_id(cohort, number)) if number is not None else None
+    number, circle = boundary_at(program, resolved, run, step), circle_of(resolved, run)
+    own = state.merges.get(round_id(circle, number)) if number is not None else None
     if own is not None and any(each.run == run.id for each in own.opened.ingredients):
         return own if own.closed is not None else None
     told = state.rejoined.get(run.id)
     return state.merges[told.merge] if told is not None and told.step == step else None
 
 
-def merged_weights(state: State, cohort: Cohort, cleared: MergeState) -> Checkpoint | None:
+def merged_weights(state: State, circle: Circle, cleared: MergeState) -> Checkpoint | None:
     """What the cleared run starts from; the newest there are, if those were deleted since, as after
     a corrupt checkpoint. None: its own weights."""
     if cleared.closed is None or cleared.closed.soup is None:
         return None
     if cleared.closed.soup in state.soups:
         return state.soups[cleared.closed.soup]
-    left = [merge for merge in rounds(state, cohort) if soup_name(merge) in state.soups]
+    left = [merge for merge in rounds(state, circle) if soup_name(merge) in state.soups]
     return state.soups[soup_name(left[-1])] if left else None
 
 

@@ -14,6 +14,7 @@ from orchestrator.program import Program, Resolved, resolve
 from orchestrator.schedule import rounds
 from orchestrator.schedule.choose import as_ingredient, counts, locate_all
 from orchestrator.schedule.merge import failure, orders_of
+from orchestrator.schedule.rounds import Circle
 from orchestrator.schedule.train import segment, unfinished
 from orchestrator.sections import PULL
 from orchestrator.state import MergeState, State
@@ -42,32 +43,32 @@ def decisions(program: Program, state: State, now: float) -> Iterator[AnyEvent]:
     if state.facts is None or not rounds.is_under_way(program, state):
         return
     resolved = resolve(program, state.facts)
-    for cohort in resolved.cohorts:
-        known = rounds.rounds(state, cohort)
+    for circle in rounds.circles(resolved):
+        known = rounds.rounds(state, circle)
         last = known[-1] if known else None
         if last is not None and last.closed is None:
             yield from _closing(program, state, last)
         else:
             number = 1 if last is None else (last.opened.round or 0) + 1
-            yield from _opening(program, state, resolved, cohort, number, now)
-        yield from _rejoining(program, state, resolved, cohort)
+            yield from _opening(program, state, resolved, circle, number, now)
+        yield from _rejoining(program, state, resolved, circle)
 
 
 # Who takes part
 
 
 def _opening(
-    program: Program, state: State, resolved: Resolved, cohort: Cohort, number: int, now: float
+    program: Program, state: State, resolved: Resolved, circle: Circle, number: int, now: float
 ) -> Iterator[AnyEvent]:
-    going, dead = _living(program, state, resolved, cohort, number)
+    going, dead = _living(program, state, resolved, circle, number)
     here = [run for run in going if _is_at(program, state, resolved, run, number)]
     missing = [run for run in going if run not in here]
     if not here or (missing and not _is_over_due(program, state, here, len(going), now)):
         return
     recipe = program.round_recipe
     yield MergeOpened(
-        merge=rounds.round_id(cohort, number),
-        cohort=cohort.id,
+        merge=rounds.round_id(circle, number),
+        cohort=circle.cohort.id,
         recipe=recipe.name,
         options=dict(recipe.options),
         ingredients=tuple(_ingredient(program, state, run) for run in here),
@@ -78,10 +79,10 @@ def _opening(
 
 
 def _living(
-    program: Program, state: State, resolved: Resolved, cohort: Cohort, number: int
+    program: Program, state: State, resolved: Resolved, circle: Circle, number: int
 ) -> tuple[list[RunSpec], tuple[Decision, ...]]:
     """(members that are still training, decisions about those that failed)."""
-    concerned = rounds.concerned(program, resolved, cohort, number)
+    concerned = rounds.concerned(program, resolved, circle, number)
     failed = tuple(
         Decision(candidate=run.id, accepted=False, reason=f"it failed: {state.run(run.id).failed}")
         for run in concerned
@@ -126,21 +127,22 @@ def _late(program: Program, state: State, run: RunSpec) -> Decision:
 
 
 def _rejoining(
-    program: Program, state: State, resolved: Resolved, cohort: Cohort
+    program: Program, state: State, resolved: Resolved, circle: Circle
 ) -> Iterator[AnyEvent]:
     """Who stands at the boundary of a round that went without it."""
-    newest = rounds.newest_closed(state, cohort)
+    newest = rounds.newest_closed(state, circle)
     for run in rounds.waiting(program, state) if newest is not None else ():
         assert newest is not None
         step = state.run(run.id).trained_to
         number = rounds.boundary_at(program, resolved, run, step) or 0
-        missed = resolved.cohort_of[run.id] is cohort and number <= (newest.opened.round or 0)
-        if missed and not _took_part(state, cohort, run, number) and not _is_told(state, run, step):
+        mine = rounds.circle_of(resolved, run).id == circle.id
+        missed = mine and number <= (newest.opened.round or 0)
+        if missed and not _took_part(state, circle, run, number) and not _is_told(state, run, step):
             yield Rejoined(run=run.id, merge=newest.opened.merge, step=step)
 
 
-def _took_part(state: State, cohort: Cohort, run: RunSpec, number: int) -> bool:
-    merge = state.merges[rounds.round_id(cohort, number)]
+def _took_part(state: State, circle: Circle, run: RunSpec, number: int) -> bool:
+    merge = state.merges[rounds.round_id(circle, number)]
     return any(each.run == run.id for each in merge.opened.ingredients)
 
 
@@ -156,8 +158,8 @@ def orders(program: Program, state: State) -> Iterator[AnyOrder]:
     """What the open rounds need, before anything else: everybody waits for it."""
     if state.facts is None or not rounds.is_under_way(program, state):
         return
-    for cohort in resolve(program, state.facts).cohorts:
-        known = rounds.rounds(state, cohort)
+    for circle in rounds.circles(resolve(program, state.facts)):
+        cohort, known = circle.cohort, rounds.rounds(state, circle)
         if not known or known[-1].closed is not None or _broken(state, known[-1]) is not None:
             continue
         merge, name = known[-1], rounds.soup_name(known[-1])
@@ -249,7 +251,7 @@ def _segment(
     if cleared is None:
         return None
     stop_step = rounds.next_stop(program, resolved, run, step)
-    merged = rounds.merged_weights(state, resolved.cohort_of[run.id], cleared)
+    merged = rounds.merged_weights(state, rounds.circle_of(resolved, run), cleared)
     if merged is None:
         return segment(state, resolved, run, base, stop_step)
     rejoin = _rejoin(program, state, run, cleared)
@@ -278,8 +280,9 @@ def telling(program: Program, state: State) -> Iterator[AnyOrder]:
     """Scores of merged weights, and how far apart the members were."""
     if state.facts is None or not rounds.is_on(program):
         return
-    for cohort in resolve(program, state.facts).cohorts:
-        for merge in rounds.rounds(state, cohort):
+    for circle in rounds.circles(resolve(program, state.facts)):
+        cohort = circle.cohort
+        for merge in rounds.rounds(state, circle):
             if rounds.soup_name(merge) in state.soups and not _is_scored(state, merge):
                 yield _score(state, merge, cohort)
             if merge.diversity is None and _are_there(state, merge):
@@ -310,8 +313,8 @@ def pinned(program: Program, state: State) -> frozenset[str]:
         return frozenset()
     named = {
         each.name
-        for cohort in resolve(program, state.facts).cohorts
-        for merge in rounds.rounds(state, cohort)
+        for circle in rounds.circles(resolve(program, state.facts))
+        for merge in rounds.rounds(state, circle)
         if _is_read(program, state, merge)
         for each in merge.opened.ingredients
     }
@@ -343,9 +346,9 @@ def superseded(program: Program, state: State) -> Iterator[str]:
         for run in rounds.waiting(program, state)
         if (cleared := rounds.clearance(program, state, resolved, run)) is not None
     }
-    for cohort in resolved.cohorts:
-        newest = rounds.newest_closed(state, cohort)
-        for merge in rounds.rounds(state, cohort):
+    for circle in rounds.circles(resolved):
+        newest = rounds.newest_closed(state, circle)
+        for merge in rounds.rounds(state, circle):
             name = rounds.soup_name(merge)
             if merge is newest or merge.closed is None or name in in_use:
                 continue

@@ -7,10 +7,8 @@ as anonymous, the mapped checkpoints not among it.
 """
 
 import argparse
-import os
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.benchmarks.memory import PeakAnonymous
 from workers.blend import blend
 from workers.checkpoints import open_weights, write_checkpoint
 from workers.storage import Store
@@ -44,7 +43,7 @@ def measure(
         reads, blends, peaks = [], [], []
         for _ in range(ROUNDS):
             reads.append(_seconds(lambda: _read(files, threads)))
-            with _PeakAnonymous() as peak:
+            with PeakAnonymous() as peak:
                 blends.append(_seconds(lambda: _blend(store, checkpoints)))
             peaks.append(peak.grown)
     read_s, blend_s = statistics.median(reads), statistics.median(blends)
@@ -88,32 +87,6 @@ def _seconds(action: Callable[[], object]) -> float:
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
-
-
-class _PeakAnonymous:
-    """Samples anonymous memory while it is entered; `grown` is the peak above the start, bytes."""
-
-    def __enter__(self) -> "_PeakAnonymous":
-        self._start = self._peak = _anonymous_bytes()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.01):
-            self._peak = max(self._peak, _anonymous_bytes())
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self.grown = self._peak - self._start
-
-
-def _anonymous_bytes() -> int:
-    with open(f"/proc/{os.getpid()}/status") as status:
-        lines = dict(line.split(":", 1) for line in status)
-    return int(lines["RssAnon"].split()[0]) * 1024
 
 
 def main() -> None:

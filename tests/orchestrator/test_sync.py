@@ -294,3 +294,15 @@ def _soup(state: State) -> str | None:
 def _starts(world: World) -> dict[str, str | None]:
     """Of every round: what came of it."""
     return {event.merge: event.soup for event in events(world, RoundClosed)}
+
+
+def test_with_folds_only_runs_of_one_fold_are_merged(folder: Path) -> None:
+    """Else one would learn from what it holds out."""
+    world = World.at(
+        folder, program(2, epochs=2, data={"folds": 2}, merge={"mode": "sync", "method": "mean"})
+    )
+    live(world)
+    fold_of = {run.id: run.fold for run in world.program.runs}
+    opened = [event for event in events(world, MergeOpened) if event.is_sync]
+    assert [len(event.ingredients) for event in opened] == [2, 2]
+    assert all(len({fold_of[each.run] for each in e.ingredients}) == 1 for e in opened)

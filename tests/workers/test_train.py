@@ -169,7 +169,7 @@ def test_segments_on_a_warm_worker_write_the_same_bytes_and_load_nothing(
     def refuse(*_: Any) -> None:
         raise AssertionError("loaded something")
 
-    monkeypatch.setattr("workers.train.open_weights", refuse)
+    monkeypatch.setattr("workers.starting.open_weights", refuse)
     monkeypatch.setattr("workers.past.load_train_state", refuse)
     second = perform(worker, run, first, attempt=2)
     assert checkpoints(second)[-1].sha256 == whole.sha256

@@ -49,6 +49,10 @@ class PreflightOrder(Order):
     trains: tuple[tuple[str, TrainSpec], ...] = ()
     """Distinct settings that only the model or timm can judge, as (model key, section): modules to
     unfreeze, auto-augment policies, layer decay."""
+    round_steps: int | None = None
+    """Between sync rounds, where they are counted in steps."""
+    longest: TrainSpec | None = None
+    """Of the runs, for them."""
 
     @property
     def id(self) -> str:
