@@ -26,6 +26,7 @@ from orchestrator.report.maps import model_map
 from orchestrator.report.members import members
 from orchestrator.report.models import all_metrics, recipe_table, run_table
 from orchestrator.report.paths import paths
+from orchestrator.report.rounds import rounds
 from orchestrator.report.shift import robustness
 from orchestrator.report.tables import rows
 from orchestrator.report.timeline import timeline
@@ -94,6 +95,7 @@ def _sections(
     )
     yield Section("errors", "Errors", wrong)
     yield Section("runs", "Runs", (learning_curves(program, state), run_table(known, models)))
+    yield Section("rounds", "Merged while training", rounds(known))
     yield Section("failures", "What went wrong", (failures(known),))
     yield Section("fleet", "The fleet", (fleet(known), timeline(state)))
     yield Section("data", "The data", (data(known),))

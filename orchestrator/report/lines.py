@@ -42,6 +42,8 @@ def _started(program: Program, state: State, event: Started) -> str | None:
     """Of training alone; the rest is over in a moment."""
     if event.run is None:
         return None
+    if program.experiment.merge.mode == "sync" and state.run(event.run).last is not None:
+        return f"run {event.run} goes on from step {state.run(event.run).trained_to}"
     again = f", attempt {event.attempt}" if event.attempt and event.attempt > 1 else ""
     params = [words.params(run.params) for run in program.runs if run.id == event.run]
     return f"run {event.run} started on {event.slot}{again}{''.join(f': {p}' for p in params)}"

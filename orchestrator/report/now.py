@@ -8,7 +8,7 @@ from typing import Literal
 from orchestrator import schedule
 from orchestrator.program import Program, Resolved, resolve
 from orchestrator.report import words
-from orchestrator.schedule import finish, train
+from orchestrator.schedule import finish, rounds, train
 from orchestrator.state import RunState, State
 from workers.types import (
     WORST,
@@ -71,7 +71,7 @@ def _run(
     program: Program, state: State, resolved: Resolved | None, run: RunSpec, pulse: Pulse | None
 ) -> RunNow:
     known = state.run(run.id)
-    status, note = _status(state, resolved, run)
+    status, note = _status(program, state, resolved, run)
     is_running = status == "running"
     newest = known.curve[max(known.curve)] if known.curve else None
     loss = newest.loss if newest is not None else None
@@ -85,7 +85,7 @@ def _run(
         role=run.role,
         params=words.params(run.params),
         status=status,
-        epochs_done=len(known.curve),
+        epochs_done=_epochs_behind(known),
         epochs=run.train.epochs,
         loss=loss,
         score=newest_score(known, program.experiment.soup.metric),
@@ -93,6 +93,10 @@ def _run(
         slot=_slot(state, run.id),
         note=note,
     )
+
+
+def _epochs_behind(known: RunState) -> int:
+    return known.curve[max(known.curve)].epoch if known.curve else 0
 
 
 def newest_score(known: RunState, metric: Metric) -> float | None:
@@ -106,7 +110,9 @@ def _slot(state: State, run: str) -> str | None:
     return next((o.slot for o in state.open.values() if o.run == run and o.started_at), None)
 
 
-def _status(state: State, resolved: Resolved | None, run: RunSpec) -> tuple[str, str]:
+def _status(
+    program: Program, state: State, resolved: Resolved | None, run: RunSpec
+) -> tuple[str, str]:
     """In one word, and what there is to say beyond it."""
     if resolved is not None and train.is_trained(state, resolved, run):
         return "done", "ended early" if state.run(run.id).ended_early else ""
@@ -122,7 +128,19 @@ def _status(state: State, resolved: Resolved | None, run: RunSpec) -> tuple[str,
     if held:
         return "queued", ""
     over = state.finish_reason is not None or state.stopped is not None
+    if not over and resolved is not None and (number := _awaited_round(program, state, run)):
+        return "waiting", f"for the others, round {number}"
     return ("stopped", state.finish_reason or "") if over else ("waiting", "")
+
+
+def _awaited_round(program: Program, state: State, run: RunSpec) -> int | None:
+    """Number of the sync round that the run stands at and has not been cleared for."""
+    if state.facts is None or run not in rounds.waiting(program, state):
+        return None
+    resolved = resolve(program, state.facts)
+    if rounds.clearance(program, state, resolved, run) is not None:
+        return None
+    return rounds.boundary_at(program, resolved, run, state.run(run.id).trained_to)
 
 
 def _failure(state: State, resolved: Resolved | None, run: RunSpec) -> str | None:
@@ -143,7 +161,7 @@ def soups(program: Program, state: State) -> list[SoupNow]:
     """The final soups once there are any; before that the newest anytime soup of each cohort."""
     made = [each for each in state.merges.values() if each.soup is not None]
     finals = [each for each in made if each.opened.is_final]
-    newest = {each.opened.cohort: each for each in made if each.opened.observe}
+    newest = {each.opened.cohort: each for each in made if not each.opened.is_final}
     shown = finals or list(newest.values())
     return [
         SoupNow(
@@ -222,9 +240,10 @@ def epochs_done(program: Program, state: State) -> tuple[int, int]:
     done, total = 0, 0
     for run in program.runs:
         known = state.run(run.id)
-        done += len(known.curve)
+        behind = _epochs_behind(known)
+        done += behind
         is_over = known.failed is not None or known.ended_early
-        total += len(known.curve) if is_over else run.train.epochs
+        total += behind if is_over else run.train.epochs
     return done, total
 
 

@@ -5,13 +5,16 @@ fractions 0..1 and nats; what is not a finite number is null.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import config
 from orchestrator.program import Program, Resolved, resolve, tracks_of
+from orchestrator.remember import remembered
 from orchestrator.report.efficiency import fleet_efficiency, wall_s
+from orchestrator.report.merging import rounds
 from orchestrator.schedule import analyse, choose, curve, merge, score, train
 from orchestrator.schedule.merge import Final
 from orchestrator.state import MergeState, State
@@ -47,7 +50,7 @@ def results(program: Program, state: State) -> Json:
         "best_single": best_single(program, state),
         "served": state.served.soup if state.served is not None else None,
         "analysis": ANALYSIS if analyse.is_made(program, state) else None,
-        "rounds": _rounds(state),
+        "rounds": rounds(program, state),
         "failures": _failures(state),
         "finish_reason": state.finish_reason,
         "wall_s": wall_s(state),
@@ -89,6 +92,13 @@ def _cohorts(resolved: Resolved | None) -> list[Json]:
     ]
 
 
+@remembered(by=lambda state: (state.due_since,))
+def _num_segments(state: State) -> Counter[str]:
+    """Orders to train, by run: each segment between sync rounds begins with an attempt at it."""
+    ordered = {order for order, _ in state.due_since if order.startswith("train-")}
+    return Counter(order.removeprefix("train-").rpartition("-")[0] for order in ordered)
+
+
 def _run(
     program: Program, state: State, resolved: Resolved | None, run: RunSpec, track: RunSpec
 ) -> Json:
@@ -107,7 +117,7 @@ def _run(
         "fold": run.fold,
         "status": status if status in ("done", "failed", "pruned") else "stopped",
         "failure": train.failure(state, resolved, run) if resolved is not None else None,
-        "attempts": state.attempts.get(run.id, 0),
+        "attempts": state.attempts.get(run.id, 0) - max(0, _num_segments(state)[run.id] - 1),
         "interruptions": known.interruptions,
         "steps": steps,
         "epochs": steps // resolved.steps_per_epoch[run.id] if resolved is not None else 0,
@@ -266,22 +276,6 @@ def best_single(program: Program, state: State) -> Json | None:
     run, event = score.best_single(program, singles)
     scores = _scores(score.scores_of(state, event.checkpoint.name))
     return {"run": run.id, "checkpoint": event.checkpoint.id, "scores": scores}
-
-
-def _rounds(state: State) -> list[Json]:
-    """The anytime soups of the observe rounds, oldest first."""
-    rounds = [each for each in state.merges.values() if each.opened.observe and each.soup]
-    return [
-        {
-            "round": each.opened.round,
-            "cohort": each.opened.cohort,
-            "time": each.mixed_at,
-            "score": each.soup.score,
-            "members": _ids_of(state, each.soup.mix.names),
-        }
-        for each in sorted(rounds, key=lambda each: (each.mixed_at or 0.0, each.opened.merge))
-        if each.soup is not None
-    ]
 
 
 def _failures(state: State) -> list[Json]:
