@@ -16,7 +16,8 @@ from orchestrator.folds import CLOSING
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.state import State
-from tests.orchestrator.world import Mishap, World, facts, program
+from tests.orchestrator.premise import facts, program
+from tests.orchestrator.world import Mishap, World
 from workers.storage import LEASE, LEDGER, Store
 from workers.types import AnyEvent, AnyOrder, Pulse
 

@@ -11,8 +11,8 @@ from orchestrator.forecast import Pace, kind, makespan, seconds
 from orchestrator.plan import Machine, make_plan, plan_view, size
 from orchestrator.program import resolve
 from orchestrator.sections import FleetSpec
+from tests.orchestrator.premise import facts, program
 from tests.orchestrator.small_fleet import run_small, small_experiment
-from tests.orchestrator.world import facts, program
 from workers.types import UserError
 
 

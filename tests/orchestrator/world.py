@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator import sweep
-from orchestrator.config import Experiment
 from orchestrator.folds import fold
 from orchestrator.ledger import Ledger
-from orchestrator.program import Program, distinct_models
+from orchestrator.program import Program
 from orchestrator.state import State
+from tests.orchestrator import premise
+from tests.orchestrator.premise import COUNTS, facts
 from workers import recipes
 from workers.manifest import FileFacts, Manifest
 from workers.merge import advance
@@ -37,7 +37,6 @@ from workers.types import (
     EnsembleResult,
     ErrorClass,
     Evaluated,
-    Facts,
     Failed,
     GeometryOrder,
     GradientOrder,
@@ -46,7 +45,6 @@ from workers.types import (
     Measured,
     Mix,
     Mixed,
-    ModelFacts,
     Preflighted,
     Retired,
     RunSpec,
@@ -55,7 +53,6 @@ from workers.types import (
     Served,
     Slope,
     Soup,
-    SplitFacts,
     Started,
     Tasted,
     TasteOrder,
@@ -65,25 +62,7 @@ from workers.types import (
     ema_of,
 )
 
-COUNTS = {"train": 320, "val": 40, "test": 50, "ood:sketch": 30}
 CONTENT = b"weights"
-MODEL = {"name": "test_vit"}
-
-
-def program(num_runs: int = 3, epochs: int = 2, **sections: dict[str, Any]) -> Program:
-    """`num_runs` seeds of one setting, ten steps per epoch."""
-    tree: dict[str, Any] = {
-        "name": "simulated",
-        "data": {"source": "digits"},
-        "model": MODEL,
-        "sweep": {"seeds": num_runs},
-        "fleet": {"grace_s": 0.0},
-    }
-    for section, value in sections.items():
-        tree[section] = tree.get(section, {}) | value
-    tree["train"] = {"epochs": epochs} | tree.get("train", {})
-    experiment = Experiment.model_validate(tree)
-    return Program(experiment, sweep.expand(experiment), ranks=1)
 
 
 @dataclass(frozen=True)
@@ -124,7 +103,7 @@ class World:
 
     @classmethod
     def at(cls, folder: Path, program: Program | None = None, **options: Any) -> "World":
-        return cls(program or globals()["program"](), Store(str(folder / "store")), **options)
+        return cls(program or premise.program(), Store(str(folder / "store")), **options)
 
     def ledger(self) -> Ledger:
         return Ledger(self.store)
@@ -391,21 +370,3 @@ def named(order: AnyOrder) -> set[str]:
         ids |= {order.best_single, *order.members, *order.soups}
         ids |= {member for group in order.stacking for member in group}
     return ids | set(getattr(order, "hard_first", ()))
-
-
-def facts(program: Program) -> Facts:
-    model = ModelFacts(
-        num_parameters=1000,
-        model_bytes=4000,
-        checkpoint_bytes=12000,
-        has_batchnorm=False,
-        preprocessing={"input_size": [3, 32, 32]},
-    )
-    splits = {
-        name: SplitFacts(count=count, fingerprint="f" * 64, class_counts=(count,))
-        for name, count in COUNTS.items()
-    }
-    models = dict.fromkeys(distinct_models(program.runs), model)
-    parts = program.experiment.data.folds or 0
-    folds = tuple(len(range(part, COUNTS["train"], parts)) for part in range(parts))
-    return Facts(classes=("0", "1"), splits=splits, corrupt=(), models=models, folds=folds)

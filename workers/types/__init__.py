@@ -7,11 +7,12 @@
 Everything is frozen and serialises to plain JSON. Torch-free.
 """
 
+from workers.types.event import (
+    Event,
+)
 from workers.types.events import (
     Analysed,
-    Answered,
     AnyEvent,
-    Asked,
     BackoffOver,
     BaseReady,
     Blended,
@@ -19,32 +20,24 @@ from workers.types.events import (
     Checkpointed,
     Compared,
     Delta,
-    Diversity,
     EnsembleResult,
     ErrorClass,
     Evaluated,
-    Event,
     Failed,
     Finished,
     FinishRequested,
     GaveUp,
     Interrupted,
-    Measured,
-    MergeOpened,
-    Mixed,
     Opened,
     Ordered,
     Preflighted,
     Pulse,
-    Rejoined,
     Retired,
     RetryDecided,
-    RoundClosed,
     Scored,
     Served,
     Started,
     Stopped,
-    Tasted,
     Trained,
     event_adapter,
 )
@@ -52,6 +45,30 @@ from workers.types.facts import (
     Facts,
     ModelFacts,
     SplitFacts,
+)
+from workers.types.making import (
+    BaseOrder,
+    BlendOrder,
+    GeometryOrder,
+    GradientOrder,
+    MergeOrder,
+    OptimizerState,
+    PreflightOrder,
+    Rejoin,
+    TasteOrder,
+    TrainOrder,
+    measurement_id,
+)
+from workers.types.merging import (
+    Answered,
+    Asked,
+    Diversity,
+    Measured,
+    MergeOpened,
+    Mixed,
+    Rejoined,
+    RoundClosed,
+    Tasted,
 )
 from workers.types.nouns import (
     SELECTION,
@@ -75,30 +92,12 @@ from workers.types.nouns import (
     run_of,
     sparse,
 )
-from workers.types.orders import (
-    AnalyseOrder,
-    AnyOrder,
-    BaseOrder,
-    BlendOrder,
-    CompareOrder,
-    DiversityOrder,
-    GeometryOrder,
-    GradientOrder,
-    MergeOrder,
-    OptimizerState,
+from workers.types.order import (
     Order,
-    PointOrder,
-    PreflightOrder,
-    Rejoin,
-    RetireOrder,
-    ScoreOrder,
-    ServeOrder,
     Setting,
-    Subject,
-    TasteOrder,
-    TrainOrder,
-    Weighed,
-    measurement_id,
+)
+from workers.types.orders import (
+    AnyOrder,
 )
 from workers.types.questions import (
     Answer,
@@ -116,6 +115,17 @@ from workers.types.questions import (
     Taste,
     Tasting,
     Tastings,
+)
+from workers.types.telling import (
+    AnalyseOrder,
+    CompareOrder,
+    DiversityOrder,
+    PointOrder,
+    RetireOrder,
+    ScoreOrder,
+    ServeOrder,
+    Subject,
+    Weighed,
 )
 
 __all__ = [
