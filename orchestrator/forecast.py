@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.program import BasePlan, Program, Resolved, tracks_of
+from orchestrator.schedule import rounds
 from workers.recipes import load, most_tastes, path_of
 from workers.types import (
     Facts,
@@ -71,8 +72,18 @@ def peak_bytes(program: Program, resolved: Resolved, slots: int) -> int:
     bases = sum(_base_bytes(plan, facts) for plan in resolved.plans)
     models = [facts.models[model_key(cohort.model)] for cohort in resolved.cohorts]
     soups = sum(len(program.recipes) * model.model_bytes for model in models)
+    soups += 2 * sum(_circle_bytes(facts, circle) for circle in _merging(program, resolved))
     served = max(model.model_bytes for model in models)
     return runs + 2 * slots * largest + bases + soups + served + _prediction_bytes(program, facts)
+
+
+def _merging(program: Program, resolved: Resolved) -> Iterable[rounds.Circle]:
+    return rounds.circles(resolved) if rounds.is_on(program) else ()
+
+
+def _circle_bytes(facts: Facts, circle: rounds.Circle) -> int:
+    """Of a round's merged weights; those of the one before go when the next has closed."""
+    return facts.models[model_key(circle.cohort.model)].model_bytes
 
 
 def _checkpoint_bytes(facts: Facts, track: RunSpec) -> int:
@@ -84,24 +95,28 @@ def _checkpoint_bytes(facts: Facts, track: RunSpec) -> int:
 def kept_checkpoints(program: Program, resolved: Resolved, track: RunSpec) -> int:
     """At most so many lie in the store once the run has ended: what soup.ingredients may choose,
     the last scored one and the last."""
-    written, scored = _steps(resolved, track)
+    written, scored = _steps(program, resolved, track)
     return min(len(written), _num_chosen(program, resolved, track, scored) + 1)
 
 
 def num_ingredients(program: Program, resolved: Resolved, track: RunSpec) -> int:
     """At most so many of them the recipes see; patience can end a run before."""
-    _, scored = _steps(resolved, track)
+    _, scored = _steps(program, resolved, track)
     chosen = _num_chosen(program, resolved, track, scored)
     return max(1, min(len(scored), chosen))
 
 
-def _steps(resolved: Resolved, track: RunSpec) -> tuple[set[int], set[int]]:
-    """(steps with a checkpoint, those of them that end an epoch)"""
-    steps = resolved.num_steps[run_of(track.id)]
-    per_epoch = resolved.steps_per_epoch[run_of(track.id)]
+def _steps(program: Program, resolved: Resolved, track: RunSpec) -> tuple[set[int], set[int]]:
+    """(steps with a checkpoint, those of them that are scored)"""
+    run = resolved.run_of[track.id]
+    steps, per_epoch = resolved.num_steps[run.id], resolved.steps_per_epoch[run.id]
     every = track.train.checkpoint_steps(per_epoch)
-    written = {*range(every, steps + 1, every), steps}
-    return written, {step for step in written if step % per_epoch == 0}
+    stops: set[int] = set()
+    if rounds.is_on(program):
+        period = rounds.period(program, resolved, run)
+        stops.update(range(period, steps, period))
+    written = {*range(every, steps + 1, every), steps, *stops}
+    return written, {step for step in written if step % per_epoch == 0} | stops
 
 
 def _num_chosen(program: Program, resolved: Resolved, track: RunSpec, scored: set[int]) -> int:
@@ -131,6 +146,20 @@ def _prediction_bytes(program: Program, facts: Facts) -> int:
     per_image = 4 * len(facts.classes) + 32
     soups = len(program.recipes) * scored
     return (len(program.tracks) * (scored + held_out) + soups) * per_image
+
+
+def num_rounds(program: Program, resolved: Resolved) -> int:
+    """Sync rounds of all circles, if nobody fails or ends early."""
+    if not rounds.is_on(program):
+        return 0
+    return sum(
+        max(
+            (resolved.num_steps[run.id] - 1) // rounds.period(program, resolved, run)
+            for run in resolved.members[circle.cohort.id]
+            if run.fold == circle.fold
+        )
+        for circle in rounds.circles(resolved)
+    )
 
 
 # Time

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from orchestrator import config, session
 from orchestrator.config import Experiment
-from orchestrator.forecast import STARTUP_S, Pace, kind, peak_bytes, seconds
+from orchestrator.forecast import STARTUP_S, Pace, kind, num_rounds, peak_bytes, seconds
 from orchestrator.program import Program, Resolved, resolve
 from orchestrator.report import words
 from orchestrator.report.tables import MAX_RUNS
@@ -222,7 +222,21 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"{size(summary['checkpoint_bytes'])}, and retention keeps what "
         f"soup.ingredients={_ingredients(plan)} may choose."
     )
+    yield from _round_lines(plan)
     yield from _time_lines(plan, summary["seconds"])
+
+
+def _round_lines(plan: Plan) -> Iterator[str]:
+    """Of sync rounds: how many there are, and the weights that each writes and passes on."""
+    counted = num_rounds(plan.program, plan.resolved)
+    if not counted:
+        return
+    models = plan.resolved.facts.models
+    largest = max(models[model_key(cohort.model)].model_bytes for cohort in plan.resolved.cohorts)
+    yield (
+        f"Rounds: {counted}, each writes merged weights of {size(largest)} once and every node "
+        f"reads them once; {size(counted * largest)} in all, of which the newest are kept."
+    )
 
 
 def _ingredients(plan: Plan) -> str:

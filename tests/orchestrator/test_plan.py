@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.forecast import Pace, kind, makespan, seconds
+from orchestrator.forecast import Pace, kind, makespan, num_rounds, peak_bytes, seconds
 from orchestrator.plan import Machine, make_plan, plan_view, size
 from orchestrator.program import resolve
 from orchestrator.sections import FleetSpec
@@ -123,3 +123,21 @@ def test_sizes_are_readable() -> None:
         "3.0 MiB",
         "5.00 GiB",
     ]
+
+
+@pytest.mark.parametrize(("every", "count"), [(1, 3), (2, 1), ("15 steps", 2)])
+def test_rounds_are_counted(every: int | str, count: int) -> None:
+    of = program(3, epochs=4, merge={"mode": "sync", "every": every})
+    assert num_rounds(of, resolve(of, facts(of))) == count
+
+
+def test_without_sync_there_are_no_rounds() -> None:
+    assert num_rounds(program(3), resolve(program(3), facts(program(3)))) == 0
+
+
+def test_merged_weights_take_room(tmp_path: Path) -> None:
+    apart, merged = (
+        program(3, epochs=4, merge={"mode": mode, "method": "greedy"}) for mode in ("off", "sync")
+    )
+    less, more = (peak_bytes(of, resolve(of, facts(of)), 2) for of in (apart, merged))
+    assert more - less == 2 * 4000
