@@ -1,5 +1,7 @@
 """Coefficients: how much of each ingredient is in each soup, and in each of its components."""
 
+from collections import Counter
+
 from orchestrator.report import words
 from orchestrator.report.figures import DIVERGING, Absent, Choice, Drawing, Figure, layout_of
 from orchestrator.report.words import Json
@@ -27,7 +29,7 @@ def coefficients(known: Json) -> Drawing:
         for soup in known["soups"]
         if soup["mix"].get("components")
     ]
-    names = [words.model_name(known, each) for each in rows]
+    names = _names(known, rows)
     data = [_drawn(names, *views[0][1])]
     layout = layout_of(
         130 + 27 * len(rows),
@@ -48,6 +50,22 @@ def _ingredients(known: Json) -> list[str]:
     runs = [run["representative"] for run in known["runs"]]
     first = [each for each in runs if each in used]
     return list(dict.fromkeys([*first, *sorted(used, key=lambda each: each.startswith("base/"))]))
+
+
+def _names(known: Json, rows: list[str]) -> list[str]:
+    """Of the rows, all different: those of one name would be drawn over each other."""
+    names = [words.model_name(known, each) for each in rows]
+    seen = Counter(names)
+    return [
+        f"{_number(each)} of {name}" if seen[name] > 1 else name
+        for name, each in zip(names, rows, strict=True)
+    ]
+
+
+def _number(checkpoint: str) -> str:
+    """`step 570` of a run's checkpoint; the hash of a base."""
+    _, _, last = checkpoint.partition("/")
+    return last if words.is_base(checkpoint) else f"step {int(last.partition('-')[0])}"
 
 
 def _overview(known: Json, soups: list[Json], rows: list[str]) -> View:

@@ -79,6 +79,16 @@ def test_a_mix_without_components_is_one_column_that_sums_to_one(tale: Tale) -> 
     assert learned.label == "learned" and learned.data[0]["x"] == ["all the rest", *COMPONENTS]
 
 
+def test_checkpoints_of_one_run_have_rows_of_their_own(tale: Tale) -> None:
+    run, *_ = (each["representative"] for each in tale.known["runs"])
+    first, second = f"{run.partition('/')[0]}/00000003-1", f"{run.partition('/')[0]}/00000006-1"
+    mix = {"divisor": 2, "weights": [[first, 1], [second, 1]]}
+    soups = [soup | {"mix": mix} for soup in tale.known["soups"][:1]]
+    heat = figure(coefficients(tale.known | {"soups": soups})).data[0]
+    assert [name.partition(" of ")[0] for name in heat["y"]] == ["step 3", "step 6"]
+    assert heat["z"] == [[0.5], [0.5]]
+
+
 def test_cosines_have_a_view_per_component(tale: Tale) -> None:
     drawn = figure(cosines(tale.known, tale.analysis))
     assert [choice.label for choice in drawn.choices] == ["all weights", *COMPONENTS]
