@@ -1,13 +1,18 @@
 """Durable writes on a local disk: a file appears whole, and outlives a power cut."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+POLL_S = 0.05
+"""Between looks at a lock that somebody else has."""
 
 
 def hash_file(local: Path) -> str:
@@ -73,3 +78,37 @@ def delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=False)
         return
     path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, touch: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Alone among processes and threads; the lock of a process that dies is free at once. Calls
+    `touch` while it waits."""
+    while True:
+        with path.open("ab") as file:
+            while not try_lock(file):
+                touch()
+                time.sleep(POLL_S)
+            if not _is_still(path, file):
+                continue  # its last owner deleted it as we took it
+            try:
+                yield
+                return
+            finally:
+                path.unlink(missing_ok=True)
+
+
+def try_lock(file: BinaryIO) -> bool:
+    """Whether it is ours now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_still(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

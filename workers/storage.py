@@ -3,7 +3,7 @@
 This is the only file that imports pyarrow.fs and the only one that spells a path of the store.
 
     local folder    reads and mmaps happen in place; every write is durable and appears whole
-    anything else   objects are written whole; `fetch` keeps a copy in a node-local cache
+    anything else   objects are written whole; `fetch` keeps a copy for all processes of the node
 """
 
 import contextlib
@@ -11,15 +11,14 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-from workers import disk
+from workers import disk, node_files
 from workers.types import UserError
 
 CONFIG = "config.yaml"
@@ -170,8 +169,8 @@ class Store:
                 self._verify(path, local, sha256)
             return local
         local = self._cache / (sha256 or self._state(path))
-        if not local.exists() or (sha256 and not self._is_verified(local, sha256)):
-            self._download(path, local)
+        good = partial(self._is_verified, sha256=sha256) if sha256 else Path.exists
+        node_files.keep(local, good, partial(self._download, path))
         if sha256 is not None:
             self._verify(path, local, sha256)
         return local
@@ -307,12 +306,9 @@ class Store:
 
     @cached_property
     def _cache(self) -> Path:
-        if self._cache_dir is not None:
-            folder = Path(self._cache_dir).expanduser().absolute()
-            folder.mkdir(parents=True, exist_ok=True)
-            return folder
-        self._own_cache = tempfile.TemporaryDirectory(prefix="soupfleet-")
-        return Path(self._own_cache.name)
+        """Of the node, unless a folder was named."""
+        named = self._cache_dir
+        return node_files.folder() if named is None else Path(named).expanduser().absolute()
 
     def _state(self, path: str) -> str:
         """A name for the present content of a remote file, from what its store says about it."""
@@ -322,11 +318,8 @@ class Store:
         text = f"{self.uri}\n{path}\n{info.mtime_ns}\n{info.size}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _download(self, path: str, local: Path) -> None:
-        with (
-            self._filesystem.open_input_stream(self._remote(path)) as source,
-            disk.replacing(local, durable=False) as file,
-        ):
+    def _download(self, path: str, file: BinaryIO) -> None:
+        with self._filesystem.open_input_stream(self._remote(path)) as source:
             while block := source.read(_BLOCK):
                 file.write(block)
 

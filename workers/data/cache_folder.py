@@ -8,11 +8,9 @@ its size: half of what is free or already ours where nothing is said.
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,6 @@ from workers.types import UserError
 T = TypeVar("T")
 Touch = Callable[[], object]
 
-POLL_S = 0.05
 SHM = Path("/dev/shm")
 
 
@@ -58,7 +55,7 @@ class CacheFolder:
             disk.make_dirs(self.path)
             found = self._open(name, opened)
             while found is None:
-                with locked(self._lock(name), touch):
+                with disk.locked(self._lock(name), touch):
                     found = self._open(name, opened)  # another may have built it meanwhile
                     if found is None:
                         found = self._built(name, need, build, opened)
@@ -162,42 +159,10 @@ def _limit() -> int | None:
         ) from error
 
 
-@contextlib.contextmanager
-def locked(path: Path, touch: Touch) -> Iterator[None]:
-    """Alone among processes and threads; the lock of a process that dies is free at once."""
-    while True:
-        with path.open("ab") as file:
-            while not _try_lock(file):
-                touch()
-                time.sleep(POLL_S)
-            if not _is_still(path, file):
-                continue  # its last owner deleted it as we took it
-            try:
-                yield
-                return
-            finally:
-                path.unlink(missing_ok=True)
-
-
-def _try_lock(file: BinaryIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_still(path: Path, file: BinaryIO) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
 def _is_unlocked(path: Path) -> bool:
     try:
         with path.open("rb+") as file:
-            return _try_lock(file)
+            return disk.try_lock(file)
     except FileNotFoundError:
         return True
 

@@ -11,7 +11,8 @@ from typing import BinaryIO
 import pytest
 
 from workers.data.arrow_file import mapped
-from workers.data.cache_folder import CacheFolder, Unusable, disk_folder, locked, memory_folder
+from workers.data.cache_folder import CacheFolder, Unusable, disk_folder, memory_folder
+from workers.disk import locked
 from workers.types import UserError
 
 FORK = multiprocessing.get_context("fork")

@@ -1,0 +1,69 @@
+"""Files of a remote store on a node: one download for all processes, eviction by size."""
+
+import hashlib
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from workers import node_files
+from workers.storage import Store
+
+MERGED = bytes(range(250)) * 12_000
+NAME = hashlib.sha256(MERGED).hexdigest()
+
+
+class Counted(Store):
+    """Writes down every download."""
+
+    def _download(self, path: str, file: BinaryIO) -> None:
+        (self._cache.parent / f"download-{os.getpid()}-{time.monotonic_ns()}").touch()
+        time.sleep(0.2)  # so that whoever does not wait is caught
+        super()._download(path, file)
+
+
+def _fetch(uri: str, cache: str) -> None:
+    content = Counted(uri, cache).fetch("soups/sync/model.safetensors", NAME).read_bytes()
+    assert content == MERGED
+
+
+def test_members_on_a_node_read_merged_weights_from_the_store_once(
+    s3_uri: str, tmp_path: Path
+) -> None:
+    cache = str(tmp_path / "cache")
+    Store(s3_uri).write("soups/sync/model.safetensors", MERGED)
+    context = multiprocessing.get_context("spawn")
+    members = [context.Process(target=_fetch, args=(s3_uri, cache)) for _ in range(3)]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(60)
+    assert [member.exitcode for member in members] == [0, 0, 0]
+    assert len(list(tmp_path.glob("download-*"))) == 1
+    assert [file.name for file in Path(cache).iterdir()] == [NAME]
+
+
+def test_workers_share_the_cache_of_their_node(
+    s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOUPFLEET_CACHE", str(tmp_path))
+    store = Store(s3_uri)
+    store.write("a", MERGED)
+    assert store.fetch("a", NAME) == Store(s3_uri).fetch("a", NAME) == tmp_path / "store" / NAME
+
+
+def test_what_was_unused_longest_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOUPFLEET_CACHE_GB", "2.5e-6")
+    now = time.time()
+    for age, name in enumerate(["new", "old", "oldest"]):
+        (tmp_path / name).write_bytes(b"x" * 1000)
+        os.utime(tmp_path / name, (now - age, now - age))
+    node_files.evict(tmp_path, spare=tmp_path / "new", now=now)
+    assert len(list(tmp_path.iterdir())) == 3  # all were used a moment ago
+    node_files.evict(tmp_path, spare=tmp_path / "new", now=now + 2 * node_files.RECENT_S)
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "old"}

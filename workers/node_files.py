@@ -1,0 +1,70 @@
+"""Files of a remote store on this node: downloaded once, whoever asks, and evicted by size.
+
+Named by their content's hash, so experiments share them. They lie in `store/` of $SOUPFLEET_CACHE
+(else soupfleet in the user's cache folder) and may fill $SOUPFLEET_CACHE_GB, or half of the disk's
+free space.
+"""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from workers import disk
+
+RECENT_S = 3600.0
+"""Files used within this time stay: somebody may be about to map them."""
+
+
+def folder() -> Path:
+    """Of this node, for all processes and experiments."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = os.environ.get("SOUPFLEET_CACHE") or f"{home}/soupfleet"
+    return Path(path).expanduser().absolute() / "store"
+
+
+def keep(
+    local: Path, is_good: Callable[[Path], bool], download: Callable[[BinaryIO], None]
+) -> None:
+    """Make sure that the file is there and good. Of all processes that want it one downloads."""
+    if _is_there(local, is_good):
+        return
+    disk.make_dirs(local.parent)
+    with disk.locked(local.with_name(f".{local.name}.lock")):
+        if _is_there(local, is_good):
+            return
+        with disk.replacing(local, durable=False) as file:
+            download(file)
+    evict(local.parent, spare=local)
+
+
+def _is_there(local: Path, is_good: Callable[[Path], bool]) -> bool:
+    try:
+        os.utime(local)  # what was used last is evicted last
+        return is_good(local)
+    except FileNotFoundError:
+        return False
+
+
+def evict(folder: Path, spare: Path, now: float | None = None) -> None:
+    """Delete what was unused longest until the rest fits. Who has mapped a file keeps its bytes."""
+    files = []
+    for path in folder.glob("[!.]*"):
+        with contextlib.suppress(FileNotFoundError):  # another process evicts, too
+            files.append((path.stat().st_mtime, path.stat().st_size, path))
+    used = sum(size for _, size, _ in files)
+    limit = _limit(folder, used)
+    for mtime, size, path in sorted(files):
+        if used <= limit or mtime > (now or time.time()) - RECENT_S:
+            return
+        if path != spare:
+            path.unlink(missing_ok=True)
+            used -= size
+
+
+def _limit(folder: Path, used: int) -> float:
+    told = os.environ.get("SOUPFLEET_CACHE_GB")
+    return float(told) * 1e9 if told else (used + shutil.disk_usage(folder).free) / 2
