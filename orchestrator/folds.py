@@ -238,7 +238,10 @@ def _failed(state: State, event: Failed) -> State:
     assert event.order is not None
     if event.checkpoint is not None:
         runs = without_corrupt(state.runs, event.checkpoint)
-        state = replace(state, runs=runs, corrupt=state.corrupt | {event.checkpoint})
+        # A soup of such bytes is as good as none: whoever needs it has it blended again.
+        soups = {name: soup for name, soup in state.soups.items() if soup.id != event.checkpoint}
+        corrupt = state.corrupt | {event.checkpoint}
+        state = replace(state, runs=runs, soups=soups, corrupt=corrupt)
     earlier = state.failures.get(event.order, ())
     return replace(
         state,

@@ -66,9 +66,12 @@ def checkpoint_dir(checkpoint_id: str) -> str:
 
 
 def checkpoint_of(text: str) -> str | None:
-    """Id of the run's checkpoint whose file a message names, if it names one."""
-    found = re.search(r"runs/([^/\s]+)/checkpoints/([^/\s]+)/", text)
-    return f"{found[1]}/{found[2]}" if found else None
+    """Id of the run's checkpoint, or of the soup, whose file a message names, if it names one."""
+    found = re.search(r"runs/([^/\s]+)/checkpoints/([^/\s]+)/|soups/([^/\s]+)/", text)
+    if found is None:
+        return None
+    run, checkpoint, soup = found.groups()
+    return f"soup/{soup}" if soup else f"{run}/{checkpoint}"
 
 
 def predictions_dir(checkpoint_id: str) -> str:

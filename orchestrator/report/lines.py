@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.program import Program
+from orchestrator.program import Program, resolve
 from orchestrator.report import words
 from orchestrator.report.now import of_cohort
 from orchestrator.state import State
@@ -59,9 +59,17 @@ def _evaluated(program: Program, state: State, event: Evaluated) -> str:
     )
     loss = words.UNKNOWN if event.loss is None else f"{event.loss:.4f}"
     return (
-        f"run {event.run} epoch {event.epoch}: val {words.METRICS[metric]} {said}, loss {loss}, "
+        f"run {event.run} {_when(program, state, event)}: val {words.METRICS[metric]} {said}, loss {loss}, "
         f"{event.images_per_s:.0f} images/s"
     )
+
+
+def _when(program: Program, state: State, event: Evaluated) -> str:
+    """Sync rounds may lie within an epoch."""
+    facts = state.facts
+    per_epoch = resolve(program, facts).steps_per_epoch if facts is not None else {}
+    within = event.step % per_epoch.get(event.run or "", 1)
+    return f"step {event.step}" if within else f"epoch {event.epoch}"
 
 
 def _trained(program: Program, state: State, event: Trained) -> str:

@@ -124,14 +124,14 @@ def clearance(
 
 
 def merged_weights(state: State, circle: Circle, cleared: MergeState) -> Checkpoint | None:
-    """What the cleared run starts from; the newest there are, if those were deleted since, as after
-    a corrupt checkpoint. None: its own weights."""
+    """What the cleared run starts from; those of a later round, if they were deleted or spoilt
+    since. None: its own weights."""
     if cleared.closed is None or cleared.closed.soup is None:
         return None
-    if cleared.closed.soup in state.soups:
-        return state.soups[cleared.closed.soup]
-    left = [merge for merge in rounds(state, circle) if soup_name(merge) in state.soups]
-    return state.soups[soup_name(left[-1])] if left else None
+    since = rounds(state, circle)
+    since = since[since.index(cleared) :]
+    left = [each for each in since if each.closed is not None and soup_name(each) in state.soups]
+    return state.soups[soup_name(left[0])] if left else None
 
 
 @remembered(by=standing)

@@ -1,13 +1,16 @@
 """The failure policy, row by row."""
 
+from pathlib import Path
+
 import pytest
 
 from orchestrator.folds import fold
 from orchestrator.schedule import retry
 from orchestrator.state import State
-from tests.orchestrator.simulation import facts, program
+from tests.orchestrator.simulation import Mishap, World, facts, live, program
 from workers.types import (
     AnyEvent,
+    AnyOrder,
     BackoffOver,
     ErrorClass,
     Failed,
@@ -108,3 +111,19 @@ def test_a_pause_ends_by_the_clock_and_becomes_an_event() -> None:
 
 def test_every_error_class_has_a_policy() -> None:
     assert set(retry.POLICIES) == set(ErrorClass.__args__)
+
+
+def test_a_soup_that_was_spoilt_is_blended_again(folder: Path) -> None:
+    struck: list[str] = []
+
+    def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
+        if order.kind == "score" and order.checkpoint.name.startswith("soup/") and not struck:
+            struck.append(order.checkpoint.id)
+            return Mishap("corrupt", checkpoint=order.checkpoint.id)
+        return None
+
+    world = World.at(folder, program(3), mishaps=breaks)
+    state = live(world)
+    blends = [order for order, _ in world.performed if order.startswith("blend-")]
+    assert struck and max(blends.count(order) for order in blends) == 2
+    assert state.served is not None and state.served.soup is not None and not state.gave_up

@@ -306,3 +306,23 @@ def test_with_folds_only_runs_of_one_fold_are_merged(folder: Path) -> None:
     opened = [event for event in events(world, MergeOpened) if event.is_sync]
     assert [len(event.ingredients) for event in opened] == [2, 2]
     assert all(len({fold_of[each.run] for each in e.ingredients}) == 1 for e in opened)
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_merged_weights_that_were_spoilt_stop_nobody(folder: Path, left: int) -> None:
+    """Found so by the first or the last that starts from them: it goes on without."""
+    seen, struck = Starts(), []
+
+    def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
+        seen(order, attempt)
+        if isinstance(order, TrainOrder) and order.start.name.endswith("-0002"):
+            struck.append(order.id)
+            if len(struck) == left + 1:
+                return Mishap("corrupt", checkpoint=order.start.id)
+        return None
+
+    world = World.at(folder, synced(3), mishaps=breaks)
+    state = live(world)
+    assert state.served is not None and state.served.soup is not None
+    assert all(state.run(run.id).trained_to == EPOCHS * PER_EPOCH for run in world.program.runs)
+    assert not [run for run in world.program.runs if state.run(run.id).failed]
