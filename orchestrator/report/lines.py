@@ -58,8 +58,9 @@ def _evaluated(program: Program, state: State, event: Evaluated) -> str:
         if score is not None
     )
     loss = words.UNKNOWN if event.loss is None else f"{event.loss:.4f}"
+    when = _when(program, state, event)
     return (
-        f"run {event.run} {_when(program, state, event)}: val {words.METRICS[metric]} {said}, loss {loss}, "
+        f"run {event.run} {when}: val {words.METRICS[metric]} {said}, loss {loss}, "
         f"{event.images_per_s:.0f} images/s"
     )
 
