@@ -45,11 +45,10 @@ View = tuple[list[str], list[list[float | None]]]
 
 
 def _ingredients(known: Json) -> list[str]:
-    """Ids of what any soup was made from: in the order of the runs, bases last."""
-    used = [member for soup in known["soups"] for member, _ in soup["mix"]["weights"]]
-    runs = [run["representative"] for run in known["runs"]]
-    first = [each for each in runs if each in used]
-    return list(dict.fromkeys([*first, *sorted(used, key=lambda each: each.startswith("base/"))]))
+    """Ids of what any soup was made from: by run and step, bases last."""
+    used = {member for soup in known["soups"] for member, _ in soup["mix"]["weights"]}
+    place = {run["id"]: number for number, run in enumerate(known["runs"])}
+    return sorted(used, key=lambda each: (place.get(each.partition("/")[0], len(place)), each))
 
 
 def _names(known: Json, rows: list[str]) -> list[str]:
