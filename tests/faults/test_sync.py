@@ -49,7 +49,7 @@ def test_a_dead_member_and_a_frozen_one_end_in_the_ledger(tmp_path: Path) -> Non
     told = (
         "sweep.seeds=3",
         "train.epochs=3",
-        "fleet.heartbeat_s=15",
+        "fleet.heartbeat_s=60",
         "merge={mode: sync, method: mean, quorum: 2, deadline_s: 3}",
     )
     dead, frozen, _ = (run.id for run in expand(tiny.experiment(tmp_path, *told)))

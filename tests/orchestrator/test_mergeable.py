@@ -1,5 +1,6 @@
 """What a sync configuration must be: each mistake is one sentence with the way out."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from orchestrator import sweep
 from orchestrator.config import Experiment
 from orchestrator.identity import check, identity
+from orchestrator.plan import make_plan
+from tests.orchestrator.small_fleet import small_experiment
 from workers.types import UserError
 
 
@@ -70,3 +73,9 @@ def test_no_run_can_join_those_that_were_merged_as_they_trained() -> None:
         check(identity(old), more, extend=True)
     another = experiment(soup={"recipes": ["best", "uniform", "greedy", "pruned"]})
     check(identity(old), another, extend=True)
+
+
+def test_a_period_in_steps_is_compared_with_the_images(folder: Path) -> None:
+    merge = "merge={mode: sync, every: 500 steps}"
+    with pytest.raises(UserError, match="merge.every is 500 steps, but the longest run has 8"):
+        make_plan(small_experiment(folder, merge))
