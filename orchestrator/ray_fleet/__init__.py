@@ -74,13 +74,15 @@ class RayFleet:
 
     def room(self, place: str, backlog: int) -> int:
         """Ready slots without work; one more for each busy one while orders exceed the slots, so
-        that the next run starts without asking, yet the last ones find the first free slot."""
+        that the next run starts without asking, yet the last ones find the first free slot. None
+        ahead while a slot starts: it is free before one that may have frozen."""
         if place == "merge":
             return max(0, 4 - len(self._merge.held))
         ready = [slot for slot in self._slots if slot.is_open]
         idle = sum(not slot.held for slot in ready) - len(self._waiting)
         ahead = sum(len(slot.held) == 1 for slot in ready)
-        return max(0, idle) + (ahead if backlog > idle + len(self._slots) else 0)
+        exceeds = len(ready) == len(self._slots) and backlog > idle + len(self._slots)
+        return max(0, idle) + (ahead if exceeds else 0)
 
     def submit(self, order: AnyOrder, attempt: int) -> None:
         if any(held.order.id == order.id for slot in self._all() for held in slot.held):
