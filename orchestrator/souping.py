@@ -236,4 +236,4 @@ def _require_batchnorm_images(experiment: Experiment) -> None:
 def _serve(store: Store) -> None:
     """The served soup, in OUT itself as well."""
     for path in store.list(SERVED):
-        store.write(path.removeprefix(f"{SERVED}/"), store.read(path))
+        store.put(store.fetch(path), path.removeprefix(f"{SERVED}/"))
