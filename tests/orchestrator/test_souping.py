@@ -208,7 +208,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "greedi"}, "unknown recipe 'greedi'; did you mean greedy"),
     ({"recipe": "{greedy: {patient: 1}}"}, "has no option 'patient'"),
     ({"recipe": "model_stock"}, r"model_stock needs the weights.*--base FILE"),
-    ({"recipe": "greedy,greedy"}, "none twice"),
+    ({"recipe": "greedy,greedy"}, "greedy twice with the same options"),
     ({"data": "nowhere"}, "--data .*nowhere is not a folder"),
     ({"train": "nowhere"}, "--train .*nowhere is not a folder"),
     ({"model": "test_vitt"}, "timm has no model 'test_vitt'; nearest: test_vit"),
