@@ -31,8 +31,9 @@ def coefficients(known: Json) -> Drawing:
     ]
     names = _names(known, rows)
     data = [_drawn(names, *views[0][1])]
+    longest = max(len(column) for _, (columns, _) in views for column in columns)
     layout = layout_of(
-        130 + 27 * len(rows),
+        70 + 4 * longest + 27 * len(rows),  # the names of columns stand aslant
         xaxis={"type": "category", "showgrid": False, "tickangle": -40},
         yaxis={"type": "category", "showgrid": False, "autorange": "reversed"},
     )
