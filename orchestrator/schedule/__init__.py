@@ -13,6 +13,7 @@ from itertools import chain
 from orchestrator.program import Program
 from orchestrator.remember import remembered
 from orchestrator.schedule import (
+    afterwards,
     analyse,
     base,
     basin,
@@ -45,7 +46,7 @@ RULES = (
     analyse.orders,
     curve.orders,
     observe.orders,
-    sync.telling,
+    afterwards.telling,
     retire.checkpoints,
 )
 """In order of priority: what a sync round waits for, then training, final tastes and scores; last

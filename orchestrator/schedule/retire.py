@@ -8,7 +8,7 @@ after a newer one counts, or when it is spare.
 from collections.abc import Iterator
 
 from orchestrator.program import Program, Resolved, resolve
-from orchestrator.schedule import observe, sync
+from orchestrator.schedule import afterwards, observe
 from orchestrator.schedule.choose import chosen, representative
 from orchestrator.state import RunState, State
 from workers.types import AnyOrder, Checkpoint, RetireOrder, run_of
@@ -24,7 +24,7 @@ def checkpoints(program: Program, state: State) -> Iterator[AnyOrder]:
         for checkpoint in _superseded(program, resolved, owner, run)
     ]
     spare = tuple(checkpoint for run in state.runs.values() for checkpoint in run.spare)
-    merged = tuple(state.soups[name] for name in sync.superseded(program, state))
+    merged = tuple(state.soups[name] for name in afterwards.superseded(program, state))
     if not superseded and not spare and not merged:
         return
     pinned = _pinned(program, state)
@@ -75,7 +75,7 @@ def _pinned(program: Program, state: State) -> frozenset[str]:
     tasting = {i.name for merge in unfinished for i in merge.opened.ingredients}
     finals = [m for m in state.merges.values() if m.soup is not None and m.opened.is_final]
     mixed = {name for merge in finals if merge.soup for name in merge.soup.mix.names}
-    return sync.pinned(program, state) | tasting | mixed
+    return afterwards.pinned(program, state) | tasting | mixed
 
 
 def _is_of_a_round(order: str) -> bool:
