@@ -41,6 +41,13 @@ BESIDE = {
 """By field of Evaluated."""
 
 
+RUN_LINE = "Each thin line is a run, each point the end of an epoch, or of a way to a sync round."
+SOUP_LINE = (
+    "The thick line is the soup that could have been served at that moment: an observe round over "
+    "the newest checkpoints."
+)
+
+
 def learning_curves(program: Program, state: State) -> Drawing:
     """Selection score of every run by time or epoch, beside it that of its moving average and the
     one on what its fold holds out, and the anytime soup as a thick line."""
@@ -57,7 +64,8 @@ def learning_curves(program: Program, state: State) -> Drawing:
     shown = [
         beside for beside in BESIDE.values() if any(beside.name in each["name"] for each in lines)
     ]
-    lines += _soups_so_far(program, state, metric, began)
+    so_far = list(_soups_so_far(program, state, metric, began))
+    lines += so_far
     finals = _finals(program, state, metric, began, max(line["by_epoch"][-1] for line in lines))
     lines += finals
     data = [_drawn(line) for line in lines]
@@ -68,11 +76,8 @@ def learning_curves(program: Program, state: State) -> Drawing:
         yaxis={"title": {"text": y_title}},
         hovermode="closest",
     )
-    caption = (
-        "Each thin line is a run, each point the end of an epoch. The thick line is the soup that "
-        "could have been served at that moment: an observe round over the newest checkpoints."
-    )
-    caption = " ".join([caption, *(beside.caption for beside in shown)])
+    said = [RUN_LINE, *([SOUP_LINE] if so_far else []), *(beside.caption for beside in shown)]
+    caption = " ".join(said)
     return Figure("learning-curves", caption, data, layout, _by_time_or_epoch(lines))
 
 

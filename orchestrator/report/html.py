@@ -83,7 +83,7 @@ def _sections(
     yield Section(
         "recipes", "Recipes", (table, differences(known, models), all_metrics(known, models))
     )
-    yield Section("shift", "On shifted data", (robustness(known, models),))
+    yield Section("shift", "On shifted data", robustness(known, models))
     yield Section("alike", "Who predicts alike", (model_map(analysis, models),))
     chosen = (paths(known), coefficients(known), *members(known))
     yield Section("choices", "What is in the soups, and why", chosen)

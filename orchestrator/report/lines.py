@@ -73,21 +73,35 @@ def _when(program: Program, state: State, event: Evaluated) -> str:
     return f"step {event.step}" if within else f"epoch {event.epoch}"
 
 
-def _trained(program: Program, state: State, event: Trained) -> str:
+def _trained(program: Program, state: State, event: Trained) -> str | None:
+    """Nothing at the boundary of a sync round: the run goes on."""
     if any(run.id == event.run and run.train.weights is not None for run in program.runs):
         return f"run {event.run} is taken in"
+    if not event.early and _has_more(program, state, event):
+        return None
     early = "; its patience was over" if event.early else ""
     return f"run {event.run} is trained, step {event.step}{early}"
+
+
+def _has_more(program: Program, state: State, event: Trained) -> bool:
+    steps = resolve(program, state.facts).num_steps if state.facts is not None else {}
+    return event.step < steps.get(event.run or "", 0)
 
 
 def _merge_opened(program: Program, state: State, event: MergeOpened) -> str | None:
     if event.observe:
         return None
-    whose = of_cohort(program, state, event.cohort)
+    whose = of_cohort(program, state, event.cohort) + _of_fold(event)
     if event.is_sync:
         without = "".join(f"; without {each.candidate}: {each.reason}" for each in event.left_out)
         return f"round {event.round}{whose}: {len(event.ingredients)} members{without}"
     return f"{event.label}{whose} begins with {words.counted(len(event.ingredients), 'ingredient')}"
+
+
+def _of_fold(opened: MergeOpened) -> str:
+    """With folds each has rounds of its own."""
+    fold = opened.merge.partition("-fold")[2].partition("-")[0] if opened.is_sync else ""
+    return f", fold {fold}" if fold else ""
 
 
 def _mixed(program: Program, state: State, event: Mixed) -> str:
@@ -96,7 +110,7 @@ def _mixed(program: Program, state: State, event: Mixed) -> str:
     label = f"soup {opened.label}"
     if not opened.is_final:
         label = f"round {opened.round}, " + ("soup so far" if opened.observe else opened.label)
-    label += of_cohort(program, state, opened.cohort)
+    label += of_cohort(program, state, opened.cohort) + _of_fold(opened)
     score = f"{words.selection(event.soup.score, metric)} {words.unit(metric)}"
     members = words.share_of(event.soup.mix.names, len(opened.ingredients))
     return f"{label}: val {words.METRICS[metric]} {score}, {members}"

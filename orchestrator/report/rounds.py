@@ -71,7 +71,7 @@ def _scored(known: Json, synced: list[Json], metric: str, scale: float) -> list[
 def _circles(known: Json, synced: list[Json]) -> Iterator[tuple[str, list[Json]]]:
     """(what tells them apart, rounds) of each group of runs that were merged with one another."""
     circle_of = {each["id"]: each["id"].rpartition("-")[0] for each in synced}
-    names = {cohort["id"]: cohort["model"] for cohort in known["cohorts"]}
+    names = {cohort["id"]: cohort["name"] for cohort in known["cohorts"]}
     circles = list(dict.fromkeys(circle_of.values()))
     for circle in circles:
         ours = [each for each in synced if circle_of[each["id"]] == circle]

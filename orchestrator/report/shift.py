@@ -22,12 +22,14 @@ CURVE = (
 )
 
 
-def robustness(known: Json, rows: Iterable[Row]) -> Drawing:
-    """A point per model, test across and an OOD split upwards."""
+def robustness(known: Json, rows: Iterable[Row]) -> tuple[Drawing, ...]:
+    """A point per model, test across and an OOD split upwards; nothing without such splits."""
     splits = words.splits_of(known)
     shifted = [name for name in splits if name.startswith("ood:")]
-    if "test" not in splits or not shifted:
-        return Absent(ID, "there is no test split, or no out-of-distribution split (data.ood)")
+    return (_scatter(known, rows, shifted),) if "test" in splits and shifted else ()
+
+
+def _scatter(known: Json, rows: Iterable[Row], shifted: list[str]) -> Drawing:
     models = list(rows)
     soups = [soup for soup in known["soups"] if soup["curve"]]
     views = [_view(known, models, soups, split) for split in shifted]

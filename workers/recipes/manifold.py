@@ -32,7 +32,8 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class Manifold:
-    """Manifold mixing model soup (Tsai et al., "Manifold Mixing Model Soups", 2023), phase 1.
+    """Manifold mixing model soup (Fassold, "Do the Frankenstein, or how to achieve better
+    out-of-distribution performance with manifold mixing model soup", 2023), phase 1.
 
     Candidates by selection score, best first. A candidate is first mixed in evenly: the soup of K
     keeps the share K / (K + 1) of every component. Below `tau` times the soup's score it is left

@@ -37,7 +37,7 @@ def test_the_recipe_table_has_every_column_and_model(tale: Tale) -> None:
 
 def test_every_model_has_a_place_on_the_map_and_the_scatter(tale: Tale) -> None:
     models = list(rows(tale.known))
-    for drawing in (model_map(tale.analysis, models), robustness(tale.known, models)):
+    for drawing in (model_map(tale.analysis, models), *robustness(tale.known, models)):
         points = [x for trace in figure(drawing).data for x in trace["x"]]
         assert len(points) == len(tale.analysis["models"])
 
@@ -51,13 +51,13 @@ def test_the_curve_of_wise_ft_is_a_line_from_base_to_fine_tuned_weights(tale: Ta
         {"alpha": 0.5, "mix": wise["mix"], "scores": {}},
         {"alpha": 0.0, "mix": wise["mix"], "scores": scores},
     ]
-    drawn = figure(robustness(tale.known, list(rows(tale.known))))
+    drawn = figure(*robustness(tale.known, list(rows(tale.known))))
     line = drawn.data[0]
     assert (line["x"], line["y"]) == ([50.0, 75.0], [25.0, 50.0]) and "lines" in line["mode"]
     assert line["name"].startswith("wise_ft") and "alpha 1" in line["customdata"][1]
     assert "dotted" in drawn.caption
     wise["curve"] = []
-    assert "dotted" not in figure(robustness(tale.known, list(rows(tale.known)))).caption
+    assert "dotted" not in figure(*robustness(tale.known, list(rows(tale.known)))).caption
 
 
 def test_the_path_shows_candidates_with_scores_and_the_served_recipe_first(tale: Tale) -> None:
