@@ -123,3 +123,18 @@ def test_a_corrupt_checkpoint_in_a_round_does_not_stop_the_driver(folder: Path) 
     state = live(World.at(folder, program(4, epochs=3), mishaps=breaks))
     assert struck
     assert state.served is not None and state.served.soup is not None
+
+
+def test_a_period_may_be_counted_in_steps(folder: Path) -> None:
+    """Two slots do ten steps each between two looks: every twenty steps of the fleet a round."""
+    every_epoch, in_steps = (
+        World.at(folder / name, program(4, epochs=4, merge={"every": every}))
+        for name, every in (("epochs", 1), ("steps", "10 steps"))
+    )
+    for world in (every_epoch, in_steps):
+        live(world, slots=2)
+    numbers = [
+        [opened.round for opened in rounds(world.ledger().replay())]
+        for world in (every_epoch, in_steps)
+    ]
+    assert numbers[0] == numbers[1] and len(numbers[0]) >= 3
