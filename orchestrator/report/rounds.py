@@ -18,7 +18,7 @@ from orchestrator.report.words import Json
 
 CAPTION = (
     "At the end of each round: every member before the merge (dots), their mean, and the merged "
-    "weights that they went on from (thick). On the selection split. Diversity says whether the "
+    "weights that they went on from, or were pulled towards (thick). On the selection split. Diversity says whether the "
     "members still differ: the cosine of what two of them moved from the base (1: all one way), "
     "and the share of images that two of them label differently."
 )
@@ -145,8 +145,11 @@ def _of(name: str, ours: list[Json], key: str, width: int) -> Json:
 def _table(known: Json, synced: list[Json]) -> str:
     """What became of each round, and who was left out."""
     several = len(list(_circles(known, synced))) > 1
-    head = ["round", *(["of"] if several else []), "members", "their mean", "merged", "what came"]
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    of = "<th>of</th>" if several else ""
+    cells = (
+        f'<th class="number">round</th>{of}<th>members</th><th class="number">their mean, %</th>'
+        '<th class="number">merged, %</th><th>what came of it</th>'
+    )
     lines = "".join(
         _row(one, name.removeprefix(", ") if several else None)
         for name, ours in _circles(known, synced)
