@@ -18,9 +18,9 @@ from orchestrator.report.words import Json
 
 CAPTION = (
     "At the end of each round: every member before the merge (dots), their mean, and the merged "
-    "weights that they went on from, or were pulled towards (thick). On the selection split. Diversity says whether the "
-    "members still differ: the cosine of what two of them moved from the base (1: all one way), "
-    "and the share of images that two of them label differently."
+    "weights that they went on from, or were pulled towards (thick). On the selection split. "
+    "Diversity says whether the members still differ: the cosine of what two of them moved from "
+    "the base (1: all one way), and the share of images that two of them label differently."
 )
 
 
