@@ -43,7 +43,8 @@ def keep(
 
 def _is_there(local: Path, is_good: Callable[[Path], bool]) -> bool:
     try:
-        os.utime(local)  # what was used last is evicted last
+        # What was used last is evicted last; its content is as old as before, and known.
+        os.utime(local, ns=(time.time_ns(), local.stat().st_mtime_ns))
         return is_good(local)
     except FileNotFoundError:
         return False
@@ -54,11 +55,11 @@ def evict(folder: Path, spare: Path, now: float | None = None) -> None:
     files = []
     for path in folder.glob("[!.]*"):
         with contextlib.suppress(FileNotFoundError):  # another process evicts, too
-            files.append((path.stat().st_mtime, path.stat().st_size, path))
+            files.append((path.stat().st_atime, path.stat().st_size, path))
     used = sum(size for _, size, _ in files)
     limit = _limit(folder, used)
-    for mtime, size, path in sorted(files):
-        if used <= limit or mtime > (now or time.time()) - RECENT_S:
+    for used_at, size, path in sorted(files):
+        if used <= limit or used_at > (now or time.time()) - RECENT_S:
             return
         if path != spare:
             path.unlink(missing_ok=True)

@@ -55,6 +55,17 @@ def test_workers_share_the_cache_of_their_node(
     assert store.fetch("a", NAME) == Store(s3_uri).fetch("a", NAME) == tmp_path / "store" / NAME
 
 
+def test_use_is_noted_without_making_a_file_new(s3_uri: str, tmp_path: Path) -> None:
+    """Else each process would hash it again at every use."""
+    store, kept = Store(s3_uri, str(tmp_path)), tmp_path / NAME
+    store.write("a", MERGED)
+    written = store.fetch("a", NAME).stat().st_mtime_ns
+    os.utime(kept, ns=(0, written))
+    store.fetch("a", NAME)
+    assert kept.stat().st_mtime_ns == written
+    assert kept.stat().st_atime > time.time() - 60
+
+
 def test_what_was_unused_longest_goes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
