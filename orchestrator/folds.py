@@ -259,8 +259,8 @@ def _retry_decided(state: State, event: RetryDecided) -> State:
     assert event.order is not None
     state = _decided(state, event.order)
     if event.micro_batch is not None:
-        micro = {**state.micro_batch, event.order: event.micro_batch}
-        state = replace(state, micro_batch=micro)
+        key = state.attempt_key(event.order, event.run)
+        state = replace(state, micro_batch={**state.micro_batch, key: event.micro_batch})
     return replace(state, backoff={**state.backoff, event.order: event})
 
 

@@ -137,6 +137,7 @@ class State:
     failures: Mapping[str, tuple[Failed, ...]] = field(default_factory=dict)
     backoff: Mapping[str, RetryDecided] = field(default_factory=dict)
     micro_batch: Mapping[str, int] = field(default_factory=dict)
+    """By run: what was too much for one segment of a run would be for the next."""
     gave_up: Mapping[str, str] = field(default_factory=dict)
     merges: Mapping[str, MergeState] = field(default_factory=dict)
     rejoined: Mapping[str, Rejoined] = field(default_factory=dict)

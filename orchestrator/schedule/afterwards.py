@@ -75,9 +75,10 @@ def superseded(program: Program, state: State) -> Iterator[str]:
         return
     resolved = resolve(program, state.facts)
     in_use = {
-        rounds.soup_name(cleared)
+        merged.name
         for run in rounds.waiting(program, state)
         if (cleared := rounds.clearance(program, state, resolved, run)) is not None
+        and (merged := rounds.merged_weights(state, rounds.circle_of(resolved, run), cleared))
     }
     for circle in rounds.circles(resolved):
         newest = rounds.newest_closed(state, circle)

@@ -87,8 +87,9 @@ def _shrink(program: Program, state: State, order: str, failed: Failed) -> AnyEv
 
 
 def _micro_batch(program: Program, state: State, order: str, failed: Failed) -> int | None:
-    if order in state.micro_batch:
-        return state.micro_batch[order]
+    known = state.micro_batch.get(state.attempt_key(order, failed.run))
+    if known is not None:
+        return known
     if state.facts is None:
         return None
     resolved = resolve(program, state.facts)

@@ -128,10 +128,10 @@ def merged_weights(state: State, circle: Circle, cleared: MergeState) -> Checkpo
     since. None: its own weights."""
     if cleared.closed is None or cleared.closed.soup is None:
         return None
-    since = rounds(state, circle)
-    since = since[since.index(cleared) :]
-    left = [each for each in since if each.closed is not None and soup_name(each) in state.soups]
-    return state.soups[soup_name(left[0])] if left else None
+    since = rounds(state, circle)[(cleared.opened.round or 1) - 1 :]
+    closed = [each.closed for each in since if each.closed is not None]
+    left = (state.soups.get(each.soup) for each in closed if each.soup is not None)
+    return next((weights for weights in left if weights is not None), None)
 
 
 @remembered(by=standing)

@@ -15,7 +15,7 @@ from orchestrator.schedule import rounds
 from orchestrator.schedule.choose import as_ingredient, counts, locate_all
 from orchestrator.schedule.merge import failure, orders_of
 from orchestrator.schedule.rounds import Circle
-from orchestrator.schedule.train import segment, unfinished
+from orchestrator.schedule.train import in_flight, segment, unfinished
 from orchestrator.sections import PULL
 from orchestrator.state import MergeState, State
 from workers.types import (
@@ -104,13 +104,13 @@ def _is_over_due(
     program: Program, state: State, here: list[RunSpec], num_going: int, now: float
 ) -> bool:
     """A quorum waits, and nobody has arrived for `deadline_s`: with fewer slots than members each
-    has its turn first."""
+    has its turn first. While there was no driver nobody could arrive."""
     spec = program.experiment.merge
     quorum = spec.quorum or num_going // 2 + 1
     if spec.deadline_s is None or len(here) < quorum:
         return False
     arrived = max(state.run(run.id).arrived_at or 0.0 for run in here)
-    return now >= arrived + spec.deadline_s
+    return now >= max(arrived, state.opened_at or 0.0) + spec.deadline_s
 
 
 def _ingredient(program: Program, state: State, run: RunSpec) -> Ingredient:
@@ -225,11 +225,17 @@ def _broken(state: State, merge: MergeState) -> str | None:
 
 
 def runs(program: Program, state: State) -> Iterator[AnyOrder]:
-    """Every run that need not wait goes on to its next boundary."""
+    """Every run that need not wait goes on to its next boundary.
+
+    One order of a run at a time: word of an earlier one would be a zombie's once it is ordered for
+    another boundary, as it would be when its checkpoint is found spoilt while it trains on.
+    """
     if state.facts is None or not rounds.is_under_way(program, state):
         return
-    resolved = resolve(program, state.facts)
+    resolved, busy = resolve(program, state.facts), in_flight(state)
     for run in unfinished(program, state):
+        if run.id in busy:
+            continue
         base = state.bases.get(resolved.plan_of[run.id].final)
         order = _segment(program, state, resolved, run, base) if base is not None else None
         if order is not None:
@@ -257,10 +263,11 @@ def _segment(
 
 
 def _rejoin(program: Program, state: State, run: RunSpec, cleared: MergeState) -> Rejoin:
-    """Who was late keeps its own optimizer's state: the others' may be gone."""
+    """Who was late keeps its own optimizer's state: the others' may be gone. The average is of what
+    is left, should a member's checkpoint have been spoilt since."""
     spec, own = program.experiment.merge, state.run(run.id).last
     assert own is not None
-    names = [each.name for each in cleared.opened.ingredients]
+    names = [e.name for e in cleared.opened.ingredients if counts(state, e.name)]
     averages = spec.optimizer_state == "average" and own.name in names
     policy = spec.optimizer_state if averages or spec.optimizer_state == "reset" else "keep"
     return Rejoin(

@@ -40,11 +40,14 @@ def segment(
         return None
     start = start if rejoin is not None else known.last or start
     order = resolved.orders.get(f"train {run.id}")
-    same = isinstance(order, TrainOrder) and order.start is start and order.stop_step == stop_step
-    if not isinstance(order, TrainOrder) or not same:
+    if (
+        not isinstance(order, TrainOrder)
+        or (order.start is not start or order.stop_step != stop_step)
+        or order.rejoin != rejoin
+    ):
         order = TrainOrder(run=run, start=start, stop_step=stop_step, rejoin=rejoin)
         resolved.orders[f"train {run.id}"] = order
-    micro_batch = state.micro_batch.get(order.id)
+    micro_batch = state.micro_batch.get(run.id)
     return order.model_copy(update={"micro_batch": micro_batch}) if micro_batch else order
 
 

@@ -96,7 +96,7 @@ def test_what_is_held_is_not_due() -> None:
     assert schedule.due(PLAN, fold([gave_up], state)) == (second, third)
 
 
-def test_a_smaller_micro_batch_stays_with_its_order() -> None:
+def test_a_smaller_micro_batch_stays_with_its_run() -> None:
     first = schedule.due(PLAN, BEGUN)[0]
     oom = Failed(order=first.id, run=first.run_id, attempt=1, error="oom", message="full")
     state = fold([ordered(first), oom], BEGUN)

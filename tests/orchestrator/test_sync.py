@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.ledger import Ledger
 from orchestrator.state import State
 from tests.orchestrator.simulation import (
     FragileLedger,
@@ -18,7 +19,9 @@ from tests.orchestrator.simulation import (
     live,
     program,
 )
+from workers.storage import LEASE, Store
 from workers.types import (
+    AnyEvent,
     AnyOrder,
     BlendOrder,
     MergeOpened,
@@ -326,3 +329,78 @@ def test_merged_weights_that_were_spoilt_stop_nobody(folder: Path, left: int) ->
     assert state.served is not None and state.served.soup is not None
     assert all(state.run(run.id).trained_to == EPOCHS * PER_EPOCH for run in world.program.runs)
     assert not [run for run in world.program.runs if state.run(run.id).failed]
+
+
+@pytest.mark.parametrize("whose", ["own", "another's"])
+def test_a_state_spoilt_since_is_left_out_of_the_average(folder: Path, whose: str) -> None:
+    """Whoever's it is: that run trains again to the boundary, and the others go on."""
+    struck: list[str] = []
+
+    def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
+        if not isinstance(order, TrainOrder) or order.rejoin is None or struck:
+            return None
+        others = [each for each in order.rejoin.others if each.id != order.rejoin.own.id]
+        spoilt = order.rejoin.own if whose == "own" else others[0]
+        struck.append(spoilt.id)
+        return Mishap("corrupt", checkpoint=spoilt.id)
+
+    world = World.at(folder, synced(3, optimizer_state="average"), mishaps=breaks)
+    state = live(world)
+    assert struck and state.served is not None and state.served.soup is not None
+    assert all(state.run(run.id).trained_to == EPOCHS * PER_EPOCH for run in world.program.runs)
+
+
+def test_a_run_has_one_order_at_a_time(folder: Path) -> None:
+    """Although its checkpoint is found spoilt by others while it trains on from there."""
+    seen, struck = Starts(), []
+
+    def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
+        seen(order, attempt)
+        if order.id.startswith("score-soup_sync") and not struck:
+            struck.append(seen.orders[-1].own.id)
+            return Mishap("corrupt", after=1, checkpoint=struck[0])
+        return None
+
+    world = World.at(folder, synced(3), mishaps=breaks)
+    state = live(world, slots=4)
+    assert struck and state.served is not None
+    assert all(state.run(run.id).trained_to == EPOCHS * PER_EPOCH for run in world.program.runs)
+
+
+def test_while_there_is_no_driver_nobody_is_late(folder: Path) -> None:
+    world = World.at(folder, synced(3, deadline_s=20.0))
+    slow = SlowFleet(world, world.program.runs[1].id, stop_step=20, turns=20)
+    with pytest.raises(Killed):
+        driver(world, slow, Fatal(world.store, of="trained", nth=5)).run()
+    world.store.delete(LEASE)
+    world.clock += 3600
+    live(world, slots=3)
+    assert [e.left_out for e in events(world, MergeOpened) if e.is_sync] == [(), (), ()]
+
+
+class Fatal(Ledger):
+    """The driver dies after the nth event of a kind."""
+
+    def __init__(self, store: Store, of: str, nth: int) -> None:
+        super().__init__(store)
+        self._of, self._left = of, nth
+
+    def append(self, events: list[AnyEvent]) -> list[AnyEvent]:
+        written = super().append(events)
+        self._left -= sum(event.kind == self._of for event in written)
+        if self._left <= 0:
+            raise Killed
+        return written
+
+
+def test_a_micro_batch_that_fits_is_kept_from_round_to_round(folder: Path) -> None:
+    sizes: list[int | None] = []
+
+    def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
+        if not isinstance(order, TrainOrder):
+            return None
+        sizes.append(order.micro_batch)
+        return Mishap("oom", after=1) if (order.micro_batch or 32) > 8 else None
+
+    live(World.at(folder, synced(1), mishaps=breaks))
+    assert sizes == [None, 16, 8, 8, 8, 8]
