@@ -75,7 +75,7 @@ def _tried(question: Question | None, answer: Answer) -> tuple[str, ...]:
 def mixed(state: State, event: Mixed) -> State:
     merge = state.merges[event.merge]
     if not merge.opened.is_final:
-        state = _without_old_reasons(state, merge.opened.cohort)
+        state = _without_old_reasons(state, event.merge)
     if merge.asked_for:
         state = _without_measurements(state, merge)
     decisions = (*merge.opened.left_out, *event.soup.decisions)
@@ -109,15 +109,17 @@ def _awaited(state: State) -> set[tuple[str, str]]:
     }
 
 
-def _without_old_reasons(state: State, cohort: str) -> State:
-    """Of the rounds before the newest only the soup is still asked for; memory stays flat."""
+def _without_old_reasons(state: State, newest: str) -> State:
+    """Of the rounds before the newest, of the same cohort and fold, only the soup is still asked
+    for; memory stays flat."""
+    series = newest.rpartition("-")[0]
     old = {
         name: replace(
             merge, answers=(), tried=(), soup=merge.soup.model_copy(update={"decisions": ()})
         )
         for name, merge in state.merges.items()
         if not merge.opened.is_final
-        and merge.opened.cohort == cohort
+        and name.rpartition("-")[0] == series
         and merge.soup is not None
         and merge.soup.decisions
     }

@@ -14,16 +14,35 @@ from pathlib import Path
 from typing import BinaryIO
 
 from workers import disk
+from workers.types import UserError
 
 RECENT_S = 3600.0
 """Files used within this time stay: somebody may be about to map them."""
 
 
+def home() -> Path:
+    """What the environment says: where everything lies that is cached on this node."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = os.environ.get("SOUPFLEET_CACHE") or f"{cache}/soupfleet"
+    return Path(path).expanduser().absolute()
+
+
+def told_limit() -> int | None:
+    """Bytes of $SOUPFLEET_CACHE_GB; None where nothing is said. Raises UserError for no number."""
+    text = os.environ.get("SOUPFLEET_CACHE_GB")
+    if not text:
+        return None
+    try:
+        return int(float(text) * 1e9)
+    except ValueError as error:
+        raise UserError(
+            f"SOUPFLEET_CACHE_GB is {text!r}, which is no number of gigabytes; write e.g. 200"
+        ) from error
+
+
 def folder() -> Path:
-    """Of this node, for all processes and experiments."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    path = os.environ.get("SOUPFLEET_CACHE") or f"{home}/soupfleet"
-    return Path(path).expanduser().absolute() / "store"
+    """Of files from stores."""
+    return home() / "store"
 
 
 def keep(
@@ -51,21 +70,27 @@ def _is_there(local: Path, is_good: Callable[[Path], bool]) -> bool:
 
 
 def evict(folder: Path, spare: Path, now: float | None = None) -> None:
-    """Delete what was unused longest until the rest fits. Who has mapped a file keeps its bytes."""
+    """Delete what killed downloads left, then what was unused longest, until the rest fits. Who has
+    mapped a file keeps its bytes."""
+    old = (now or time.time()) - RECENT_S
+    _delete_remains(folder, old)
     files = []
     for path in folder.glob("[!.]*"):
         with contextlib.suppress(FileNotFoundError):  # another process evicts, too
             files.append((path.stat().st_atime, path.stat().st_size, path))
     used = sum(size for _, size, _ in files)
-    limit = _limit(folder, used)
+    told = told_limit()
+    limit = (used + shutil.disk_usage(folder).free) / 2 if told is None else told
     for used_at, size, path in sorted(files):
-        if used <= limit or used_at > (now or time.time()) - RECENT_S:
+        if used <= limit or used_at > old:
             return
         if path != spare:
             path.unlink(missing_ok=True)
             used -= size
 
 
-def _limit(folder: Path, used: int) -> float:
-    told = os.environ.get("SOUPFLEET_CACHE_GB")
-    return float(told) * 1e9 if told else (used + shutil.disk_usage(folder).free) / 2
+def _delete_remains(folder: Path, old: float) -> None:
+    for part in folder.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if part.stat().st_mtime < old:
+                part.unlink()

@@ -11,6 +11,7 @@ import pytest
 
 from workers import node_files
 from workers.storage import Store
+from workers.types import UserError
 
 MERGED = bytes(range(250)) * 12_000
 NAME = hashlib.sha256(MERGED).hexdigest()
@@ -78,3 +79,21 @@ def test_what_was_unused_longest_goes_first(
     assert len(list(tmp_path.iterdir())) == 3  # all were used a moment ago
     node_files.evict(tmp_path, spare=tmp_path / "new", now=now + 2 * node_files.RECENT_S)
     assert {path.name for path in tmp_path.iterdir()} == {"new", "old"}
+
+
+def test_what_a_killed_download_left_goes_once_it_is_old(tmp_path: Path) -> None:
+    left, whole = tmp_path / ".abc.1.tmp", tmp_path / "abc"
+    for path in (left, whole):
+        path.write_bytes(b"x")
+    node_files.evict(tmp_path, spare=whole)
+    assert left.exists()
+    node_files.evict(tmp_path, spare=whole, now=time.time() + 2 * node_files.RECENT_S)
+    assert not left.exists() and whole.exists()
+
+
+def test_a_limit_that_is_no_number_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOUPFLEET_CACHE_GB", "lots")
+    with pytest.raises(UserError, match="SOUPFLEET_CACHE_GB is 'lots'"):
+        node_files.evict(tmp_path, spare=tmp_path / "x")

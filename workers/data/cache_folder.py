@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from workers import disk
+from workers import disk, node_files
 from workers.data.arrow_file import DAMAGE
-from workers.types import UserError
 
 T = TypeVar("T")
 Touch = Callable[[], object]
@@ -126,9 +125,7 @@ class CacheFolder:
 
 def disk_folder() -> CacheFolder:
     """The cache on disk, as the environment says."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    path = os.environ.get("SOUPFLEET_CACHE") or f"{home}/soupfleet"
-    return CacheFolder(Path(path).expanduser().absolute(), _limit())
+    return CacheFolder(node_files.home(), node_files.told_limit())
 
 
 def memory_folder() -> CacheFolder:
@@ -144,19 +141,7 @@ def memory_folder() -> CacheFolder:
         raise Unusable(error.errno, f"{path}: {error.strerror}") from error
     if path.lstat().st_uid != os.getuid():
         raise Unusable(errno.EACCES, f"{path}: belongs to another user")
-    return CacheFolder(path, _limit(), sheds_unused=True)
-
-
-def _limit() -> int | None:
-    text = os.environ.get("SOUPFLEET_CACHE_GB")
-    if not text:
-        return None
-    try:
-        return int(float(text) * 1e9)
-    except ValueError as error:
-        raise UserError(
-            f"SOUPFLEET_CACHE_GB is {text!r}, which is no number of gigabytes; write e.g. 200"
-        ) from error
+    return CacheFolder(path, node_files.told_limit(), sheds_unused=True)
 
 
 def _is_unlocked(path: Path) -> bool:
