@@ -245,7 +245,9 @@ class World:
         steps = round((bar - score) * COUNTS[SELECTION])
         choices = range(steps + 1) if order.strict else range(steps)
         above = choices[_table(self.seed, order.id) % len(choices)]
-        return Tasting(score=None, at_most=score + above / COUNTS[SELECTION], samples=8)
+        # Counted in images, as the real bound is: a sum of fractions may exceed the bar by an ulp.
+        hits = round(score * COUNTS[SELECTION]) + above
+        return Tasting(score=None, at_most=hits / COUNTS[SELECTION], samples=8)
 
     def _geometry(self, order: GeometryOrder, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)
