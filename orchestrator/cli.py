@@ -13,15 +13,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from orchestrator import config, session
-from orchestrator.folds import fold
-from orchestrator.ledger import Ledger
-from orchestrator.report.tables import final_table, status_json, status_view
+from orchestrator import config
+from orchestrator.commands.run import BAD, Options, Outcome, planned, read_experiment
+from orchestrator.commands.run import run as run_experiment
+from orchestrator.driver.ledger import Ledger
+from orchestrator.driver.signals import STOPPED
+from orchestrator.experiment import resolved
+from orchestrator.report.terminal.tables import final_table, status_json, status_view
 from orchestrator.report.write import write_report
-from orchestrator.session import BAD, STOPPED, Options
-from orchestrator.state import State
-from workers.storage import FINISH, Store
-from workers.types import UserError
+from orchestrator.state.reducers import fold
+from orchestrator.state.state import State
+from workers.errors import UserError
+from workers.storage.layout import FINISH
+from workers.storage.store import Store
 
 PIPE_WIDTH = 130
 
@@ -51,7 +55,7 @@ def plan(
     name: Name = None,
 ) -> None:
     """Validate, survey data and models, print runs, resources, storage and time; start none."""
-    from orchestrator.plan import make_plan, plan_view
+    from orchestrator.commands.plan import make_plan, plan_view
 
     experiment = config.load(config_file, overrides or [], storage=storage, name=name)
     made = make_plan(experiment)
@@ -93,7 +97,7 @@ def run(
         take_over=take_over,
         plain=plain,
     )
-    _show_outcome(session.run(experiment, options), config.uri(experiment))
+    _show_outcome(run_experiment(experiment, options), config.uri(experiment))
 
 
 @app.command()
@@ -103,7 +107,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until finished.")] = False,
 ) -> None:
     """Show the fleet from its store, from any machine."""
-    from orchestrator.watching import watch_status
+    from orchestrator.commands.status import watch_status
 
     if watch and not as_json:
         watch_status(Store(uri), uri)
@@ -137,7 +141,7 @@ def finish(uri: Uri) -> None:
 @app.command()
 def logs(uri: Uri, run_id: Annotated[str, typer.Argument(metavar="RUN")]) -> None:
     """Print a run's log, all attempts."""
-    from orchestrator.watching import run_log
+    from orchestrator.commands.status import run_log
 
     sys.stdout.write(run_log(_existing(uri), run_id))
 
@@ -171,8 +175,8 @@ def soup(
     ] = None,
 ) -> None:
     """Make soups of checkpoints trained elsewhere, e.g. by timm's train script."""
-    from orchestrator.souping import Wish
-    from orchestrator.souping import soup as make_soups
+    from orchestrator.commands.soup import Wish
+    from orchestrator.commands.soup import soup as make_soups
 
     wish = Wish(
         checkpoints=tuple(checkpoints),
@@ -200,8 +204,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model on class folders, matched by name to its labels."""
-    from orchestrator.watching import score_view
-    from workers.serving import evaluate_folder
+    from orchestrator.commands.status import score_view
+    from workers.serving.served_model import evaluate_folder
 
     score = evaluate_folder(Path(model_dir), Path(data))
     if as_json:
@@ -222,7 +226,7 @@ def predict(
     ] = None,
 ) -> None:
     """Label images with a served model, or with an ensemble of an experiment."""
-    from orchestrator.labelling import label_images
+    from orchestrator.commands.predict import label_images
 
     store = _existing(model) if ensemble is not None else None
     print(label_images(Path(model), Path(images), Path(out), store, ensemble))
@@ -231,7 +235,7 @@ def predict(
 @app.command()
 def verify(uri: Uri) -> None:
     """Check every committed file, rebuild the served soup from its mix and compare bytes."""
-    from orchestrator.verify import verify_experiment
+    from orchestrator.commands.verify import verify_experiment
 
     program, state, store = _replayed(uri)
     problems = verify_experiment(program, state, store, say=print)
@@ -249,13 +253,13 @@ def submit(
     name: Name = None,
 ) -> None:
     """Run an experiment as a Ray job on a cluster."""
-    from orchestrator.submit import submit_job
+    from orchestrator.commands.submit import submit_job
 
     experiment = config.load(config_file, overrides or [], storage=storage, name=name)
     raise typer.Exit(submit_job(experiment, address, wait))
 
 
-def _show_outcome(outcome: session.Outcome, uri: str) -> None:
+def _show_outcome(outcome: Outcome, uri: str) -> None:
     """The final table; ends the command with its exit code."""
     if outcome.results is None:
         print(f"Stopped. The same command goes on where this one left {uri}.")
@@ -273,18 +277,18 @@ def _console() -> Console:
 
 def _existing(uri: str) -> Store:
     store = Store(uri)
-    if session.read_experiment(store) is None:
+    if read_experiment(store) is None:
         raise UserError(
             f"there is no experiment at {uri}; give STORAGE/NAME, as in runs/quickstart"
         )
     return store
 
 
-def _replayed(uri: str) -> tuple[session.Program, State, Store]:
+def _replayed(uri: str) -> tuple[resolved.Program, State, Store]:
     store = _existing(uri)
-    experiment = session.read_experiment(store)
+    experiment = read_experiment(store)
     assert experiment is not None
-    return session.planned(experiment), fold(Ledger(store).replay()), store
+    return planned(experiment), fold(Ledger(store).replay()), store
 
 
 def main() -> None:

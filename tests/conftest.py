@@ -8,7 +8,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from workers.storage import Store
+from workers.storage.store import Store
 
 
 @pytest.fixture(scope="session", autouse=True)

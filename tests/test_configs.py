@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import dump, load, read
-from orchestrator.sweep import expand
-from workers.types import UserError
+from orchestrator.experiment.sweep import expand
+from workers.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("**/*.yaml"))
 STUDIES = [path for path in CONFIGS if path.parent.name == "studies"]

@@ -5,17 +5,21 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from workers.components import components_of
+from workers.config.model import ModelSpec
+from workers.config.train import TrainSpec
+from workers.context import WorkerContext
 from workers.data import Images, eval_pixels, normalise, survey
 from workers.data.augment import require_policy
-from workers.data.weights import class_weights
-from workers.foreign import require_weights
-from workers.model import create_model, has_batchnorm, load_initial, preprocessing
-from workers.optim import create_optimizer, require_optimizer
-from workers.sections import require_sections
-from workers.serialise import write_tensors
-from workers.spec import ModelSpec, TrainSpec
-from workers.storage import Bytes, Store
+from workers.errors import UserError
+from workers.models.build import create_model, has_batchnorm, preprocessing
+from workers.models.components import components_of
+from workers.models.pretrained import load_initial
+from workers.storage.safetensors_writer import write_tensors
+from workers.storage.store import Bytes, Store
+from workers.training.import_weights import require_weights
+from workers.training.loss import class_weights
+from workers.training.optim import create_optimizer, require_optimizer
+from workers.training.unfreezing import require_sections
 from workers.types import (
     SELECTION,
     AnyEvent,
@@ -24,10 +28,8 @@ from workers.types import (
     Preflighted,
     PreflightOrder,
     SplitFacts,
-    UserError,
     model_key,
 )
-from workers.worker import Worker
 
 FEW_CHECKPOINTS = 10
 """Free disk for fewer than these is worth a warning: a fleet writes one per run and epoch."""
@@ -38,7 +40,7 @@ TRIAL_STEPS = 6
 """After which Lookahead, the slowest to begin, has all its state."""
 
 
-def preflight(order: PreflightOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]:
+def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
     """Yields Preflighted, after writing splits.parquet. Raises UserError for what cannot work."""
     setting = worker.setting
     for name in order.opts:
@@ -66,7 +68,7 @@ def preflight(order: PreflightOrder, attempt: int, worker: Worker) -> Iterator[A
     yield Preflighted(facts=facts)
 
 
-def _refuse_endless_round(order: PreflightOrder, images: Images, worker: Worker) -> None:
+def _refuse_endless_round(order: PreflightOrder, images: Images, worker: WorkerContext) -> None:
     if order.round_steps is None or order.longest is None:
         return
     per_epoch = order.longest.steps_per_epoch(images.count("train"), worker.setting.ranks)
@@ -87,7 +89,7 @@ def _split_facts(images: Images, split: str) -> SplitFacts:
 
 
 def _model_facts(
-    spec: ModelSpec, order: PreflightOrder, images: Images, worker: Worker
+    spec: ModelSpec, order: PreflightOrder, images: Images, worker: WorkerContext
 ) -> ModelFacts:
     """Builds the model on the CPU, and loads its checkpoint if it names one; downloads nothing."""
     model = create_model(spec, len(images.classes), worker.setting.data)

@@ -8,7 +8,7 @@ import bisect
 from collections import defaultdict
 from dataclasses import dataclass
 
-from orchestrator.state import State
+from orchestrator.state.state import State
 
 MERGE_SLOT = "merge"
 """The merge actor is no training slot: it waits for recipes, and holds no accelerator."""

@@ -11,14 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import config
-from orchestrator.program import Program, Resolved, resolve, tracks_of
-from orchestrator.remember import remembered
+from orchestrator.experiment.resolved import Program, Resolved, resolve, tracks_of
 from orchestrator.report.efficiency import fleet_efficiency, wall_s
-from orchestrator.report.merging import rounds
-from orchestrator.schedule import analyse, choose, curve, merge, score, train
-from orchestrator.schedule.merge import Final
-from orchestrator.state import MergeState, State
-from workers.storage import ANALYSIS
+from orchestrator.report.round_results import rounds
+from orchestrator.schedule import (
+    analysis,
+    final_merges,
+    ingredients,
+    path_scores,
+    scoring,
+    training,
+)
+from orchestrator.schedule.final_merges import Final
+from orchestrator.state.remember import remembered
+from orchestrator.state.state import MergeState, State
+from workers.storage.layout import ANALYSIS
 from workers.types import SELECTION, Checkpointed, Compared, Delta, Mix, RunSpec, Score, family_of
 
 SCHEMA = 1
@@ -45,11 +52,13 @@ def results(program: Program, state: State) -> Json:
             for run in program.runs
             for track in tracks_of(run)
         ],
-        "soups": [_soup(program, state, compared, *each) for each in merge.made(program, state)],
+        "soups": [
+            _soup(program, state, compared, *each) for each in final_merges.made(program, state)
+        ],
         "ensembles": _ensembles(compared),
         "best_single": best_single(program, state),
         "served": state.served.soup if state.served is not None else None,
-        "analysis": ANALYSIS if analyse.is_made(program, state) else None,
+        "analysis": ANALYSIS if analysis.is_made(program, state) else None,
         "rounds": rounds(program, state),
         "failures": _failures(state),
         "finish_reason": state.finish_reason,
@@ -104,8 +113,8 @@ def _run(
 ) -> Json:
     """Of a run, or of the moving average of its weights, which shares the run's fate."""
     known, average = state.run(run.id), state.run(track.id)
-    stands_for_it = choose.representative(program, average)
-    status = train.status(program, state, run)
+    stands_for_it = ingredients.representative(program, average)
+    status = training.status(program, state, run)
     steps = known.last.step if known.last is not None else 0
     return {
         "id": track.id,
@@ -116,7 +125,7 @@ def _run(
         "replica": run.replica,
         "fold": run.fold,
         "status": status if status in ("done", "failed", "pruned") else "stopped",
-        "failure": train.failure(state, resolved, run) if resolved is not None else None,
+        "failure": training.failure(state, resolved, run) if resolved is not None else None,
         "attempts": state.attempts.get(run.id, 0) - max(0, _num_segments(state)[run.id] - 1),
         "interruptions": known.interruptions,
         "steps": steps,
@@ -129,7 +138,7 @@ def _run(
 
 
 def _scores_of_run(state: State, event: Checkpointed | None) -> Json:
-    return {} if event is None else _scores(score.scores_of(state, event.checkpoint.name))
+    return {} if event is None else _scores(scoring.scores_of(state, event.checkpoint.name))
 
 
 def _scores(scores: Mapping[str, Score]) -> Json:
@@ -145,7 +154,7 @@ def _soup(
     soup = state_of_it.soup
     assert soup is not None, f"{name} was made without a mix"
     cost = _cost(state, state_of_it)
-    deltas = compared.soups.get(score.predictions_of(state, final, name)) if compared else None
+    deltas = compared.soups.get(scoring.predictions_of(state, final, name)) if compared else None
     return {
         "id": name,
         "recipe": final.recipe.label,
@@ -154,9 +163,9 @@ def _soup(
         "mix": _mix(state, soup.mix),
         "ingredients": len(state_of_it.opened.ingredients),
         "members": _ids_of(state, soup.mix.names),
-        "scores": _scores(score.scores_of_soup(state, final, name)),
+        "scores": _scores(scoring.scores_of_soup(state, final, name)),
         "decisions": _decisions(state, state_of_it),
-        "curve": [_point(state, point) for point in curve.curve(program, state, final)],
+        "curve": [_point(state, point) for point in path_scores.curve(program, state, final)],
         "tastes": len(tastes(state, state_of_it)),
         "measured": state_of_it.measured,
         "samples_forwarded": cost.samples,
@@ -166,7 +175,7 @@ def _soup(
     }
 
 
-def _point(state: State, point: curve.Point) -> Json:
+def _point(state: State, point: path_scores.Point) -> Json:
     """Of a recipe's way to its soup, on the splits that chose nothing."""
     scores = _scores(point.scores)
     return {"alpha": point.alpha, "mix": _mix(state, point.mix), "scores": scores}
@@ -209,7 +218,7 @@ def _cost(state: State, made: MergeState) -> _Cost:
 def _id_of(state: State, name: str) -> str:
     """The id under which a named checkpoint lies; its name, if it is gone."""
     try:
-        return choose.locate(state, name).id
+        return ingredients.locate(state, name).id
     except KeyError:
         return name
 
@@ -234,7 +243,7 @@ def _decisions(state: State, made: MergeState) -> list[Json]:
 
 def _run_of(state: State, name: str) -> str | None:
     """Of a checkpoint that took no part; None for what is none, such as `alpha 0.3`."""
-    return name.partition("/")[0] if choose.counts(state, name) else None
+    return name.partition("/")[0] if ingredients.counts(state, name) else None
 
 
 def _deltas(deltas: Mapping[str, Delta]) -> Json:
@@ -243,7 +252,7 @@ def _deltas(deltas: Mapping[str, Delta]) -> Json:
 
 def comparison(program: Program, state: State) -> Compared | None:
     """The comparison of exactly what there is to compare; None until it has been made."""
-    order = score.compare_order(program, state)
+    order = scoring.compare_order(program, state)
     return state.compared.get(order.key) if order is not None else None
 
 
@@ -267,14 +276,14 @@ def best_single(program: Program, state: State) -> Json | None:
     if state.facts is None:
         return None
     resolved = resolve(program, state.facts)
-    singles = list(score.ended(program, state, resolved))
-    order = score.compare_order(program, state)
+    singles = list(scoring.ended(program, state, resolved))
+    order = scoring.compare_order(program, state)
     if order is not None:
         singles = [each for each in singles if each[1].checkpoint.id == order.best_single]
     if not singles:
         return None
-    run, event = score.best_single(program, singles)
-    scores = _scores(score.scores_of(state, event.checkpoint.name))
+    run, event = scoring.best_single(program, singles)
+    scores = _scores(scoring.scores_of(state, event.checkpoint.name))
     return {"run": run.id, "checkpoint": event.checkpoint.id, "scores": scores}
 
 

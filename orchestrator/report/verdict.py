@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
 
-from orchestrator.report import words
-from orchestrator.report.words import Json
+from orchestrator.report import format
+from orchestrator.report.format import Json
 
 Z95 = 1.96
 """Half a 95 % interval in standard errors."""
@@ -64,20 +64,20 @@ def served(known: Json) -> Json | None:
 
 def versus(known: Json) -> str | None:
     """The split that judges: `test`, else the last that only reports; never the selection split."""
-    report = [split for split in words.splits_of(known) if split != known["selection"]]
+    report = [split for split in format.splits_of(known) if split != known["selection"]]
     if "test" in report:
         return "test"
     return report[-1] if report else None
 
 
 def _what(known: Json, soup: Json) -> str:
-    name = words.soup_name(known, soup)
-    return f"{name}, {words.share(soup)}"
+    name = format.soup_name(known, soup)
+    return f"{name}, {format.share(soup)}"
 
 
 def _why_none(known: Json) -> str:
-    failed = [run for run in words.trained(known) if run["status"] == "failed"]
-    if failed and len(failed) == len(words.trained(known)):
+    failed = [run for run in format.trained(known) if run["status"] == "failed"]
+    if failed and len(failed) == len(format.trained(known)):
         return f"All {len(failed)} runs failed; the first because {failed[0]['failure']}."
     return "None has been made, or the experiment has not ended."
 
@@ -92,14 +92,14 @@ def _itself(known: Json, soup: Json, split: str) -> str:
 
 def _shown(known: Json, model: Json, split: str | None) -> str:
     metric = known["metric"]
-    value = words.score_of(model["scores"], split or "", metric)
-    return f"{words.shown(value, metric)} {words.unit(metric)}"
+    value = format.score_of(model["scores"], split or "", metric)
+    return f"{format.shown(value, metric)} {format.unit(metric)}"
 
 
 def _difference(delta: Json) -> str:
-    low, high = (words.with_sign(end, delta["metric"]) for end in delta["ci95"])
-    by = words.with_sign(delta["delta"], delta["metric"])
-    return f"{by} {words.difference_unit(delta['metric'])} with a 95 % interval of {low} to {high}"
+    low, high = (format.with_sign(end, delta["metric"]) for end in delta["ci95"])
+    by = format.with_sign(delta["delta"], delta["metric"])
+    return f"{by} {format.difference_unit(delta['metric'])} with a 95 % interval of {low} to {high}"
 
 
 def about_ensembles(known: Json) -> list[str]:
@@ -119,10 +119,10 @@ def _about_ensemble(known: Json, soup: Json, ensemble: Json, split: str) -> str 
     if ours is None or theirs is None:
         return None
     times = len(ensemble["members"])
-    name = words.ensemble(ensemble["kind"]).capitalize()
-    name += f" ({words.fitted(ensemble)})" if ensemble["fitted_on"] else ""
-    by = words.with_sign(ours["delta"] - theirs["delta"], ours["metric"])
-    unit = words.difference_unit(ours["metric"])
+    name = format.ensemble(ensemble["kind"]).capitalize()
+    name += f" ({format.fitted(ensemble)})" if ensemble["fitted_on"] else ""
+    by = format.with_sign(ours["delta"] - theirs["delta"], ours["metric"])
+    unit = format.difference_unit(ours["metric"])
     return (
         f"{name} of {times} models, at {times} times the work per image, scores "
         f"{_shown(known, ensemble, split)} ({_difference(theirs)}); the soup minus it is {by} "
@@ -139,7 +139,7 @@ def _apart(ours: Json, theirs: Json) -> str:
 
 def cautions(known: Json) -> list[str]:
     """What a reader should know before believing the numbers."""
-    runs = words.trained(known)
+    runs = format.trained(known)
     failed = [run for run in runs if run["status"] == "failed"]
     stopped = [run for run in runs if run["status"] == "stopped"]
     total = len(runs)
@@ -165,25 +165,25 @@ def _outside(known: Json) -> list[str]:
         if decision["reason"].startswith("outside the basin")
     }
     named = ", ".join(sorted(found))
-    which = f"{words.counted(len(found), 'ingredient')} outside the basin of the best one"
+    which = f"{format.counted(len(found), 'ingredient')} outside the basin of the best one"
     return [f"Left out of every mixture: {which} ({named})."] if found else []
 
 
 def _far_below(known: Json) -> Iterator[str]:
     """A plain mean that is much worse than each of its members: they are not in one basin."""
     metric, split = known["metric"], known["selection"]
-    sign, far = (1, FAR) if words.is_fraction(metric) else (-1, FAR_NATS)
+    sign, far = (1, FAR) if format.is_fraction(metric) else (-1, FAR_NATS)
     for soup in known["soups"]:
-        ours, lowest = words.score_of(soup["scores"], split, metric), _lowest_member(known, soup)
+        ours, lowest = format.score_of(soup["scores"], split, metric), _lowest_member(known, soup)
         # Under the other policies it may as well be the BatchNorm statistics.
         if soup["recipe"] not in ("uniform", "uniform@recompute") or ours is None or lowest is None:
             continue
         if sign * (lowest - ours) > far:
-            unit = words.unit(metric)
+            unit = format.unit(metric)
             yield (
-                f"The soup {words.soup_name(known, soup)} scores {words.shown(ours, metric)} "
+                f"The soup {format.soup_name(known, soup)} scores {format.shown(ours, metric)} "
                 f"{unit} on {split}, far below each of its members (the lowest "
-                f"{words.shown(lowest, metric)} {unit}): no straight line joins them all, so try "
+                f"{format.shown(lowest, metric)} {unit}): no straight line joins them all, so try "
                 "soup.basin, which leaves out who lies beyond a barrier."
             )
 
@@ -195,9 +195,9 @@ def _lowest_member(known: Json, soup: Json) -> float | None:
         score
         for run in known["runs"]
         if run["representative"] in soup["members"]
-        and (score := words.score_of(run["scores"], split, metric)) is not None
+        and (score := format.score_of(run["scores"], split, metric)) is not None
     ]
-    worst = min if words.is_fraction(metric) else max
+    worst = min if format.is_fraction(metric) else max
     return worst(scores, default=None)
 
 
@@ -206,7 +206,7 @@ def small_selection_split(known: Json) -> str | None:
     name = known["selection"]
     count = known["splits"].get(name, {}).get("count", 0)
     best = known["best_single"]
-    accuracy = words.score_of(best["scores"], name, "top1") if best else None
+    accuracy = format.score_of(best["scores"], name, "top1") if best else None
     if accuracy is None or not count:
         return None
     standard_error = sqrt(accuracy * (1 - accuracy) / count)

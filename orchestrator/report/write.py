@@ -2,12 +2,13 @@
 
 import json
 
-from orchestrator.program import Program
-from orchestrator.report.html import report_html
+from orchestrator.experiment.resolved import Program
+from orchestrator.report.csv_files import run_csv, summary_csv
+from orchestrator.report.html.page import report_html
 from orchestrator.report.results import Json, results
-from orchestrator.report.summary import run_csv, summary_csv
-from orchestrator.state import State
-from workers.storage import ANALYSIS, REPORT, RESULTS, SUMMARY, Store, run_file
+from orchestrator.state.state import State
+from workers.storage.layout import ANALYSIS, REPORT, RESULTS, SUMMARY, run_file
+from workers.storage.store import Store
 
 
 def write_report(program: Program, state: State, store: Store) -> Json:

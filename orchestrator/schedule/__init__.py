@@ -10,44 +10,43 @@ repeat what a fleet already holds, what waits for its backoff, or what was given
 from collections.abc import Iterator
 from itertools import chain
 
-from orchestrator.program import Program
-from orchestrator.remember import remembered
+from orchestrator.experiment.resolved import Program
 from orchestrator.schedule import (
-    afterwards,
-    analyse,
-    base,
+    analysis,
     basin,
-    curve,
-    finish,
-    merge,
+    final_merges,
     observe,
-    retire,
+    path_scores,
+    preparation,
+    retention,
     retry,
-    score,
-    sync,
-    train,
+    scoring,
+    serving,
+    sync_merges,
+    training,
 )
-from orchestrator.state import State
+from orchestrator.state.remember import remembered
+from orchestrator.state.state import State
 from workers.types import AnyEvent, AnyOrder
 
 RULES = (
-    base.preflight,
-    base.bases,
-    sync.orders,
-    train.runs,
-    sync.runs,
+    preparation.preflight,
+    preparation.bases,
+    sync_merges.orders,
+    training.runs,
+    sync_merges.runs,
     basin.orders,
-    merge.final_orders,
-    score.runs,
-    merge.blends,
-    score.soups,
-    score.comparison,
-    finish.serving,
-    analyse.orders,
-    curve.orders,
+    final_merges.final_orders,
+    scoring.runs,
+    final_merges.blends,
+    scoring.soups,
+    scoring.comparison,
+    serving.serving,
+    analysis.orders,
+    path_scores.orders,
     observe.orders,
-    afterwards.telling,
-    retire.checkpoints,
+    sync_merges.telling,
+    retention.checkpoints,
 )
 """In order of priority: what a sync round waits for, then training, final tastes and scores; last
 what training must not wait for."""
@@ -60,7 +59,7 @@ def due(program: Program, state: State) -> tuple[AnyOrder, ...]:
 
 def wanted(program: Program, state: State) -> tuple[AnyOrder, ...]:
     """Due, or already in flight; rules may leave out what is in flight."""
-    if state.stopped is not None or finish.refusal(state) is not None:
+    if state.stopped is not None or serving.refusal(state) is not None:
         return ()
     return tuple(chain.from_iterable(rule(program, state) for rule in RULES))
 
@@ -71,17 +70,17 @@ def decisions(program: Program, state: State, now: float) -> tuple[AnyEvent, ...
 
 def _decisions(program: Program, state: State, now: float) -> Iterator[AnyEvent]:
     yield from retry.decisions(program, state, now)
-    yield from finish.deadline(program, state, now)
-    yield from merge.decisions(program, state)
+    yield from serving.deadline(program, state, now)
+    yield from final_merges.decisions(program, state)
     yield from observe.decisions(program, state)
-    yield from sync.decisions(program, state, now)
-    yield from finish.nothing_to_serve(program, state)
+    yield from sync_merges.decisions(program, state, now)
+    yield from serving.nothing_to_serve(program, state)
 
 
 def is_over(program: Program, state: State) -> bool:
     """Nothing is in flight, waits, could be done or settled: the experiment has all it will get."""
     if state.open or state.backoff or state.undecided:
         return False
-    if finish.refusal(state) is not None:
+    if serving.refusal(state) is not None:
         return True
     return not due(program, state) and not decisions(program, state, now=0.0)

@@ -10,11 +10,11 @@ finds out by itself. What is tasted here is what greedy tastes first, so it pays
 
 from collections.abc import Iterator
 
-from orchestrator.program import Program, resolve
-from orchestrator.remember import remembered
-from orchestrator.schedule.choose import ingredients, locate_all
-from orchestrator.schedule.train import all_settled, standing
-from orchestrator.state import State
+from orchestrator.experiment.resolved import Program, resolve
+from orchestrator.schedule.ingredients import ingredients, locate_all
+from orchestrator.schedule.training import all_settled, standing
+from orchestrator.state.remember import remembered
+from orchestrator.state.state import State
 from workers.types import AnyOrder, Cohort, Decision, Ingredient, Mix, TasteOrder
 
 

@@ -7,12 +7,12 @@ is never a candidate for serving; its tastes run on the merge actor, so training
 
 from collections.abc import Iterator
 
-from orchestrator.program import Program, Resolved, resolve
-from orchestrator.schedule.choose import as_ingredient, counts
-from orchestrator.schedule.merge import failure, orders_of
-from orchestrator.schedule.train import all_settled
-from orchestrator.state import MergeState, State
-from workers.spec import period_steps
+from orchestrator.experiment.resolved import Program, Resolved, resolve
+from orchestrator.schedule.final_merges import failure, orders_of
+from orchestrator.schedule.ingredients import as_ingredient, counts
+from orchestrator.schedule.training import all_settled
+from orchestrator.state.state import MergeState, State
+from workers.config.train import period_steps
 from workers.types import AnyEvent, AnyOrder, Cohort, Ingredient, MergeOpened, run_of
 
 

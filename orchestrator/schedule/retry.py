@@ -15,8 +15,8 @@ error      once                        1 s                  twice the same is de
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.program import Program, resolve
-from orchestrator.state import State
+from orchestrator.experiment.resolved import Program, resolve
+from orchestrator.state.state import State
 from workers.types import AnyEvent, BackoffOver, ErrorClass, Failed, GaveUp, RetryDecided
 
 LONGEST_PAUSE_S = 60.0

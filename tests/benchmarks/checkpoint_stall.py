@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.checkpoints import CheckpointWriter, TrainState, write_checkpoint
-from workers.storage import Store
+from workers.storage.checkpoint_writer import CheckpointWriter, write_checkpoint
+from workers.storage.checkpoints import TrainState
+from workers.storage.store import Store
 
 NUM_CHECKPOINTS = 5
 STEPS_BETWEEN = 1.5

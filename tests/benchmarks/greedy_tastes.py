@@ -13,21 +13,12 @@ import time
 from pathlib import Path
 
 from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
-from workers.merge import advance
+from workers.config.data import DataSpec
+from workers.config.model import ModelSpec
+from workers.merging.recipe_driver import advance
+from workers.merging.taste import taste
 from workers.recipes import load
-from workers.spec import DataSpec, ModelSpec
-from workers.tasting import taste
-from workers.types import (
-    Answer,
-    First,
-    Found,
-    Ingredient,
-    Mix,
-    Soup,
-    Tasted,
-    TasteOrder,
-    Tasting,
-)
+from workers.types import Answer, First, Found, Ingredient, Mix, Soup, Tasted, TasteOrder, Tasting
 
 DATA = DataSpec(source="digits", image_size=32, val_fraction=0.6, test_fraction=0.1)
 NUM_VAL = 1024

@@ -32,6 +32,8 @@ from timm.data import create_dataset, create_loader
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+from workers.config.data import DataSpec
+from workers.config.train import TrainSpec
 from workers.data import (
     Images,
     epoch_order,
@@ -42,7 +44,6 @@ from workers.data import (
     train_pixels,
     train_transform,
 )
-from workers.spec import DataSpec, TrainSpec
 
 SIZE = 224
 BATCH = 32

@@ -26,18 +26,20 @@ import sklearn.manifold
 import torch
 from torch import Tensor
 
-from orchestrator.souping import Wish, soup
+from orchestrator.commands.soup import Wish, soup
 from tests.benchmarks.memory import PeakAnonymous
-from tests.workers.pictures import write_classes
-from workers.checkpoints import write_checkpoint
+from tests.image_folders import write_classes
+from workers.config.data import DataSpec
+from workers.config.model import BaseSpec, ModelSpec
+from workers.context import WorkerContext
 from workers.data import Images, eval_pixels, normalise, survey
-from workers.gradient import gradient
-from workers.manifest import read_manifest
-from workers.model import create_model, preprocessing
-from workers.spec import BaseSpec, DataSpec, ModelSpec
-from workers.storage import WEIGHTS, Store, checkpoint_dir
+from workers.merging.gradient import gradient
+from workers.models.build import create_model, preprocessing
+from workers.storage.checkpoint_writer import write_checkpoint
+from workers.storage.layout import WEIGHTS, checkpoint_dir
+from workers.storage.manifest import read_manifest
+from workers.storage.store import Store
 from workers.types import SELECTION, Checkpoint, Cohort, Gradient, GradientOrder, Mix, Setting
-from workers.worker import Worker
 
 LIBRARIES = (plotly.offline, scipy.optimize, sklearn.manifold)
 """Imported late by whoever analyses and reports; their code is not what is measured."""
@@ -140,7 +142,7 @@ def _question(scene: Scene) -> int:
     )
     members = _members(scene)
     torch.set_num_threads(1)
-    worker = Worker(setting)
+    worker = WorkerContext(setting)
     mix = Mix.mean([each.name for each in members])
     question = Gradient(mix=mix, components=("",), epoch=0, batch=0, batch_size=scene.batch)
     cohort = Cohort(

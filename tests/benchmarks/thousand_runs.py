@@ -22,13 +22,15 @@ from typing import Any
 import psutil
 
 from orchestrator import schedule
-from orchestrator.driver import Driver
-from orchestrator.lease import Lease
-from orchestrator.ledger import Ledger
-from orchestrator.program import Program
-from orchestrator.state import State
-from tests.orchestrator.simulation import SimulatedFleet, World, program
-from workers.storage import Store
+from orchestrator.driver.driver import Driver
+from orchestrator.driver.lease import Lease
+from orchestrator.driver.ledger import Ledger
+from orchestrator.experiment.resolved import Program
+from orchestrator.state.state import State
+from tests.simulator.experiment import program
+from tests.simulator.simulator import SimulatedFleet
+from tests.simulator.world import World
+from workers.storage.store import Store
 from workers.types import AnyEvent
 
 MARKS = (0.1, 0.5, 1.0)

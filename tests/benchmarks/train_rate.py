@@ -31,15 +31,17 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Subset
 
-from workers.checkpoints import write_checkpoint
+from workers.config.data import DataSpec
+from workers.config.model import BaseSpec, ModelSpec
+from workers.config.train import TrainSpec
+from workers.context import WorkerContext
 from workers.data import epoch_order, survey
-from workers.model import preprocessing
-from workers.objective import Batch, Intake
-from workers.spec import BaseSpec, DataSpec, ModelSpec, TrainSpec
-from workers.storage import Store
-from workers.train import train
+from workers.models.build import preprocessing
+from workers.storage.checkpoint_writer import write_checkpoint
+from workers.storage.store import Store
+from workers.training.batches import Batch, Intake
+from workers.training.train import train
 from workers.types import Checkpoint, RunSpec, Setting, TrainOrder
-from workers.worker import Worker
 
 NUM_CLASSES = 4
 ROUNDS = 5
@@ -110,7 +112,7 @@ def loss_curves(
 
 
 def _plain_losses(
-    worker: Worker, run: RunSpec, weights: dict[str, Tensor], folder: str
+    worker: WorkerContext, run: RunSpec, weights: dict[str, Tensor], folder: str
 ) -> list[float]:
     """The plain loop, with the order of each epoch given."""
     spec, images = run.train, worker.images
@@ -144,7 +146,7 @@ def _plain_losses(
 
 
 def _ordered_loader(
-    worker: Worker, model: torch.nn.Module, spec: TrainSpec, folder: str, order: np.ndarray
+    worker: WorkerContext, model: torch.nn.Module, spec: TrainSpec, folder: str, order: np.ndarray
 ) -> Any:
     """timm's loader over timm's dataset, without chance, in a given order of our images."""
     dataset: Any = create_dataset("", folder)
@@ -193,7 +195,9 @@ def _write_images(root: Path, num: int, size: int) -> None:
             Image.fromarray(pixels).save(folder / f"{i:05d}.jpg")
 
 
-def _worker(uri: str, data: DataSpec, run: RunSpec, device: str) -> tuple[Worker, Checkpoint]:
+def _worker(
+    uri: str, data: DataSpec, run: RunSpec, device: str
+) -> tuple[WorkerContext, Checkpoint]:
     setting = Setting(
         uri=uri,
         seed=0,
@@ -204,18 +208,18 @@ def _worker(uri: str, data: DataSpec, run: RunSpec, device: str) -> tuple[Worker
         device="cuda" if device == "cuda" else "cpu",
     )
     survey(data, seed=0)[0].save(Store(uri))
-    worker = Worker(setting)
+    worker = WorkerContext(setting)
     weights = worker.model(run.model).state_dict()
     return worker, write_checkpoint(Store(uri), "base/b", None, 0, weights)
 
 
-def _ours(worker: Worker, run: RunSpec, base: Checkpoint, steps: int, attempt: int) -> float:
+def _ours(worker: WorkerContext, run: RunSpec, base: Checkpoint, steps: int, attempt: int) -> float:
     events = train(TrainOrder(run=run, start=base, stop_step=steps), attempt, worker)
     return next(event.images_per_s for event in list(events) if event.kind == "evaluated")
 
 
 def _plain(
-    worker: Worker,
+    worker: WorkerContext,
     run: RunSpec,
     batches: Callable[[torch.nn.Module], Iterable[Batch]],
     steps: int,
@@ -250,7 +254,11 @@ def _dtype(spec: TrainSpec) -> torch.dtype:
 
 
 def _timm_loader(
-    worker: Worker, model: torch.nn.Module, spec: TrainSpec, folder: str, device: torch.device
+    worker: WorkerContext,
+    model: torch.nn.Module,
+    spec: TrainSpec,
+    folder: str,
+    device: torch.device,
 ) -> Any:
     config = preprocessing(model, worker.setting.data)
     return create_loader(

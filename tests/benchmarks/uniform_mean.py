@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.memory import PeakAnonymous
-from workers.blend import blend
-from workers.checkpoints import open_weights, write_checkpoint
-from workers.storage import Store
+from workers.merging.blend import blend
+from workers.storage.checkpoint_writer import write_checkpoint
+from workers.storage.checkpoints import open_weights
+from workers.storage.store import Store
 from workers.types import Checkpoint, Mix
 
 ROUNDS = 5

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults import tiny
+from tests.faults import tiny_experiment
 
 GANG = ("fleet.gpus_per_run=2", "fleet.max_concurrent_runs=1")
 
@@ -14,10 +14,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    with tiny.Command(tmp_path_factory.mktemp("gang"), *GANG) as command:
+    with tiny_experiment.Command(tmp_path_factory.mktemp("gang"), *GANG) as command:
         assert command.wait() == 0, command.output
-        assert "failed" not in [event.kind for event in tiny.events(command.store)]
-        return tiny.served(command.store)
+        assert "failed" not in [event.kind for event in tiny_experiment.events(command.store)]
+        return tiny_experiment.served(command.store)
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -33,10 +33,12 @@ def test_a_rank_that_dies_or_freezes_costs_one_attempt_and_no_byte(
     tmp_path: Path,
 ) -> None:
     fault: dict[str, Any] = {"order": ["train-"], "touches": 7, "signal": stroke, "rank": rank}
-    with tiny.Command(
+    with tiny_experiment.Command(
         tmp_path, *GANG, f"fleet.heartbeat_s={heartbeat_s}", faults=[fault]
     ) as command:
         assert command.wait() == 0, command.output
-        failed = [event for event in tiny.events(command.store) if event.kind == "failed"]
+        failed = [
+            event for event in tiny_experiment.events(command.store) if event.kind == "failed"
+        ]
         assert [event.error for event in failed] == [error], [e.message for e in failed]
-        assert tiny.served(command.store) == undisturbed
+        assert tiny_experiment.served(command.store) == undisturbed

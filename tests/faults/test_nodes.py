@@ -11,9 +11,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from tests.faults import tiny
-from tests.faults.lives import Life, Nursery, Undisturbed
-from workers.storage import Store
+from tests.faults import tiny_experiment
+from tests.faults.driver_processes import Life, Nursery, Undisturbed
+from workers.storage.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ LONGER = ("train.epochs=30", "merge.mode=off")
 def cluster() -> Iterator[Cluster]:
     """A head without CPUs and one node with two."""
     with pytest.MonkeyPatch.context() as environment:
-        for key, value in tiny.environment().items():
+        for key, value in tiny_experiment.environment().items():
             environment.setenv(key, value)
         cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
@@ -42,13 +42,13 @@ def cluster() -> Iterator[Cluster]:
 def longer(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What the longer experiment serves when nothing happens."""
     folder = tmp_path_factory.mktemp("longer")
-    config, storage = str(tiny.config_file(folder)), str(folder / "runs")
+    config, storage = str(tiny_experiment.config_file(folder)), str(folder / "runs")
     assert nursery.live(Life(config, storage, overrides=LONGER)).code == 0
-    return tiny.served(Store(f"{storage}/tiny"))
+    return tiny_experiment.served(Store(f"{storage}/tiny"))
 
 
-def _command(cluster: Any, folder: Path, *arguments: str) -> tiny.Command:
-    return tiny.Command(folder, "--address", cluster.address, *arguments)
+def _command(cluster: Any, folder: Path, *arguments: str) -> tiny_experiment.Command:
+    return tiny_experiment.Command(folder, "--address", cluster.address, *arguments)
 
 
 def _is_given_back(cluster: Any) -> bool:
@@ -75,25 +75,27 @@ def test_a_node_lost_in_training_and_one_that_joins_change_no_byte(
         command.wait_for("failed")
         cluster.add_node(num_cpus=2)
         assert command.wait() == 0, command.output
-        events = tiny.events(command.store)
+        events = tiny_experiment.events(command.store)
         failed = [event for event in events if event.kind == "failed"]
         assert {event.error for event in failed} <= {"lost", "preempted"}
         later = {e.slot for e in events if e.kind == "started" and e.seq > failed[-1].seq}
         assert later - {"merge"}
         assert not (later & {event.slot for event in failed}) - {"merge"}
-        assert tiny.served(command.store) == longer
-    tiny.wait_for(lambda: _is_given_back(cluster), 30)
+        assert tiny_experiment.served(command.store) == longer
+    tiny_experiment.wait_for(lambda: _is_given_back(cluster), 30)
 
 
 def test_a_node_that_joins_is_used(cluster: Any, longer: dict[str, bytes], tmp_path: Path) -> None:
     with _command(cluster, tmp_path, "fleet.cpus_per_run=1", *LONGER) as command:
         command.wait_for("evaluated")
-        before = {e["slot"] for e in tiny.peek(Path(command.uri)) if e["kind"] == "started"}
+        before = {
+            e["slot"] for e in tiny_experiment.peek(Path(command.uri)) if e["kind"] == "started"
+        }
         cluster.add_node(num_cpus=2)
         assert command.wait() == 0, command.output
-        slots = {e.slot for e in tiny.events(command.store) if e.kind == "started"}
+        slots = {e.slot for e in tiny_experiment.events(command.store) if e.kind == "started"}
         assert slots > before
-        assert tiny.served(command.store) == longer
+        assert tiny_experiment.served(command.store) == longer
 
 
 def test_a_node_that_is_drained_hands_its_training_on(
@@ -105,18 +107,18 @@ def test_a_node_that_is_drained_hands_its_training_on(
         _drain(cluster.address, cluster.node.node_id)
         command.wait_for("interrupted")
         assert command.wait() == 0, command.output
-        events = tiny.events(command.store)
+        events = tiny_experiment.events(command.store)
         assert "failed" not in [event.kind for event in events]
         trained_on = {e.slot for e in events if e.kind in ("interrupted", "trained")}
         assert len(trained_on) == 2
-        assert tiny.served(command.store) == longer
+        assert tiny_experiment.served(command.store) == longer
 
 
 def _drain(address: str, node: str) -> None:
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address]
     command += ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     command += ["--reason-message", "test", "--deadline-remaining-seconds", "300"]
-    subprocess.run(command, check=True, env=tiny.environment(), capture_output=True)
+    subprocess.run(command, check=True, env=tiny_experiment.environment(), capture_output=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -127,8 +129,8 @@ def test_whatever_ends_the_driver_its_cluster_gets_all_back(
         command.wait_for("evaluated")
         command.signal(number)
         assert command.wait() == (-9 if number == signal.SIGKILL else 4), command.output
-        tiny.wait_for(lambda: _is_given_back(cluster), 60)
+        tiny_experiment.wait_for(lambda: _is_given_back(cluster), 60)
     with _command(cluster, tmp_path) as command:
         assert command.wait() == 0, command.output
-        assert tiny.served(command.store) == undisturbed.served
-    tiny.wait_for(lambda: _is_given_back(cluster), 60)
+        assert tiny_experiment.served(command.store) == undisturbed.served
+    tiny_experiment.wait_for(lambda: _is_given_back(cluster), 60)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import tiny
-from tests.faults.lives import Life, Nursery, Undisturbed
-from workers.storage import Store
+from tests.faults import tiny_experiment
+from tests.faults.driver_processes import Life, Nursery, Undisturbed
+from workers.storage.store import Store
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -18,14 +18,14 @@ CLOSING_S = 15.0
 
 
 def test_the_command_stops_within_seconds_and_says_how_to_go_on(tmp_path: Path) -> None:
-    with tiny.Command(tmp_path, "--fleet", "local") as command:
+    with tiny_experiment.Command(tmp_path, "--fleet", "local") as command:
         command.wait_for("evaluated")
         command.signal(signal.SIGINT)
         began = time.monotonic()
         assert command.wait() == 4, command.output
         assert time.monotonic() - began < CLOSING_S
         assert "The same command goes on" in command.output
-        assert tiny.session_of(command.process.pid) == []
+        assert tiny_experiment.session_of(command.process.pid) == []
 
 
 @pytest.mark.parametrize("number", STOP)
@@ -33,41 +33,41 @@ def test_a_stopped_driver_leaves_a_ledger_from_which_the_same_bytes_follow(
     number: signal.Signals, nursery: Nursery, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     pid = nursery.begin(_same(tmp_path))
-    tiny.wait_for(lambda: "evaluated" in _kinds(tmp_path))
+    tiny_experiment.wait_for(lambda: "evaluated" in _kinds(tmp_path))
     os.kill(pid, number)
     assert nursery.end().code == 4
-    kinds = [event.kind for event in tiny.events(_store(tmp_path))]
+    kinds = [event.kind for event in tiny_experiment.events(_store(tmp_path))]
     assert "stopped" in kinds and "failed" not in kinds
     assert nursery.live(_same(tmp_path)).code == 0
-    assert tiny.served(_store(tmp_path)) == undisturbed.served
+    assert tiny_experiment.served(_store(tmp_path)) == undisturbed.served
 
 
 def test_training_is_stopped_in_mid_epoch_and_goes_on_from_there(
     nursery: Nursery, tmp_path: Path
 ) -> None:
-    pid = nursery.begin(_same(tmp_path, *tiny.LONG))
-    tiny.wait_for(lambda: _kinds(tmp_path).count("evaluated") > 1)
+    pid = nursery.begin(_same(tmp_path, *tiny_experiment.LONG))
+    tiny_experiment.wait_for(lambda: _kinds(tmp_path).count("evaluated") > 1)
     os.kill(pid, signal.SIGTERM)
     assert nursery.end().code == 4
-    events = tiny.events(_store(tmp_path))
+    events = tiny_experiment.events(_store(tmp_path))
     assert "interrupted" in [event.kind for event in events]
     stopped_at = [e.checkpoint.step for e in events if e.kind == "checkpoint"][-1]
-    assert nursery.live(_same(tmp_path, *tiny.LONG, kill_after=5)).was_killed
-    later = tiny.events(_store(tmp_path))[len(events) :]
+    assert nursery.live(_same(tmp_path, *tiny_experiment.LONG, kill_after=5)).was_killed
+    later = tiny_experiment.events(_store(tmp_path))[len(events) :]
     evaluated = [e.step for e in (*events, *later) if e.kind == "evaluated"]
     assert stopped_at > evaluated[1]
     assert evaluated == sorted(set(evaluated)), "an epoch was trained again"
 
 
 def test_a_second_interrupt_ends_everything_at_once(nursery: Nursery, tmp_path: Path) -> None:
-    pid = nursery.begin(_same(tmp_path, *tiny.LONG, "fleet.grace_s=60"))
-    tiny.wait_for(lambda: "evaluated" in _kinds(tmp_path))
+    pid = nursery.begin(_same(tmp_path, *tiny_experiment.LONG, "fleet.grace_s=60"))
+    tiny_experiment.wait_for(lambda: "evaluated" in _kinds(tmp_path))
     os.kill(pid, signal.SIGINT)
     os.kill(pid, signal.SIGINT)
     began = time.monotonic()
     assert nursery.end().code == 4
     assert time.monotonic() - began < 5
-    assert tiny.events(_store(tmp_path))
+    assert tiny_experiment.events(_store(tmp_path))
 
 
 @pytest.mark.slow
@@ -75,16 +75,16 @@ def test_a_second_interrupt_ends_everything_at_once(nursery: Nursery, tmp_path: 
 def test_a_ray_driver_stops_within_seconds_and_another_one_ends_with_the_same_bytes(
     number: signal.Signals, nursery: Nursery, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    with tiny.Command(tmp_path) as command:
+    with tiny_experiment.Command(tmp_path) as command:
         command.wait_for("evaluated")
         command.signal(number)
         began = time.monotonic()
-        tiny.wait_for(lambda: "stopped" in _kinds(tmp_path), 3)
+        tiny_experiment.wait_for(lambda: "stopped" in _kinds(tmp_path), 3)
         assert command.wait() == 4, command.output
         assert time.monotonic() - began < CLOSING_S
-        tiny.wait_for(lambda: not tiny.session_of(command.process.pid), 5)
+        tiny_experiment.wait_for(lambda: not tiny_experiment.session_of(command.process.pid), 5)
     assert nursery.live(_same(tmp_path)).code == 0
-    assert tiny.served(command.store) == undisturbed.served
+    assert tiny_experiment.served(command.store) == undisturbed.served
 
 
 @pytest.mark.slow
@@ -92,18 +92,18 @@ def test_a_ray_driver_stops_within_seconds_and_another_one_ends_with_the_same_by
 def test_a_driver_stopped_while_ray_starts_leaves_nothing(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    with tiny.Command(tmp_path) as command:
-        tiny.wait_for(lambda: command.store.exists("driver.json"))
+    with tiny_experiment.Command(tmp_path) as command:
+        tiny_experiment.wait_for(lambda: command.store.exists("driver.json"))
         time.sleep(4)
         command.signal(number)
         assert command.wait() == 4, command.output
-        tiny.wait_for(lambda: not tiny.session_of(command.process.pid), 10)
+        tiny_experiment.wait_for(lambda: not tiny_experiment.session_of(command.process.pid), 10)
         assert not command.store.exists("driver.json")
 
 
 @pytest.mark.slow
 def test_a_second_interrupt_ends_a_ray_fleet_at_once(tmp_path: Path) -> None:
-    with tiny.Command(tmp_path, "fleet.grace_s=60", *tiny.LONG) as command:
+    with tiny_experiment.Command(tmp_path, "fleet.grace_s=60", *tiny_experiment.LONG) as command:
         command.wait_for("evaluated")
         command.signal(signal.SIGINT)
         time.sleep(0.2)
@@ -111,17 +111,17 @@ def test_a_second_interrupt_ends_a_ray_fleet_at_once(tmp_path: Path) -> None:
         began = time.monotonic()
         assert command.wait() == 4
         assert time.monotonic() - began < 5
-        tiny.wait_for(lambda: not tiny.session_of(command.process.pid), 10)
-        assert tiny.events(command.store)
+        tiny_experiment.wait_for(lambda: not tiny_experiment.session_of(command.process.pid), 10)
+        assert tiny_experiment.events(command.store)
 
 
 def _same(folder: Path, *overrides: str, kill_after: int | None = None) -> Life:
-    config, storage = str(tiny.config_file(folder)), str(folder / "runs")
+    config, storage = str(tiny_experiment.config_file(folder)), str(folder / "runs")
     return Life(config, storage, overrides=overrides, kill_after=kill_after)
 
 
 def _kinds(folder: Path) -> list[str]:
-    return [event["kind"] for event in tiny.peek(folder / "runs" / "tiny")]
+    return [event["kind"] for event in tiny_experiment.peek(folder / "runs" / "tiny")]
 
 
 def _store(folder: Path) -> Store:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.sweep import expand
-from tests.faults import tiny
-from tests.faults.lives import Life, Nursery
-from workers.storage import Store
+from orchestrator.experiment.sweep import expand
+from tests.faults import tiny_experiment
+from tests.faults.driver_processes import Life, Nursery
+from workers.storage.store import Store
 
 SYNC = ("train.epochs=3", "merge={mode: sync, method: greedy, optimizer_state: average}")
 
@@ -17,7 +17,7 @@ SECOND = f"{2 * 5:08d}"
 
 
 def _life(folder: Path, kill_after: int | None = None) -> Life:
-    config, storage = str(tiny.config_file(folder)), str(folder / "runs")
+    config, storage = str(tiny_experiment.config_file(folder)), str(folder / "runs")
     return Life(config, storage, overrides=SYNC, kill_after=kill_after)
 
 
@@ -38,8 +38,8 @@ def test_a_driver_killed_within_rounds_ends_with_the_same_bytes(
         num_killed += 1
         assert num_killed < 100, "the experiment does not get on"
     assert num_killed >= 5
-    assert tiny.kinds(_store(hard)).count("round_closed") == 2
-    assert tiny.served(_store(hard)) == tiny.served(_store(calm))
+    assert tiny_experiment.kinds(_store(hard)).count("round_closed") == 2
+    assert tiny_experiment.served(_store(hard)) == tiny_experiment.served(_store(calm))
 
 
 @pytest.mark.slow
@@ -52,14 +52,14 @@ def test_a_dead_member_and_a_frozen_one_end_in_the_ledger(tmp_path: Path) -> Non
         "fleet.heartbeat_s=60",
         "merge={mode: sync, method: mean, quorum: 2, deadline_s: 3}",
     )
-    dead, frozen, _ = (run.id for run in expand(tiny.experiment(tmp_path, *told)))
+    dead, frozen, _ = (run.id for run in expand(tiny_experiment.experiment(tmp_path, *told)))
     faults = [
         {"order": [f"train-{dead}-{SECOND}"], "touches": 1, "signal": "SIGKILL"},
         {"order": [f"train-{frozen}-{SECOND}"], "touches": 1, "signal": "SIGSTOP"},
     ]
-    with tiny.Command(tmp_path, *told, faults=faults) as command:
+    with tiny_experiment.Command(tmp_path, *told, faults=faults) as command:
         assert command.wait(300) == 0, command.output
-        events = tiny.events(command.store)
+        events = tiny_experiment.events(command.store)
     failed = {event.run: event.error for event in events if event.kind == "failed"}
     assert failed == {dead: "lost", frozen: "hang"}
     rounds = [event for event in events if event.kind == "merge_opened" and event.is_sync]

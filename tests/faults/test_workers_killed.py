@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults import tiny
-from tests.faults.lives import Undisturbed
+from tests.faults import tiny_experiment
+from tests.faults.driver_processes import Undisturbed
 
 KILLED: dict[str, dict[str, Any]] = {
     "training": {"order": ["train-"], "touches": 7, "signal": "SIGKILL"},
@@ -21,7 +21,7 @@ KILLED: dict[str, dict[str, Any]] = {
 
 def _explained(store: Any, error: str) -> list[str]:
     """Kinds of orders that failed with `error`, were decided upon and then ordered again."""
-    events = tiny.events(store)
+    events = tiny_experiment.events(store)
     failed = [event for event in events if event.kind == "failed"]
     assert all(event.error == error for event in failed), [event.message for event in failed]
     for event in failed:
@@ -35,16 +35,16 @@ def _explained(store: Any, error: str) -> list[str]:
 def test_a_ray_fleet_of_any_width_serves_the_bytes_of_a_local_one(
     slots: int, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    with tiny.Command(tmp_path, f"fleet.max_concurrent_runs={slots}") as command:
+    with tiny_experiment.Command(tmp_path, f"fleet.max_concurrent_runs={slots}") as command:
         assert command.wait() == 0, command.output
-        assert tiny.served(command.store) == undisturbed.served
+        assert tiny_experiment.served(command.store) == undisturbed.served
 
 
 @pytest.mark.slow
 def test_workers_killed_in_training_upload_taste_and_merge_change_no_byte(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    with tiny.Command(
+    with tiny_experiment.Command(
         tmp_path,
         "fleet.max_concurrent_runs=2",
         "merge.mode=off",
@@ -53,7 +53,7 @@ def test_workers_killed_in_training_upload_taste_and_merge_change_no_byte(
         assert command.wait() == 0, command.output
         assert len(list(tmp_path.glob("fault-*"))) == len(KILLED)
         assert set(_explained(command.store, "lost")) == {"merge", "taste", "train"}
-        assert tiny.served(command.store) == undisturbed.served
+        assert tiny_experiment.served(command.store) == undisturbed.served
 
 
 @pytest.mark.slow
@@ -62,20 +62,20 @@ def test_a_worker_killed_in_its_work_costs_one_attempt(
     what: str, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     # Without anytime soups: their tastes answer the final recipes, too.
-    with tiny.Command(
+    with tiny_experiment.Command(
         tmp_path, "fleet.max_concurrent_runs=1", "merge.mode=off", faults=[KILLED[what]]
     ) as command:
         assert command.wait() == 0, command.output
         assert len(_explained(command.store, "lost")) == 1
-        assert tiny.served(command.store) == undisturbed.served
+        assert tiny_experiment.served(command.store) == undisturbed.served
 
 
 @pytest.mark.slow
 def test_a_frozen_worker_is_noticed_and_replaced(undisturbed: Undisturbed, tmp_path: Path) -> None:
     frozen = {"order": ["train-"], "touches": 7, "signal": "SIGSTOP"}
-    with tiny.Command(
+    with tiny_experiment.Command(
         tmp_path, "fleet.max_concurrent_runs=1", "fleet.heartbeat_s=15", faults=[frozen]
     ) as command:
         assert command.wait() == 0, command.output
         assert _explained(command.store, "hang") == ["train"]
-        assert tiny.served(command.store) == undisturbed.served
+        assert tiny_experiment.served(command.store) == undisturbed.served

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import torch
 
-from orchestrator import config, session
+from orchestrator import config
+from orchestrator.commands import run
+from orchestrator.commands.run import Options, Outcome
 from orchestrator.config import Experiment
-from orchestrator.folds import fold
-from orchestrator.ledger import Ledger
-from orchestrator.program import Program
-from orchestrator.session import Options, Outcome
-from orchestrator.state import State
-from tests.workers.pictures import write_classes
-from workers.storage import Store
+from orchestrator.driver.ledger import Ledger
+from orchestrator.experiment.resolved import Program
+from orchestrator.state.reducers import fold
+from orchestrator.state.state import State
+from tests.image_folders import write_classes
+from workers.storage.store import Store
 
 TEXT = """
 name: small
@@ -38,12 +39,12 @@ def small_experiment(folder: Path, *overrides: str) -> Experiment:
 def run_small(folder: Path, *overrides: str) -> tuple[str, Outcome]:
     """(uri, outcome) of a run with a local fleet."""
     experiment = small_experiment(folder, *overrides)
-    outcome = session.run(experiment, Options(fleet="local", plain=True))
+    outcome = run.run(experiment, Options(fleet="local", plain=True))
     return config.uri(experiment), outcome
 
 
 def replayed(uri: str) -> tuple[Program, State, Store]:
     store = Store(uri)
-    experiment = session.read_experiment(store)
+    experiment = run.read_experiment(store)
     assert experiment is not None
-    return session.planned(experiment), fold(Ledger(store).replay()), store
+    return run.planned(experiment), fold(Ledger(store).replay()), store

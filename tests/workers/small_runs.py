@@ -5,14 +5,16 @@ from typing import Any
 
 import torch
 
-from workers.checkpoints import write_checkpoint
+from workers.config.data import DataSpec
+from workers.config.model import BaseSpec, ModelSpec
+from workers.config.train import TrainSpec
+from workers.context import WorkerContext
 from workers.data import Images, survey
-from workers.progress import Progress
-from workers.spec import BaseSpec, DataSpec, ModelSpec, TrainSpec
-from workers.storage import Store
-from workers.train import train
+from workers.heartbeat import Progress
+from workers.storage.checkpoint_writer import write_checkpoint
+from workers.storage.store import Store
+from workers.training.train import train
 from workers.types import AnyEvent, Checkpoint, RunSpec, Setting, TrainOrder
-from workers.worker import Worker
 
 DATA = DataSpec(source="digits", image_size=32)
 NUM_TRAIN, NUM_VAL = 22, 10
@@ -42,7 +44,7 @@ def make_setting(folder: Path, folds: int | None = None, **changes: Any) -> Sett
 def make_base(setting: Setting, model: ModelSpec) -> Checkpoint:
     """A seeded random network as `base/<model>`."""
     torch.manual_seed(0)
-    net = Worker(setting).model(model)
+    net = WorkerContext(setting).model(model)
     name = f"base/{model.name}"
     return write_checkpoint(Store(setting.uri), name, None, 0, net.state_dict())
 
@@ -58,14 +60,18 @@ def last_step(run: RunSpec, ranks: int = 1) -> int:
 
 
 def perform(
-    worker: Worker, run: RunSpec, start: Checkpoint, stop: int | None = None, attempt: int = 0
+    worker: WorkerContext,
+    run: RunSpec,
+    start: Checkpoint,
+    stop: int | None = None,
+    attempt: int = 0,
 ) -> list[AnyEvent]:
     order = TrainOrder(run=run, start=start, stop_step=stop or last_step(run))
     return list(train(order, attempt, worker))
 
 
 def interrupted_after(
-    worker: Worker,
+    worker: WorkerContext,
     run: RunSpec,
     start: Checkpoint,
     num_steps: int,

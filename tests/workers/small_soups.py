@@ -7,15 +7,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from workers.checkpoints import write_checkpoint
+from workers.config.data import DataSpec
+from workers.config.model import BaseSpec, ModelSpec
+from workers.context import WorkerContext
 from workers.data import Images, eval_pixels, normalise, survey
-from workers.evaluate import logits, write_predictions
-from workers.metrics import score
-from workers.model import preprocessing
-from workers.spec import BaseSpec, DataSpec, ModelSpec
-from workers.storage import Store
+from workers.models.build import preprocessing
+from workers.scoring.forward import logits
+from workers.scoring.metrics import score
+from workers.storage.checkpoint_writer import write_checkpoint
+from workers.storage.predictions import write_predictions
+from workers.storage.store import Store
 from workers.types import SELECTION, Checkpoint, Cohort, Setting
-from workers.worker import Worker
 
 DATA = DataSpec(source="digits", image_size=32)
 VIT = ModelSpec(name="test_vit")
@@ -26,7 +28,7 @@ NUM_SAMPLES = 65
 
 @dataclass
 class Pool:
-    worker: Worker
+    worker: WorkerContext
     cohort: Cohort
     members: tuple[Checkpoint, ...]
     scores: tuple[float, ...]
@@ -61,7 +63,7 @@ def make_pool(
         for s in images.samples(split)[:n]
     ]
     Images(images.classes, few).save(Store(setting.uri))
-    worker = Worker(setting)
+    worker = WorkerContext(setting)
     torch.manual_seed(0)
     net = worker.model(model)
     batchnorm = "recompute" if model == RESNET else "none"
@@ -80,7 +82,7 @@ def make_pool(
     return Pool(worker, cohort, tuple(members), tuple(scores), start)
 
 
-def _train(net: nn.Module, worker: Worker, seed: int, lr: float, epochs: int) -> None:
+def _train(net: nn.Module, worker: WorkerContext, seed: int, lr: float, epochs: int) -> None:
     config = preprocessing(net, worker.setting.data)
     inputs = normalise(eval_pixels(worker.images, "train", config), config)
     labels = torch.from_numpy(worker.images.labels("train"))
@@ -96,7 +98,7 @@ def _train(net: nn.Module, worker: Worker, seed: int, lr: float, epochs: int) ->
     net.eval()
 
 
-def _predict(net: nn.Module, worker: Worker, checkpoint_id: str) -> float:
+def _predict(net: nn.Module, worker: WorkerContext, checkpoint_id: str) -> float:
     config = preprocessing(net, worker.setting.data)
     selection = 0.0
     for split in (SELECTION, "test"):

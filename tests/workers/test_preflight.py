@@ -10,13 +10,18 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from workers.base import make_base
-from workers.checkpoints import open_weights, write_checkpoint
-from workers.evaluate import read_predictions
-from workers.metrics import score as metrics_of
+from workers.config.data import DataSpec
+from workers.config.model import BaseSpec, ModelSpec
+from workers.config.train import TrainSpec
+from workers.context import WorkerContext
+from workers.errors import UserError
 from workers.preflight import ADAM_MOMENTS, preflight, state_copies
-from workers.scoring import score
-from workers.spec import BaseSpec, DataSpec, ModelSpec, TrainSpec
+from workers.scoring.metrics import score as metrics_of
+from workers.scoring.score import score
+from workers.storage.checkpoint_writer import write_checkpoint
+from workers.storage.checkpoints import open_weights
+from workers.storage.predictions import read_predictions
+from workers.training.base_model import make_base
 from workers.types import (
     BaseOrder,
     BaseReady,
@@ -28,22 +33,20 @@ from workers.types import (
     Scored,
     ScoreOrder,
     Setting,
-    UserError,
     model_key,
 )
-from workers.worker import Worker
 
 RESNET = ModelSpec(name="test_resnet")
 
 
-def worker_at(folder: Path, **fields: Any) -> Worker:
+def worker_at(folder: Path, **fields: Any) -> WorkerContext:
     data = DataSpec(source="digits", image_size=32)
     setting = {"uri": str(folder), "seed": 0, "data": data, "base": BaseSpec(), "metric": "top1"}
-    return Worker(Setting(**{**setting, "batchnorm_samples": 64, **fields}))
+    return WorkerContext(Setting(**{**setting, "batchnorm_samples": 64, **fields}))
 
 
 def facts_of(
-    worker: Worker,
+    worker: WorkerContext,
     *models: ModelSpec,
     opts: tuple[str, ...] = ("adamw",),
     trains: tuple[tuple[str, TrainSpec], ...] = (),
@@ -53,13 +56,13 @@ def facts_of(
     return event.facts
 
 
-def base_of(worker: Worker, name: str = "base/abc", **fields: Any) -> Checkpoint:
+def base_of(worker: WorkerContext, name: str = "base/abc", **fields: Any) -> Checkpoint:
     (event,) = make_base(BaseOrder(name=name, model=RESNET, **fields), 1, worker)
     assert isinstance(event, BaseReady)
     return event.checkpoint
 
 
-def scores_of(worker: Worker, checkpoint: Checkpoint, *splits: str) -> Scored:
+def scores_of(worker: WorkerContext, checkpoint: Checkpoint, *splits: str) -> Scored:
     cohort = Cohort(id="c", model=RESNET, base="base/abc", batchnorm="recompute")
     order = ScoreOrder(cohort=cohort, checkpoint=checkpoint, splits=splits)
     (event,) = score(order, 1, worker)

@@ -16,8 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from workers import ensembles
-from workers.analysis import (
+from workers.analysis.bias_variance import Tally
+from workers.analysis.calibration import detail, on_split, temperature
+from workers.analysis.distances import distances, evenly, num_images
+from workers.analysis.mds import draw
+from workers.analysis.schema import (
     SCHEMA,
     Analysis,
     Barrier,
@@ -28,17 +31,15 @@ from workers.analysis import (
     Paired,
     SplitAnalysis,
 )
-from workers.analysis.angles import geometry
-from workers.analysis.bias_variance import Tally
-from workers.analysis.calibration import detail, on_split, temperature
-from workers.analysis.distances import distances, evenly, num_images
-from workers.analysis.landscape import draw
-from workers.ensembles import Predictions
-from workers.evaluate import read_predictions
-from workers.metrics import predictions
-from workers.storage import ANALYSIS, CorruptFile
+from workers.analysis.weight_space import geometry
+from workers.context import WorkerContext
+from workers.scoring import ensembles
+from workers.scoring.ensembles import Predictions
+from workers.scoring.metrics import predictions
+from workers.storage.layout import ANALYSIS
+from workers.storage.predictions import read_predictions
+from workers.storage.store import CorruptFile
 from workers.types import SELECTION, Analysed, AnalyseOrder, AnyEvent, Subject
-from workers.worker import Worker
 
 DIGITS = 6
 """Significant ones of every number in the file."""
@@ -46,7 +47,7 @@ CERTAIN, OFTEN = 1.959964, 0.841621
 """Of the normal distribution: 95 % two-sided, and four times in five."""
 
 
-def analyse(order: AnalyseOrder, attempt: int, worker: Worker) -> Iterator[AnyEvent]:
+def analyse(order: AnalyseOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
     """One event, once `analysis.json` is in the store; the same order writes the same bytes.
 
     A corrupt checkpoint is an error like any other here: the soups are made, and taking one of
@@ -62,7 +63,7 @@ def analyse(order: AnalyseOrder, attempt: int, worker: Worker) -> Iterator[AnyEv
     yield Analysed(key=order.key, busy_s=time.monotonic() - began)
 
 
-def analysed(order: AnalyseOrder, worker: Worker) -> Analysis:
+def analysed(order: AnalyseOrder, worker: WorkerContext) -> Analysis:
     heats: dict[str, float | None] = {}
     splits = {split: _split(order, split, heats, worker) for split in order.splits}
     return Analysis(
@@ -98,7 +99,7 @@ class _Seen:
 
 
 def _split(
-    order: AnalyseOrder, split: str, heats: dict[str, float | None], worker: Worker
+    order: AnalyseOrder, split: str, heats: dict[str, float | None], worker: WorkerContext
 ) -> SplitAnalysis:
     """`heats`: temperatures by id; filled in by the selection split, which comes first."""
     seen: _Seen | None = None
@@ -118,7 +119,7 @@ def _split(
     return _concluded(order, seen, worker.setting.seed)
 
 
-def _predictions(subject: Subject, split: str, worker: Worker) -> Predictions | None:
+def _predictions(subject: Subject, split: str, worker: WorkerContext) -> Predictions | None:
     """None where an ensemble is not to be judged: it was fitted on this split."""
     if subject.kind != "ensemble":
         return read_predictions(worker.store, subject.predictions or subject.id, split)

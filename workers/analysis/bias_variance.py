@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from workers.analysis import BiasVariance
-from workers.metrics import log_softmax, predictions
+from workers.analysis.schema import BiasVariance
+from workers.scoring.metrics import log_softmax, predictions
 
 
 class Tally:

@@ -6,8 +6,8 @@ prediction, and souping is known not to make it superfluous.
 
 import numpy as np
 
-from workers.analysis import Calibration, Detail, OnSplit, Reliability
-from workers.metrics import (
+from workers.analysis.schema import Calibration, Detail, OnSplit, Reliability
+from workers.scoring.metrics import (
     NUM_BINS,
     bins_of,
     class_accuracies,

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from workers.analysis import Distances
-from workers.metrics import log_softmax, predictions
+from workers.analysis.schema import Distances
+from workers.scoring.metrics import log_softmax, predictions
 
 SMALLEST = 1e-8
 """Probabilities are no smaller: one that is 0 would put two models infinitely far apart."""

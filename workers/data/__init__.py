@@ -4,19 +4,17 @@ sources -> survey -> splits.parquet -> Images -> cache -> pixels, loader -> batc
 """
 
 from workers.data.augment import require_policy, train_transform
-from workers.data.cache import TrainPixels, eval_pixels, normalise, train_pixels
-from workers.data.index import Images, Sample
+from workers.data.images import Images, Sample
 from workers.data.loader import epoch_order, step_batches, train_batches
-from workers.data.mixing import Mixing
-from workers.data.survey import survey
-from workers.data.weights import class_weights
+from workers.data.mixup import Mixing
+from workers.data.pixel_cache import TrainPixels, eval_pixels, normalise, train_pixels
+from workers.data.scan import survey
 
 __all__ = [
     "Images",
     "Mixing",
     "Sample",
     "TrainPixels",
-    "class_weights",
     "epoch_order",
     "eval_pixels",
     "normalise",

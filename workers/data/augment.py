@@ -21,8 +21,8 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import Compose, InterpolationMode, v2
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from workers.spec import TrainSpec
-from workers.types import UserError
+from workers.config.train import TrainSpec
+from workers.errors import UserError
 
 Picture = Image.Image | torch.Tensor
 """RGB: of Pillow, or uint8 (3, H, W)."""

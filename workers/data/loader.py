@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from workers.spec import TrainSpec
+from workers.config.train import TrainSpec
 
 PREFETCH = 3
 """Batches that each loader process keeps ready."""

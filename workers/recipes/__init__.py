@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
+from workers.errors import UserError
 from workers.recipes.best import Best
 from workers.recipes.greedy import Greedy
 from workers.recipes.greedy_random import GreedyRandom
@@ -33,7 +34,7 @@ from workers.recipes.model_stock import ModelStock
 from workers.recipes.pruned import Pruned, PrunedRounds
 from workers.recipes.uniform import Uniform
 from workers.recipes.wise_ft import WiseFt
-from workers.types import Answer, Ingredient, Kitchen, Mix, Question, Soup, UserError
+from workers.types import Answer, Ingredient, Kitchen, Mix, Question, Soup
 
 RECIPES: dict[str, type] = {
     "best": Best,

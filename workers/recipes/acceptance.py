@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from workers.errors import UserError
 from workers.types import (
     WORST,
     Answer,
@@ -21,7 +22,6 @@ from workers.types import (
     Taste,
     Tasting,
     Tastings,
-    UserError,
 )
 
 AT_ONCE = 64
@@ -187,7 +187,7 @@ def mcnemar(old: str, new: str) -> tuple[int, int, float]:
     # Imported late: whoever only checks a configuration needs neither numpy nor scipy.
     import numpy as np
 
-    from workers.metrics import mcnemar as p_value_of
+    from workers.scoring.metrics import mcnemar as p_value_of
 
     ours, theirs = (
         np.unpackbits(np.frombuffer(bytes.fromhex(hits), np.uint8)).astype(bool)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from workers.recipes.acceptance import AT_ONCE, not_offered
 from workers.recipes.best import best_first
-from workers.recipes.descent import EVERYTHING, mixed
+from workers.recipes.gradient_descent import EVERYTHING, mixed
 from workers.recipes.greedy import starts
 from workers.types import (
     Answer,

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from workers.recipes.best import best_first
-from workers.recipes.descent import (
+from workers.recipes.gradient_descent import (
     EVERYTHING,
     Adam,
     Iterate,

@@ -7,12 +7,12 @@
 Everything is frozen and serialises to plain JSON. Torch-free.
 """
 
-from workers.types.event import (
-    Event,
-)
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
 from workers.types.events import (
     Analysed,
-    AnyEvent,
     BackoffOver,
     BaseReady,
     Blended,
@@ -23,6 +23,7 @@ from workers.types.events import (
     EnsembleResult,
     ErrorClass,
     Evaluated,
+    Event,
     Failed,
     Finished,
     FinishRequested,
@@ -31,7 +32,6 @@ from workers.types.events import (
     Opened,
     Ordered,
     Preflighted,
-    Pulse,
     Retired,
     RetryDecided,
     Scored,
@@ -39,27 +39,8 @@ from workers.types.events import (
     Started,
     Stopped,
     Trained,
-    event_adapter,
 )
-from workers.types.facts import (
-    Facts,
-    ModelFacts,
-    SplitFacts,
-)
-from workers.types.making import (
-    BaseOrder,
-    BlendOrder,
-    GeometryOrder,
-    GradientOrder,
-    MergeOrder,
-    OptimizerState,
-    PreflightOrder,
-    Rejoin,
-    TasteOrder,
-    TrainOrder,
-    measurement_id,
-)
-from workers.types.merging import (
+from workers.types.merge_events import (
     Answered,
     Asked,
     Diversity,
@@ -70,36 +51,23 @@ from workers.types.merging import (
     RoundClosed,
     Tasted,
 )
-from workers.types.nouns import (
-    SELECTION,
-    WORST,
-    BatchNormPolicy,
-    Checkpoint,
-    Cohort,
-    Component,
-    Metric,
-    Mix,
-    Policy,
-    RunSpec,
-    Score,
-    UserError,
-    Value,
-    component_of,
-    digest,
-    ema_of,
-    family_of,
-    model_key,
-    run_of,
-    sparse,
-)
-from workers.types.order import (
-    Order,
-    Setting,
-)
 from workers.types.orders import (
-    AnyOrder,
+    BaseOrder,
+    BlendOrder,
+    GeometryOrder,
+    GradientOrder,
+    MergeOrder,
+    OptimizerState,
+    Order,
+    PreflightOrder,
+    Rejoin,
+    Setting,
+    TasteOrder,
+    TrainOrder,
+    measurement_id,
 )
-from workers.types.questions import (
+from workers.types.preflight import Facts, ModelFacts, SplitFacts
+from workers.types.recipe_protocol import (
     Answer,
     Decision,
     First,
@@ -116,7 +84,7 @@ from workers.types.questions import (
     Tasting,
     Tastings,
 )
-from workers.types.telling import (
+from workers.types.report_orders import (
     AnalyseOrder,
     CompareOrder,
     DiversityOrder,
@@ -127,106 +95,80 @@ from workers.types.telling import (
     Subject,
     Weighed,
 )
+from workers.types.values import (
+    SELECTION,
+    WORST,
+    BatchNormPolicy,
+    Checkpoint,
+    Cohort,
+    Component,
+    Metric,
+    Mix,
+    Policy,
+    RunSpec,
+    Score,
+    Value,
+    component_of,
+    digest,
+    ema_of,
+    family_of,
+    model_key,
+    run_of,
+    sparse,
+)
 
-__all__ = [
-    "Diversity",
-    "Rejoined",
-    "RoundClosed",
-    "DiversityOrder",
-    "Rejoin",
-    "OptimizerState",
-    "Analysed",
-    "AnalyseOrder",
-    "Subject",
-    "Weighed",
-    "Slope",
-    "Kitchen",
-    "Grams",
-    "Gradient",
-    "Geometry",
-    "GradientOrder",
-    "GeometryOrder",
-    "Component",
-    "Measured",
-    "WORST",
-    "Answered",
-    "Answer",
-    "AnyEvent",
-    "AnyOrder",
-    "Asked",
-    "BackoffOver",
-    "BaseOrder",
-    "BaseReady",
-    "BatchNormPolicy",
-    "BlendOrder",
-    "Blended",
-    "Cancelled",
-    "Checkpoint",
-    "Checkpointed",
-    "Cohort",
-    "CompareOrder",
-    "Compared",
-    "Decision",
-    "Delta",
-    "EnsembleResult",
-    "ErrorClass",
-    "Evaluated",
-    "Event",
-    "Facts",
-    "Failed",
-    "FinishRequested",
-    "Finished",
-    "First",
-    "Found",
-    "GaveUp",
-    "Ingredient",
-    "Interrupted",
-    "MergeOpened",
-    "MergeOrder",
-    "Metric",
-    "Mix",
-    "Mixed",
-    "ModelFacts",
-    "Opened",
-    "Order",
-    "Ordered",
-    "PointOrder",
-    "Policy",
-    "PreflightOrder",
-    "Preflighted",
-    "Pulse",
-    "Question",
-    "RetireOrder",
-    "Retired",
-    "RetryDecided",
-    "RunSpec",
-    "SELECTION",
-    "Score",
-    "ScoreOrder",
-    "Scored",
-    "ServeOrder",
-    "Served",
-    "Setting",
-    "Soup",
-    "SplitFacts",
-    "Started",
-    "Stopped",
-    "Taste",
-    "TasteOrder",
-    "Tasted",
-    "Tasting",
-    "Tastings",
-    "TrainOrder",
-    "Trained",
-    "UserError",
-    "Value",
-    "component_of",
-    "digest",
-    "ema_of",
-    "event_adapter",
-    "family_of",
-    "measurement_id",
-    "model_key",
-    "run_of",
-    "sparse",
+AnyOrder = (
+    PreflightOrder
+    | BaseOrder
+    | TrainOrder
+    | GeometryOrder
+    | GradientOrder
+    | MergeOrder
+    | TasteOrder
+    | BlendOrder
+    | DiversityOrder
+    | ScoreOrder
+    | PointOrder
+    | CompareOrder
+    | AnalyseOrder
+    | ServeOrder
+    | RetireOrder
+)
+
+AnyEvent = Annotated[
+    Opened
+    | Ordered
+    | Started
+    | Preflighted
+    | BaseReady
+    | Evaluated
+    | Checkpointed
+    | Trained
+    | Interrupted
+    | Asked
+    | Answered
+    | Tasted
+    | Measured
+    | Mixed
+    | Blended
+    | Scored
+    | Compared
+    | Analysed
+    | Served
+    | Retired
+    | Failed
+    | RetryDecided
+    | BackoffOver
+    | GaveUp
+    | MergeOpened
+    | RoundClosed
+    | Rejoined
+    | Diversity
+    | FinishRequested
+    | Cancelled
+    | Stopped
+    | Finished,
+    Field(discriminator="kind"),
 ]
+
+event_adapter: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)

@@ -1,23 +1,24 @@
 """Events come up: what happened. Each becomes one line of the ledger."""
 
-from typing import Annotated, Literal
+import time
+from typing import Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
-from workers.types.event import Event
-from workers.types.facts import Facts
-from workers.types.merging import (
-    Answered,
-    Asked,
-    Diversity,
-    Measured,
-    MergeOpened,
-    Mixed,
-    Rejoined,
-    RoundClosed,
-    Tasted,
-)
-from workers.types.nouns import Checkpoint, Metric, Score, Value
+from workers.types.preflight import Facts
+from workers.types.values import Checkpoint, Metric, Score, Value
+
+
+class Event(Value):
+    """A fact. `seq` is given by the ledger; order, attempt and slot by the fleet."""
+
+    seq: int = -1
+    time: float = Field(default_factory=time.time)
+    """Unix seconds where it happened."""
+    order: str | None = None
+    run: str | None = None
+    attempt: int | None = None
+    slot: str | None = None
 
 
 class Opened(Event):
@@ -238,58 +239,3 @@ class Finished(Event):
     kind: Literal["finished"] = "finished"
     wall_s: float
     """Of all drivers together."""
-
-
-AnyEvent = Annotated[
-    Opened
-    | Ordered
-    | Started
-    | Preflighted
-    | BaseReady
-    | Evaluated
-    | Checkpointed
-    | Trained
-    | Interrupted
-    | Asked
-    | Answered
-    | Tasted
-    | Measured
-    | Mixed
-    | Blended
-    | Scored
-    | Compared
-    | Analysed
-    | Served
-    | Retired
-    | Failed
-    | RetryDecided
-    | BackoffOver
-    | GaveUp
-    | MergeOpened
-    | RoundClosed
-    | Rejoined
-    | Diversity
-    | FinishRequested
-    | Cancelled
-    | Stopped
-    | Finished,
-    Field(discriminator="kind"),
-]
-
-event_adapter: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
-
-
-class Pulse(Value):
-    """A sign of life of a slot; never enters the ledger."""
-
-    slot: str
-    order: str | None = None
-    run: str | None = None
-    epoch: int | None = None
-    epochs: int | None = None
-    step: int | None = None
-    loss: float | None = None
-    images_per_s: float | None = None
-    silent_s: float = 0.0
-    """Seconds since the work last made progress."""
-    rss_bytes: int = 0

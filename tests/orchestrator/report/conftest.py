@@ -1,8 +1,8 @@
 import pytest
 
 from orchestrator.report.results import results
-from tests.orchestrator.report.story import Story, program
-from tests.orchestrator.report.tale import Tale
+from tests.orchestrator.report.synthetic_analysis import Tale
+from tests.orchestrator.report.synthetic_results import Story, program
 
 
 @pytest.fixture(scope="package")

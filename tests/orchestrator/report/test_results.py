@@ -4,8 +4,8 @@ from pathlib import Path
 
 from orchestrator.report.efficiency import fleet_efficiency
 from orchestrator.report.results import results
-from orchestrator.state import State
-from tests.orchestrator.report.story import CONFIG, Story, program
+from orchestrator.state.state import State
+from tests.orchestrator.report.synthetic_results import CONFIG, Story, program
 from workers.types import Started
 
 

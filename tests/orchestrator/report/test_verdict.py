@@ -5,7 +5,7 @@ import pytest
 
 from orchestrator.report.results import results
 from orchestrator.report.verdict import about_ensembles, cautions, judged, verdict
-from tests.orchestrator.report.story import Story, program
+from tests.orchestrator.report.synthetic_results import Story, program
 
 
 def test_an_interval_above_zero_is_a_win(told: Story) -> None:

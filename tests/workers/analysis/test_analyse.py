@@ -9,11 +9,11 @@ from tests.workers.small_soups import VIT, Pool, make_pool
 from workers.analysis.analyse import analyse, detectable
 from workers.analysis.bias_variance import decompose
 from workers.analysis.calibration import temperature
-from workers.compare import compare
-from workers.evaluate import read_predictions, write_predictions
-from workers.manifest import read_manifest
-from workers.metrics import ece, nll, score
-from workers.storage import ANALYSIS, WEIGHTS, checkpoint_dir
+from workers.scoring.compare import compare
+from workers.scoring.metrics import ece, nll, score
+from workers.storage.layout import ANALYSIS, WEIGHTS, checkpoint_dir
+from workers.storage.manifest import read_manifest
+from workers.storage.predictions import read_predictions, write_predictions
 from workers.types import Analysed, AnalyseOrder, CompareOrder, Subject, Weighed
 
 SPLITS = ("val", "test")

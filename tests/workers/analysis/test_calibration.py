@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn.metrics import confusion_matrix, log_loss
 
-from tests.workers.analysis.made_up import labels_of, logits_of
+from tests.workers.analysis.synthetic_logits import labels_of, logits_of
 from workers.analysis.calibration import confusion, detail, on_split, reliability, temperature
-from workers.metrics import ece, nll, predictions, score
+from workers.scoring.metrics import ece, nll, predictions, score
 
 
 def test_a_temperature_undoes_the_heat_that_was_put_in() -> None:

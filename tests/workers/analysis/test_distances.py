@@ -5,7 +5,7 @@ import pytest
 from scipy.special import rel_entr, softmax
 from scipy.stats import entropy
 
-from tests.workers.analysis.made_up import labels_of, logits_of
+from tests.workers.analysis.synthetic_logits import labels_of, logits_of
 from workers.analysis.distances import SMALLEST, distances, evenly, num_images
 
 LABELS = labels_of(0, count=50)

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from workers.spec import TrainSpec
-from workers.spec.train import AffineSpec, PerspectiveSpec
+from workers.config.train import AffineSpec, PerspectiveSpec, TrainSpec
 
 PREPROCESSING: dict[str, Any] = {
     "input_size": [3, 24, 24],

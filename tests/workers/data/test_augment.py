@@ -17,11 +17,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import to_pil_image
 
 from tests.workers.data.augmentations import POLICIES, PREPROCESSING, pictures, specs
+from workers.config.train import AffineSpec, PerspectiveSpec, TrainSpec
 from workers.data import normalise, require_policy, train_transform
 from workers.data.augment import Crop, eval_transform
-from workers.spec import TrainSpec
-from workers.spec.train import AffineSpec, PerspectiveSpec
-from workers.types import UserError
+from workers.errors import UserError
 
 STILL: dict[str, Any] = {"crop": "center", "hflip": 0}
 """Nothing random."""

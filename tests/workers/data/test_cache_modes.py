@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from workers.config.data import DataSpec
 from workers.data import Images, Sample, TrainPixels, eval_pixels, train_pixels
-from workers.data.cache import CachedImages, DecodedImages, content_key
-from workers.data.cache_folder import memory_folder
-from workers.data.decode import decode
-from workers.data.resize import reduce
-from workers.spec import DataSpec
-from workers.types import UserError
+from workers.data.decode import decode, reduce
+from workers.data.pixel_cache import CachedImages, DecodedImages, content_key
+from workers.errors import UserError
+from workers.storage.cache_folder import memory_folder
 
 CONFIG: dict[str, Any] = {
     "input_size": [3, 14, 14],
@@ -308,7 +307,7 @@ def test_many_batches_of_a_file_are_indexed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A record batch holds what fits into its bytes, one image at least."""
-    monkeypatch.setattr("workers.data.arrow_file.BATCH_BYTES", 4000)
+    monkeypatch.setattr("workers.data.pixel_file.BATCH_BYTES", 4000)
     cached, off = (train_pixels(some(tmp_path, mode), CONFIG) for mode in ("disk", "off"))
     assert bits(cached) == bits(off)
     with pytest.raises(IndexError):

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.workers.pictures import write_classes
+from tests.image_folders import write_classes
+from workers.config.data import DataSpec
 from workers.data import Images, survey
 from workers.data.split import deal_folds
-from workers.spec import DataSpec
-from workers.storage import Store
-from workers.types import UserError
+from workers.errors import UserError
+from workers.storage.store import Store
 
 LABELLED = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30).map(str)), max_size=120)
 

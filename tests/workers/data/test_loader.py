@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.workers.data.augmentations import PREPROCESSING, pictures, specs
+from workers.config.train import TrainSpec
 from workers.data import epoch_order, step_batches, train_batches, train_transform
-from workers.spec import TrainSpec
 
 ROOT = Path(__file__).parents[3]
 LABELS = np.arange(8) % 3

@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.workers.data.packed import listed, write_parquet
-from tests.workers.pictures import write_classes
+from tests.image_folders import write_classes
+from tests.shard_writers import listed, write_parquet
+from workers.config.data import DataSpec
 from workers.data import survey
-from workers.data.files import Files
+from workers.data.remote_files import Files
 from workers.data.sources import parquet
 from workers.data.sources.parquet import Rows
-from workers.spec import DataSpec
-from workers.types import UserError
+from workers.errors import UserError
 
 
 @pytest.fixture

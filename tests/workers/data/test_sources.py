@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from tests.workers.data.packed import write_parquet, write_shards
-from tests.workers.pictures import write_classes
+from tests.image_folders import write_classes
+from tests.shard_writers import write_parquet, write_shards
+from workers.config.data import DataSpec
 from workers.data import Images, survey
-from workers.data.files import Files, join, shown
-from workers.spec import DataSpec
-from workers.storage import Store
-from workers.types import UserError
+from workers.data.remote_files import Files, join, shown
+from workers.errors import UserError
+from workers.storage.store import Store
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):

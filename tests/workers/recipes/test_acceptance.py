@@ -7,24 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from tests.workers.recipes.tables import NUM_IMAGES, Table, cooked, tables
-from workers.merge import advance
+from tests.workers.recipes.score_tables import NUM_IMAGES, Table, cooked, tables
+from workers.errors import UserError
+from workers.merging.recipe_driver import advance
 from workers.recipes import load
 from workers.recipes.acceptance import mcnemar
 from workers.recipes.greedy import Greedy
 from workers.recipes.pruned import Pruned
-from workers.types import (
-    WORST,
-    First,
-    Found,
-    Ingredient,
-    Mix,
-    Soup,
-    Taste,
-    Tasting,
-    Tastings,
-    UserError,
-)
+from workers.types import WORST, First, Found, Ingredient, Mix, Soup, Taste, Tasting, Tastings
 
 STEPWISE = ["greedy", "greedy_random", "greedy_replacement", "pruned", "pruned_rounds"]
 POOL = tuple(Ingredient(name=n, run=n, score=0.1) for n in "ab")

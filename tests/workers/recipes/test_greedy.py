@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.recipes.tables import KITCHEN, Table, answer, cooked, tables
-from workers.merge import advance
+from tests.workers.recipes.score_tables import KITCHEN, Table, answer, cooked, tables
+from workers.merging.recipe_driver import advance
 from workers.recipes import load
 from workers.recipes.greedy import Greedy
 from workers.recipes.greedy_random import GreedyRandom

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.workers.recipes.downhill import Bench, bench
-from workers.merge import advance
-from workers.recipes.descent import Adam, Iterate, best_of
+from tests.workers.recipes.quadratic_losses import Bench, bench
+from workers.merging.recipe_driver import advance
+from workers.recipes.gradient_descent import Adam, Iterate, best_of
 from workers.recipes.learned import Learned, softmax, softmax_slope
 from workers.types import Gradient, Mix, Slope, Soup, Taste, Tastings
 

@@ -8,7 +8,7 @@ from cmaes import CMA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.merge import advance
+from workers.merging.recipe_driver import advance
 from workers.recipes.manifold import Manifold, grouped
 from workers.types import (
     Answer,

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.workers.recipes.downhill import Bench, bench
-from workers.merge import advance
+from tests.workers.recipes.quadratic_losses import Bench, bench
+from workers.merging.recipe_driver import advance
 from workers.recipes.mehl import Mehl, clipped, schedule
 from workers.types import Geometry, Gradient, Mix, Soup, Taste
 

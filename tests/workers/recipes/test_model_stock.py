@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
-from workers.batchnorm import statistics
-from workers.blend import blend
-from workers.checkpoints import open_weights
-from workers.geometry import grams_of
-from workers.merge import advance
+from workers.errors import UserError
+from workers.merging.batchnorm import statistics
+from workers.merging.blend import blend
+from workers.merging.gram import grams_of
+from workers.merging.recipe_driver import advance
 from workers.recipes import load
 from workers.recipes.model_stock import pull
-from workers.types import Geometry, Ingredient, Kitchen, Mix, Soup, Taste, Tastings, UserError
+from workers.storage.checkpoints import open_weights
+from workers.types import Geometry, Ingredient, Kitchen, Mix, Soup, Taste, Tastings
 
 KITCHEN = Kitchen(base="base/b")
 

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.workers.small_soups import VIT, Pool, make_pool
-from workers.checkpoints import write_checkpoint
 from workers.data import eval_pixels, normalise
-from workers.merge import advance
-from workers.model import preprocessing
+from workers.merging.recipe_driver import advance
+from workers.merging.taste import mix_into, taste
+from workers.models.build import preprocessing
 from workers.recipes import load
-from workers.storage import checkpoint_dir
-from workers.tasting import mix_into, taste
+from workers.storage.checkpoint_writer import write_checkpoint
+from workers.storage.layout import checkpoint_dir
 from workers.types import (
     Answer,
     Checkpoint,

@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.recipes.tables import Table, answer, cooked, tables
-from workers.merge import advance
+from tests.workers.recipes.score_tables import Table, answer, cooked, tables
+from workers.errors import UserError
+from workers.merging.recipe_driver import advance
 from workers.recipes import load
 from workers.recipes.pruned import Pruned, PrunedRounds
-from workers.types import First, Mix, Soup, Taste, UserError
+from workers.types import First, Mix, Soup, Taste
 
 ties = st.sampled_from(["accept", "strict"])
 

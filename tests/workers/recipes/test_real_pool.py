@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
-from workers.geometry import geometry
-from workers.gradient import gradient
-from workers.merge import advance
+from workers.config.model import ModelSpec
+from workers.merging.gradient import gradient
+from workers.merging.gram import geometry
+from workers.merging.recipe_driver import advance
+from workers.merging.taste import taste
 from workers.recipes import load
-from workers.spec import ModelSpec
-from workers.tasting import taste
 from workers.types import (
     Answer,
     Geometry,

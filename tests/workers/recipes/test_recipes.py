@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.workers.recipes.tables import Table, answer, cooked
-from workers.merge import advance
+from tests.workers.recipes.score_tables import Table, answer, cooked
+from workers.errors import UserError
+from workers.merging.recipe_driver import advance
 from workers.recipes import RECIPES, load, most_tastes
 from workers.recipes.greedy import Greedy
-from workers.types import Found, Ingredient, Kitchen, Mix, Soup, Taste, Tastings, UserError
+from workers.types import Found, Ingredient, Kitchen, Mix, Soup, Taste, Tastings
 
 POOL = (
     Ingredient(name="b/00000010", run="b", score=0.8),

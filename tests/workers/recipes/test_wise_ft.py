@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.recipes.tables import KITCHEN, Table, cooked, tables
-from workers.merge import advance
+from tests.workers.recipes.score_tables import KITCHEN, Table, cooked, tables
+from workers.errors import UserError
+from workers.merging.recipe_driver import advance
 from workers.recipes import load
 from workers.recipes.wise_ft import WiseFt, between
-from workers.types import Ingredient, Mix, Soup, Taste, Tastings, UserError
+from workers.types import Ingredient, Mix, Soup, Taste, Tastings
 
 POOL = tuple(Ingredient(name=n, run=n, score=s) for n, s in zip("ab", (0.5, 0.6), strict=True))
 

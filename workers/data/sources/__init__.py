@@ -5,13 +5,13 @@ config -> files of each pool -> (label, place of the bytes) of every image -> Fo
 
 from collections.abc import Callable
 
-from workers.data.files import Files
+from workers.config.data import DataSpec
+from workers.data.remote_files import Files
 from workers.data.sources.digits import digit_image, find_digits
 from workers.data.sources.folder import EXTENSIONS, class_folders, find_in_folders, image_files
-from workers.data.sources.found import Found, Reader
+from workers.data.sources.image_ref import Found, Reader
 from workers.data.sources.parquet import Rows, find_in_parquet
-from workers.data.sources.shards import find_in_shards
-from workers.spec import DataSpec
+from workers.data.sources.webdataset import find_in_shards
 
 __all__ = [
     "EXTENSIONS",

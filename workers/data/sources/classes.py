@@ -3,10 +3,10 @@
 import difflib
 import json
 
-from workers.data.files import Files, join, shown
-from workers.data.sources.found import Found, Labelled, some
-from workers.spec import DataSpec
-from workers.types import UserError
+from workers.config.data import DataSpec
+from workers.data.remote_files import Files, join, shown
+from workers.data.sources.image_ref import Found, Labelled, some
+from workers.errors import UserError
 
 
 def class_list(spec: DataSpec, files: Files, root: str) -> tuple[str, ...] | None:

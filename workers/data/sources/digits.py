@@ -5,9 +5,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from workers.data.sources.found import Found
-from workers.spec import DataSpec
-from workers.types import UserError
+from workers.config.data import DataSpec
+from workers.data.sources.image_ref import Found
+from workers.errors import UserError
 
 
 def find_digits(spec: DataSpec) -> tuple[tuple[str, ...], list[Found]]:

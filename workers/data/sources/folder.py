@@ -4,12 +4,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from workers.data.files import Files, is_remote
+from workers.config.data import DataSpec
+from workers.data.remote_files import Files, is_remote
 from workers.data.sources.classes import class_list
-from workers.data.sources.found import Found, some
-from workers.data.sources.pools import data_root, report_pools
-from workers.spec import DataSpec
-from workers.types import UserError
+from workers.data.sources.image_ref import Found, some
+from workers.data.sources.split_files import data_root, report_pools
+from workers.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}

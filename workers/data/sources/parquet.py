@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from workers.data.files import Files, shown
+from workers.config.data import DataSpec
+from workers.data.remote_files import Files, shown
 from workers.data.sources.classes import class_list, settle
-from workers.data.sources.found import Found, Labelled, some
-from workers.data.sources.pools import DataFile, data_files, data_root, in_each
-from workers.spec import DataSpec
-from workers.types import UserError
+from workers.data.sources.image_ref import Found, Labelled, some
+from workers.data.sources.split_files import DataFile, data_files, data_root, in_each
+from workers.errors import UserError
 
 KEPT_BYTES = 256 << 20
 """Of image columns kept in memory per process, beside the two read last."""

@@ -1,0 +1,293 @@
+"""Plan: what a run would do, cost and take, found out without starting or leaving anything.
+
+experiment -> preflight on a throw-away store -> facts -> runs, steps, bytes
+              rehearsal of a few real steps   -> pace  -> seconds
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator import config
+from orchestrator.commands.estimate import STARTUP_S, Pace, kind, num_rounds, peak_bytes, seconds
+from orchestrator.commands.run import planned
+from orchestrator.config import Experiment
+from orchestrator.config.sections import FleetSpec
+from orchestrator.experiment.resolved import Program, Resolved, resolve
+from orchestrator.report import format
+from orchestrator.report.terminal.tables import MAX_RUNS
+from orchestrator.schedule import preparation
+from orchestrator.state.state import State
+from workers.context import WorkerContext, num_gpus
+from workers.errors import UserError
+from workers.storage.store import Store
+from workers.types import Facts, RunSpec, model_key
+
+MAX_NAMED = 10
+"""Corrupt images that are listed by name."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine offers."""
+
+    cpus: int
+    gpus: int
+
+    def slots(self, spec: FleetSpec, ranks: int) -> int:
+        """Runs that fit at a time; 0 if not even one does."""
+        bundles = self.cpus // spec.cpus_per_run
+        if spec.device == "cuda" or (spec.device == "auto" and (self.gpus or ranks > 1)):
+            bundles = min(bundles, int(self.gpus / min(1.0, spec.gpus_per_run)))
+        return min(bundles // ranks, spec.max_concurrent_runs or bundles)
+
+
+@dataclass(frozen=True)
+class Plan:
+    program: Program
+    resolved: Resolved
+    machine: Machine
+    device: Literal["cpu", "cuda"]
+    slots: int
+    paces: Mapping[str, Pace]
+    """By kind of run."""
+    timed_steps: int
+    storage_bytes: int
+    free_bytes: int | None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """runs, steps_per_run (a list where runs differ), slots, checkpoint_bytes (the largest),
+        storage_bytes (at the peak), seconds."""
+        steps = [self.resolved.num_steps[run.id] for run in self.program.runs]
+        models = self.resolved.facts.models.values()
+        return {
+            "runs": len(steps),
+            "steps_per_run": steps[0] if len(set(steps)) == 1 else steps,
+            "slots": self.slots,
+            "checkpoint_bytes": max(model.checkpoint_bytes for model in models),
+            "storage_bytes": self.storage_bytes,
+            "seconds": round(seconds(self.program, self.resolved, self._width, self.paces), 1),
+        }
+
+    @property
+    def _width(self) -> int:
+        return max(1, self.slots)
+
+
+def make_plan(experiment: Experiment) -> Plan:
+    """Look at the data and the models, and time a few training steps on this machine.
+
+    Raises UserError for what `run` would refuse. Nothing is left behind.
+    """
+    program = planned(experiment)
+    store = Store(config.uri(experiment))
+    _require_writable(store)
+    machine = Machine(cpus=len(os.sched_getaffinity(0)), gpus=num_gpus())
+    device = _device(experiment, machine)
+    with tempfile.TemporaryDirectory(prefix="soupfleet-plan-") as folder:
+        setting = config.setting(experiment, device).model_copy(update={"uri": folder})
+        worker = WorkerContext(setting)
+        resolved = resolve(program, _without_warnings_of(folder, _preflight(program, worker)))
+        _require_steps(program, resolved)
+        paces, timed_steps = _rehearse(program, resolved, worker)
+    slots = machine.slots(experiment.fleet, program.ranks)
+    return Plan(
+        program,
+        resolved,
+        machine,
+        device,
+        slots,
+        paces,
+        timed_steps,
+        storage_bytes=peak_bytes(program, resolved, max(1, slots)),
+        free_bytes=store.free_bytes(),
+    )
+
+
+def _require_writable(store: Store) -> None:
+    """A local folder is not made for asking; elsewhere a marker comes and goes."""
+    if store.local_root is None:
+        store.probe()
+        return
+    there = next(p for p in (store.local_root, *store.local_root.parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(
+            f"storage {store} cannot be written to: {there} is not a writable folder; give a "
+            "folder or bucket that is writable from here and from every node"
+        )
+
+
+def _device(experiment: Experiment, machine: Machine) -> Literal["cpu", "cuda"]:
+    asked = experiment.fleet.device
+    if asked == "cpu" or not machine.gpus:
+        return "cpu"
+    return "cuda"
+
+
+def _preflight(program: Program, worker: WorkerContext) -> Facts:
+    from workers.preflight import preflight
+
+    (order,) = preparation.preflight(program, State())
+    assert order.kind == "preflight"
+    try:
+        (event,) = preflight(order, 1, worker)
+    except OSError as error:  # a fleet would try again; a plan says it
+        raise UserError(f"the images cannot be read now: {error}; check data.root") from error
+    assert event.kind == "preflighted"
+    return event.facts
+
+
+def _without_warnings_of(folder: str, facts: Facts) -> Facts:
+    """The throw-away store's disk is no concern of the user."""
+    kept = tuple(warning for warning in facts.warnings if folder not in warning)
+    return facts.model_copy(update={"warnings": kept})
+
+
+def _require_steps(program: Program, resolved: Resolved) -> None:
+    for run in program.runs:
+        if not resolved.num_steps[run.id]:
+            raise UserError(
+                f"data.train: {resolved.num_images[run.id]} training images are too few "
+                f"for {program.ranks} ranks, each of which needs two; add images or lower "
+                "fleet.gpus_per_run"
+            )
+
+
+def _rehearse(
+    program: Program, resolved: Resolved, worker: WorkerContext
+) -> tuple[dict[str, Pace], int]:
+    """Every kind of run once; the ranks of a gang are taken to keep the pace of one."""
+    from workers.training.timing import rehearse
+
+    stages = [stage for plan in resolved.plans for stage in plan.stages]
+    firsts: dict[str, RunSpec] = {}
+    for run in (*program.runs, *stages):
+        firsts.setdefault(kind(run), run)
+    found = {key: rehearse(run, worker) for key, run in firsts.items()}
+    paces = {key: Pace(each.step_s, each.score_image_s) for key, each in found.items()}
+    return paces, sum(each.num_steps for each in found.values())
+
+
+# View
+
+
+def plan_view(plan: Plan) -> RenderableType:
+    """Runs, resources, data, storage, time, and what to worry about."""
+    experiment = plan.program.experiment
+    head = Text(f"{experiment.name}: a plan; nothing was started", style="bold")
+    head.append(f"  {config.uri(experiment)}", style="dim")
+    lines = [Text(line) for line in _lines(plan)]
+    warnings = [Text(f"Warning: {each}", style="yellow") for each in _warnings(plan)]
+    return Group(head, _runs_table(plan), *lines, *warnings)
+
+
+def _runs_table(plan: Plan) -> Table:
+    table = Table(pad_edge=False)
+    for name in ("run", "params", "model"):
+        table.add_column(name, overflow="fold")
+    for name in ("epochs", "steps"):
+        table.add_column(name, justify="right")
+    stages = [stage for each in plan.resolved.plans for stage in each.stages]
+    runs = [*stages, *plan.program.runs]
+    for run in runs[:MAX_RUNS]:
+        name = run.id if run.role == "member" else f"{run.id} (base)"
+        steps = str(plan.resolved.num_steps[run.id])
+        cells = [name, format.params(run.params), run.model.name, str(run.train.epochs), steps]
+        table.add_row(*map(escape, cells))
+    if len(runs) > MAX_RUNS:
+        table.add_row("", f"and {len(runs) - MAX_RUNS} more", style="dim")
+    return table
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    facts, machine, summary = plan.resolved.facts, plan.machine, plan.summary
+    yield f"Data: {len(facts.classes)} classes; images: {format.images(facts)}."
+    for cohort in plan.resolved.cohorts:
+        model, name = facts.models[model_key(cohort.model)], plan.resolved.cohort_names[cohort.id]
+        yield f"Model: {name}, {model.num_parameters / 1e6:.2f} million parameters."
+    fleet = plan.program.experiment.fleet
+    gpus = f" and {fleet.gpus_per_run:g} GPU" if plan.device == "cuda" else ""
+    yield (
+        f"Slots: {plan.slots} at a time on this machine ({machine.cpus} CPUs, {machine.gpus} GPUs);"
+        f" a run takes {plan.program.ranks * fleet.cpus_per_run} CPU{gpus}."
+    )
+    free = "" if plan.free_bytes is None else f", of {size(plan.free_bytes)} free"
+    yield (
+        f"Storage: {size(plan.storage_bytes)} at the peak{free}; a training checkpoint is "
+        f"{size(summary['checkpoint_bytes'])}, and retention keeps what "
+        f"soup.ingredients={_ingredients(plan)} may choose."
+    )
+    yield from _round_lines(plan)
+    yield from _time_lines(plan, summary["seconds"])
+
+
+def _round_lines(plan: Plan) -> Iterator[str]:
+    """Of sync rounds: how many there are, and the weights that each writes and passes on."""
+    counted = num_rounds(plan.program, plan.resolved)
+    if not counted:
+        return
+    models = plan.resolved.facts.models
+    largest = max(models[model_key(cohort.model)].model_bytes for cohort in plan.resolved.cohorts)
+    yield (
+        f"Rounds: {counted}, each writes merged weights of {size(largest)} once and every node "
+        f"reads them once; {size(counted * largest)} in all, of which the newest are kept."
+    )
+
+
+def _ingredients(plan: Plan) -> str:
+    ingredients = plan.program.experiment.soup.ingredients
+    return ingredients if isinstance(ingredients, str) else str(list(ingredients))
+
+
+def _time_lines(plan: Plan, total_s: float) -> Iterator[str]:
+    patient = any(run.train.patience is not None for run in plan.program.runs)
+    bound = "; less where train.patience ends runs early" if patient else ""
+    yield f"Time: about {format.duration(total_s)}{bound}."
+    for run in _one_of_each_kind(plan):
+        pace = plan.paces[kind(run)]
+        yield (
+            f"  A step of {run.model.name} with {run.train.batch_size * run.train.grad_accum_steps}"
+            f" images took {pace.step_s:.3f} s here, scoring an image "
+            f"{1000 * pace.score_image_s:.1f} ms."
+        )
+    yield (
+        f"  Estimated from {plan.timed_steps} timed steps on one otherwise idle {plan.device} "
+        f"slot, {STARTUP_S:.0f} s for Ray to start, and as many tastes as greedy can ask; anytime "
+        "soups during training and slots that share memory or caches make it longer."
+    )
+
+
+def _one_of_each_kind(plan: Plan) -> list[RunSpec]:
+    return list({kind(run): run for run in reversed(plan.program.runs)}.values())
+
+
+def _warnings(plan: Plan) -> Iterator[str]:
+    facts = plan.resolved.facts
+    yield from facts.warnings
+    if facts.corrupt:
+        named = ", ".join(facts.corrupt[:MAX_NAMED])
+        more = f" and {len(facts.corrupt) - MAX_NAMED} more" * (len(facts.corrupt) > MAX_NAMED)
+        yield f"{len(facts.corrupt)} images do not decode and are left out: {named}{more}"
+    if not plan.slots:
+        yield "not even one run fits this machine; the time is that of one slot of a larger one"
+    if plan.free_bytes is not None and plan.free_bytes < plan.storage_bytes:
+        yield (
+            f"storage has {size(plan.free_bytes)} free, the peak needs {size(plan.storage_bytes)}"
+        )
+
+
+def size(num_bytes: float) -> str:
+    """`12.3 MiB`"""
+    for unit in ("B", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.2f} GiB"

@@ -1,0 +1,65 @@
+"""The verb `predict`: what to label, with what, how far along, and what came of it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from workers.errors import UserError
+from workers.storage.store import CorruptFile, Store
+
+if TYPE_CHECKING:
+    from workers.serving.predict import Answers
+
+
+def label_images(
+    model: Path, images: Path, out: Path, store: Store | None, ensemble: str | None
+) -> str:
+    """Writes the CSV and says so. With an ensemble `store` is the experiment's."""
+    from workers.serving import predict
+
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: its folder does not exist; make it, or write elsewhere")
+    if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
+        seen = "is a folder" if out.is_dir() else "lies in a folder that is not yours to write to"
+        raise UserError(f"--out {out} {seen}; give the CSV file to write")
+    files = predict.images_below(images)
+    members = 1
+    if store is not None and ensemble is not None:
+        members = len(predict.open_ensemble(store, ensemble)[0].members)
+    with _progress() as bar:
+        task = bar.add_task("predict", total=len(files) * members)
+
+        def on_image() -> None:
+            bar.advance(task)
+
+        if store is not None and ensemble is not None:
+            answers = _by_ensemble(store, ensemble, files, on_image)
+        else:
+            answers = predict.by_model(model, files, on_image)
+    broken = predict.write_csv(answers, files, images, out)
+    shown = f"{out}: {len(files) - broken} of {len(files)} images labelled"
+    return f"{shown}; {broken} do not decode and have no label" if broken else shown
+
+
+def _by_ensemble(
+    store: Store, ensemble: str, files: list[Path], on_image: Callable[[], object]
+) -> "Answers":
+    from workers.serving import predict
+
+    try:
+        return predict.by_ensemble(store, ensemble, files, on_image)
+    except (CorruptFile, FileNotFoundError) as error:
+        raise UserError(
+            f"ensemble {ensemble} of {store} is not whole ({error}); "
+            f"soupfleet verify {store} names what else is missing"
+        ) from error
+
+
+def _progress() -> Progress:
+    """On stderr, where it does not mix with what a script reads."""
+    columns = BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True))

@@ -1,0 +1,103 @@
+"""Looking at an experiment from outside: its table kept fresh, a run's log, a model's score."""
+
+import difflib
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.commands import run
+from orchestrator.driver.ledger import Ledger
+from orchestrator.report import format
+from orchestrator.report.terminal.status import phase
+from orchestrator.report.terminal.tables import status_view
+from orchestrator.state.reducers import fold
+from workers.errors import UserError
+from workers.storage.layout import run_file
+from workers.storage.store import Store
+from workers.types import Score, run_of
+
+REFRESH_S = 2.0
+"""Between two replays: a remote ledger costs a listing and a round trip per file."""
+
+OVER = frozenset({"finished", "failed"})
+
+
+def watch_status(store: Store, uri: str, refresh_s: float = REFRESH_S) -> None:
+    """The fleet table, replayed from the ledger again and again, until the experiment is over.
+
+    Ctrl-C ends the looking, nothing else. Raises UserError if there is no experiment.
+    """
+    views = views_of(store, uri)
+    view, is_over = next(views)
+    with Live(view, auto_refresh=False, vertical_overflow="visible") as live:
+        try:
+            while not is_over:
+                time.sleep(refresh_s)
+                view, is_over = next(views)
+                live.update(view, refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+def views_of(store: Store, uri: str) -> Iterator[tuple[RenderableType, bool]]:
+    """The table as it is at each asking, and whether it will stay like that."""
+    while True:
+        experiment = run.read_experiment(store)
+        if experiment is None:
+            raise UserError(
+                f"there is no experiment at {uri}; give STORAGE/NAME, as in runs/quickstart"
+            )
+        program, state = run.planned(experiment), fold(Ledger(store).replay())
+        yield status_view(program, state, uri), phase(state) in OVER
+
+
+def run_log(store: Store, run_id: str) -> str:
+    """What all attempts of a run wrote, in order. Raises UserError naming the nearest runs."""
+    known = _run_ids(store)
+    if run_id not in known:
+        near = difflib.get_close_matches(run_id, known, n=3, cutoff=0.0)
+        raise UserError(f"there is no run {run_id!r} in {store}; the nearest are {', '.join(near)}")
+    logs = [path for path in store.list(run_file(run_id, "logs")) if path.endswith(".log")]
+    if not logs:
+        return f"Run {run_id} has written no log yet.\n"
+    return "\n".join(f"== {_name(path)} ==\n{_text(store, path)}" for path in _in_order(logs))
+
+
+def _in_order(logs: list[str]) -> list[str]:
+    """By number: attempt 10 comes after attempt 9."""
+    return sorted(logs, key=lambda path: [int(n) for n in re.findall(r"\d+", _name(path))])
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2].removesuffix(".log").replace("-", " ")
+
+
+def _text(store: Store, path: str) -> str:
+    return store.read(path).decode("utf-8", errors="replace")
+
+
+def _run_ids(store: Store) -> list[str]:
+    """Runs of the configuration, and the stages of bases that have begun."""
+    begun = {run_of(path.split("/")[1]) for path in store.list("runs")}
+    experiment = run.read_experiment(store)
+    planned = run.planned(experiment).runs if experiment is not None else ()
+    return sorted(begun | {run.id for run in planned})
+
+
+def score_view(score: Score, model_dir: str | Path, data: str | Path) -> RenderableType:
+    """A score as a small table."""
+    table = Table(pad_edge=False)
+    for name in ("images", *(f"{format.METRICS[m]}, {format.unit(m)}" for m in METRICS)):
+        table.add_column(name, justify="right")
+    cells = [format.shown(getattr(score, metric), metric) for metric in METRICS]
+    table.add_row(str(score.count), *cells)
+    return Group(Text(f"{model_dir} on {data}", style="bold"), table)
+
+
+METRICS = ("top1", "macro_f1", "nll", "ece")

@@ -1,0 +1,155 @@
+"""A refusal: what a validation error says, as one sentence with the way out."""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from workers.errors import UserError
+
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "label_smoothing": "smoothing",
+    "optimizer": "opt",
+    "scheduler": "sched",
+    "lr_scheduler": "sched",
+    "wd": "weight_decay",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "gradient_accumulation_steps": "grad_accum_steps",
+    "auto_augment": "aa",
+    "random_erasing": "reprob",
+    "img_size": "image_size",
+    "precision": "amp_dtype",
+    "arch": "name",
+    "gpus": "gpus_per_run",
+    "max_runs": "num_runs",
+    "n_runs": "num_runs",
+    "max_concurrent": "max_concurrent_runs",
+    "ema": "model_ema_decay",
+    "ema_decay": "model_ema_decay",
+    "early_stopping": "patience",
+    "num_folds": "folds",
+    "k_folds": "folds",
+    "num_workers": "workers",
+    "drop_path_rate": "drop_path",
+    "grad_clip": "clip_grad",
+    "gradient_checkpointing": "grad_checkpointing",
+    "horizontal_flip": "hflip",
+}
+"""What other tools call our keys; a spelling distance alone would not find them."""
+
+
+def refusal(
+    error: ValidationError, schema: type[BaseModel], document: Any, source: str, prefix: str = ""
+) -> UserError:
+    """The first error of a validation, unknown keys before others, and how many more there are.
+
+    `document` is what was validated: the value seen is looked up in it. `prefix` is the dotted
+    path of `document` when it is a part of the configuration.
+    """
+    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    places = [tuple(_look_up(document, one)[0]) for one in errors]
+    same = [one for one, place in zip(errors, places, strict=True) if place == places[0]]
+    sentence = _sentence(same, schema, document, prefix)
+    more = len(set(places)) - 1
+    tail = f" ({more} more like this)" if more else ""
+    return UserError(f"{source}: {sentence}{tail}")
+
+
+def nearest(path: str, schema: type[BaseModel]) -> str | None:
+    """The valid dotted key that an unknown one most likely means."""
+    steps = path.split(".")
+    plain = ".".join(step for step in steps if not step.isdigit())
+    section, _, key = plain.rpartition(".")
+    valid = list(keys(schema, lists=plain != path))
+    key = OTHER_NAMES.get(key, key)
+    same_name = [one for one in valid if one.rpartition(".")[2] == key]
+    close = sorted(same_name, key=lambda one: one.rpartition(".")[0] != section)
+    if not close:
+        siblings = [one for one in valid if one.rpartition(".")[0] == section]
+        close = difflib.get_close_matches(plain, siblings, 1, 0.7)
+    if not close:
+        close = difflib.get_close_matches(plain, valid, 1, 0.6)
+    if close and close[0].rpartition(".")[0] == section:
+        return ".".join([*steps[:-1], close[0].rpartition(".")[2]])
+    return close[0] if close else None
+
+
+def keys(schema: type[BaseModel], prefix: str = "", lists: bool = False) -> Iterator[str]:
+    """Every dotted key of a schema, sections included; with `lists` those of their items, too."""
+    for name, field in schema.model_fields.items():
+        yield prefix + name
+        if inner := _section(field.annotation, lists):
+            yield from keys(inner, f"{prefix}{name}.", lists)
+
+
+def _section(annotation: Any, lists: bool) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    kinds = (typing.Union, types.UnionType, *([tuple] if lists else []))
+    if typing.get_origin(annotation) in kinds:
+        inner = (_section(one, lists) for one in typing.get_args(annotation))
+        return next(filter(None, inner), None)
+    return None
+
+
+def _sentence(errors: list[Any], schema: type[BaseModel], document: Any, prefix: str) -> str:
+    """About one place; where it may be of several kinds, each of them has an error."""
+    error = errors[0]
+    steps, seen = _look_up(document, error)
+    path = prefix + ".".join(map(str, steps))
+    if error["type"] == "extra_forbidden":
+        return unknown_key(path, schema)
+    if error["type"] == "missing" and steps == list(error["loc"]):
+        return f"{path} is missing; pass {path}=VALUE or write it into the file"
+    if error["type"] == "value_error":
+        said = str(error["ctx"]["error"])
+        return f"{path}: {said}" if path else said
+    return f"{path} is {seen!r}, but should be {' or '.join(dict.fromkeys(map(_wanted, errors)))}"
+
+
+def _wanted(error: Any) -> str:
+    """What should stand there, in the words of YAML."""
+    if error["type"] == "missing":
+        return "longer"
+    if error["type"] == "too_long":
+        return f"a list of at most {error['ctx']['max_length']}"
+    kinds = {"tuple_type": "a list", "dict_type": "a mapping", "model_type": "a mapping"}
+    said: str = error["msg"].removeprefix("Input should ").removeprefix("be ")
+    return kinds.get(error["type"], said)
+
+
+def unknown_key(path: str, schema: type[BaseModel]) -> str:
+    """The sentence about a dotted key that the schema does not have."""
+    if meant := nearest(path, schema):
+        return f"unknown key {path}; did you mean {meant}?"
+    section = path.rpartition(".")[0]
+    valid = [one for one in keys(schema) if one.rpartition(".")[0] == section]
+    known = ", ".join(valid or [one for one in keys(schema) if "." not in one])
+    return f"unknown key {path}; known here: {known}"
+
+
+def _look_up(document: Any, error: Any) -> tuple[list[int | str], Any]:
+    """The part of an error's location that the user wrote, and what stands there.
+
+    Pydantic appends names of its own, such as the member of a union; those are not in the document.
+    """
+    steps: list[int | str] = []
+    for step in error["loc"]:
+        if isinstance(document, dict) and step in document:
+            steps.append(step)
+            document = document[step]
+        elif isinstance(document, dict) and error["type"] == "missing":
+            return [*steps, step], None
+        elif isinstance(document, list | tuple) and isinstance(step, int) and step < len(document):
+            steps.append(step)
+            document = document[step]
+        else:
+            break
+    return steps, document

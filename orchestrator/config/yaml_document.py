@@ -1,0 +1,127 @@
+"""A YAML document: read strictly, changed by dotted overrides, written so that it reads back.
+
+Scalars follow YAML 1.2's core rules, because 1.1's surprise people who write configurations: here
+`1e-3` is a number, and `off`, `010` and `2026-01-31` are text.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from workers.errors import UserError
+
+OPEN_TABLES = (("sweep", "space"),)
+"""Tables whose keys are dotted paths themselves: `sweep.space.train.lr=[...]` sets `train.lr`."""
+
+_RULES = (
+    ("tag:yaml.org,2002:merge", r"<<", "<"),
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", "~nN\0"),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?",
+        "-+.0123456789",
+    ),
+)
+
+
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """Which tag a plain scalar gets, by its first character."""
+    table: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    for tag, pattern, firsts in _RULES:
+        for first in firsts:
+            rule = (tag, re.compile(rf"(?:{pattern})\Z"))
+            table.setdefault("" if first == "\0" else first, []).append(rule)
+    return table
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = _resolvers()
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                problem = f"the key {key!r} stands there twice; keep one"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    # Text that looks like something else to a reader of either version is quoted.
+    yaml_implicit_resolvers = {
+        first: _resolvers().get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
+        for first in _resolvers().keys() | yaml.SafeDumper.yaml_implicit_resolvers.keys()
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def parse(text: str, source: str) -> dict[str, Any]:
+    """The mapping that a YAML text holds; `source` names it in errors."""
+    value = _value(text, source)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{source}: holds a {type(value).__name__}; write a mapping, `key: value`")
+    return value
+
+
+def render(value: dict[str, Any]) -> str:
+    """YAML text that `parse` reads back as `value`."""
+    # Escaped, for PyYAML does not read back every character it would write plainly.
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)
+    return text
+
+
+def override(document: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """A copy of the document with each `dotted.key=value` set; values are YAML."""
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(
+                f"override {assignment!r}: not an assignment; write KEY=VALUE, like train.lr=1e-3"
+            )
+        document = _with(document, _steps(key), _value(text, f"override {assignment!r}"), key)
+    return document
+
+
+def _value(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        raise UserError(f"{source}{place}: not readable as YAML: {error.problem}") from error
+    except (yaml.YAMLError, TypeError) as error:
+        # TypeError: a mapping or list used as a key.
+        said = " ".join(str(error).split())
+        raise UserError(f"{source}: not readable as YAML: {said}") from error
+
+
+def _steps(key: str) -> list[str]:
+    steps = key.split(".")
+    for table in OPEN_TABLES:
+        if tuple(steps[: len(table)]) == table and len(steps) > len(table):
+            return [*table, ".".join(steps[len(table) :])]
+    return steps
+
+
+def _with(document: dict[str, Any], steps: list[str], value: Any, key: str) -> dict[str, Any]:
+    first, *rest = steps
+    if not rest:
+        return {**document, first: value}
+    inner = document.get(first)
+    if inner is None:
+        inner = {}
+    if not isinstance(inner, dict):
+        raise UserError(
+            f"override {key}: {first} is {inner!r}, which has no keys; set {first} as a whole"
+        )
+    return {**document, first: _with(inner, rest, value, key)}

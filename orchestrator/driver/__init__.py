@@ -1,0 +1,1 @@
+"""The driver: the loop of an experiment, its ledger, its lease, and its signals."""

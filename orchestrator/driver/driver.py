@@ -1,0 +1,221 @@
+"""The driver: replay the ledger, order what is due, write down what happened, until nothing is due.
+
+        due(program, state) --orders--> fleet
+                 ^                        |
+           state = after(...) <--events---+
+                 ^
+               ledger          every event is in the ledger before anything follows from it
+
+It never touches a tensor. Killed at any line, another one goes on from the ledger.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from orchestrator import schedule
+from orchestrator.driver.lease import Lease
+from orchestrator.driver.ledger import Ledger
+from orchestrator.experiment.resolved import Program
+from orchestrator.fleet.base import Fleet
+from orchestrator.schedule import serving
+from orchestrator.state.reducers import fold, is_stale
+from orchestrator.state.state import State
+from workers.heartbeat import Pulse
+from workers.storage import manifest
+from workers.storage.layout import FINISH
+from workers.storage.store import Store
+from workers.types import (
+    AnyEvent,
+    AnyOrder,
+    Cancelled,
+    Checkpointed,
+    Finished,
+    FinishRequested,
+    Opened,
+    Ordered,
+    Stopped,
+    ema_of,
+)
+
+POLL_S = 0.5
+"""Longest wait for events: bounds how late a pause's end or a finish request is seen."""
+
+FINISH_POLL_S = 5.0
+
+Watch = Callable[[State, list[AnyEvent], list[Pulse], str | None], None]
+
+
+class Driver:
+    def __init__(
+        self,
+        program: Program,
+        store: Store,
+        ledger: Ledger,
+        lease: Lease,
+        fleet: Fleet,
+        watch: Watch,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.program = program
+        self.store = store
+        self.ledger = ledger
+        self.lease = lease
+        self.fleet = fleet
+        self.watch = watch
+        self.now = now
+        self.state = State()
+        self.stop_reason: str | None = None
+        """Set by a signal handler; the loop ends at its next turn."""
+        self._due_since: dict[str, float] = {}
+        self._looked_for_finish_at = 0.0
+        self._training_ends_at: float | None = None
+
+    def run(self) -> State:
+        """Drive to the end, or to the first stop request."""
+        self._open()
+        while not schedule.is_over(self.program, self.state) and self.stop_reason is None:
+            self._turn()
+        if self.stop_reason is not None:
+            self._stop(self.stop_reason)
+        return self.state
+
+    def finish(self) -> State:
+        """After the report is written: nothing will be done again."""
+        wall_s = self.now() - (self.state.began_at or self.now())
+        self._commit([Finished(wall_s=wall_s)])
+        return self.state
+
+    def _turn(self) -> None:
+        self._commit(list(schedule.decisions(self.program, self.state, self.now())))
+        orders = tuple(schedule.due(self.program, self.state))
+        self._submit(orders)
+        self._end_unwanted_training()
+        self._look_for_finish_request()
+        events = self._commit(self.fleet.events(POLL_S))
+        self.watch(self.state, events, self.fleet.pulses(), self.fleet.waiting_for())
+
+    # Beginning and ending
+
+    def _open(self) -> None:
+        """Take over: adopt what dead attempts completed, then everything is open again."""
+        self.state = fold(self.ledger.replay())
+        in_flight = [order for order in self.state.open.values() if order.what == "train"]
+        adopted = [event for o in in_flight for event in self._completed(o.run, o.attempt)]
+        opened = Opened(
+            driver=f"{socket.gethostname()}:{os.getpid()}",
+            fleet=self.fleet.kind,
+            slots=self.fleet.num_slots,
+            time=self.now(),
+        )
+        self._commit([*adopted, opened])
+
+    def _stop(self, reason: str) -> None:
+        """The ledger is consistent first; then training gets its grace period."""
+        self.fleet.interrupt(reason)
+        self._commit([Stopped(reason=reason, time=self.now())])
+        deadline = time.monotonic() + self.program.experiment.fleet.grace_s
+        while self._is_training() and time.monotonic() < deadline:
+            self._commit(self.fleet.events(0.1))
+
+    def _is_training(self) -> bool:
+        return any(o.what == "train" and o.started_at for o in self.state.open.values())
+
+    # Orders
+
+    def _submit(self, orders: tuple[AnyOrder, ...]) -> None:
+        """`ordered` is in the ledger before a fleet hears of it."""
+        now = self.now()
+        self._due_since = {o.id: self._due_since.get(o.id, now) for o in orders}
+        taken = [order for place in ("merge", "slot") for order in self._affordable(orders, place)]
+        attempts = {order.id: self._next_attempt(order) for order in taken}
+        self._commit([self._ordered(order, attempts[order.id]) for order in taken])
+        for order in taken:
+            self.fleet.submit(order, attempts[order.id])
+
+    def _affordable(self, orders: tuple[AnyOrder, ...], place: str) -> list[AnyOrder]:
+        due = [order for order in orders if order.place == place]
+        return due[: self.fleet.room(place, backlog=len(due))]
+
+    def _next_attempt(self, order: AnyOrder) -> int:
+        return self.state.attempts.get(order.run_id or order.id, 0) + 1
+
+    def _ordered(self, order: AnyOrder, attempt: int) -> AnyEvent:
+        return Ordered(
+            order=order.id,
+            run=order.run_id,
+            attempt=attempt,
+            what=order.kind,
+            due_since=self._due_since[order.id],
+            time=self.now(),
+        )
+
+    # Events
+
+    def _commit(self, events: list[AnyEvent]) -> list[AnyEvent]:
+        """Append one group, then fold it; a failed attempt's last checkpoints come with it."""
+        fresh = [event for event in events if not is_stale(self.state, event)]
+        failed = [event for event in fresh if event.kind == "failed" and event.run is not None]
+        adopted = [e for f in failed for e in self._completed(f.run, f.attempt, beside=fresh)]
+        self.lease.renew()  # no write of a driver that was replaced may follow
+        group = self.ledger.append([*adopted, *fresh])
+        self.state = fold(group, self.state)
+        return group
+
+    def _completed(
+        self, run: str | None, attempt: int | None, beside: list[AnyEvent] | None = None
+    ) -> list[AnyEvent]:
+        """Checkpoints an attempt completed without word of them having arrived: the run's own,
+        and those of its moving average."""
+        assert run is not None and attempt is not None
+        owners = [run, ema_of(run)] if run in self.program.averaged else [run]
+        known = [self.state.run(owner) for owner in owners]
+        heard = {event.checkpoint.id for each in known for event in each.checkpoints}
+        heard |= {checkpoint.id for each in known for checkpoint in each.spare}
+        heard |= {e.checkpoint.id for e in beside or [] if e.kind == "checkpoint"}
+        heard |= self.state.retired | self.state.corrupt
+        return [
+            Checkpointed(run=run, attempt=attempt, checkpoint=checkpoint, score=score)
+            for owner in owners
+            for checkpoint, score in manifest.complete(self.store, owner, attempt)
+            if checkpoint.id not in heard
+        ]
+
+    def _end_unwanted_training(self) -> None:
+        """Once the experiment is to finish, training gets its grace period and is then cut off."""
+        training = [id for id, order in self.state.open.items() if order.what == "train"]
+        if self.state.finish_reason is None or not training:
+            self._training_ends_at = None
+            return
+        if self._training_ends_at is None:
+            self._training_ends_at = time.monotonic() + self.program.experiment.fleet.grace_s
+            self.fleet.interrupt(self.state.finish_reason)
+        if time.monotonic() >= self._training_ends_at:
+            self._cut_off(training)
+
+    def _cut_off(self, training: list[str]) -> None:
+        open_ = self.state.open
+        for id in training:
+            self.fleet.cancel(id)
+        adopted = [e for id in training for e in self._completed(open_[id].run, open_[id].attempt)]
+        cancelled = [
+            Cancelled(order=id, run=open_[id].run, attempt=open_[id].attempt) for id in training
+        ]
+        self._commit([*adopted, *cancelled])
+
+    def _look_for_finish_request(self) -> None:
+        if time.monotonic() - self._looked_for_finish_at < FINISH_POLL_S:
+            return
+        self._looked_for_finish_at = time.monotonic()
+        if not self.store.exists(FINISH):
+            return
+        if self.state.finish_reason is None:
+            self._commit([FinishRequested(reason="soupfleet finish was called", time=self.now())])
+        self.store.delete(FINISH)
+
+
+def refusal(state: State) -> str | None:
+    """Why the experiment could not begin, in the words of preflight."""
+    reason = serving.refusal(state)
+    return None if reason is None else reason.removeprefix("refused: ")

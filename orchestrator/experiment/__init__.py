@@ -1,0 +1,1 @@
+"""What a configuration means: its runs, their lengths, cohorts and bases."""

@@ -1,0 +1,290 @@
+"""What an experiment means, worked out: its runs, their lengths, cohorts and bases.
+
+Everything here follows from the configuration and the facts of preflight alone; nothing changes
+while the experiment runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+from orchestrator.config import Experiment
+from orchestrator.config.sections import MEANS, RecipeSpec
+from workers.config.model import ModelSpec
+from workers.config.train import TrainSpec
+from workers.types import (
+    AnyOrder,
+    Cohort,
+    Facts,
+    RunSpec,
+    digest,
+    ema_of,
+    model_key,
+    run_of,
+    sparse,
+)
+
+
+@dataclass(frozen=True)
+class BasePlan:
+    """fresh base -> (probe) -> (trunk) -> final base; without stages the fresh one is final."""
+
+    model: ModelSpec
+    fresh: str
+    stages: tuple[RunSpec, ...]
+    final: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An entry of soup.recipes."""
+
+    label: str
+    """Tells it from the others."""
+    name: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """An experiment with its runs expanded."""
+
+    experiment: Experiment
+    runs: tuple[RunSpec, ...]
+    ranks: int
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """The final soups, in configured order."""
+        soup = self.experiment.soup
+        return tuple(
+            replace(_recipe(entry, soup.tie), label=label)
+            for label, entry in zip(soup.labels, soup.recipes, strict=True)
+        )
+
+    @property
+    def round_recipe(self) -> Recipe:
+        """What merges the members of a sync round; both names of the mean, and `pull`, which moves
+        members towards it, are `uniform`."""
+        entry = self.experiment.merge.method
+        if entry.name in MEANS:
+            entry = entry.model_copy(update={"name": "uniform"})
+        return _recipe(entry, self.experiment.soup.tie)
+
+    @cached_property
+    def tracks(self) -> tuple[RunSpec, ...]:
+        """Every run, and after it the moving average of its weights if it keeps one."""
+        return tuple(track for run in self.runs for track in tracks_of(run))
+
+    @cached_property
+    def averaged(self) -> frozenset[str]:
+        """Ids of the runs that keep a moving average."""
+        return frozenset(run_of(track.id) for track in self.tracks if track.role == "ema")
+
+
+def tracks_of(run: RunSpec) -> tuple[RunSpec, ...]:
+    """The run, and what stands for the moving average of its weights: never ordered, but with
+    checkpoints, scores and a row of its own."""
+    decay = run.train.model_ema_decay
+    if decay is None:
+        return (run,)
+    params = {**run.params, "ema": decay}
+    average = {"id": ema_of(run.id), "role": "ema", "params": params}
+    return run, run.model_copy(update=average)
+
+
+@dataclass(frozen=True, eq=False)
+class Resolved:
+    """A program together with what preflight found."""
+
+    facts: Facts
+    plans: tuple[BasePlan, ...]
+    """One per distinct model, in order of first use."""
+    cohorts: tuple[Cohort, ...]
+    """Likewise."""
+    members: Mapping[str, tuple[RunSpec, ...]]
+    """The runs, by cohort id."""
+    plan_of: Mapping[str, BasePlan]
+    """By run id."""
+    cohort_of: Mapping[str, Cohort]
+    """By run id."""
+    num_steps: Mapping[str, int]
+    """Optimizer steps to the last epoch's end by run id, stages of the bases included."""
+    num_images: Mapping[str, int]
+    """Training images that a run learns from, likewise."""
+    orders: dict[str, AnyOrder] = field(default_factory=dict)
+    """The last order made of each kind and run: made anew only when it would be another one."""
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that are scored: selection first, then the report splits."""
+        return tuple(name for name in self.facts.splits if name != "train")
+
+    @cached_property
+    def report_splits(self) -> tuple[str, ...]:
+        return self.splits[1:]
+
+    @cached_property
+    def tracks(self) -> Mapping[str, tuple[RunSpec, ...]]:
+        """The runs and their moving averages, by cohort id: whose checkpoints may be mixed."""
+        return {
+            cohort: tuple(track for run in runs for track in tracks_of(run))
+            for cohort, runs in self.members.items()
+        }
+
+    @cached_property
+    def run_of(self) -> Mapping[str, RunSpec]:
+        """The run itself by its id and by that of its moving average."""
+        runs = (run for members in self.members.values() for run in members)
+        return {track.id: run for run in runs for track in tracks_of(run)}
+
+    @cached_property
+    def cohort_names(self) -> Mapping[str, str]:
+        """What people call each cohort: its model, and what else tells it from the others."""
+        said = {cohort.id: _with_head(cohort.model) for cohort in self.cohorts}
+        names = list(said.values())
+        return {
+            id_: name if names.count(name) == 1 else f"{name} {id_}" for id_, name in said.items()
+        }
+
+    @cached_property
+    def steps_per_epoch(self) -> Mapping[str, int]:
+        """By run id."""
+        runs = (run for members in self.members.values() for run in members)
+        return {run.id: self.num_steps[run.id] // run.train.epochs for run in runs}
+
+
+def _with_head(model: ModelSpec) -> str:
+    return model.name if model.head == "linear" else f"{model.name} {model.head} head"
+
+
+class _Identity:
+    """A cache key that is the object itself: comparing facts by value is slow."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+
+    def __hash__(self) -> int:
+        return id(self.facts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other.facts is self.facts
+
+
+def resolve(program: Program, facts: Facts) -> Resolved:
+    """Worked out once per program and facts."""
+    return _resolve(program, _Identity(facts))
+
+
+def distinct_models(runs: tuple[RunSpec, ...]) -> dict[str, ModelSpec]:
+    """By digest, in order of first use."""
+    return {model_key(run.model): run.model for run in runs}
+
+
+@lru_cache(maxsize=4)
+def _resolve(program: Program, identity: _Identity) -> Resolved:
+    facts = identity.facts
+    models = distinct_models(program.runs)
+    plans = {key: _base_plan(program, key, model, facts) for key, model in models.items()}
+    cohorts = {key: _cohort(program, key, plan, facts) for key, plan in plans.items()}
+    key_of = {run.id: model_key(run.model) for run in program.runs}
+    stages = [stage for plan in plans.values() for stage in plan.stages]
+    num_images = {run.id: _num_images(facts, run) for run in (*program.runs, *stages)}
+    return Resolved(
+        facts=facts,
+        plans=tuple(plans.values()),
+        cohorts=tuple(cohorts.values()),
+        members={
+            cohort.id: tuple(run for run in program.runs if key_of[run.id] == key)
+            for key, cohort in cohorts.items()
+        },
+        plan_of={run: plans[key] for run, key in key_of.items()},
+        cohort_of={run: cohorts[key] for run, key in key_of.items()},
+        num_steps={
+            run.id: run.train.epochs * run.train.steps_per_epoch(num_images[run.id], program.ranks)
+            for run in (*program.runs, *stages)
+        },
+        num_images=num_images,
+    )
+
+
+def _num_images(facts: Facts, run: RunSpec) -> int:
+    held_out = 0 if run.fold is None else facts.folds[run.fold]
+    return facts.splits["train"].count - held_out
+
+
+def _base_plan(program: Program, key: str, model: ModelSpec, facts: Facts) -> BasePlan:
+    """Names are hashes of everything that shapes the bytes."""
+    experiment = program.experiment
+    preprocessing = facts.models[key].preprocessing
+    fresh = digest(
+        [
+            experiment.seed,
+            sparse(model),
+            facts.models[key].weights,
+            experiment.base.init,
+            facts.classes,
+            preprocessing,
+        ],
+        12,
+    )
+    stages = _stages(program, model, fresh)
+    made_by = [sparse(stage) for stage in stages]
+    train = facts.splits["train"].fingerprint
+    final = digest([fresh, made_by, train, program.ranks], 12) if stages else fresh
+    return BasePlan(model, f"base/{fresh}", stages, f"base/{final}")
+
+
+def _stages(program: Program, model: ModelSpec, fresh: str) -> tuple[RunSpec, ...]:
+    """The probe and the trunk train with the experiment's own settings, not a run's."""
+    base, train = program.experiment.base, program.experiment.train
+    lengths = {"probe": base.probe_epochs, "trunk": base.trunk_epochs}
+    return tuple(
+        RunSpec(id=f"{role}-{fresh[:8]}", role=role, model=model, train=stage_train(train, epochs))
+        for role, epochs in lengths.items()
+        if epochs
+    )
+
+
+def stage_train(train: TrainSpec, epochs: int) -> TrainSpec:
+    """Settings of a stage: those of the experiment without what judges, parts or averages a run.
+
+    A stage runs to its last epoch and ends in the weights it has then, so it has no patience, no
+    sections of unfreezing and no moving average; and as nothing judges it on the way, a plateau
+    schedule stays at its first learning rate.
+    """
+    return train.model_copy(
+        update={
+            "epochs": epochs,
+            "warmup_epochs": min(train.warmup_epochs, epochs - 1),
+            "unfreeze": (),
+            "patience": None,
+            "model_ema_decay": None,
+            "model_ema_warmup": False,
+            "sched": "none" if train.sched == "plateau" else train.sched,
+        }
+    )
+
+
+def _cohort(program: Program, key: str, plan: BasePlan, facts: Facts) -> Cohort:
+    return Cohort(
+        id=digest([plan.final, facts.models[key].preprocessing, facts.classes]),
+        model=plan.model,
+        base=plan.final,
+        batchnorm=_batchnorm(program, plan.model, facts.models[key].has_batchnorm),
+    )
+
+
+def _batchnorm(program: Program, model: ModelSpec, has_batchnorm: bool) -> str:
+    policy = program.experiment.soup.batchnorm
+    if not has_batchnorm:
+        return "none"
+    if policy not in ("auto", "compare"):
+        return policy
+    frozen = all(run.train.bn_freeze for run in program.runs if run.model == model)
+    return "frozen" if frozen else "recompute"
+
+
+def _recipe(entry: RecipeSpec, tie: str) -> Recipe:
+    return Recipe(label=entry.label, name=entry.name, options=entry.options_under(tie))

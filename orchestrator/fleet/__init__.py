@@ -1,0 +1,1 @@
+"""Fleets: who carries out orders. In this process, or as Ray actors on a cluster."""

@@ -1,0 +1,161 @@
+"""The Ray cluster as the fleet sees it: connecting, what fits, what is about to go."""
+
+import contextlib
+import math
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import ray
+
+from orchestrator.config.sections import FleetSpec
+from workers.errors import UserError
+from workers.types import Setting
+
+CONNECT_TIMEOUT_S = 5.0
+MAX_STARTS = 3
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one slot reserves: `ranks` bundles."""
+
+    ranks: int
+    cpus: int
+    gpus: float
+    """Per rank."""
+
+    @classmethod
+    def of(cls, spec: FleetSpec, setting: Setting) -> "Needs":
+        gpus = 0.0 if setting.device == "cpu" else min(1.0, spec.gpus_per_run)
+        return cls(ranks=setting.ranks, cpus=spec.cpus_per_run, gpus=gpus)
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+    def __str__(self) -> str:
+        gpus = f", {self.ranks * self.gpus:g} GPU" if self.gpus else ""
+        return f"each {self.ranks * self.cpus} CPU{gpus}"
+
+
+def connect(address: str, env: dict[str, str]) -> None:
+    """Join the cluster at `address`, or start one on this machine for `local`.
+
+    Raises:
+        UserError: nothing answers there, or it is a Ray Client address.
+    """
+    if address.startswith("ray://"):
+        raise UserError(
+            f"{address} is a Ray Client address, over which a driver dies with its connection; "
+            "use `soupfleet submit CONFIG --address http://HEAD:8265`, or HOST:PORT from inside"
+        )
+    if address == "local":
+        os.environ.update(env)  # inherited by the processes that Ray starts here
+        _start_here()
+        return
+    _refuse_unreachable(address)
+    try:
+        ray.init(address=address, runtime_env={"env_vars": env} if env else None, **_QUIET)
+    except ConnectionError as error:
+        raise UserError(
+            f"no Ray cluster answers at --address {address} "
+            f"({str(error).strip().splitlines()[0]}); start one with `ray start --head`"
+        ) from error
+
+
+def _start_here() -> None:
+    """A busy machine may miss the time that Ray grants its own processes to come up: try again."""
+    before = set(psutil.Process().children(recursive=True))
+    for tries_left in reversed(range(MAX_STARTS)):
+        try:
+            ray.init(address="local", include_dashboard=False, **_QUIET)
+            return
+        except Exception as error:
+            # Ray raises a bare Exception here, and leaves behind what did start.
+            if "timed out during startup" not in str(error):
+                raise
+            _end(set(psutil.Process().children(recursive=True)) - before)
+            if not tries_left:
+                raise UserError(
+                    f"Ray could not start on this machine {MAX_STARTS} times in a row; it is too "
+                    "busy, so wait for other work to end, or use --fleet local"
+                ) from error
+
+
+def _end(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+_QUIET = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Ray itself would go on trying for a minute."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"nothing answers at --address {address} ({error}); check that the head runs "
+            "(`ray status` there) and that its port is open from here"
+        ) from error
+
+
+def device(spec: FleetSpec) -> Literal["cpu", "cuda"]:
+    """cuda if the cluster has GPUs, unless the configuration decides."""
+    total = ray.cluster_resources()
+    if spec.device == "cpu" or (spec.device == "auto" and spec.gpus_per_run <= 1):
+        return "cuda" if spec.device == "auto" and total.get("GPU", 0) else "cpu"
+    if total.get("GPU", 0) < spec.gpus_per_run:
+        raise UserError(
+            f"fleet.gpus_per_run is {spec.gpus_per_run:g}, but the cluster has "
+            f"{total.get('GPU', 0):g} GPUs; lower it, add nodes, or set fleet.device=cpu to train "
+            "with as many gloo ranks on CPUs"
+        )
+    return "cuda"
+
+
+def refuse_infeasible(needs: Needs) -> None:
+    """Said at once: Ray would wait silently for ever."""
+    if capacity(needs) > 0:
+        return
+    nodes = [_describe(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    raise UserError(
+        f"one run needs {needs.ranks} x {_describe(needs.bundle)} (fleet.cpus_per_run, "
+        f"fleet.gpus_per_run), but the nodes of the cluster have {'; '.join(nodes)}; lower the "
+        "needs or add nodes"
+    )
+
+
+def _describe(resources: dict[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
+
+
+def capacity(needs: Needs) -> int:
+    """Slots that fit the nodes that live and will stay, were they empty."""
+    leaving = draining_nodes()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    bundles = sum(
+        min(
+            math.floor(node["Resources"].get(kind, 0) / amount)
+            for kind, amount in needs.bundle.items()
+        )
+        for node in nodes
+    )
+    return bundles // needs.ranks
+
+
+def draining_nodes() -> frozenset[str]:
+    """Ids of nodes that will soon go. Ray has no public call for it, so its absence means none."""
+    from ray._private import state
+
+    ask = getattr(state.state, "get_draining_nodes", None)
+    return frozenset(ask()) if ask is not None else frozenset()

@@ -1,0 +1,312 @@
+"""A fleet of Ray actors: one placement group and one warm process (or gang) per slot.
+
+    submit -> slot: [running | queued] -> WorkerActor.perform -> stream of events -> events()
+              merge actor, beside the slots, on no reserved CPU
+
+Plain actors that Ray never restarts: whatever is lost, the whole slot and its placement group are
+rebuilt, because Ray repairs only half of a gang. Orders that had not begun move to another slot.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from orchestrator import config
+from orchestrator.config import Experiment
+from orchestrator.config.sections import FleetSpec
+from orchestrator.fleet.cluster import (
+    Needs,
+    capacity,
+    connect,
+    device,
+    draining_nodes,
+    refuse_infeasible,
+)
+from orchestrator.fleet.slot import Held, Slot, create_merge_slot, create_slot
+from workers.errors import UserError
+from workers.heartbeat import Pulse
+from workers.types import AnyEvent, AnyOrder, ErrorClass, Failed, Setting
+
+PULSE_S = 2.0
+"""Between two questions for a sign of life: negligible load, and live enough for a table."""
+
+SURVEY_S = 5.0
+"""Between two looks at the cluster for new or draining nodes."""
+
+MAX_START_FAILURES = 3
+"""Slots that may fail to come up in a row before the fleet gives up."""
+
+LAST_WORDS_S = 5.0
+"""For the other ranks of a gang to say what they saw, once one has failed."""
+
+RECYCLE = frozenset({"oom", "error"})
+"""After these a process, its CUDA context above all, is not to be trusted."""
+
+
+@dataclass
+class _Watch:
+    surveyed_at: float = field(default_factory=time.monotonic)
+    pulsed_at: float = 0.0
+    start_failures: int = 0
+
+
+class RayFleet:
+    kind = "ray"
+
+    def __init__(self, setting: Setting, spec: FleetSpec) -> None:
+        self._setting = setting
+        self._spec = spec
+        self._needs = Needs.of(spec, setting)
+        self._slots: list[Slot] = []
+        self._merge = create_merge_slot(setting)
+        self._waiting: list[tuple[AnyOrder, int]] = []
+        """Orders whose slot was lost before they began."""
+        self._watch = _Watch()
+        self._made = 0
+        self._grow()
+
+    @property
+    def num_slots(self) -> int:
+        return len(self._slots)
+
+    # Orders down
+
+    def room(self, place: str, backlog: int) -> int:
+        """Ready slots without work; one more for each busy one while orders exceed the slots, so
+        that the next run starts without asking, yet the last ones find the first free slot. None
+        ahead while a slot starts: it is free before one that may have frozen."""
+        if place == "merge":
+            return max(0, 4 - len(self._merge.held))
+        ready = [slot for slot in self._slots if slot.is_open]
+        idle = sum(not slot.held for slot in ready) - len(self._waiting)
+        ahead = sum(len(slot.held) == 1 for slot in ready)
+        exceeds = len(ready) == len(self._slots) and backlog > idle + len(self._slots)
+        return max(0, idle) + (ahead if exceeds else 0)
+
+    def submit(self, order: AnyOrder, attempt: int) -> None:
+        if any(held.order.id == order.id for slot in self._all() for held in slot.held):
+            return
+        if order.place == "merge":
+            self._merge.give(order, attempt)
+            return
+        slot = self._best_slot(order)
+        if slot is None:
+            self._waiting.append((order, attempt))
+        else:
+            slot.give(order, attempt)
+
+    def _best_slot(self, order: AnyOrder) -> Slot | None:
+        """The emptiest ready slot; of equals one that is warm for this model."""
+        ready = [slot for slot in self._slots if slot.is_open and len(slot.held) < 2]
+        return min(ready, key=lambda s: (len(s.held), not s.is_warm_for(order)), default=None)
+
+    def cancel(self, order: str) -> None:
+        self._waiting = [entry for entry in self._waiting if entry[0].id != order]
+        for slot in self._all():
+            if any(held.order.id == order for held in slot.held):
+                slot.held = [held for held in slot.held if held.order.id != order]
+                self._rebuild(slot)
+
+    def interrupt(self, reason: str) -> None:
+        for slot in self._slots:
+            slot.interrupt(reason)
+
+    # Events up
+
+    def events(self, timeout_s: float) -> list[AnyEvent]:
+        """Waits for the first event, then takes all that are there."""
+        self._settle_starts()
+        self._place_waiting()
+        found = self._ready_events(timeout_s)
+        while more := self._ready_events(0.0):
+            found += more
+        return [*found, *self._silent(), *self._survey()]
+
+    def _ready_events(self, timeout_s: float) -> list[AnyEvent]:
+        streams = {stream: slot for slot in self._all() for stream in slot.streams()}
+        starting = [ref for slot in self._all() for ref in slot.starting]
+        waited = [*streams, *starting]
+        if not waited:
+            time.sleep(timeout_s)
+            return []
+        ready, _ = ray.wait(waited, num_returns=1, timeout=timeout_s, fetch_local=False)
+        return [e for ref in ready if ref in streams for e in self._take(streams[ref], ref)]
+
+    def _take(self, slot: Slot, stream: Any) -> list[AnyEvent]:
+        """The next event of a stream; its end; or the loss of its slot."""
+        try:
+            event: AnyEvent = ray.get(next(stream))
+        except StopIteration:
+            slot.end(stream)
+            return self._after_end(slot)
+        except (RayActorError, RayTaskError, RayError) as error:
+            return self._lose(slot, error)
+        slot.heard(event)
+        if event.kind == "failed" and (slot.is_gang or event.error in RECYCLE):
+            event = self._cause(slot, event)
+            self._requeue(slot.held[1:])
+            slot.held = []
+            self._rebuild(slot)
+        return [event]
+
+    def _cause(self, slot: Slot, failed: Failed) -> Failed:
+        """Whoever loses a peer fails with a plain error; the rank that knows more is believed."""
+        deadline = time.monotonic() + LAST_WORDS_S
+        for stream in slot.streams():
+            if failed.error != "error":
+                break
+            failed = self._last_word(slot, stream, deadline - time.monotonic()) or failed
+        return failed
+
+    def _last_word(self, slot: Slot, stream: Any, timeout_s: float) -> Failed | None:
+        ready, _ = ray.wait([stream], timeout=max(0.0, timeout_s), fetch_local=False)
+        try:
+            event = ray.get(next(stream)) if ready else None
+        except StopIteration:
+            return None
+        except RayError as error:
+            return _failed(slot.held[0], slot.name, *_loss(slot, error))
+        return event if isinstance(event, Failed) else None
+
+    def _after_end(self, slot: Slot) -> list[AnyEvent]:
+        if slot.draining and not slot.held:
+            self._rebuild(slot)
+        return []
+
+    def _lose(self, slot: Slot, error: Exception) -> list[AnyEvent]:
+        return self._fail(slot, *_loss(slot, error))
+
+    def _fail(self, slot: Slot, kind: ErrorClass, message: str) -> list[AnyEvent]:
+        """The running order failed, those behind it move on, the slot is made anew."""
+        alive = [held for held in slot.held if not held.is_over]
+        failed: list[AnyEvent] = [_failed(held, slot.name, kind, message) for held in alive[:1]]
+        self._requeue(alive[1:])
+        slot.held = []
+        self._rebuild(slot)
+        return failed
+
+    def _requeue(self, held: list[Held]) -> None:
+        self._waiting += [(h.order, h.attempt) for h in held if not h.is_over]
+
+    def _place_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for order, attempt in waiting:
+            self.submit(order, attempt)
+
+    # Slots
+
+    def _all(self) -> list[Slot]:
+        return [self._merge, *self._slots]
+
+    def _rebuild(self, slot: Slot) -> None:
+        self._requeue(slot.held)
+        slot.destroy()
+        if slot is self._merge:
+            self._merge = create_merge_slot(self._setting)
+        else:
+            self._slots.remove(slot)
+            self._grow()
+
+    def _grow(self) -> None:
+        """As many slots as fit the cluster as it is now, within fleet.max_concurrent_runs."""
+        limit = self._spec.max_concurrent_runs or capacity(self._needs)
+        wanted = min(limit, capacity(self._needs))
+        while len(self._slots) < wanted:
+            name = f"slot-{self._made}"
+            self._made += 1
+            self._slots.append(create_slot(name, self._setting, self._spec, self._needs))
+
+    def _settle_starts(self) -> None:
+        for slot in self._all():
+            try:
+                if slot.settle_start():
+                    self._watch.start_failures = 0
+            except (RayActorError, RayTaskError, RayError) as error:
+                self._watch.start_failures += 1
+                if self._watch.start_failures >= MAX_START_FAILURES:
+                    raise RuntimeError(
+                        f"{MAX_START_FAILURES} slots in a row could not start: {error}"
+                    ) from error
+                self._rebuild(slot)
+
+    # Signs of life
+
+    def pulses(self) -> list[Pulse]:
+        return [slot.pulse for slot in self._slots if slot.pulse is not None]
+
+    def _silent(self) -> list[AnyEvent]:
+        """Failures of slots that gave no sign of life for fleet.heartbeat_s."""
+        if time.monotonic() - self._watch.pulsed_at < PULSE_S:
+            return []
+        self._watch.pulsed_at = time.monotonic()
+        events: list[AnyEvent] = []
+        for slot in list(self._all()):
+            silent_s = slot.listen()
+            if slot.held and silent_s > self._spec.heartbeat_s:
+                message = (
+                    f"{slot.name} made no progress for {silent_s:.0f} s "
+                    f"(fleet.heartbeat_s is {self._spec.heartbeat_s:g})"
+                )
+                events += self._fail(slot, "hang", message)
+        return events
+
+    def _survey(self) -> list[AnyEvent]:
+        """New nodes get slots; slots on draining nodes checkpoint and move."""
+        if time.monotonic() - self._watch.surveyed_at < SURVEY_S:
+            return []
+        self._watch.surveyed_at = time.monotonic()
+        draining = draining_nodes()
+        for slot in list(self._slots):
+            if not slot.draining and slot.nodes & draining:
+                slot.draining = True
+                slot.interrupt("its node is being drained")
+                if not slot.held:
+                    self._rebuild(slot)
+        self._grow()
+        return []
+
+    def waiting_for(self) -> str | None:
+        if not self._slots:
+            return f"a node with room for a slot ({self._needs})"
+        starting = [slot for slot in self._slots if not slot.is_open]
+        if not starting:
+            return None
+        return f"{len(starting)} of {len(self._slots)} slots are starting ({self._needs})"
+
+    def close(self) -> None:
+        for slot in self._all():
+            slot.destroy()
+        ray.shutdown()
+
+
+def open_cluster(experiment: Experiment, address: str) -> Setting:
+    """Connect, and say at once what the cluster can never give."""
+    connect(address, experiment.fleet.env)
+    try:
+        setting = config.setting(experiment, device(experiment.fleet))
+        refuse_infeasible(Needs.of(experiment.fleet, setting))
+    except UserError:
+        ray.shutdown()
+        raise
+    return setting
+
+
+def _loss(slot: Slot, error: Exception) -> tuple[ErrorClass, str]:
+    preempted = bool(getattr(error, "preempted", False))
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    message = f"{slot.name} died: {type(error).__name__}: {first_line}"
+    return "preempted" if preempted else "lost", message
+
+
+def _failed(held: Held, slot: str, kind: ErrorClass, message: str) -> Failed:
+    return Failed(
+        order=held.order.id,
+        run=held.order.run_id,
+        attempt=held.attempt,
+        slot=slot,
+        error=kind,
+        message=message,
+    )

@@ -1,0 +1,121 @@
+"""summary.csv: one row per model of the experiment, and one row per epoch of a run."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from orchestrator.experiment.resolved import Program
+from orchestrator.report.results import SCORES, Json, results
+from orchestrator.state.state import State
+from workers.types import SELECTION
+
+JUDGED = {"score": SELECTION, "held_out": "held out", "ema": f"ema {SELECTION}"}
+"""Scores of a point of a learning curve -> what their columns are called."""
+ABOUT = ("kind", "id", "label", "cohort", "status", "served", "members", "params")
+FIRST = ("top1", "macro_f1", "nll", "ece")
+"""Scores whose columns stand together by split; what came later stands at the end."""
+COST = ("tastes", "seconds", "batchnorm")
+LATER = ("worst_class", "mcnemar_p", "ece_scaled")
+
+
+def summary_csv(
+    program: Program, state: State, known: Json | None = None, analysis: Json | None = None
+) -> str:
+    """Runs, soups and ensembles; per split the scores, and the difference to the best single.
+
+    `known` are the results, if they have been worked out already; `analysis` is what
+    analysis.json holds, if there is any.
+    """
+    known = known if known is not None else results(program, state)
+    splits = [name for name in known["splits"] if name != "train"]
+    rows = [*_runs(known), *_soups(known), *_ensembles(known)]
+    scored = [
+        {**about, **_flat(scores, deltas), **_scaled(analysis, model)}
+        for model, about, scores, deltas in rows
+    ]
+    columns = [column for split in splits for column in _columns(split)]
+    later = [f"{split} {name}" for split in splits for name in LATER]
+    return _csv([*ABOUT, *columns, *COST, *later], scored)
+
+
+Row = tuple[str | None, Json, Json, Json]
+"""The model's id in analysis.json, what it is, its scores by split, its differences by split."""
+
+
+def _runs(known: Json) -> Iterable[Row]:
+    for run in known["runs"]:
+        kind = "ema" if run["role"] == "ema" else "run"
+        about = {"kind": kind, "label": run["id"], "members": 1}
+        params = json.dumps(run["params"])
+        keys = {key: run[key] for key in ("id", "cohort", "status")}
+        yield run["representative"], {**about, **keys, "params": params}, run["scores"], {}
+
+
+def _soups(known: Json) -> Iterable[Row]:
+    for soup in known["soups"]:
+        about = {"kind": "soup", "label": soup["recipe"], "members": len(soup["members"])}
+        served = "yes" if soup["id"] == known["served"] else ""
+        keys = {"id": soup["id"], "cohort": soup["cohort"], "served": served, "status": "done"}
+        cost = {key: soup[key] for key in COST}
+        yield soup["id"], {**about, **keys, **cost}, soup["scores"], soup["vs_best_single"]
+
+
+def _ensembles(known: Json) -> Iterable[Row]:
+    for ensemble in known["ensembles"]:
+        about = {"kind": "ensemble", "id": ensemble["id"], "label": ensemble["kind"]}
+        members = len(ensemble["members"])
+        row = {**about, "members": members, "status": "done"}
+        yield ensemble["id"], row, ensemble["scores"], ensemble["vs_best_single"]
+
+
+def _columns(split: str) -> list[str]:
+    difference = ("delta", "ci95_low", "ci95_high")
+    return [f"{split} {name}" for name in (*FIRST, *difference)]
+
+
+def _flat(scores: Json, deltas: Json) -> Json:
+    flat = {f"{split} {name}": score[name] for split, score in scores.items() for name in SCORES}
+    for split, delta in deltas.items():
+        low, high = delta["ci95"]
+        flat |= {f"{split} delta": delta["delta"], f"{split} mcnemar_p": delta.get("p")}
+        flat |= {f"{split} ci95_low": low, f"{split} ci95_high": high}
+    return flat
+
+
+def _scaled(analysis: Json | None, model: str | None) -> Json:
+    """Calibration errors after the model's temperature, by split."""
+    splits = analysis["splits"] if analysis is not None else {}
+    return {
+        f"{split} ece_scaled": found["calibration"]["ece_scaled"]
+        for split, each in splits.items()
+        if (found := each["models"].get(model)) is not None
+    }
+
+
+def run_csv(state: State, run_id: str) -> str:
+    """The learning curve of a run: one row per epoch, in order of step."""
+    curve = state.run(run_id).curve
+    points = [curve[step] for step in sorted(curve)]
+    judged = [key for key in JUDGED if any(getattr(point, key) is not None for point in points)]
+    facts = ["epoch", "step", "time", "loss", "lr", "images_per_s"]
+    rows = [
+        {name: getattr(point, name) for name in facts}
+        | {
+            f"{JUDGED[key]} {name}": getattr(found, name)
+            for key in judged
+            if (found := getattr(point, key)) is not None
+            for name in SCORES
+        }
+        for point in points
+    ]
+    return _csv([*facts, *(f"{JUDGED[key]} {name}" for key in judged for name in SCORES)], rows)
+
+
+def _csv(columns: list[str], rows: Iterable[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,1 @@
+"""report.html: tables and figures in one file that needs no network."""

@@ -1,0 +1,78 @@
+"""Differences: every soup and ensemble against the best single run, with intervals."""
+
+from collections.abc import Iterable
+
+from orchestrator.report import format
+from orchestrator.report.format import Json
+from orchestrator.report.html.plot_style import (
+    FAINT,
+    INK,
+    LOOKS,
+    Absent,
+    Drawing,
+    Figure,
+    above,
+    layout_of,
+    role,
+)
+from orchestrator.report.model_rows import Row
+
+
+def differences(known: Json, rows: Iterable[Row]) -> Drawing:
+    """Soups and ensembles against the best single run, a panel per split, with intervals."""
+    splits = format.splits_of(known)
+    models = [row for row in rows if row.deltas]
+    if not models:
+        return Absent("differences", "no soup or ensemble has been compared yet")
+    width, gap = 1 / len(splits), 0.03
+    layout = layout_of(110 + 34 * len(models), margin={"t": 34, "l": 150}, showlegend=False)
+    layout["yaxis"] |= {"autorange": "reversed", "showgrid": False, "type": "category"}
+    layout["annotations"] = []
+    data = []
+    for index, split in enumerate(splits):
+        axis = "" if index == 0 else str(index + 1)
+        domain = [index * width + (gap / 2 if index else 0), (index + 1) * width - gap / 2]
+        unit = format.difference_unit(known["metric"])
+        title = {"text": f"{unit} to best single", "font": {"size": 12}}
+        zero = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1.5}
+        layout[f"xaxis{axis}"] = {**layout["xaxis"], **zero, "domain": domain, "title": title}
+        layout["annotations"].append(above(split, domain))
+        data.append(_panel(models, split, f"x{axis}"))
+    caption = (
+        "Difference to the best single run with its paired 95 % bootstrap interval. An interval "
+        "across the zero line means: cannot tell. The selection split chose the models, so it "
+        "flatters them."
+    )
+    return Figure("differences", caption, data, layout)
+
+
+def _panel(models: list[Row], split: str, axis: str) -> Json:
+    shown = [(row, row.deltas[split]) for row in models if split in row.deltas]
+    scale = [100 if format.is_fraction(delta["metric"]) else 1 for _, delta in shown]
+    points = [by * delta["delta"] for by, (_, delta) in zip(scale, shown, strict=True)]
+    lows = [by * delta["ci95"][0] for by, (_, delta) in zip(scale, shown, strict=True)]
+    highs = [by * delta["ci95"][1] for by, (_, delta) in zip(scale, shown, strict=True)]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": split,
+        "xaxis": axis,
+        "y": [f"{row.kind} {row.name}" for row, _ in shown],
+        "x": points,
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - point for high, point in zip(highs, points, strict=True)],
+            "arrayminus": [point - low for low, point in zip(lows, points, strict=True)],
+            "color": FAINT,
+            "thickness": 2,
+        },
+        "marker": {
+            "opacity": 1,
+            "size": [LOOKS[role(row)].size for row, _ in shown],
+            "color": [LOOKS[role(row)].color for row, _ in shown],
+            "symbol": [LOOKS[role(row)].symbol for row, _ in shown],
+        },
+        "text": [format.interval(delta) for _, delta in shown],
+        "hovertemplate": "%{text}<extra></extra>",
+    }

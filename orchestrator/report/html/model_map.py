@@ -1,0 +1,77 @@
+"""The map: models laid out so that those with like predictions lie near each other."""
+
+from collections.abc import Iterable
+
+from orchestrator.report import format
+from orchestrator.report.format import Json
+from orchestrator.report.html.plot_style import (
+    Absent,
+    Choice,
+    Drawing,
+    Figure,
+    Point,
+    layout_of,
+    traces,
+)
+from orchestrator.report.model_rows import Row
+
+ID = "map"
+WIDTH, HEIGHT = 1080, 540
+POOR = 0.2
+"""Kruskal's own word for this stress."""
+CAPTION = (
+    "Models with like predictions lie near each other (multidimensional scaling of the Jeffreys "
+    "divergence between them); only distances mean anything, directions do not. A soup that lies "
+    "near the ensemble predicts as the ensemble does, at the cost of one model."
+)
+
+
+def model_map(analysis: Json | None, rows: Iterable[Row]) -> Drawing:
+    """Ingredients, soups and ensembles; a view per split."""
+    if analysis is None:
+        return Absent(ID, "there is no analysis.json yet")
+    by_model = {row.model: row for row in rows if row.model is not None}
+    maps = {name: each["map"] for name, each in analysis["splits"].items() if each["map"]}
+    if not maps:
+        return Absent(ID, "it takes at least three models")
+    first = "test" if "test" in maps else next(iter(maps))
+    views = {
+        name: _view(analysis, name, by_model) for name in [first, *(n for n in maps if n != first)]
+    }
+    layout = layout_of(
+        HEIGHT,
+        xaxis={"title": {"text": "nats<sup>1/2</sup>"}, "zeroline": False},
+        yaxis={"scaleanchor": "x", "zeroline": False},
+        hovermode="closest",
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        margin={"t": 40},
+    )
+    choices = tuple(Choice(_title(name, maps[name]), view) for name, view in views.items())
+    return Figure(ID, CAPTION + _doubts(maps), views[first], layout, choices)
+
+
+def _title(split: str, found: Json) -> str:
+    return f"{split} (stress {found['stress']:.2f})"
+
+
+def _doubts(maps: Json) -> str:
+    poor = [name for name, each in maps.items() if each["stress"] > POOR]
+    if not poor:
+        return " A stress of 0 would be a perfect map."
+    return f" With a stress above {POOR} the map of {', '.join(poor)} is a rough one."
+
+
+def _view(analysis: Json, split: str, by_model: dict[str, Row]) -> list[Json]:
+    found = analysis["splits"][split]
+    places = found["map"]
+    points = [
+        Point(by_model[id], x, y, _hover(found["models"].get(id), by_model[id], split))
+        for id, x, y in zip(places["ids"], places["x"], places["y"], strict=True)
+        if id in by_model
+    ]
+    return traces(points, WIDTH, HEIGHT - 120, same_scale=True)
+
+
+def _hover(scores: Json | None, row: Row, split: str) -> str:
+    known = "" if scores is None else f"<br>{split}: {format.shown(scores['top1'], 'top1')} %"
+    return row.about + known

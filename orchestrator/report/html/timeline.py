@@ -1,0 +1,77 @@
+"""The timeline: what each slot did when."""
+
+from collections import defaultdict
+
+from orchestrator.report.format import Json
+from orchestrator.report.html.plot_style import (
+    FAINT,
+    PAPER,
+    RUNS,
+    SOUP,
+    Absent,
+    Drawing,
+    Figure,
+    layout_of,
+)
+from orchestrator.state.state import State
+
+COLORS = {
+    "train": RUNS[0],
+    "taste": SOUP,
+    "blend": RUNS[4],
+    "score": RUNS[2],
+    "point": RUNS[8],
+    "base": RUNS[3],
+    "merge": RUNS[10],
+    "gradient": RUNS[1],
+    "geometry": RUNS[7],
+    "analyse": RUNS[9],
+}
+"""By kind of order; the rest is housekeeping."""
+
+MAX_BARS = 5000
+
+
+def timeline(state: State) -> Drawing:
+    """A bar per order that ran to an end, a line per slot."""
+    if not state.busy:
+        return Absent("timeline", "no slot has done anything yet")
+    order_at = {(each.slot, each.time): each.order or "" for each in state.starts}
+    bars = defaultdict(list)
+    for slot, begin, end in state.busy[-MAX_BARS:]:
+        order = order_at.get((slot, begin), "")
+        bars[_kind(order)].append((slot, begin, end, order))
+    slots = {slot for slot, _, _ in state.busy}
+    layout = layout_of(
+        136 + 30 * len(slots),
+        xaxis={"title": {"text": "minutes since the start"}, "rangemode": "tozero"},
+        yaxis={"type": "category", "categoryorder": "category descending", "showgrid": False},
+        barmode="overlay",
+        bargap=0.25,
+        margin={"l": 90, "t": 46},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+    )
+    began = state.began_at or 0.0
+    data = [_drawn(kind, bars[kind], began) for kind in (*COLORS, "other") if kind in bars]
+    caption = "What each slot did. Empty is time without work, or work that was lost."
+    return Figure("timeline", caption, data, layout)
+
+
+def _kind(order: str) -> str:
+    kind = order.partition("-")[0]
+    return kind if kind in COLORS else "other"
+
+
+def _drawn(kind: str, bars: list[tuple[str, float, float, str]], began: float) -> Json:
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": kind,
+        "y": [slot for slot, _, _, _ in bars],
+        "base": [(begin - began) / 60 for _, begin, _, _ in bars],
+        "x": [(end - begin) / 60 for _, begin, end, _ in bars],
+        "text": [order for _, _, _, order in bars],
+        "textposition": "none",
+        "marker": {"color": COLORS.get(kind, FAINT), "line": {"width": 0.5, "color": PAPER}},
+        "hovertemplate": "%{text}<br>%{x:.2f} min<extra></extra>",
+    }

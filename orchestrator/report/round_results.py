@@ -1,0 +1,93 @@
+"""What results.json tells of the rounds that merged while training went on."""
+
+from statistics import mean
+from typing import Any
+
+from orchestrator.experiment.resolved import Program, resolve
+from orchestrator.schedule import ingredients
+from orchestrator.schedule.sync_rounds import soup_name
+from orchestrator.state.state import MergeState, State
+from workers.types import SELECTION, Ingredient, Score
+
+Json = dict[str, Any]
+
+
+def rounds(program: Program, state: State) -> list[Json]:
+    """Anytime soups of observe rounds, and sync rounds with who took part, oldest first."""
+    ours = [each for each in state.merges.values() if not each.opened.is_final]
+    told = [
+        _synced(program, state, each) if each.opened.is_sync else _observed(state, each)
+        for each in ours
+        if each.opened.is_sync or each.soup is not None
+    ]
+    return sorted(told, key=lambda each: (each["time"] or 0.0, each["id"]))
+
+
+def _observed(state: State, merge: MergeState) -> Json:
+    assert merge.soup is not None
+    return {
+        **_head(merge),
+        "score": merge.soup.score,
+        "members": [_id_of(state, name) for name in merge.soup.mix.names],
+    }
+
+
+def _head(merge: MergeState) -> Json:
+    opened = merge.opened
+    return {
+        "id": opened.merge,
+        "mode": "observe" if opened.observe else "sync",
+        "round": opened.round,
+        "cohort": opened.cohort,
+        "recipe": opened.recipe,
+        "time": merge.mixed_at or opened.time,
+    }
+
+
+def _synced(program: Program, state: State, merge: MergeState) -> Json:
+    """`merged` has the scores of the merged weights, whether members went on from them or not."""
+    opened, closed, spread = merge.opened, merge.closed, merge.diversity
+    merged = state.scores.get(soup_name(merge), {}).get(SELECTION)
+    used = merge.soup.mix.names if merge.soup is not None else ()
+    return {
+        **_head(merge),
+        "epoch": _epoch(program, state, merge),
+        "participants": [_member(state, each, each.name in used) for each in opened.ingredients],
+        "left_out": [{"run": each.candidate, "reason": each.reason} for each in opened.left_out],
+        "merged": _scores(merged),
+        "went_on_from": closed.soup if closed is not None else None,
+        "reason": closed.reason if closed is not None else "training ended before it was over",
+        "diversity": {
+            "cosine": spread.cosine if spread is not None else None,
+            "disagreement": spread.disagreement if spread is not None else None,
+        },
+    }
+
+
+def _member(state: State, member: Ingredient, is_used: bool) -> Json:
+    point = state.run(member.run).curve.get(_step(member))
+    scores = _scores(point.score if point is not None else None)
+    return {"run": member.run, "step": _step(member), "merged": is_used, "scores": scores}
+
+
+def _step(member: Ingredient) -> int:
+    return int(member.name.partition("/")[2])
+
+
+def _epoch(program: Program, state: State, merge: MergeState) -> float | None:
+    """Of the mean member."""
+    if state.facts is None:
+        return None
+    per_epoch = resolve(program, state.facts).steps_per_epoch
+    return mean(_step(each) / per_epoch[each.run] for each in merge.opened.ingredients)
+
+
+def _scores(score: Score | None) -> Json | None:
+    return {"top1": score.top1, "nll": score.nll} if score is not None else None
+
+
+def _id_of(state: State, name: str) -> str:
+    """With its attempt, while the checkpoint counts."""
+    return (
+        ingredients.counted(state, name).checkpoint.id if ingredients.counts(state, name) else name
+    )

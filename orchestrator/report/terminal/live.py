@@ -1,0 +1,152 @@
+"""What `run` shows while it runs: a live table on a terminal, plain lines in a pipe or log."""
+
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.experiment.resolved import Program
+from orchestrator.report import format
+from orchestrator.report.terminal import status
+from orchestrator.report.terminal.event_lines import line
+from orchestrator.report.terminal.tables import runs_table, soup_line
+from orchestrator.state.state import State
+from workers.heartbeat import Pulse
+from workers.types import AnyEvent
+
+REDRAW_S = 0.5
+"""Working out what waits looks at every rule of the schedule; twice a second is often enough."""
+
+
+class View(Protocol):
+    """What the driver's loop shows itself to."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def update(
+        self,
+        program: Program,
+        state: State,
+        events: list[AnyEvent],
+        pulses: list[Pulse],
+        waiting_for: str | None = None,
+    ) -> None: ...
+
+
+def open_view(plain: bool | None = None, console: Console | None = None) -> View:
+    """Live on a terminal, else plain, unless told which."""
+    console = console or Console()
+    is_plain = not console.is_terminal if plain is None else plain
+    return PlainView(console) if is_plain else LiveView(console)
+
+
+class LiveView:
+    """A table that is redrawn in place; what is worth keeping scrolls by above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._drawn_at = float("-inf")
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def update(
+        self,
+        program: Program,
+        state: State,
+        events: list[AnyEvent],
+        pulses: list[Pulse],
+        waiting_for: str | None = None,
+    ) -> None:
+        for event in events:
+            if event.kind in KEPT:
+                self._console.print(Text(line(program, state, event) or "", style="yellow"))
+        if time.monotonic() - self._drawn_at < REDRAW_S:
+            return
+        self._drawn_at = time.monotonic()
+        self._live.update(_screen(program, state, pulses, waiting_for), refresh=True)
+
+
+KEPT = frozenset(["failed", "retry_decided", "gave_up", "stopped", "finish_requested"])
+"""Kinds of events that stay on the screen of a live view."""
+
+
+def _screen(program: Program, state: State, pulses: list[Pulse], waiting_for: str | None) -> Group:
+    waits = [Text(each, style="yellow") for each in status.waits(program, state, waiting_for)]
+    runs = status.runs(program, state, pulses)
+    bar = _progress(program, state)
+    return Group(runs_table(program, runs), soup_line(program, state), *waits, bar)
+
+
+def _progress(program: Program, state: State) -> Table:
+    """A bar over the epochs of all runs, with an estimate of the time they still take."""
+    done, total = status.epochs_done(program, state)
+    left = status.seconds_left(program, state, time.time())
+    about = f"{done} of {total} run-epochs"
+    if left is not None and done < total:
+        about += f", about {format.duration(left)} of training left"
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(ProgressBar(total=max(total, 1), completed=done, width=40), about)
+    return grid
+
+
+class PlainView:
+    """A line per event that matters, with the time since the start."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._waiting_for: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._waiting_for = None
+
+    def update(
+        self,
+        program: Program,
+        state: State,
+        events: list[AnyEvent],
+        pulses: list[Pulse],
+        waiting_for: str | None = None,
+    ) -> None:
+        for event in events:
+            said = line(program, state, event)
+            if said is not None:
+                self._say(event.time - (state.began_at or event.time), said)
+        if waiting_for != self._waiting_for and waiting_for is not None:
+            self._say(time.time() - (state.began_at or time.time()), waiting_for)
+        self._waiting_for = waiting_for
+
+    def _say(self, since_s: float, sentence: str) -> None:
+        minutes, seconds = divmod(max(0, int(since_s)), 60)
+        stamp = f"{minutes // 60:d}:{minutes % 60:02d}:{seconds:02d}"
+        self._console.print(f"{stamp}  {sentence}", markup=False, highlight=False, soft_wrap=True)

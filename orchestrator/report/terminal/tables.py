@@ -1,0 +1,172 @@
+"""Tables of the terminal: how an experiment ended, and how it stands."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.experiment.resolved import Program
+from orchestrator.report import format, verdict
+from orchestrator.report.format import Json
+from orchestrator.report.model_rows import Row, rows
+from orchestrator.report.terminal import status
+from orchestrator.report.terminal.status import RunNow
+from orchestrator.state.state import State
+from workers.storage.layout import REPORT, RESULTS, SERVED
+
+
+def final_table(known: Json, uri: str | None = None) -> RenderableType:
+    """Every model on every split, what is served, and where to look further."""
+    metric, splits = known["metric"], format.splits_of(known)
+    title = f"{known['name']}: {format.METRICS[metric]}, {format.unit(metric)}"
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("")
+    table.add_column("model", overflow="fold")
+    table.add_column("what", overflow="fold", style="dim")
+    for split in splits:
+        table.add_column(split, justify="right")
+    versus = verdict.versus(known)
+    if versus is not None:
+        table.add_column(f"{versus} vs best single [95 %]", justify="right")
+    kind = ""
+    for row in rows(known):
+        if kind and row.kind != kind:
+            table.add_section()
+        kind = row.kind
+        difference = [format.interval(row.deltas.get(versus))] if versus is not None else []
+        scores = [format.shown(format.score_of(row.scores, s, metric), metric) for s in splits]
+        style = "bold green" if row.is_served else "red" if row.status == "failed" else ""
+        cells = [_mark(row), _name(row), escape(row.about), *scores, *difference]
+        table.add_row(*cells, style=style)
+    return Group(table, *_closing_lines(known, uri or known["uri"]))
+
+
+def _mark(row: Row) -> str:
+    if row.is_served:
+        return "served"
+    return "best single" if row.is_best_single else ""
+
+
+def _name(row: Row) -> str:
+    prefix = "" if row.kind == "run" else f"{row.kind} "
+    ended = "" if row.status == "done" else f" ({row.status})"
+    return escape(f"{prefix}{row.name}{ended}")
+
+
+def _closing_lines(known: Json, uri: str) -> Iterator[Text]:
+    yield Text(verdict.verdict(known).sentence, style="bold")
+    for run in format.trained(known):
+        if run["status"] == "failed":
+            yield Text(f"Run {run['id']} failed: {run['failure']}", style="bold red")
+    for failure in known["failures"]:
+        if failure["run"] is None and failure["gave_up"]:
+            yield Text(f"{failure['order']} was given up: {failure['gave_up']}", style="bold red")
+    for warning in verdict.warnings(known):
+        yield Text(f"Warning: {warning}", style="yellow")
+    used = known["fleet_efficiency"]
+    yield Text(
+        f"{format.duration(known['wall_s'])}; slots were at work {format.percent(used['value'])} "
+        f"of the time there was work for them, {format.percent(used['whole_wall'])} of the whole "
+        "time."
+    )
+    yield _path("Results ", uri, RESULTS)
+    yield _path("Report  ", uri, REPORT)
+    if known["served"] is None:
+        yield Text("Nothing is served: no soup could be made.", style="bold red")
+    else:
+        yield _path("Soup    ", uri, SERVED)
+
+
+def _path(label: str, uri: str, name: str) -> Text:
+    """Kept on one line, so that it can be copied."""
+    place, question, query = uri.partition("?") if "://" in uri else (uri, "", "")
+    return Text(f"{label} {place.rstrip('/')}/{name}{question}{query}", no_wrap=True)
+
+
+MAX_RUNS = 40
+"""A table with more lines than a terminal is no table."""
+
+STYLES = {
+    "running": "bold",
+    "done": "green",
+    "failed": "red",
+    "retrying": "yellow",
+    "stopped": "yellow",
+    "queued": "dim",
+    "waiting": "dim",
+}
+
+
+def status_view(program: Program, state: State, uri: str) -> RenderableType:
+    """How the experiment stands, from its ledger alone."""
+    head = Text(f"{program.experiment.name}: {status.phase(state)}", style="bold")
+    head.append(f"  {uri}", style="dim")
+    lines: list[RenderableType] = [head, runs_table(program, status.runs(program, state))]
+    lines += [soup_line(program, state)]
+    if status.phase(state) in ("running", "waiting"):
+        lines += [Text(sentence, style="yellow") for sentence in status.waits(program, state)]
+    if state.served is not None and state.served.soup is not None:
+        lines += [Text(f"Served: {state.served.soup}", style="bold green")]
+    return Group(*lines)
+
+
+def status_json(program: Program, state: State) -> Json:
+    return {
+        "state": status.phase(state),
+        "name": program.experiment.name,
+        "runs": [asdict(run) for run in status.runs(program, state)],
+        "soups": [asdict(soup) for soup in status.soups(program, state)],
+        "waits": list(status.waits(program, state)),
+        "served": state.served.soup if state.served is not None else None,
+        "events": state.last_seq + 1,
+    }
+
+
+def runs_table(program: Program, runs: Iterable[RunNow]) -> Table:
+    """At most MAX_RUNS runs, those at work first."""
+    metric = program.experiment.soup.metric
+    score = f"val {format.METRICS[metric]}, {format.unit(metric)}"
+    table = Table(pad_edge=False)
+    for name in ("run", "params", "state"):
+        table.add_column(name, overflow="fold")
+    for name in ("epoch", "loss", score, "images/s"):
+        table.add_column(name, justify="right")
+    table.add_column("slot")
+    ordered = sorted(runs, key=lambda run: run.status not in ("running", "retrying"))
+    for run in ordered[:MAX_RUNS]:
+        table.add_row(*_run_cells(run, metric), style=STYLES[run.status])
+    if len(ordered) > MAX_RUNS:
+        table.add_row("", f"and {len(ordered) - MAX_RUNS} more", style="dim")
+    return table
+
+
+def _run_cells(run: RunNow, metric: str) -> list[str]:
+    name = run.id if run.role == "member" else f"{run.id} (base)"
+    state = f"{run.status}: {run.note}" if run.note else run.status
+    return [
+        escape(name),
+        escape(run.params),
+        escape(state),
+        f"{run.epochs_done}/{run.epochs}",
+        format.UNKNOWN if run.loss is None else f"{run.loss:.4f}",
+        format.shown(run.score, metric),
+        format.UNKNOWN if run.images_per_s is None else f"{run.images_per_s:.0f}",
+        run.slot or "",
+    ]
+
+
+def soup_line(program: Program, state: State) -> Text:
+    """The soup so far, or the final ones."""
+    metric = program.experiment.soup.metric
+    soups = status.soups(program, state)
+    if not soups:
+        return Text("Soup so far: none yet", style="dim")
+    parts = [
+        f"{soup.label} {format.shown(soup.score, metric)} {format.unit(metric)} on val, "
+        f"{soup.share}"
+        for soup in soups
+    ]
+    return Text("Soup so far: " + "; ".join(parts), style="bold cyan")

@@ -1,0 +1,114 @@
+"""Answers: what the ledger already says to the question of a recipe, and what is still unknown.
+
+Taste, First        from tastes, whoever asked for them
+Geometry, Gradient  from measurements, likewise; too long to be written down a second time
+
+A question is answered from what is known, so it does not matter which driver, worker or attempt
+came to know it.
+"""
+
+from collections.abc import Iterator
+
+from orchestrator.state.state import MergeState, State
+from workers.types import (
+    WORST,
+    Answer,
+    Answered,
+    First,
+    Found,
+    Geometry,
+    Gradient,
+    MergeOpened,
+    Mix,
+    Taste,
+    Tasting,
+    Tastings,
+    family_of,
+)
+
+Tasted = Taste | First
+Measurement = Geometry | Gradient
+
+
+def answered(state: State, merge: MergeState) -> Answered | None:
+    """The answer to the merge's open question, if all that it needs is known."""
+    question, opened = merge.question, merge.opened
+    if merge.soup is not None or question is None:
+        return None
+    if isinstance(question, Measurement):
+        return Answered(merge=opened.merge) if is_measured(state, opened, question) else None
+    answer = answer_to(question, state, opened)
+    return None if answer is None else Answered(merge=opened.merge, answer=answer)
+
+
+def is_measured(state: State, opened: MergeOpened, question: Measurement) -> bool:
+    return (family_of(opened.cohort), question.key) in state.measured
+
+
+def known(state: State, opened: MergeOpened, mix: Mix, hits: bool = False) -> Tasting | None:
+    """What the ledger says of a mix; a single is its ingredient, score and all. The base alone is
+    tasted like any mix, for nothing has scored it."""
+    scores = {each.name: each.score for each in opened.ingredients} if mix.single else {}
+    if mix.single in scores and not hits:
+        score = scores[mix.single]
+        return Tasting(score=score, at_most=score, samples=0)
+    prefix = f"{'observe' if opened.observe else 'taste'}-{opened.cohort}-{mix.key}-"
+    if any(order.startswith(prefix) for order in state.gave_up):
+        return Tasting(score=None, at_most=WORST, samples=0)
+    return state.tastes.get((opened.cohort, mix.key))
+
+
+def answer_to(question: Tasted, state: State, opened: MergeOpened) -> Answer | None:
+    """The answer if everything it needs is known; speculative tastes beyond it are ignored."""
+    if isinstance(question, First):
+        return _first(question, state, opened)
+    tastings = [known(state, opened, mix, question.hits) for mix in question.mixes]
+    if not all(is_enough(tasting, question) for tasting in tastings):
+        return None
+    return Tastings(
+        scores=tuple(WORST if not t or t.score is None else t.score for t in tastings),
+        hits=tuple(t.hits if t else None for t in tastings) if question.hits else (),
+        nll=tuple(t.nll if t else None for t in tastings),
+    )
+
+
+def _first(question: First, state: State, opened: MergeOpened) -> Found | None:
+    tried: list[Tasting] = []
+    for index, mix in enumerate(question.mixes):
+        tasting = known(state, opened, mix)
+        if tasting is None or not is_enough(tasting, question):
+            return None
+        # Known or not, hits are no part of this answer: the same bytes whoever tasted before.
+        tried.append(tasting.model_copy(update={"hits": None}))
+        if tasting.score is not None and question.is_met_by(tasting.score):
+            return Found(index=index, tried=tuple(tried))
+    return Found(index=None, tried=tuple(tried))
+
+
+def is_enough(tasting: Tasting | None, question: Tasted) -> bool:
+    """A complete score always is, but where hits are asked for; a bound only when it decides."""
+    if tasting is None:
+        return False
+    if tasting.at_most == WORST:
+        return True
+    if tasting.score is not None:
+        return isinstance(question, First) or not question.hits or tasting.hits is not None
+    return isinstance(question, First) and not question.is_met_by(tasting.at_most)
+
+
+def unknown(question: Tasted, state: State, opened: MergeOpened) -> Iterator[Mix]:
+    """Mixes still to be tasted, in order and each once; for `First` none beyond the first that is
+    known to do."""
+    hits = isinstance(question, Taste) and question.hits
+    for mix in {mix.key: mix for mix in question.mixes}.values():
+        tasting = known(state, opened, mix, hits)
+        if not is_enough(tasting, question):
+            yield mix
+        elif _settles(tasting, question):
+            return
+
+
+def _settles(tasting: Tasting | None, question: Tasted) -> bool:
+    if not isinstance(question, First) or tasting is None or tasting.score is None:
+        return False
+    return question.is_met_by(tasting.score)

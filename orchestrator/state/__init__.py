@@ -1,0 +1,1 @@
+"""What has happened so far: the state, and one reducer per kind of event."""

@@ -1,0 +1,87 @@
+"""Python runs this at the start of every process with this folder on its path: a planted fault.
+
+The environment variable FAULTS lists where a worker dies or freezes, each once per experiment:
+
+    {"order": ["taste-"], "touches": 2, "signal": "SIGKILL", "mark": FILE}   at work on an order
+    {"write": "model.safetensors", "signal": "SIGKILL", "mark": FILE}      half-way through a file
+"""
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+Faults = list[dict[str, Any]]
+
+
+def plant(faults: Faults) -> None:
+    import workers.progress
+
+    import workers.storage
+
+    _interrupt(workers.progress.Progress, [fault for fault in faults if "order" in fault])
+    _tear(workers.storage.Store, [fault for fault in faults if "write" in fault])
+
+
+def _interrupt(progress: Any, faults: Faults) -> None:
+    """At the n-th sign of life of an order; 0 is its beginning."""
+    begin, touch = progress.begin, progress.touch
+
+    def count(self: Any, touches: int) -> None:
+        self.touches = touches
+        for fault in faults:
+            fits = (self.order or "").startswith(tuple(fault["order"]))
+            fits = fits and touches == fault["touches"]
+            if fits and os.environ.get("RANK", "0") == fault.get("rank", "0"):
+                strike(fault)
+
+    def counting_begin(self: Any, order: str) -> None:
+        begin(self, order)
+        count(self, 0)
+
+    def counting_touch(self: Any, **facts: Any) -> None:
+        touch(self, **facts)
+        count(self, self.touches + 1)
+
+    progress.begin, progress.touch = counting_begin, counting_touch
+
+
+def _tear(store: Any, faults: Faults) -> None:
+    """After the first piece of the first checkpoint's file of that name."""
+    writing = store.writing
+
+    @contextlib.contextmanager
+    def tearing(self: Any, path: str, *arguments: Any) -> Iterator[Any]:
+        with writing(self, path, *arguments) as sink:
+            fits = [f for f in faults if "/checkpoints/" in path and path.endswith(f["write"])]
+            yield Torn(sink, fits[0]) if fits else sink
+
+    store.writing = tearing
+
+
+class Torn:
+    """A file whose writer is struck once its first piece is down."""
+
+    def __init__(self, sink: Any, fault: dict[str, Any]) -> None:
+        self._sink, self._fault = sink, fault
+
+    def write(self, data: Any) -> Any:
+        written = self._sink.write(data)
+        self._sink.flush()
+        strike(self._fault)
+        return written
+
+
+def strike(fault: dict[str, Any]) -> None:
+    """Once: the mark remembers, and no second process gets to make it."""
+    try:
+        os.close(os.open(fault["mark"], os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), getattr(signal, fault["signal"]))
+
+
+if "FAULTS" in os.environ:
+    plant(json.loads(os.environ["FAULTS"]))

@@ -1,0 +1,143 @@
+"""Plan: right numbers, a refusal where `run` would refuse, and nothing left behind."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.commands.estimate import Pace, kind, makespan, num_rounds, peak_bytes, seconds
+from orchestrator.commands.plan import Machine, make_plan, plan_view, size
+from orchestrator.config.sections import FleetSpec
+from orchestrator.experiment.resolved import resolve
+from tests.orchestrator.small_fleet import run_small, small_experiment
+from tests.simulator.experiment import facts, program
+from workers.errors import UserError
+
+
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def shown(view: object) -> str:
+    sink = io.StringIO()
+    Console(width=160, file=sink).print(view)
+    return sink.getvalue()
+
+
+def test_a_plan_counts_what_the_run_then_does(folder: Path) -> None:
+    plan = make_plan(small_experiment(folder, "base.trunk_epochs=0"))
+    summary = plan.summary
+    assert list(summary) == [
+        "runs",
+        "steps_per_run",
+        "slots",
+        "checkpoint_bytes",
+        "storage_bytes",
+        "seconds",
+    ]
+    _, outcome = run_small(folder, "base.trunk_epochs=0")
+    runs = outcome.state.runs
+    assert summary["runs"] == len(runs) == 3
+    assert {run.trained_to for run in runs.values()} == {summary["steps_per_run"]}
+    largest = max(e.checkpoint.num_bytes for run in runs.values() for e in run.checkpoints)
+    # The optimizer's step counters and the position are small change beside the moments.
+    assert largest == pytest.approx(summary["checkpoint_bytes"], rel=0.02)
+    stored = sum(path.stat().st_size for path in files_below(folder / "runs"))
+    assert 0.5 * stored < summary["storage_bytes"] < 3 * stored
+    assert summary["seconds"] > 0
+
+
+def test_a_plan_leaves_nothing_and_starts_nothing(tmp_path: Path) -> None:
+    experiment = small_experiment(tmp_path)
+    before = files_below(tmp_path)
+    text = shown(plan_view(make_plan(experiment)))
+    assert files_below(tmp_path) == before and not (tmp_path / "runs").exists()
+    for expected in ("(base)", "Data: 2 classes", "Slots: ", "Storage: ", "Time: about", "timed"):
+        assert expected in text
+
+
+def test_runs_of_unequal_length_are_listed(tmp_path: Path) -> None:
+    experiment = small_experiment(tmp_path, "sweep.seeds=1", "sweep.space={train.epochs: [1, 3]}")
+    steps = make_plan(experiment).summary["steps_per_run"]
+    assert len(steps) == 2 and steps[1] == 3 * steps[0]
+
+
+def test_corrupt_images_are_counted_and_named(tmp_path: Path) -> None:
+    experiment = small_experiment(tmp_path)
+    (tmp_path / "images" / "cat" / "broken.png").write_bytes(b"not an image")
+    text = shown(plan_view(make_plan(experiment)))
+    assert "1 images do not decode" in text and "cat/broken.png" in text
+
+
+def test_a_plan_refuses_what_a_run_refuses(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="test_resnet"):
+        make_plan(small_experiment(tmp_path, "model.name=test_resne"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="not a writable folder"):
+        make_plan(small_experiment(tmp_path, f"storage={tmp_path}/file/runs"))
+
+
+def test_what_does_not_fit_this_machine_is_said(tmp_path: Path) -> None:
+    plan = make_plan(small_experiment(tmp_path, "fleet.cpus_per_run=100000", "sweep.seeds=1"))
+    assert plan.summary["slots"] == 0 and plan.summary["seconds"] > 0
+    assert "not even one run fits" in shown(plan_view(plan))
+
+
+def test_slots_are_what_fits() -> None:
+    machine = Machine(cpus=16, gpus=2)
+    assert machine.slots(FleetSpec(), ranks=1) == 2
+    assert machine.slots(FleetSpec(gpus_per_run=0.25), ranks=1) == 8
+    assert machine.slots(FleetSpec(gpus_per_run=2), ranks=2) == 1
+    assert machine.slots(FleetSpec(gpus_per_run=4), ranks=4) == 0
+    assert machine.slots(FleetSpec(device="cpu", cpus_per_run=3), ranks=1) == 5
+    assert machine.slots(FleetSpec(device="cpu", gpus_per_run=4), ranks=4) == 4
+    assert machine.slots(FleetSpec(max_concurrent_runs=1), ranks=1) == 1
+    assert Machine(cpus=4, gpus=0).slots(FleetSpec(), ranks=1) == 4
+    assert Machine(cpus=4, gpus=0).slots(FleetSpec(gpus_per_run=2), ranks=2) == 0
+
+
+def test_points_of_a_curve_are_forecast_on_the_report_splits() -> None:
+    """40 images select, 80 report; the base of two alphas is scored as well as tasted."""
+
+    def images(*recipes: Any) -> float:
+        plan = program(1, epochs=1, soup={"recipes": ["best", *recipes]})
+        paces = {kind(run): Pace(step_s=0.0, score_image_s=1.0) for run in plan.runs}
+        return seconds(plan, resolve(plan, facts(plan)), slots=1, paces=paces)
+
+    more = images({"wise_ft": {"alphas": [0.0, 0.5]}}) - images()
+    assert more == 3 * 40 + 80 + 2 * 80, "tastes, the soup, the points"
+
+
+def test_each_run_takes_the_first_free_slot() -> None:
+    assert makespan([3, 1, 1, 1], slots=2) == 3
+    assert makespan([1, 1, 1], slots=2) == 2
+    assert makespan([], slots=2) == 0
+
+
+def test_sizes_are_readable() -> None:
+    assert [size(n) for n in (12, 2048, 3 * 2**20, 5 * 2**30)] == [
+        "12 B",
+        "2.0 KiB",
+        "3.0 MiB",
+        "5.00 GiB",
+    ]
+
+
+@pytest.mark.parametrize(("every", "count"), [(1, 3), (2, 1), ("15 steps", 2)])
+def test_rounds_are_counted(every: int | str, count: int) -> None:
+    of = program(3, epochs=4, merge={"mode": "sync", "every": every})
+    assert num_rounds(of, resolve(of, facts(of))) == count
+
+
+def test_without_sync_there_are_no_rounds() -> None:
+    assert num_rounds(program(3), resolve(program(3), facts(program(3)))) == 0
+
+
+def test_merged_weights_take_room(tmp_path: Path) -> None:
+    apart, merged = (
+        program(3, epochs=4, merge={"mode": mode, "method": "greedy"}) for mode in ("off", "sync")
+    )
+    less, more = (peak_bytes(of, resolve(of, facts(of)), 2) for of in (apart, merged))
+    assert more - less == 2 * 4000

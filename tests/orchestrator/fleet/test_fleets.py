@@ -1,0 +1,175 @@
+"""One suite for the local and the Ray fleet: what the driver asks of a fleet holds for both."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator import schedule
+from orchestrator.commands import run
+from orchestrator.commands.run import Options
+from orchestrator.experiment.resolved import Program
+from orchestrator.fleet.base import Fleet
+from orchestrator.state.reducers import CLOSING, fold
+from orchestrator.state.state import State
+from tests.faults import tiny_experiment
+from workers.heartbeat import Pulse
+from workers.storage.store import Store
+from workers.types import AnyEvent, AnyOrder, Failed, Ordered, TrainOrder
+
+OVERRIDES = ("sweep.seeds=1", "train.epochs=50", "fleet.max_concurrent_runs=1", "fleet.grace_s=5")
+
+
+class Bench:
+    """A fleet with an experiment that has its base, driven by hand."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.experiment = tiny_experiment.experiment(folder, *OVERRIDES)
+        self.program: Program = run.planned(self.experiment)
+        self.state = State()
+        self.store = Store(run.config.uri(self.experiment))
+        fleet_kind = "local" if kind == "local" else "ray"
+        self.fleet: Fleet = run.open_fleet(self.experiment, Options(fleet=fleet_kind))
+        self._attempt = 0
+        for _ in ("preflight", "base"):
+            self.hear(self.perform(self.next()))
+
+    def next(self) -> AnyOrder:
+        return schedule.wanted(self.program, self.state)[0]
+
+    def training(self) -> TrainOrder:
+        order = self.next()
+        assert isinstance(order, TrainOrder)
+        return order
+
+    def hear(self, events: list[AnyEvent]) -> None:
+        self.state = fold(events, self.state)
+
+    def submit(self, order: AnyOrder) -> int:
+        self._attempt += 1
+        ordered = Ordered(
+            order=order.id,
+            run=order.run_id,
+            attempt=self._attempt,
+            what=order.kind,
+            due_since=0.0,
+            time=0.0,
+        )
+        self.hear([ordered])
+        self.fleet.submit(order, self._attempt)
+        return self._attempt
+
+    def perform(self, order: AnyOrder, timeout_s: float = 120.0) -> list[AnyEvent]:
+        self.submit(order)
+        return self.events_until(lambda event: event.kind in CLOSING, timeout_s)
+
+    def events_until(
+        self, is_last: Callable[[AnyEvent], bool], timeout_s: float = 120.0
+    ) -> list[AnyEvent]:
+        """Events up to the first for which `is_last` holds."""
+        events: list[AnyEvent] = []
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            events += self.fleet.events(0.5)
+            if any(is_last(event) for event in events):
+                return events
+        raise AssertionError(f"not within {timeout_s:g} s; heard {[e.kind for e in events]}")
+
+    def rest(self) -> None:
+        """Until the fleet would take the next order."""
+        deadline = time.monotonic() + 60
+        while self.fleet.room("slot", backlog=1) == 0:
+            assert time.monotonic() < deadline, self.fleet.waiting_for()
+            self.fleet.events(0.2)
+
+
+@pytest.fixture(scope="module", params=["local", "ray"])
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as environment:
+        # Ray's workers are nice to others by default, and starve beside busy processes.
+        environment.setenv("RAY_worker_niceness", "0")
+        bench = Bench(request.param, folder)
+        yield bench
+        bench.fleet.close()
+    assert not _ray_processes()
+
+
+def _ray_processes() -> list[str]:
+    names = [child.name() for child in psutil.Process().children(recursive=True)]
+    return [name for name in names if "ray" in name.lower() or "gcs" in name]
+
+
+def test_events_say_which_order_attempt_and_slot(bench: Bench) -> None:
+    bench.rest()
+    order = bench.training()
+    attempt = bench.submit(order)
+    started, *_ = bench.events_until(lambda event: event.kind == "started")
+    bench.fleet.interrupt("enough")
+    bench.events_until(lambda event: event.kind == "interrupted")
+    assert (started.order, started.run, started.attempt) == (order.id, order.run.id, attempt)
+    assert started.slot
+
+
+def test_an_order_it_already_holds_is_ignored(bench: Bench) -> None:
+    bench.rest()
+    order = bench.training()
+    attempt = bench.submit(order)
+    bench.fleet.submit(order, attempt + 1)
+    bench.events_until(lambda event: event.kind == "started")
+    bench.fleet.interrupt("enough")
+    events = bench.events_until(lambda event: event.kind == "interrupted")
+    assert {event.attempt for event in events} == {attempt}
+    bench.rest()
+    assert bench.fleet.events(0.5) == []
+
+
+def test_interrupted_training_leaves_a_checkpoint_that_it_goes_on_from(bench: Bench) -> None:
+    bench.rest()
+    order = bench.training()
+    attempt = bench.submit(order)
+    bench.hear(bench.events_until(lambda event: event.kind == "started"))
+    bench.fleet.interrupt("told to")
+    events = bench.events_until(lambda event: event.kind == "interrupted")
+    bench.hear(events)
+    checkpoint = [event for event in events if event.kind == "checkpoint"][-1].checkpoint
+    assert checkpoint.id.endswith(f"-{attempt}")
+    again = bench.training()
+    assert again.id == order.id and again.start == checkpoint
+    assert 0 < checkpoint.step < order.stop_step
+
+
+def test_a_cancelled_order_says_no_more_and_makes_room(bench: Bench) -> None:
+    bench.rest()
+    order = bench.training()
+    bench.submit(order)
+    bench.events_until(lambda event: event.kind == "started")
+    bench.fleet.cancel(order.id)
+    bench.rest()
+    assert [event for event in bench.fleet.events(0.5) if event.order == order.id] == []
+
+
+def test_an_exception_is_the_orders_last_event(bench: Bench) -> None:
+    bench.rest()
+    order = bench.training()
+    lost = order.start.model_copy(update={"name": "base/nowhere"})
+    failed = bench.perform(order.model_copy(update={"start": lost}))[-1]
+    assert isinstance(failed, Failed)
+    assert failed.error == "storage" and "base/nowhere" in failed.message
+    assert "Traceback" in failed.traceback
+
+
+def test_after_a_failure_the_slot_works_and_gives_signs_of_life(bench: Bench) -> None:
+    bench.rest()
+    order = bench.training()
+    bench.submit(order)
+    bench.events_until(lambda event: event.kind == "started")
+
+    def pulses() -> list[Pulse]:
+        bench.fleet.events(0.2)  # a fleet listens for signs of life while it waits for events
+        return bench.fleet.pulses()
+
+    assert any(pulse.slot for pulse in tiny_experiment.wait_for(pulses, 60))
+    bench.fleet.cancel(order.id)

@@ -1,0 +1,52 @@
+"""Sync rounds on real weights: what merges with itself is left as it is, to the last bit."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.state.state import State
+from tests.orchestrator.small_fleet import replayed, run_small
+from workers.storage.store import Store
+
+VIT = ["model.name=test_vit", "model.kwargs={img_size: 32}", "train.epochs=3"]
+TWINS = ["sweep={runs: [{}, {}]}"]
+
+
+def trained(folder: Path, *overrides: str) -> tuple[State, Store]:
+    uri, outcome = run_small(folder, "soup.recipes=[best]", *overrides)
+    assert outcome.state.served is not None
+    _, state, store = replayed(uri)
+    return state, store
+
+
+def last_weights(state: State) -> list[str]:
+    """sha256 of the last checkpoint of every run, in order of their ids."""
+    runs = sorted(run for run in state.runs if "-" not in run)
+    return [known.last.sha256 for run in runs if (known := state.run(run)).last]
+
+
+@pytest.mark.parametrize("network", [VIT, ["train.epochs=3"]], ids=["layernorm", "batchnorm"])
+@pytest.mark.parametrize("method", ["mean", "greedy", "pull"])
+def test_alone_it_is_plain_training(folder: Path, network: list[str], method: str) -> None:
+    alone = [*network, "sweep.seeds=1", "train.momentum=0.9"]
+    plain, _ = trained(folder, "name=a", *alone, "merge.mode=off")
+    synced, _ = trained(folder, "name=b", *alone, f"merge={{mode: sync, method: {method}}}")
+    assert last_weights(plain) == last_weights(synced)
+
+
+@pytest.mark.parametrize("every", ["1", "4 steps"])
+@pytest.mark.parametrize("optimizer_state", ["keep", "average"])
+def test_the_mean_of_replicas_is_one_of_them(
+    folder: Path, every: str, optimizer_state: str
+) -> None:
+    told = f"merge={{mode: sync, method: mean, every: {every}, optimizer_state: {optimizer_state}}}"
+    plain, _ = trained(folder, "name=a", *VIT, "sweep.seeds=1", "merge.mode=off")
+    synced, _ = trained(folder, "name=b", *VIT, *TWINS, told)
+    (weights,) = last_weights(plain)
+    assert last_weights(synced) == [weights, weights]
+
+
+def test_pulled_by_nothing_they_are_independent(folder: Path) -> None:
+    plain, _ = trained(folder, "name=a", *VIT, "merge.mode=off")
+    pulled, _ = trained(folder, "name=b", *VIT, "merge={mode: sync, method: pull, alpha: 1}")
+    assert last_weights(plain) == last_weights(pulled)

@@ -1,0 +1,131 @@
+"""The failure policy, row by row."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.schedule import retry
+from orchestrator.state.reducers import fold
+from orchestrator.state.state import State
+from tests.simulator.experiment import facts, program
+from tests.simulator.simulator import live
+from tests.simulator.world import Mishap, World
+from workers.types import (
+    AnyEvent,
+    AnyOrder,
+    BackoffOver,
+    ErrorClass,
+    Failed,
+    GaveUp,
+    Ordered,
+    Preflighted,
+    RetryDecided,
+)
+
+PROGRAM = program(2)
+RUN = PROGRAM.runs[0]
+ORDER = f"train-{RUN.id}-00000020"
+
+
+def failing(error: ErrorClass, times: int, run: str | None = RUN.id) -> tuple[State, AnyEvent]:
+    """The state before the last decision, and that decision."""
+    state, decision = fold([Preflighted(facts=facts(PROGRAM))]), None
+    for attempt in range(1, times + 1):
+        who = {"order": ORDER, "run": run, "attempt": attempt, "time": 100.0 * attempt}
+        state = fold(
+            [
+                Ordered(**who, what="train", due_since=0.0),
+                Failed(**who, error=error, message="it broke"),
+            ],
+            state,
+        )
+        (decision,) = retry.decisions(PROGRAM, state, now=0.0)
+        before, state = state, fold([decision], state)
+    assert decision is not None
+    return before, decision
+
+
+@pytest.mark.parametrize(
+    ("error", "retries", "pauses"),
+    [
+        ("refused", 0, []),
+        ("lost", 3, [1.0, 2.0, 4.0]),
+        ("hang", 3, [1.0, 2.0, 4.0]),
+        ("storage", 3, [2.0, 4.0, 8.0]),
+        ("corrupt", 3, [0.0, 0.0, 0.0]),
+        ("diverged", 0, []),
+        ("error", 1, [1.0]),
+    ],
+)
+def test_each_error_has_its_retries_and_pauses(
+    error: ErrorClass, retries: int, pauses: list[float]
+) -> None:
+    seen = [failing(error, times)[1] for times in range(1, retries + 1)]
+    assert [e.after_s for e in seen if isinstance(e, RetryDecided)] == pauses
+    _, last = failing(error, retries + 1)
+    assert isinstance(last, GaveUp)
+    assert "it broke" in last.reason and error in last.reason
+    assert last.run == RUN.id
+
+
+def test_a_preempted_attempt_is_nobodys_fault() -> None:
+    _, decision = failing("preempted", 50)
+    assert isinstance(decision, RetryDecided) and decision.after_s == 0.0
+
+
+def test_pauses_are_bounded() -> None:
+    patient = program(2, fleet={"max_failures": 40})
+    state = State(failures={ORDER: tuple(Failed(error="lost", message="x") for _ in range(30))})
+    decision = retry.decide(patient, state, ORDER, Failed(error="lost", message="x"))
+    assert isinstance(decision, RetryDecided) and decision.after_s == retry.LONGEST_PAUSE_S
+
+
+def test_failures_of_another_kind_do_not_count() -> None:
+    mixed = tuple(Failed(error=e, message="x") for e in ("lost", "lost", "lost", "storage"))
+    decision = retry.decide(PROGRAM, State(failures={ORDER: mixed}), ORDER, mixed[-1])
+    assert isinstance(decision, RetryDecided) and decision.after_s == 2.0
+
+
+def test_out_of_memory_halves_the_micro_batch_down_to_two() -> None:
+    sizes = []
+    for times in range(1, 5):
+        _, decision = failing("oom", times)
+        assert isinstance(decision, RetryDecided)
+        sizes.append(decision.micro_batch)
+    assert RUN.train.batch_size == 32 and sizes == [16, 8, 4, 2]
+    _, last = failing("oom", 5)
+    assert isinstance(last, GaveUp) and "cannot shrink" in last.reason
+
+
+def test_out_of_memory_outside_training_is_given_up() -> None:
+    _, decision = failing("oom", 1, run=None)
+    assert isinstance(decision, GaveUp)
+
+
+def test_a_pause_ends_by_the_clock_and_becomes_an_event() -> None:
+    before, decision = failing("lost", 1)
+    state = fold([decision], before)
+    assert not list(retry.decisions(PROGRAM, state, now=100.5))
+    (over,) = retry.decisions(PROGRAM, state, now=101.0)
+    assert isinstance(over, BackoffOver) and over.order == ORDER
+    assert not fold([over], state).backoff
+
+
+def test_every_error_class_has_a_policy() -> None:
+    assert set(retry.POLICIES) == set(ErrorClass.__args__)
+
+
+def test_a_soup_that_was_spoilt_is_blended_again(folder: Path) -> None:
+    struck: list[str] = []
+
+    def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
+        if order.kind == "score" and order.checkpoint.name.startswith("soup/") and not struck:
+            struck.append(order.checkpoint.id)
+            return Mishap("corrupt", checkpoint=order.checkpoint.id)
+        return None
+
+    world = World.at(folder, program(3), mishaps=breaks)
+    state = live(world)
+    blends = [order for order, _ in world.performed if order.startswith("blend-")]
+    assert struck and max(blends.count(order) for order in blends) == 2
+    assert state.served is not None and state.served.soup is not None and not state.gave_up

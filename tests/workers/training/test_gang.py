@@ -1,0 +1,170 @@
+"""Gangs: two ranks, two processes, one run, over gloo."""
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import multiprocessing
+
+from tests.workers.small_runs import (
+    RESNET,
+    VIT,
+    checkpoints,
+    last_step,
+    make_base,
+    make_run,
+    make_setting,
+)
+from workers.context import WorkerContext
+from workers.storage.manifest import read_manifest
+from workers.training.train import train
+from workers.types import AnyEvent, Checkpoint, RunSpec, Setting, TrainOrder
+
+RANKS = 2
+MODELS = {"vit": VIT, "resnet": RESNET}
+
+
+@dataclass
+class Heard:
+    """What one rank yielded for one order, and what it held afterwards."""
+
+    events: list[AnyEvent]
+    memory_is: str | None
+    weights: dict[str, np.ndarray]
+    history: list[float]
+    """Scores of the epochs, as this rank knows them."""
+
+
+def _run(name: str) -> RunSpec:
+    """22 images in steps of 2 ranks x 2 micro-batches x 4: two steps, of which one is short."""
+    options: dict[str, Any] = {"grad_accum_steps": 2, "drop_path": 0.2, "clip_grad": 1.0}
+    return make_run(f"gang-{name}", MODELS[name], **options)
+
+
+def _featured() -> RunSpec:
+    """Two sections, of two steps each, with what must be the same on all ranks or on one only."""
+    sections = [{"epoch": 0, "modules": "head"}, {"epoch": 1, "modules": "all"}]
+    options: dict[str, Any] = {"sched": "plateau", "patience": 3, "model_ema_decay": 0.5}
+    options |= {"checkpoint_every": "1 steps", "mixup": 0.4, "channels_last": True}
+    return make_run("gang-featured", RESNET, grad_accum_steps=2, unfreeze=sections, **options)
+
+
+def _rank(
+    rank: int, setting: Setting, bases: dict[str, Checkpoint], ports: list[int], answers: Any
+) -> None:
+    """One rank's life: order after order on one warm worker, each in a process group of its own."""
+    torch.set_num_threads(1)
+    worker, heard = WorkerContext(setting, rank=rank), {}
+
+    def perform(title: str, run: RunSpec, start: Checkpoint, attempt: int) -> None:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports.pop())}
+        order = TrainOrder(run=run, start=start, stop_step=last_step(run, RANKS))
+        events = list(train(order, attempt, worker))
+        state = {k: v.numpy().copy() for k, v in worker.model(run.model).state_dict().items()}
+        history = worker.momentum.position.history
+        heard[title] = Heard(events, worker.memory_is, state, list(history))
+
+    for name, base in bases.items():
+        perform(f"{name} cold", _run(name), base, 0)
+        perform(f"{name} warm", _run(name), base, 1)
+        worker.forget()
+        half = read_manifest(worker.store, f"gang-{name}/00000002-0")
+        assert half is not None
+        perform(f"{name} resumed", _run(name), half.checkpoint, 2)
+    perform("featured cold", _featured(), bases["resnet"], 0)
+    for step in (2, 3):
+        worker.forget()
+        stored = read_manifest(worker.store, f"gang-featured/{step:08d}-0")
+        assert stored is not None
+        perform(f"featured resumed at {step}", _featured(), stored.checkpoint, step)
+    worker.progress.interrupt = "node is drained" if rank == RANKS - 1 else None
+    perform("interrupted", _run("vit"), bases["vit"], 3)
+    answers.put((rank, heard))
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Heard]]:
+    """rank -> order -> what was heard. One pair of processes for all tests: imports take long."""
+    setting = make_setting(tmp_path_factory.mktemp("gang"), ranks=RANKS)
+    bases = {name: make_base(setting, model) for name, model in MODELS.items()}
+    context = multiprocessing.get_context("spawn")
+    answers, ports = context.Queue(), _free_ports(3 * len(MODELS) + 4)
+    processes = [
+        context.Process(target=_rank, args=(rank, setting, bases, ports, answers))
+        for rank in range(RANKS)
+    ]
+    for process in processes:
+        process.start()
+    told = dict(answers.get(timeout=240) for _ in processes)
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    return told
+
+
+def _free_ports(num: int) -> list[int]:
+    probes = [socket.socket() for _ in range(num)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_rank_zero_tells_and_writes(heard: dict[int, dict[str, Heard]], name: str) -> None:
+    kinds = [event.kind for event in heard[0][f"{name} cold"].events]
+    assert kinds[0] == "started" and kinds[-1] == "trained"
+    assert kinds.count("evaluated") == kinds.count("checkpoint") == 2
+    assert heard[1][f"{name} cold"].events == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ranks_end_with_equal_weights_under_the_networks_own_names(
+    heard: dict[int, dict[str, Heard]], name: str
+) -> None:
+    one, other = (heard[rank][f"{name} cold"] for rank in range(RANKS))
+    assert one.memory_is == other.memory_is == checkpoints(one.events)[-1].id
+    assert not any(key.startswith("module.") for key in one.weights)
+    for key, values in one.weights.items():
+        assert (values == other.weights[key]).all(), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("again", ["warm", "resumed"])
+def test_a_gang_writes_the_same_bytes_again(
+    heard: dict[int, dict[str, Heard]], name: str, again: str
+) -> None:
+    first, second = heard[0][f"{name} cold"].events, heard[0][f"{name} {again}"].events
+    assert checkpoints(first)[-1].sha256 == checkpoints(second)[-1].sha256
+    last_loss = [[e.loss for e in es if e.kind == "evaluated"][-1] for es in (first, second)]
+    assert last_loss[0] == last_loss[1]
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_sections_and_averages_of_a_gang_are_taken_up_again(
+    heard: dict[int, dict[str, Heard]], step: int
+) -> None:
+    cold, resumed = (heard[0][f"featured {how}"].events for how in ("cold", f"resumed at {step}"))
+    shas = [{c.name: c.sha256 for c in checkpoints(events)} for events in (cold, resumed)]
+    assert len(shas[0]) == 8 and shas[1].items() <= shas[0].items()
+
+
+def test_all_ranks_know_the_scores(heard: dict[int, dict[str, Heard]]) -> None:
+    one, other = (heard[rank]["featured cold"] for rank in range(RANKS))
+    scores = [event.score.top1 for event in one.events if event.kind == "evaluated"]
+    assert one.history == other.history == scores
+
+
+def test_one_rank_asked_to_stop_stops_the_gang_after_a_checkpoint(
+    heard: dict[int, dict[str, Heard]],
+) -> None:
+    events = heard[0]["interrupted"].events
+    assert events[-1].kind == "interrupted"
+    assert [checkpoint.step for checkpoint in checkpoints(events)] == [1]

@@ -1,0 +1,204 @@
+"""A run that is given merged weights: what it takes from them, and what it keeps of its own."""
+
+import math
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.workers.small_runs import VIT, checkpoints, make_base, make_run, make_setting
+from workers.analysis.diversity import diversity
+from workers.context import WorkerContext
+from workers.storage.checkpoint_writer import write_checkpoint
+from workers.storage.checkpoints import TrainState, load_train_state, open_weights
+from workers.storage.predictions import read_predictions
+from workers.storage.store import Store
+from workers.training.train import train
+from workers.types import (
+    AnyEvent,
+    Checkpoint,
+    Cohort,
+    Diversity,
+    DiversityOrder,
+    OptimizerState,
+    Rejoin,
+    RunSpec,
+    Setting,
+    TrainOrder,
+    Weighed,
+)
+
+BOUNDARY, STOP = 3, 6
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    return make_setting(tmp_path)
+
+
+@pytest.fixture
+def base(setting: Setting) -> Checkpoint:
+    return make_base(setting, VIT)
+
+
+def member(id_: str) -> RunSpec:
+    return make_run(id_).model_copy(update={"seed": ord(id_)})
+
+
+def up_to_the_boundary(worker: WorkerContext, run: RunSpec, base: Checkpoint) -> Checkpoint:
+    events = perform(worker, TrainOrder(run=run, start=base, stop_step=BOUNDARY))
+    return checkpoints(events)[-1]
+
+
+def perform(worker: WorkerContext, order: TrainOrder) -> list[AnyEvent]:
+    return list(train(order, 0, worker))
+
+
+def weights(setting: Setting, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in open_weights(Store(setting.uri), checkpoint).items()}
+
+
+def soup_of(setting: Setting, *members: Checkpoint) -> Checkpoint:
+    every = [weights(setting, each) for each in members]
+    mean = {k: sum(each[k].double() for each in every) / len(every) for k in every[0]}
+    tensors = {k: v.to(every[0][k].dtype) for k, v in mean.items()}  # type: ignore[union-attr]
+    return write_checkpoint(Store(setting.uri), "soup/mean", None, 0, tensors)
+
+
+def resumed_as(
+    setting: Setting, like: Checkpoint, tensors: dict[str, Tensor], state: TrainState
+) -> Checkpoint:
+    """A checkpoint of the same run and step with these weights and this state."""
+    return write_checkpoint(Store(setting.uri), like.name, 9, like.step, tensors, train_state=state)
+
+
+def last(events: list[AnyEvent]) -> Checkpoint:
+    return checkpoints(events)[-1]
+
+
+@pytest.fixture
+def stood(setting: Setting, base: Checkpoint) -> tuple[Checkpoint, ...]:
+    """Where three members stand at the boundary, in the middle of an epoch."""
+    worker = WorkerContext(setting)
+    return tuple(up_to_the_boundary(worker, member(id_), base) for id_ in "abc")
+
+
+def reference(
+    setting: Setting, stood: tuple[Checkpoint, ...], policy: OptimizerState
+) -> TrainState:
+    """What the first member must bring along, worked out by hand."""
+    states = [load_train_state(Store(setting.uri), each) for each in stood]
+    own = states[0]
+    assert own is not None
+    if policy == "keep":
+        return own
+    if policy == "reset":
+        return TrainState({}, {**own.scalars, "optimizer": {}, "strides": {}})
+    means = {
+        key: (sum(s.tensors[key].double() for s in states if s) / 3).to(tensor.dtype)  # type: ignore[union-attr]
+        for key, tensor in own.tensors.items()
+    }
+    return TrainState(means, own.scalars)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("policy", ["keep", "reset", "average"])
+def test_weights_are_the_merged_ones_and_the_optimizer_follows_its_policy(
+    setting: Setting,
+    stood: tuple[Checkpoint, ...],
+    policy: OptimizerState,
+    warm: bool,
+    base: Checkpoint,
+) -> None:
+    run, merged = member("a"), soup_of(setting, *stood)
+    others = stood if policy == "average" else ()
+    rejoin = Rejoin(own=stood[0], optimizer_state=policy, others=others)
+    worker = WorkerContext(setting)
+    if warm:
+        up_to_the_boundary(worker, run, base)
+    events = perform(worker, TrainOrder(run=run, start=merged, stop_step=STOP, rejoin=rejoin))
+    assert [event.step for event in events if event.kind == "evaluated"] == [STOP]
+
+    by_hand = resumed_as(
+        setting, stood[0], weights(setting, merged), reference(setting, stood, policy)
+    )
+    expected = perform(WorkerContext(setting), TrainOrder(run=run, start=by_hand, stop_step=STOP))
+    assert last(events).sha256 == last(expected).sha256
+
+
+def test_the_policies_differ(setting: Setting, stood: tuple[Checkpoint, ...]) -> None:
+    merged, found = soup_of(setting, *stood), set()
+    for policy in ("keep", "reset", "average"):
+        others = stood if policy == "average" else ()
+        rejoin = Rejoin(own=stood[0], optimizer_state=policy, others=others)
+        order = TrainOrder(run=member("a"), start=merged, stop_step=STOP, rejoin=rejoin)
+        found.add(last(perform(WorkerContext(setting), order)).sha256)
+    assert len(found) == 3
+
+
+def test_pull_moves_towards_the_merged_weights_with_the_learning_rate(
+    setting: Setting, stood: tuple[Checkpoint, ...]
+) -> None:
+    """Cosine over twelve steps: at the third, (1 + cos(pi / 4)) / 2 of the rate is left."""
+    merged = soup_of(setting, *stood)
+    own, mean = weights(setting, stood[0]), weights(setting, merged)
+    share = 0.25 * (1 + math.cos(math.pi * BOUNDARY / 12)) / 2
+    pulled = {
+        key: ((1 - share) * own[key].double() + share * mean[key].double()).to(own[key].dtype)
+        for key in own
+    }
+    state = load_train_state(Store(setting.uri), stood[0])
+    assert state is not None
+    by_hand = resumed_as(setting, stood[0], pulled, state)
+    expected = perform(
+        WorkerContext(setting), TrainOrder(run=member("a"), start=by_hand, stop_step=STOP)
+    )
+    order = TrainOrder(
+        run=member("a"),
+        start=merged,
+        stop_step=STOP,
+        rejoin=Rejoin(own=stood[0], alpha=0.75),
+    )
+    events = perform(WorkerContext(setting), order)
+    found, hoped = (weights(setting, last(each)) for each in (events, expected))
+    moved = max(float((own[key] - pulled[key]).abs().max()) for key in own)
+    apart = max(float((found[key] - hoped[key]).abs().max()) for key in own)
+    assert apart < 1e-6 < moved
+
+
+def test_diversity_is_that_of_weights_and_of_labels(
+    setting: Setting, base: Checkpoint, stood: tuple[Checkpoint, ...]
+) -> None:
+    start = weights(setting, base)
+    moved = [
+        torch.cat(
+            [
+                (tensor - start[key]).double().flatten()
+                for key, tensor in weights(setting, each).items()
+            ]
+        )
+        for each in stood
+    ]
+    cosines = [torch.cosine_similarity(a, b, dim=0) for a, b in combinations(moved, 2)]
+    labelled = [read_predictions(Store(setting.uri), c.id, "val")[2].argmax(1) for c in stood]
+    apart = [float((a != b).mean()) for a, b in combinations(labelled, 2)]
+    (event,) = diversity(_diversity_order(base, stood), 0, WorkerContext(setting))
+    assert isinstance(event, Diversity)
+    assert event.cosine == pytest.approx(sum(map(float, cosines)) / 3, abs=1e-6)
+    assert event.disagreement == pytest.approx(sum(apart) / 3)
+
+
+def test_a_member_alone_has_no_diversity(
+    setting: Setting, base: Checkpoint, stood: tuple[Checkpoint, ...]
+) -> None:
+    (event,) = diversity(_diversity_order(base, stood[:1]), 0, WorkerContext(setting))
+    assert isinstance(event, Diversity)
+    assert (event.cosine, event.disagreement) == (None, None)
+
+
+def _diversity_order(base: Checkpoint, members: tuple[Checkpoint, ...]) -> DiversityOrder:
+    cohort = Cohort(id="c", model=VIT, base=base.name, batchnorm="none")
+    weighed = Weighed(cohort=cohort, base=base, ingredients=members, components=())
+    return DiversityOrder(merge="sync-c-0001", members=weighed)

@@ -1,0 +1,154 @@
+"""Images: the decodable images of an experiment by split, as written to splits.parquet."""
+
+import hashlib
+import io
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from workers.config.data import DataSpec
+from workers.data.decode import decode
+from workers.data.sources import digit_image, reader
+from workers.storage.layout import SPLITS
+from workers.storage.store import Store
+
+_COLUMNS = ("split", "key", "path", "label", "sha256", "offset", "size", "fold")
+FOLD = "fold:"
+"""Begins the name of the part of `train` that a fold holds out: `fold:0`, `fold:1`, ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image: `sha256` is of its encoded bytes, `path` is empty for a bundled digit."""
+
+    split: str
+    key: str
+    path: str
+    label: int
+    sha256: str
+    offset: int = 0
+    """Of its first byte in the file; of a Parquet file, its row."""
+    size: int | None = None
+    """Bytes; None for all of the file, or of the row."""
+    fold: int = -1
+    """That holds this training image out; -1 for none."""
+
+
+class Images:
+    """Samples by split, in split order. Decodability is settled; a failing read raises.
+
+    A fold's held-out part of `train` goes by the name `fold:<k>` wherever a split is asked for,
+    but is none of `split_names`.
+    """
+
+    def __init__(
+        self, classes: tuple[str, ...], samples: list[Sample], spec: DataSpec | None = None
+    ) -> None:
+        self.classes = classes
+        self.spec = spec or DataSpec()
+        self._reader = reader(self.spec)
+        self._splits: dict[str, list[Sample]] = {}
+        for sample in samples:
+            self._splits.setdefault(sample.split, []).append(sample)
+        self._folds: dict[str, list[Sample]] = {}
+        for sample in samples:
+            if sample.split == "train" and sample.fold >= 0:
+                self._folds.setdefault(f"{FOLD}{sample.fold}", []).append(sample)
+        self.pixels: dict[tuple[str, str, int], Any] = {}
+        """Kept by `train_pixels` and `eval_pixels`."""
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        return tuple(self._splits)
+
+    def samples(self, split: str) -> list[Sample]:
+        return (self._folds if split.startswith(FOLD) else self._splits).get(split, [])
+
+    def count(self, split: str) -> int:
+        return len(self.samples(split))
+
+    def keys(self, split: str) -> list[str]:
+        return [sample.key for sample in self.samples(split)]
+
+    def labels(self, split: str) -> np.ndarray:
+        """(N,) int64."""
+        return np.array([sample.label for sample in self.samples(split)], dtype=np.int64)
+
+    def class_counts(self, split: str) -> tuple[int, ...]:
+        counts = np.bincount(self.labels(split), minlength=len(self.classes))
+        return tuple(int(count) for count in counts)
+
+    @property
+    def fold_counts(self) -> tuple[int, ...]:
+        """Training images that each fold holds out; empty without folds."""
+        return tuple(self.count(f"{FOLD}{fold}") for fold in range(self.spec.folds or 0))
+
+    def learners(self, fold: int | None) -> np.ndarray:
+        """int64: which images of `train` a run of this fold learns from; all without a fold."""
+        held_out = [fold is not None and sample.fold == fold for sample in self.samples("train")]
+        return np.flatnonzero(~np.array(held_out, dtype=bool)).astype(np.int64)
+
+    def stored_order(self, split: str) -> np.ndarray:
+        """(N,) int64: the images in the order they lie in their files, for who reads them all."""
+        samples = self.samples(split)
+        order = sorted(range(len(samples)), key=lambda i: (samples[i].path, samples[i].offset))
+        return np.array(order, dtype=np.int64)
+
+    def content(self, split: str, i: int) -> bytes:
+        """Encoded, as in its file. Raises OSError where that is gone; digits have none."""
+        sample = self.samples(split)[i]
+        assert sample.path, "a bundled digit has no file"
+        return self._reader.read(sample.path, sample.offset, sample.size)
+
+    def image(self, split: str, i: int) -> Image.Image:
+        """RGB, at the size of its file. Raises OSError where the file is gone or broken."""
+        sample = self.samples(split)[i]
+        if not sample.path:
+            return digit_image(int(sample.key))
+        return decode(self.content(split, i))
+
+    def fingerprint(self, split: str) -> str:
+        """sha256 over (key, label, content) of every sample in split order."""
+        digest = hashlib.sha256()
+        for sample in self.samples(split):
+            digest.update(f"{sample.key}\t{sample.label}\t{sample.sha256}\n".encode())
+        return digest.hexdigest()
+
+    def save(self, store: Store) -> None:
+        """Writes splits.parquet: one row per sample, classes and fingerprints in the metadata."""
+        rows = [sample for split in self.split_names for sample in self.samples(split)]
+        columns = {
+            "split": pa.array([row.split for row in rows], pa.string()),
+            "key": pa.array([row.key for row in rows], pa.string()),
+            "path": pa.array([row.path for row in rows], pa.string()),
+            "label": pa.array([row.label for row in rows], pa.int32()),
+            "sha256": pa.array([row.sha256 for row in rows], pa.string()),
+            "offset": pa.array([row.offset for row in rows], pa.int64()),
+            "size": pa.array([row.size for row in rows], pa.int64()),
+            "fold": pa.array([row.fold for row in rows], pa.int32()),
+        }
+        fingerprints = {split: self.fingerprint(split) for split in self.split_names}
+        metadata = {"classes": json.dumps(self.classes), "fingerprints": json.dumps(fingerprints)}
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns, metadata=metadata), buffer)
+        store.write(SPLITS, buffer.getvalue())
+
+    @classmethod
+    def load(cls, store: Store, spec: DataSpec) -> "Images":
+        """What preflight settled; nothing is scanned again."""
+        table = pq.read_table(io.BytesIO(store.read(SPLITS)))
+        columns = [table[name].to_pylist() for name in _COLUMNS]
+        columns[2] = [sys.intern(path) for path in columns[2]]  # a shard holds thousands
+        classes = tuple(json.loads(table.schema.metadata[b"classes"]))
+        samples = [Sample(*row) for row in zip(*columns, strict=True)]
+        assert spec.source == "digits" or all(sample.path for sample in samples)
+        return cls(classes, samples, spec)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "pixels": {}}  # loader processes need no evaluation pixels

@@ -1,0 +1,45 @@
+"""Mixing the images of a micro-batch with each other, after augmentation, on the device."""
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from workers.config.train import TrainSpec
+
+
+class Mixing:
+    """MixUp (Zhang et al., 2018) and CutMix (Yun et al., 2019) by torchvision, chosen for each
+    micro-batch as timm chooses: mixed at all with `mixup_prob`; where both are on, by CutMix with
+    `mixup_switch_prob`; never from `mixup_off_epoch` on.
+
+    Draws from torch's global CPU generator alone, which the caller has seeded.
+    """
+
+    def __init__(self, spec: TrainSpec, num_classes: int) -> None:
+        self.spec = spec
+        self._mixup = v2.MixUp(alpha=spec.mixup, num_classes=num_classes) if spec.mixup else None
+        self._cutmix = (
+            v2.CutMix(alpha=spec.cutmix, num_classes=num_classes) if spec.cutmix else None
+        )
+
+    def off_at(self, epoch: int) -> bool:
+        """Whether nothing is mixed in this epoch."""
+        return not self.spec.mixes or 0 < self.spec.mixup_off_epoch <= epoch
+
+    def mix(self, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """(x float32 (B, 3, H, W), y int64 (B,)), B >= 2 -> the same shape and targets float32
+        (B, C); `x` and `y` themselves where nothing is mixed. Neither is written to."""
+        if self.off_at(epoch) or _draw() >= self.spec.mixup_prob:
+            return x, y
+        assert len(x) > 1, "one image alone cannot be mixed; a micro-batch holds two or more"
+        mixed: tuple[Tensor, Tensor] = self._choose()(x, y)
+        return mixed
+
+    def _choose(self) -> v2.Transform:
+        if self._mixup and self._cutmix:
+            return self._cutmix if _draw() < self.spec.mixup_switch_prob else self._mixup
+        return self._mixup or self._cutmix
+
+
+def _draw() -> float:
+    return float(torch.rand(()))

@@ -1,0 +1,270 @@
+"""Decoded images, kept once per node and shared by all its processes; in no mode other bits.
+
+    train_pixels   every training image decoded and reduced once, of its own size
+    eval_pixels    evaluation preprocessing applied once, one block per split
+
+A file of the cache is named after the content of its images and all that shapes their pixels, so
+experiments on the same images share it.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, features
+
+from workers.data.augment import eval_transform
+from workers.data.decode import DRAFT, UNDECODABLE, decode, reduce, reduced_size
+from workers.data.images import Images, Sample
+from workers.data.pixel_file import DAMAGE, MappedImages, mapped_pixels, write_images, write_pixels
+from workers.errors import UserError
+from workers.storage.cache_folder import Touch, Unusable, disk_folder, memory_folder
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FORMAT = 1
+"""Of the files; another number is another name."""
+FEW = 64
+"""`auto` keeps no file of fewer images: they are decoded again sooner than it is built."""
+PROBED = 16
+"""Images that are decoded to tell the size of all."""
+OVERHEAD = 1 << 16
+"""Bytes of a file beside its pixels, or nearly so."""
+
+
+class DecodedImages:
+    """Training images in split order, decoded and reduced whenever they are asked for."""
+
+    def __init__(self, images: Images, size: int) -> None:
+        self._images, self._size = images, size
+
+    def __len__(self) -> int:
+        return self._images.count("train")
+
+    def __getitem__(self, i: int) -> Image.Image:
+        """RGB."""
+        return reduced_image(self._images, i, self._size)
+
+    def tensor(self, i: int) -> torch.Tensor:
+        """uint8 (3, H, W), channels last in memory, without a copy where it is cached; not to be
+        written to."""
+        return torch.from_numpy(np.array(self[i])).permute(2, 0, 1)
+
+
+class CachedImages:
+    """Likewise, from a file of the cache; a loader process opens it anew unless it was forked.
+
+    `rows` (N,) says which image of the file is the i-th of the split.
+    """
+
+    def __init__(self, path: Path, rows: np.ndarray) -> None:
+        self._path, self._rows = path, rows
+        self._mapped: MappedImages | None = MappedImages(path, len(rows))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i: int) -> Image.Image:
+        return self._opened.image(int(self._rows[i]))
+
+    def tensor(self, i: int) -> torch.Tensor:
+        return self._opened.tensor(int(self._rows[i]))
+
+    @property
+    def _opened(self) -> MappedImages:
+        if self._mapped is None:
+            self._mapped = MappedImages(self._path, len(self._rows))
+        return self._mapped
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": None}
+
+
+TrainPixels = DecodedImages | CachedImages
+
+
+def train_pixels(
+    images: Images, preprocessing: dict[str, Any], touch: Touch = lambda: None
+) -> TrainPixels:
+    """The training images as `data.cache` says, decoded now if nobody has; `touch` is called as
+    they are, and while another process does it. Raises UserError where the cache has no place."""
+    size = reduced_size(images.spec, preprocessing)
+    key = ("train", f"reduced to {size}", images.count("train"))
+    if key not in images.pixels:
+        images.pixels[key] = _train_pixels(images, size, touch)
+    pixels: TrainPixels = images.pixels[key]
+    return pixels
+
+
+def eval_pixels(
+    images: Images,
+    split: str,
+    preprocessing: dict[str, Any],
+    count: int | None = None,
+    touch: Touch = lambda: None,
+) -> torch.Tensor:
+    """uint8 (N, 3, H, W) in split order, of the first `count` images if given; timm's evaluation
+    transform of the image at full size. Not to be written to: a view of the cache's file, or kept
+    in the memory of `images`."""
+    num = images.count(split) if count is None else min(count, images.count(split))
+    key = (split, json.dumps(preprocessing, sort_keys=True), num)
+    if key not in images.pixels:
+        # Runs of one experiment mostly share a preprocessing; keeping others would fill the memory.
+        kept = {
+            other: value
+            for other, value in images.pixels.items()
+            if other[1] == key[1] or not isinstance(value, torch.Tensor)
+        }
+        images.pixels = kept | {key: _eval_pixels(images, split, preprocessing, num, touch)}
+    pixels: torch.Tensor = images.pixels[key]
+    return pixels
+
+
+def normalise(pixels: torch.Tensor, preprocessing: dict[str, Any]) -> torch.Tensor:
+    """uint8 (..., 3, H, W) -> float32, with the operations of torchvision's ToTensor and Normalize
+    in their order, so that every bit is the same."""
+    mean = torch.tensor(preprocessing["mean"], device=pixels.device).view(-1, 1, 1)
+    std = torch.tensor(preprocessing["std"], device=pixels.device).view(-1, 1, 1)
+    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)  # one copy, then in place
+
+
+def _train_pixels(images: Images, size: int, touch: Touch) -> TrainPixels:
+    """The file's order is that of the images' own files, which are so read from end to end; the
+    split may be shuffled by another seed and is found in it all the same."""
+    samples, order = images.samples("train"), images.stored_order("train").tolist()
+    read = partial(reduced_image, images, size=size)
+    rows = np.empty(len(order), np.int32)
+    rows[order] = np.arange(len(order), dtype=np.int32)
+
+    @cache
+    def mean_bytes() -> float:
+        probed = [read(i) for i in range(min(len(samples), PROBED))]
+        return sum(3 * image.width * image.height for image in probed) / len(probed)
+
+    found = _kept(
+        images,
+        [samples[i] for i in order],
+        {"reduced to": size},
+        lambda: int(1.1 * len(samples) * mean_bytes()) + OVERHEAD,
+        lambda file: write_images(file, in_threads(read, order, touch), mean_bytes()),
+        lambda path: CachedImages(path, rows),
+        touch,
+    )
+    return DecodedImages(images, size) if found is None else found
+
+
+def _eval_pixels(
+    images: Images, split: str, preprocessing: dict[str, Any], num: int, touch: Touch
+) -> torch.Tensor:
+    shape = (num, *preprocessing["input_size"])
+    order = [i for i in images.stored_order(split).tolist() if i < num]
+    transform = eval_transform(preprocessing, normalize=False)
+
+    def render(i: int) -> tuple[int, np.ndarray]:
+        return i, transform(_whole_image(images, split, i)).numpy()
+
+    found = _kept(
+        images,
+        images.samples(split)[:num],
+        preprocessing,
+        lambda: math.prod(shape) + OVERHEAD,
+        lambda file: write_pixels(file, shape, in_threads(render, order, touch)),
+        lambda path: mapped_pixels(path, shape),
+        touch,
+    )
+    if found is not None:
+        return found
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    for i, row in in_threads(render, order, touch):
+        pixels[i] = torch.from_numpy(row)
+    return pixels
+
+
+def _whole_image(images: Images, split: str, i: int) -> Image.Image:
+    try:
+        return images.image(split, i)
+    except UNDECODABLE as error:
+        key = images.samples(split)[i].key
+        raise OSError(f"{split} image {key} can no longer be read: {error}") from error
+
+
+def reduced_image(images: Images, i: int, size: int) -> Image.Image:
+    """RGB image `i` of the training split. Raises OSError, naming the image, if it is gone."""
+    sample = images.samples("train")[i]
+    try:
+        if not sample.path:
+            return reduce(images.image("train", i), size)
+        return reduce(decode(images.content("train", i), at_least=DRAFT * size), size)
+    except UNDECODABLE as error:
+        raise OSError(f"training image {sample.key} can no longer be read: {error}") from error
+
+
+def _kept(
+    images: Images,
+    samples: list[Sample],
+    shaping: dict[str, Any],
+    need: Callable[[], int],
+    build: Callable[[BinaryIO], None],
+    opened: Callable[[Path], T],
+    touch: Touch,
+) -> T | None:
+    """The file of these samples as `opened`; None where the mode, or lack of room, keeps none."""
+    mode = images.spec.cache
+    if mode == "off" or not samples or (mode == "auto" and not _worthwhile(samples)):
+        return None
+    name = f"{content_key(samples, shaping)}.arrow"
+    try:
+        folder = memory_folder(DAMAGE) if mode == "memory" else disk_folder(DAMAGE)
+        return folder.keep(name, need, build, opened, touch)
+    except Unusable as error:
+        if mode == "auto":
+            logger.warning("images are decoded in every run, not cached: %s", error.strerror)
+            return None
+        raise UserError(
+            f"data.cache={mode} finds no place ({error.strerror}); set data.cache=off, or "
+            "SOUPFLEET_CACHE and SOUPFLEET_CACHE_GB to a folder with room"
+        ) from error
+
+
+def _worthwhile(samples: list[Sample]) -> bool:
+    """Bundled digits need no decoding."""
+    return len(samples) >= FEW and bool(samples[0].path)
+
+
+def content_key(samples: list[Sample], shaping: dict[str, Any]) -> str:
+    """Name for these contents in this order, and all that makes pixels of them; neither labels nor
+    keys are part of it, so that every experiment on the same images finds the same file."""
+    made_by = {package: version(package) for package in ("pillow", "timm", "torchvision")}
+    head = {"format": FORMAT, "codec": features.version("jpg"), **made_by, "shaping": shaping}
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    for sample in samples:
+        digest.update(sample.sha256.encode())
+    return digest.hexdigest()[:32]
+
+
+def in_threads(do: Callable[[int], T], indices: list[int], touch: Touch) -> Iterator[T]:
+    """do(i) for every index in order, a few at a time: Pillow works without the interpreter's lock.
+    `touch` is called after each."""
+    threads = min(16, os.cpu_count() or 1)
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for i in indices:
+            waiting.append(pool.submit(do, i))
+            if len(waiting) >= 2 * threads:
+                yield waiting.popleft().result()
+                touch()
+        while waiting:
+            yield waiting.popleft().result()
+            touch()

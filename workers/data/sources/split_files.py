@@ -1,0 +1,142 @@
+"""Which files each pool is made of: patterns of shards or Parquet files, expanded."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+from workers.config.data import DataSpec
+from workers.data.remote_files import Files, first_line, is_http, is_remote, join, shown
+from workers.data.sources.image_ref import some
+from workers.errors import UserError
+
+T = TypeVar("T")
+
+
+class DataFile(NamedTuple):
+    pool: str
+    setting: str
+    """That named it, e.g. `data.val`."""
+    name: str
+    """Relative to data.root; begins the keys of its samples."""
+    uri: str
+
+
+def data_root(spec: DataSpec) -> str:
+    """Absolute local path, or URI. Raises UserError if there is no such folder."""
+    if spec.root is None:
+        inside = {"folder": ", each with one folder of images per class"}.get(spec.source, "")
+        raise UserError(
+            "data.root is not set; give data.root=FOLDER, the folder that data.train (here "
+            f"{list(spec.train.values())}) and data.ood (here {list(spec.ood.values())}) lie in"
+            f"{inside}"
+        )
+    _refuse_pipe("data.root", spec.root)
+    if is_remote(spec.root):
+        return spec.root
+    root = join(spec.root, ".")
+    if not os.path.isdir(root):
+        raise UserError(f"data.root {root} is not a folder; give the folder the images lie in")
+    return root
+
+
+def report_pools(spec: DataSpec) -> Iterator[tuple[str, str, str]]:
+    """(pool, setting, path) of all pools that are given beside `train`."""
+    if spec.val is not None:
+        yield "val", "data.val", spec.val
+    if spec.test is not None:
+        yield "test", "data.test", spec.test
+    for name, path in spec.ood.items():
+        yield f"ood:{name}", f"data.ood.{name}", path
+
+
+def data_files(spec: DataSpec, files: Files, root: str, suffix: str) -> list[DataFile]:
+    """Every file of every pool, in the order of the patterns. UserError if one comes twice."""
+    trains = [("train", "data.train", pattern) for pattern in spec.train.values()]
+    found: dict[str, DataFile] = {}
+    for pool, setting, pattern in [*trains, *report_pools(spec)]:
+        for name in _expand(files, root, setting, pattern, suffix):
+            file = DataFile(pool, setting, _name(root, name), join(root, name))
+            real = file.uri if is_remote(file.uri) else os.path.realpath(file.uri)
+            if twin := found.get(real):
+                raise UserError(
+                    f"{setting} names {file.name}, which {twin.setting} already has; "
+                    "name every file once"
+                )
+            found[real] = file
+    return list(found.values())
+
+
+def in_each(
+    files: Files, root: str, among: list[DataFile], look: Callable[[DataFile], T], suffix: str
+) -> Iterator[T]:
+    """What `look` returns for every file, in order; several are looked at together. UserError for
+    a file that is not there, and for a local one that cannot be read."""
+
+    def looked(file: DataFile) -> T:
+        try:
+            return look(file)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{file.setting} names {file.name}, which is not in data.root {shown(root)}"
+                f"{_there(files, root, suffix)}"
+            ) from error
+        except OSError as error:
+            if is_remote(file.uri):
+                raise
+            raise UserError(
+                f"{file.setting} names {file.name}, which cannot be read "
+                f"({error.strerror or first_line(error)}); copy or write it again"
+            ) from error
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from pool.map(looked, among)
+
+
+def _expand(files: Files, root: str, setting: str, pattern: str, suffix: str) -> list[str]:
+    """Names that a pattern stands for: braces as webdataset reads them, then `*`."""
+    from webdataset.shardlists import expand_urls
+
+    _refuse_pipe(setting, pattern)
+    try:
+        names: list[str] = expand_urls(pattern)
+    except ValueError as error:
+        raise UserError(f"{setting} {pattern!r}: {error}; write e.g. {{000..099}}") from error
+    if not is_remote(join(root, pattern)) and os.path.isdir(join(root, pattern)):
+        raise UserError(
+            f"{setting} {pattern!r} is a folder; name its files, e.g. "
+            f"{setting}=train-{{000..099}}{suffix}{_there(files, root, suffix)}"
+        )
+    expanded = []
+    for name in names:
+        matching = files.matching(root, name) if "*" in name else [name]
+        if not matching:
+            raise UserError(
+                f"{setting} {pattern!r} matches no file in data.root {shown(root)}"
+                f"{_there(files, root, suffix)}"
+            )
+        expanded += matching
+    return expanded
+
+
+def _refuse_pipe(setting: str, pattern: str) -> None:
+    if pattern.startswith("pipe:"):
+        raise UserError(
+            f"{setting} {pattern!r} is a shell command: configs run none, and images cannot be "
+            "read from a pipe by position; give the path or URI of the files"
+        )
+
+
+def _name(root: str, name: str) -> str:
+    """Relative to the root; a file elsewhere is known by its whole path."""
+    uri = join(root, name)
+    if not is_remote(uri) and not is_remote(root):
+        inside = os.path.relpath(uri, root)
+        return uri if inside.startswith("..") else inside
+    return shown(uri) if "://" in name else name
+
+
+def _there(files: Files, root: str, suffix: str) -> str:
+    if is_http(root):
+        return ""
+    return f"; there are {some(files.matching(root, f'*{suffix}')) or 'none'}"

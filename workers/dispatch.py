@@ -1,0 +1,121 @@
+"""Which function performs which order, and what an exception becomes.
+
+    order -> perform -> events, the last of them `failed` if an exception was raised
+
+A worker's exception becomes one `failed` event with its traceback; the schedule decides what
+follows, nothing is retried here. Imports are late: a rank never loads what it does not use.
+"""
+
+import importlib
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from workers.context import WorkerContext
+from workers.errors import UserError
+from workers.storage.layout import checkpoint_of, predictions_dir
+from workers.storage.manifest import discard
+from workers.storage.store import CorruptFile
+from workers.types import AnyEvent, AnyOrder, ErrorClass, Failed, Retired, RetireOrder, Started
+
+Perform = Callable[[Any, int, WorkerContext], Iterator[AnyEvent]]
+
+PERFORMERS = {
+    "preflight": "workers.preflight:preflight",
+    "base": "workers.training.base_model:make_base",
+    "train": "workers.training.train:train",
+    "merge": "workers.merging.recipe_driver:merge",
+    "geometry": "workers.merging.gram:geometry",
+    "gradient": "workers.merging.gradient:gradient",
+    "taste": "workers.merging.taste:taste",
+    "blend": "workers.merging.write_soup:blend_soup",
+    "diversity": "workers.analysis.diversity:diversity",
+    "score": "workers.scoring.score:score",
+    "point": "workers.merging.taste:point",
+    "compare": "workers.scoring.compare:compare",
+    "analyse": "workers.analysis.analyse:analyse",
+    "serve": "workers.serving.export:serve",
+    "retire": "workers.dispatch:retire",
+}
+
+
+INSTANT = frozenset({"merge", "retire"})
+"""Orders that need no torch and send no `started` event."""
+
+
+def perform(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iterator[AnyEvent]:
+    """The events of one order, each with its order, run, attempt and slot."""
+    origin = {"order": order.id, "run": order.run_id, "attempt": attempt, "slot": worker.slot}
+    worker.progress.begin(order.id)
+    try:
+        for event in _events(worker, order, attempt):
+            yield event.model_copy(update=origin)
+    finally:
+        worker.progress.end()
+        worker.last_step_at = time.monotonic()
+
+
+def _events(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iterator[AnyEvent]:
+    if order.kind not in INSTANT:
+        worker.settle_torch()
+        if order.kind != "train":  # training sends it itself, when its first batch is ready
+            yield Started(warm=worker.is_warm, gap_s=worker.gap_s())
+    yield from performer(order)(order, attempt, worker)
+
+
+def performer(order: AnyOrder) -> Perform:
+    """The function for this kind of order; imported at first use."""
+    module, _, function = PERFORMERS[order.kind].partition(":")
+    return cast(Perform, getattr(importlib.import_module(module), function))
+
+
+def perform_safely(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iterator[AnyEvent]:
+    """The events of an order; an exception is the last of them, and leaves nothing warm behind."""
+    try:
+        yield from perform(worker, order, attempt)
+    except Exception as error:  # noqa: BLE001  the declared fault boundary: see the docstring
+        worker.forget()
+        yield failed(error).model_copy(
+            update={
+                "order": order.id,
+                "run": order.run_id,
+                "attempt": attempt,
+                "slot": worker.slot,
+            }
+        )
+
+
+def failed(error: BaseException) -> Failed:
+    text = str(error).strip() or type(error).__name__
+    first_line = text.splitlines()[0]
+    kind = classify(error)
+    named = kind in ("refused", "storage", "corrupt", "diverged")
+    return Failed(
+        error=kind,
+        message=first_line if named else f"{type(error).__name__}: {first_line}",
+        traceback="".join(traceback.format_exception(error)),
+        checkpoint=checkpoint_of(text) if kind == "corrupt" else None,
+    )
+
+
+def classify(error: BaseException) -> ErrorClass:
+    if isinstance(error, UserError):
+        return "refused"
+    if isinstance(error, CorruptFile):
+        return "corrupt"
+    if isinstance(error, FloatingPointError):
+        return "diverged"
+    # torch.OutOfMemoryError by name: this module must not import torch.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "oom"
+    if isinstance(error, OSError):
+        return "storage"
+    return "error"
+
+
+def retire(order: RetireOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+    for checkpoint in order.checkpoints:
+        discard(worker.store, checkpoint.id)
+        worker.store.delete(predictions_dir(checkpoint.id))
+    yield Retired(checkpoints=tuple(checkpoint.id for checkpoint in order.checkpoints))

@@ -1,0 +1,53 @@
+"""What a worker is doing right now, read by its heartbeat from another thread."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from workers.types.values import Value
+
+
+class Pulse(Value):
+    """A sign of life of a slot; never enters the ledger."""
+
+    slot: str
+    order: str | None = None
+    run: str | None = None
+    epoch: int | None = None
+    epochs: int | None = None
+    step: int | None = None
+    loss: float | None = None
+    images_per_s: float | None = None
+    silent_s: float = 0.0
+    """Seconds since the work last made progress."""
+    rss_bytes: int = 0
+
+
+@dataclass
+class Progress:
+    """One writer (the work), one reader (the heartbeat); a torn read costs a stale number."""
+
+    order: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    touched_at: float = field(default_factory=time.monotonic)
+    interrupt: str | None = None
+    """Why the work should checkpoint and stop at its next step; None to go on."""
+
+    def begin(self, order: str) -> None:
+        self.order, self.facts, self.touched_at = order, {}, time.monotonic()
+        self.interrupt = None
+
+    def touch(self, **facts: Any) -> None:
+        """The work moved on. `facts` are fields of Pulse, e.g. step=12, loss=0.3."""
+        self.facts.update(facts)
+        self.touched_at = time.monotonic()
+
+    def end(self) -> None:
+        self.order, self.facts, self.touched_at = None, {}, time.monotonic()
+
+    def pulse(self, slot: str) -> Pulse:
+        silent_s = time.monotonic() - self.touched_at if self.order else 0.0
+        rss = psutil.Process().memory_info().rss
+        return Pulse(slot=slot, order=self.order, silent_s=silent_s, rss_bytes=rss, **self.facts)

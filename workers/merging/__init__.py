@@ -1,0 +1,1 @@
+"""Merging: blend weights, score a mix, measure ingredients, drive a recipe, write a soup."""

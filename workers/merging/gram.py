@@ -1,0 +1,103 @@
+"""Geometry: how the ingredients lie around the base, tensor by tensor.
+
+    theta_1 - theta_0    |----|----|--|
+    theta_2 - theta_0    |----|----|--|     block by block:  G += D D^T, in float64
+    theta_3 - theta_0    |----|----|--|
+
+Sources are memory-mapped, so memory is that of a block, whatever their number and size.
+"""
+
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from workers.context import WorkerContext
+from workers.errors import UserError
+from workers.merging.batchnorm import statistics
+from workers.merging.blend import Weights, check_same_keys, check_same_shapes
+from workers.storage.checkpoints import open_weights
+from workers.types import AnyEvent, GeometryOrder, Grams, Measured
+
+BLOCK = 1 << 20
+"""Numbers per block, of all displacements together: 8 MiB. Part of the result's bits."""
+
+
+def geometry(order: GeometryOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+    """One event: the Gram matrix of the displacements in every tensor of weights."""
+    began, question = time.monotonic(), order.question
+    places = {each.name: each for each in order.ingredients}
+    model = worker.model(order.cohort.model)
+    with ExitStack() as opened:
+        sources = {
+            name: opened.enter_context(open_weights(worker.store, places[name]))
+            for name in dict.fromkeys((*question.names, question.base))
+        }
+        grams = grams_of(sources, question.names, question.base, statistics(model), worker)
+    yield Measured(
+        key=question.key,
+        cohort=order.cohort.family,
+        answer=grams,
+        busy_s=time.monotonic() - began,
+    )
+
+
+def grams_of(
+    sources: Mapping[str, Weights],
+    names: tuple[str, ...],
+    base: str,
+    skip: Collection[str] = (),
+    worker: WorkerContext | None = None,
+) -> Grams:
+    """<theta_i - theta_base, theta_j - theta_base> for i <= j of every floating tensor but `skip`.
+
+    Raises UserError that names ingredient and tensor where keys, shapes or dtypes differ from the
+    base's, or where a value is not finite.
+    """
+    start = sources[base]
+    for name in names:
+        check_same_keys(base, start, name, sources[name])
+    tensors = {}
+    for key in start:
+        terms = [(name, 1.0, sources[name][key]) for name in (base, *names)]
+        check_same_shapes(key, terms)
+        if key not in skip and terms[0][2].is_floating_point():
+            gram = _gram(key, *((name, tensor.reshape(-1)) for name, _, tensor in terms))
+            tensors[key] = _upper_rows(gram)
+        if worker is not None:
+            worker.progress.touch()
+    return Grams(tensors=tensors)
+
+
+def _gram(key: str, base: tuple[str, Tensor], *others: tuple[str, Tensor]) -> Tensor:
+    """(N, N) float64. Rows of a scratch of its own: products of mapped memory may depend on where
+    it happens to begin."""
+    start, size = base[1], max(1, BLOCK // max(1, len(others)))
+    scratch = torch.empty(len(others), min(size, len(start)), dtype=torch.float64)
+    gram = torch.zeros(len(others), len(others), dtype=torch.float64)
+    for low in range(0, len(start), size):
+        part = slice(low, low + size)
+        moved = scratch[:, : len(start[part])]
+        for row, (_, tensor) in zip(moved, others, strict=True):
+            row.copy_(tensor[part]).sub_(start[part])
+        gram += moved @ moved.T
+    if not torch.isfinite(gram).all():
+        _refuse(key, [base, *others])
+    return gram
+
+
+def _refuse(key: str, tensors: list[tuple[str, Tensor]]) -> None:
+    for name, tensor in tensors:
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise UserError(
+                f"ingredient {name}: {bad} of {len(tensor)} values of {key!r} are not finite (its "
+                "training diverged); leave this checkpoint out"
+            )
+
+
+def _upper_rows(gram: Tensor) -> tuple[float, ...]:
+    rows = gram.tolist()
+    return tuple(value for i, row in enumerate(rows) for value in row[i:])

@@ -1,0 +1,188 @@
+"""Tasting: score a mix on the selection split, and stop as soon as it cannot reach the bar.
+
+checkpoints --blend--> warm model --BatchNorm--> images, hard ones first --> score, or a bound
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import nn
+
+from workers.context import WorkerContext
+from workers.data import eval_pixels
+from workers.merging import batchnorm
+from workers.merging.blend import Weights, blend
+from workers.models.build import preprocessing
+from workers.models.pretrained import assign_weights
+from workers.scoring.forward import EVAL_BATCH, logits
+from workers.scoring.metrics import log_softmax, predictions, score
+from workers.scoring.metrics import score as metrics_of
+from workers.scoring.score import split_logits
+from workers.storage.checkpoints import open_weights
+from workers.storage.predictions import read_predictions
+from workers.types import (
+    SELECTION,
+    AnyEvent,
+    Checkpoint,
+    Cohort,
+    Mix,
+    PointOrder,
+    Scored,
+    Tasted,
+    TasteOrder,
+    Tasting,
+)
+
+
+def taste(order: TasteOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+    """One event with the score of the mix, or with the bound that rules it out.
+
+    Writes nothing. Every image of the selection split is looked at in the same batches, whether
+    the taste is stopped early or not, so stopping cannot change a score.
+    """
+    began = time.monotonic()
+    model = worker.model(order.cohort.model)
+    mix_into(model, order.mix, order.cohort, order.ingredients, worker)
+    tasting = _tasted(model, order, worker)
+    yield Tasted(
+        mix=order.mix.key,
+        tasting=tasting,
+        cohort=order.cohort.id,
+        busy_s=time.monotonic() - began,
+    )
+
+
+def mix_into(
+    model: nn.Module,
+    mix: Mix,
+    cohort: Cohort,
+    ingredients: tuple[Checkpoint, ...],
+    worker: WorkerContext,
+) -> None:
+    """Make `model` the mix: weights blended straight into it, BatchNorm statistics settled.
+
+    `ingredients` say where the members of the mix lie. A mix of one checkpoint becomes exactly
+    that checkpoint. Raises UserError for members that do not fit each other or the model.
+    """
+    worker.memory_is = None
+    places = {each.name: each for each in ingredients}
+    with ExitStack() as opened:
+        sources = {
+            name: opened.enter_context(open_weights(worker.store, places[name]))
+            for name in mix.names
+        }
+        first = mix.names[0]
+        _pour(model, mix, sources)
+        if mix.single is None:
+            _settle_batchnorm(model, cohort, sources[first], worker)
+
+
+def _pour(model: nn.Module, mix: Mix, sources: Mapping[str, Weights]) -> None:
+    """One tensor after the other, so that no second copy of the model exists."""
+    first = mix.names[0]
+    live = model.state_dict()
+    found = {key: tensor.shape for key, tensor in sources[first].items()}
+    if found != {key: tensor.shape for key, tensor in live.items()}:
+        assign_weights(model, sources[first], f"checkpoint {first}")  # raises, naming the tensor
+    with torch.no_grad():
+        for key, tensor in blend(mix, sources):
+            live[key].copy_(tensor)
+
+
+def _settle_batchnorm(
+    model: nn.Module, cohort: Cohort, first: Weights, worker: WorkerContext
+) -> None:
+    if cohort.batchnorm == "recompute":
+        config = preprocessing(model, worker.setting.data)
+        count = worker.setting.batchnorm_samples
+        pixels = eval_pixels(worker.images, "train", config, count, worker.progress.touch)
+        device = worker.setting.device
+        batchnorm.recompute(model, pixels, config, device, worker.progress.touch)
+    elif cohort.batchnorm in ("best", "frozen"):
+        batchnorm.restore(model, first)
+    elif cohort.batchnorm == "average":
+        batchnorm.repair(model)
+
+
+def _tasted(model: nn.Module, order: TasteOrder, worker: WorkerContext) -> Tasting:
+    """Batch by batch; before each one: can the bar still be reached?"""
+    config = preprocessing(model, worker.setting.data)
+    pixels = eval_pixels(worker.images, SELECTION, config, touch=worker.progress.touch)
+    labels = worker.images.labels(SELECTION)
+    queue = hard_first(order.hard_first, worker)
+    bar = None if order.hits else order.at_least
+    seen = np.empty((len(queue), len(worker.images.classes)), np.float32)
+    num_wrong = 0
+    for start in range(0, len(queue), EVAL_BATCH):
+        at_most = (len(queue) - num_wrong) / len(queue)
+        if worker.setting.metric == "top1" and _is_out_of_reach(bar, order.strict, at_most):
+            return Tasting(score=None, at_most=at_most, samples=start)
+        batch = queue[start : start + EVAL_BATCH]
+        images = pixels[torch.from_numpy(batch)]
+        seen[batch] = logits(model, images, config, worker.setting.device)
+        num_wrong += int((predictions(seen[batch]) != labels[batch]).sum())
+        worker.progress.touch()
+    # In split order again, so that the same logits give the same float as anywhere else.
+    scored = score(seen, labels)
+    found = scored.selection(worker.setting.metric)
+    return Tasting(
+        score=found,
+        at_most=found,
+        samples=len(queue),
+        hits=_in_digits(predictions(seen) == labels) if order.hits else None,
+        nll=scored.nll,
+    )
+
+
+def _is_out_of_reach(bar: float | None, strict: bool, at_most: float) -> bool:
+    if bar is None:
+        return False
+    return at_most <= bar if strict else at_most < bar
+
+
+def _in_digits(hits: np.ndarray) -> str:
+    """(N,) booleans as hexadecimal digits, the first the highest bit."""
+    return np.packbits(hits).tobytes().hex()
+
+
+def hard_first(checkpoint_ids: tuple[str, ...], worker: WorkerContext) -> np.ndarray:
+    """(N,) indices of the selection split: first the images that most of these checkpoints get
+    wrong by their cached predictions; among equals those they are least sure of (mean probability
+    of the label); then in split order.
+
+    What a mix gets wrong is mostly what its members get wrong or nearly so, and a hopeless mix
+    shows early. The result depends on the checkpoints alone, never on how far a taste gets.
+    Without the predictions of all of them it is the split order.
+    """
+    if worker.hard_first is None or worker.hard_first[0] != checkpoint_ids:
+        worker.hard_first = checkpoint_ids, _by_hardness(checkpoint_ids, worker)
+    queue: np.ndarray = worker.hard_first[1]
+    return queue
+
+
+def _by_hardness(checkpoint_ids: tuple[str, ...], worker: WorkerContext) -> np.ndarray:
+    count = worker.images.count(SELECTION)
+    num_wrong, sureness = np.zeros(count, np.int64), np.zeros(count)
+    for checkpoint_id in checkpoint_ids:
+        try:
+            _, labels, cached = read_predictions(worker.store, checkpoint_id, SELECTION)
+        except FileNotFoundError:
+            return np.arange(count)
+        num_wrong += predictions(cached) != labels
+        sureness += np.exp(log_softmax(cached)[np.arange(count), labels])
+    return np.lexsort((np.arange(count), np.nan_to_num(sureness), -num_wrong))
+
+
+def point(order: PointOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+    """Yields Scored. The mix is made in memory and forgotten; nobody asks for its logits again."""
+    began = time.monotonic()
+    model = worker.model(order.cohort.model)
+    mix_into(model, order.mix, order.cohort, order.ingredients, worker)
+    scores = {
+        split: metrics_of(split_logits(model, split, worker), worker.images.labels(split))
+        for split in order.splits
+    }
+    yield Scored(checkpoint=order.name, scores=scores, busy_s=time.monotonic() - began)

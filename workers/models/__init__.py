@@ -1,0 +1,1 @@
+"""Models: architectures of timm and ours, their heads, their pretrained weights."""

@@ -1,0 +1,69 @@
+"""Ray actors around a WorkerContext: thin shells, one process each.
+
+    perform   one at a time, events as a stream           (default thread)
+    pulse     signs of life while perform is at work       (its own thread)
+
+A rank of a gang is the same actor; rank 0 speaks for all.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+
+import ray
+
+from workers.context import WorkerContext
+from workers.dispatch import perform_safely
+from workers.heartbeat import Pulse
+from workers.types import AnyEvent, AnyOrder, Setting
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"pulse": 1})
+class WorkerActor:
+    """Never restarted by Ray: a new process would come back without its memory or process group."""
+
+    def __init__(self, setting: Setting, slot: str, rank: int, ranks: int) -> None:
+        self.ranks = ranks
+        self.worker = WorkerContext(setting, slot=slot, rank=rank)
+
+    def ready(self) -> str:
+        """Import what every order needs, so that the first one starts warm; returns the node id."""
+        import workers.scoring.forward  # noqa: F401
+        import workers.training.train  # noqa: F401
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    @ray.method(num_returns="streaming")
+    def perform(
+        self, order: AnyOrder, attempt: int, rendezvous: tuple[str, int] | None = None
+    ) -> Iterator[AnyEvent]:
+        if rendezvous is not None:
+            os.environ.update(self._gang(*rendezvous))
+        yield from perform_safely(self.worker, order, attempt)
+
+    @ray.method(concurrency_group="pulse")
+    def pulse(self) -> Pulse:
+        return self.worker.progress.pulse(self.worker.slot)
+
+    @ray.method(concurrency_group="pulse")
+    def interrupt(self, reason: str) -> None:
+        """Ask the work to checkpoint and end at its next step."""
+        self.worker.progress.interrupt = reason
+
+    @ray.method(concurrency_group="pulse")
+    def rendezvous(self) -> tuple[str, int]:
+        """An address on this node where the gang can meet."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port: int = probe.getsockname()[1]
+        return ray.util.get_node_ip_address(), port
+
+    def _gang(self, address: str, port: int) -> dict[str, str]:
+        # With plain actors each rank sees exactly its own GPU, so its local index is 0.
+        return {
+            "RANK": str(self.worker.rank),
+            "WORLD_SIZE": str(self.ranks),
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(port),
+        }

@@ -1,0 +1,1 @@
+"""Scores: forward passes, metrics, comparisons with intervals, output ensembles."""

@@ -1,0 +1,104 @@
+"""Compare: soups and ensembles against the best single model, on every split.
+
+    cached predictions -> per image: class, loss -> difference, with a paired bootstrap interval
+
+Nothing is chosen here.
+"""
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from workers.context import WorkerContext
+from workers.scoring import ensembles
+from workers.scoring.bootstrap import Outcome, differences
+from workers.scoring.stacking import Stacker
+from workers.storage.predictions import read_predictions
+from workers.types import (
+    SELECTION,
+    AnyEvent,
+    Compared,
+    CompareOrder,
+    Delta,
+    EnsembleResult,
+    Score,
+)
+
+
+def compare(order: CompareOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+    """One event: per split, the difference of every soup and ensemble to the best single.
+
+    A split on which the metric is no finite number is left out.
+    """
+    stacker = None
+    if order.stacking:
+        stacker = ensembles.fit_stacker(worker.store, order.stacking, order.folds)
+    deltas: dict[str, dict[str, Delta]] = {soup: {} for soup in order.soups}
+    scores: dict[str, dict[str, Score]] = {}
+    for split in order.splits:
+        labels, outcomes = _outcomes(order, stacker, split, worker)
+        single = outcomes.pop(order.best_single)
+        if order.best_single in order.soups:
+            outcomes[order.best_single] = single
+        seed = [worker.setting.seed, zlib.crc32(split.encode())]
+        found = differences(labels, single, outcomes, worker.setting.metric, seed)
+        for name, outcome in outcomes.items():
+            scores.setdefault(name, {})[split] = outcome.score
+        for name, delta in found.items():
+            deltas.setdefault(name, {})[split] = delta
+        worker.progress.touch()
+    results = tuple(_ensemble_results(order, scores, deltas))
+    for result in results:
+        ensembles.save(worker.store, result, stacker if result.groups else None)
+    soups = {soup: deltas[soup] for soup in order.soups}
+    yield Compared(key=order.key, soups=soups, ensembles=results)
+
+
+def _outcomes(
+    order: CompareOrder, stacker: Stacker | None, split: str, worker: WorkerContext
+) -> tuple[np.ndarray, dict[str, Outcome]]:
+    """Labels, and the outcome of every model by id, the ensembles among them."""
+    keys, labels, logits = read_predictions(worker.store, order.best_single, split)
+    outcomes = {order.best_single: Outcome.of(logits, labels)}
+
+    def add(name: str, found: ensembles.Predictions) -> None:
+        assert found[0] == keys, f"predictions of {name} on {split} are of other images"
+        outcomes[name] = Outcome.of(found[2], labels)
+
+    for soup in order.soups:
+        add(soup, read_predictions(worker.store, soup, split))
+    if order.members:
+        add(ensembles.SOFT_VOTING, ensembles.soft_vote(worker.store, order.members, split))
+    if stacker is not None and split != _fitted_on(order):
+        add(ensembles.STACKING, ensembles.stack(worker.store, stacker, order.stacking, split))
+    return labels, outcomes
+
+
+def _fitted_on(order: CompareOrder) -> str:
+    return ensembles.OUT_OF_FOLD if order.folds else SELECTION
+
+
+def _ensemble_results(
+    order: CompareOrder,
+    scores: dict[str, dict[str, Score]],
+    deltas: dict[str, dict[str, Delta]],
+) -> Iterator[EnsembleResult]:
+    def result(kind: str, members: tuple[str, ...], **stacking: Any) -> EnsembleResult:
+        found, vs_best_single = scores.get(kind, {}), deltas.get(kind, {})
+        return EnsembleResult(
+            id=kind,
+            kind=kind,
+            members=members,
+            scores=found,
+            vs_best_single=vs_best_single,
+            **stacking,
+        )
+
+    if order.members:
+        yield result(ensembles.SOFT_VOTING, order.members)
+    if order.stacking:
+        members = tuple(member for group in order.stacking for member in group)
+        groups, fitted_on = order.stacking, _fitted_on(order)
+        yield result(ensembles.STACKING, members, groups=groups, fitted_on=fitted_on)

@@ -1,0 +1,85 @@
+"""Output ensembles: many models answer, their logits are combined. What a soup is measured against.
+
+    soft voting   the softmax of the mean logits (Wortsman et al., 2022, section 4)
+    stacking      a linear classifier on the concatenated logits, see `workers.scoring.stacking`
+
+From cached predictions alone; no image is looked at.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from workers.scoring.stacking import Stacker, fit
+from workers.storage.layout import ensemble_dir
+from workers.storage.predictions import read_predictions
+from workers.storage.store import Store
+from workers.types import SELECTION, EnsembleResult
+
+SOFT_VOTING = "soft_voting"
+STACKING = "stacking"
+OUT_OF_FOLD = "out of fold"
+"""What a stacked classifier was fitted on: logits of members that never saw the image."""
+STACKER = "stacker.safetensors"
+
+Groups = Sequence[Sequence[str]]
+Predictions = tuple[list[str], np.ndarray, np.ndarray]
+"""(keys, labels int64 (N,), logits float64 (N, C))."""
+
+
+def soft_vote(store: Store, members: Sequence[str], split: str) -> Predictions:
+    """The mean of the members' logits. One member's predictions are in memory at a time."""
+    keys, labels, first = read_predictions(store, members[0], split)
+    total = first.astype(np.float64)
+    for member in members[1:]:
+        others, _, found = read_predictions(store, member, split)
+        assert others == keys, f"predictions of {member} on {split} are of other images"
+        total += found
+    return keys, labels, total / len(members)
+
+
+def fit_stacker(store: Store, groups: Groups, folds: Mapping[str, int]) -> Stacker:
+    """Fitted out of fold where the members have folds, else on the selection split."""
+    found = [_to_fit_on(store, group, folds) for group in groups]
+    keys, labels, _ = found[0]
+    assert all(each[0] == keys for each in found), "groups were not trained on the same folds"
+    return fit([logits for _, _, logits in found], labels)
+
+
+def stack(store: Store, stacker: Stacker, groups: Groups, split: str) -> Predictions:
+    """Keys, labels and the stacked classifier's logits on a split."""
+    found = [soft_vote(store, group, split) for group in groups]
+    keys, labels, _ = found[0]
+    return keys, labels, stacker([logits for _, _, logits in found])
+
+
+def save(store: Store, ensemble: EnsembleResult, stacker: Stacker | None = None) -> None:
+    folder = ensemble_dir(ensemble.id)
+    if stacker is not None:
+        store.write(f"{folder}/{STACKER}", stacker.to_bytes())
+    text = ensemble.model_dump_json(indent=2) + "\n"
+    store.write(f"{folder}/ensemble.json", text.encode())
+
+
+def read(store: Store, ensemble_id: str) -> tuple[EnsembleResult, Stacker | None]:
+    """What `save` wrote. Raises FileNotFoundError if there is no such ensemble."""
+    folder = ensemble_dir(ensemble_id)
+    ensemble = EnsembleResult.model_validate_json(store.read(f"{folder}/ensemble.json"))
+    stacked = ensemble.kind == STACKING
+    return ensemble, Stacker.from_bytes(store.read(f"{folder}/{STACKER}")) if stacked else None
+
+
+def _to_fit_on(store: Store, group: Sequence[str], folds: Mapping[str, int]) -> Predictions:
+    if not folds:
+        return soft_vote(store, group, SELECTION)
+    parts = (read_predictions(store, member, f"fold:{folds[member]}") for member in group)
+    return _in_key_order(parts)
+
+
+def _in_key_order(parts: Iterable[Predictions]) -> Predictions:
+    """The folds of one setting, put together; the same order for every setting."""
+    keys, labels, logits = (list(column) for column in zip(*parts, strict=True))
+    flat = np.array([key for part in keys for key in part])
+    order = np.argsort(flat, kind="stable")
+    together = np.concatenate(logits).astype(np.float64)
+    return flat[order].tolist(), np.concatenate(labels)[order], together[order]

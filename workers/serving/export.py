@@ -1,0 +1,82 @@
+"""Export: copy a soup to `soup/`, where plain timm loads it, with a README of its own."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from workers.context import WorkerContext
+from workers.merging.write_soup import CONFIG, SOUP, SoupFile
+from workers.storage.layout import SERVED, WEIGHTS, checkpoint_dir
+from workers.types import AnyEvent, Served, ServeOrder
+
+README = "README.md"
+
+
+def serve(order: ServeOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+    """Copy a soup to `soup/`, where plain timm loads it, with a README of its own."""
+    store, folder = worker.store, checkpoint_dir(order.soup.id)
+    weights = store.fetch(f"{folder}/{WEIGHTS}", order.soup.sha256)
+    config, made = store.read(f"{folder}/{CONFIG}"), store.read(f"{folder}/{SOUP}")
+    store.put(weights, f"{SERVED}/{WEIGHTS}")
+    store.write(f"{SERVED}/{CONFIG}", config)
+    store.write(f"{SERVED}/{SOUP}", made)
+    text = _readme(SoupFile.model_validate_json(made), json.loads(config))
+    store.write(f"{SERVED}/{README}", text.encode())
+    yield Served(soup=order.soup.name)
+
+
+def _readme(made: SoupFile, config: dict[str, Any]) -> str:
+    """How to load the soup, what is in it and why, what it expects."""
+    shown = config["pretrained_cfg"]
+    score = "unknown" if made.score is None else f"{made.score:.4f}"
+    rows = "\n".join(
+        f"| {each.candidate} | {'yes' if each.accepted else 'no'} | {each.reason} |"
+        for each in made.decisions
+    )
+    return README_TEMPLATE.format(
+        id=made.id,
+        recipe=made.recipe,
+        architecture=config["architecture"],
+        registers=REGISTERS if config["architecture"].startswith("soupfleet_") else "",
+        num_members=len(made.members),
+        metric=made.metric,
+        score=score,
+        rows=rows,
+        classes=", ".join(config["label_names"]),
+        input_size=shown["input_size"],
+        interpolation=shown["interpolation"],
+        crop_pct=shown["crop_pct"],
+        mean=shown["mean"],
+        std=shown["std"],
+        batchnorm=made.cohort.batchnorm,
+    )
+
+
+REGISTERS = "import workers.model  # of soupfleet: tells timm about this architecture\n"
+README_TEMPLATE = """\
+# {id}: a model soup of {num_members} ({recipe}), {architecture}
+
+```python
+{registers}import timm, torch
+from timm.data import create_transform, resolve_model_data_config
+
+model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()
+transform = create_transform(**resolve_model_data_config(model))
+with torch.inference_mode():
+    probabilities = model(transform(image.convert("RGB")).unsqueeze(0)).softmax(-1)[0]
+label = model.pretrained_cfg["label_names"][int(probabilities.argmax())]
+```
+
+Selection score ({metric}, higher is better): {score}. It chose the soup, so it flatters it; scores
+on splits that chose nothing are in `results.json` and `report.html` beside this folder.
+
+| candidate | accepted | why |
+|---|---|---|
+{rows}
+
+Classes, in the order of the outputs: {classes}
+
+Preprocessing: input {input_size}, {interpolation} interpolation, crop {crop_pct}, mean {mean},
+std {std}. BatchNorm statistics: {batchnorm}. `soup.json` holds the recipe, the mix and the hash of
+every member.
+"""

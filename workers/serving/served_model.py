@@ -1,0 +1,147 @@
+"""A served model at work: score a folder that plain timm loads, on class folders of images.
+
+model folder -> timm -> network, preprocessing, labels
+class folders, matched to the labels by name -> pixels, block by block -> logits -> Score
+"""
+
+import difflib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from workers.config.data import DataSpec
+from workers.context import cuda_is_available
+from workers.data.augment import eval_transform
+from workers.data.decode import UNDECODABLE, decode
+from workers.data.sources import EXTENSIONS, class_folders, image_files
+from workers.errors import UserError
+from workers.models.build import preprocessing
+from workers.models.pretrained import UNREADABLE, first_line
+from workers.scoring.forward import EVAL_BATCH, logits
+from workers.scoring.metrics import score
+from workers.types import Score
+
+BLOCK = 8 * EVAL_BATCH
+"""Images in memory at a time; whole batches, so that the cuts change no bit of any logit."""
+
+
+class Served:
+    """A network in eval mode on the best device here, with its preprocessing and its labels."""
+
+    def __init__(self, folder: Path) -> None:
+        """From a folder that plain timm loads. Raises UserError for one that it does not."""
+        self.model, self.preprocessing, self.labels = open_served(folder)
+        self.device = "cuda" if cuda_is_available() else "cpu"
+        self.model.to(self.device)
+        self._transform = eval_transform(self.preprocessing, normalize=False)
+
+    def logits(
+        self, files: Sequence[Path], on_image: Callable[[], object] = lambda: None
+    ) -> np.ndarray:
+        """float32 (N, C); a row of NaN where a file does not decode."""
+        rows = [np.zeros((0, len(self.labels)), np.float32)]
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(files), BLOCK):
+                pixels = list(pool.map(self._pixels, files[start : start + BLOCK]))
+                rows.append(self._forward(pixels, on_image))
+        return np.concatenate(rows)
+
+    def _pixels(self, file: Path) -> Tensor | None:
+        """uint8 (3, H, W)"""
+        try:
+            return self._transform(decode(file.read_bytes()))
+        except UNDECODABLE:
+            return None
+
+    def _forward(self, pixels: list[Tensor | None], on_image: Callable[[], object]) -> np.ndarray:
+        whole = [i for i, each in enumerate(pixels) if each is not None]
+        result = np.full((len(pixels), len(self.labels)), np.nan, np.float32)
+        if whole:
+            batch = torch.stack([each for each in pixels if each is not None])
+            result[whole] = logits(self.model, batch, self.preprocessing, self.device)
+        for _ in pixels:
+            on_image()
+        return result
+
+
+def evaluate_folder(model_dir: Path, data: Path) -> Score:
+    """Metrics of the model on all images in the class folders of `data`.
+
+    Class folders are matched to the model's labels by name; labels without a folder are fine.
+
+    Raises:
+        UserError: a folder that is no model; a missing, unknown or empty class folder; an image
+            that does not decode.
+    """
+    served = Served(model_dir)
+    found = list(_images(data, served.labels))
+    rows = served.logits([file for file, _ in found])
+    for (file, _), broken in zip(found, np.isnan(rows).all(axis=1), strict=True):
+        if broken:
+            raise UserError(f"image {file} does not decode; replace it, or move it away")
+    return score(rows, np.array([label for _, label in found], dtype=np.int64))
+
+
+def _images(data: Path, labels: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
+    """Every image with its label."""
+    if not data.is_dir():
+        raise UserError(f"--data {data} is not a folder; give a folder of class folders")
+    names = class_folders(data)
+    if not names:
+        raise UserError(
+            f"--data {data} has no class folders; put the images into folders named like the "
+            f"model's labels, as in {data / labels[0]}"
+        )
+    for name in names:
+        yield from ((file, _label(name, data, labels)) for file in _files(data / name))
+
+
+def _label(name: str, data: Path, labels: tuple[str, ...]) -> int:
+    if name in labels:
+        return labels.index(name)
+    near = difflib.get_close_matches(name, labels, n=1, cutoff=0.0)
+    raise UserError(
+        f"--data {data} has a class folder {name!r}, but the model has no such label; "
+        f"the nearest is {near[0]!r}: rename the folder, or move it away"
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    files = image_files(folder)
+    if not files:
+        raise UserError(
+            f"class folder {folder} holds no images ({', '.join(EXTENSIONS)}); fill or remove it"
+        )
+    return files
+
+
+def open_served(folder: Path) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
+    """(network in eval mode, its evaluation preprocessing, label names) of a folder that plain timm
+    loads, such as a served soup/. Raises UserError for a folder that is not one."""
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} has no {name}, so it is no model; give a served folder, as in "
+                "runs/quickstart/soup"
+            )
+    try:
+        model = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True)
+    except UNREADABLE as error:
+        raise UserError(
+            f"the model in {folder} cannot be loaded ({first_line(error)}); copy or make it again"
+        ) from error
+    config: dict[str, Any] = model.pretrained_cfg
+    labels = tuple(config.get("label_names") or ())
+    if len(labels) != model.num_classes:
+        raise UserError(
+            f"{folder}/config.json names {len(labels)} labels for {model.num_classes} outputs; "
+            "write label_names, one for each output, into it"
+        )
+    return model.eval(), preprocessing(model, DataSpec()), labels

@@ -1,0 +1,1 @@
+"""Storage: the store and its layout, local disk and node cache, checkpoints in and out."""

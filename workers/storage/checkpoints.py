@@ -1,0 +1,110 @@
+"""Reading checkpoints: tensors mapped lazily from verified files, and the state beside them."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from workers.storage.layout import MANIFEST, WEIGHTS, checkpoint_dir
+from workers.storage.manifest import read_manifest
+from workers.storage.store import CorruptFile, Store
+from workers.types import Checkpoint
+
+STATE_TENSORS = "train_state.safetensors"
+STATE_SCALARS = "train_state.json"
+
+
+@dataclass
+class TrainState:
+    """What training needs beside the weights to go on as if it had never stopped."""
+
+    tensors: dict[str, Tensor]
+    scalars: dict[str, Any]
+    """Plain JSON."""
+
+
+# Reading
+
+
+class Weights(Mapping[str, Tensor]):
+    """The tensors of a checkpoint, mapped from its file: nothing is read before it is looked at.
+
+    A tensor is a view of the page cache, not to be written to; it outlives `close`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file: Any = safe_open(path, framework="pt")
+        self._names: dict[str, None] = dict.fromkeys(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(tensor.nbytes for tensor in self.values())
+
+    def close(self) -> None:
+        self._names = {}
+        self._file = None
+
+    def __enter__(self) -> "Weights":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_weights(store: Store, checkpoint: Checkpoint) -> Weights:
+    """The weights of a checkpoint, whose file is hashed before its first use in this process.
+
+    Raises:
+        CorruptFile: the file is not the one the checkpoint names.
+        FileNotFoundError: there is no such file.
+    """
+    path = f"{checkpoint_dir(checkpoint.id)}/{WEIGHTS}"
+    return Weights(str(store.fetch(path, checkpoint.sha256)))
+
+
+def load_train_state(store: Store, checkpoint: Checkpoint) -> TrainState | None:
+    """The training state beside a checkpoint, in memory of its own; None if it has none.
+
+    Raises:
+        CorruptFile: its manifest is missing or speaks of other weights, or a file is corrupt.
+    """
+    files = _files_of(store, checkpoint)
+    if STATE_SCALARS not in files:
+        return None
+    scalars = store.fetch(f"{checkpoint_dir(checkpoint.id)}/{STATE_SCALARS}", files[STATE_SCALARS])
+    with open_state(store, checkpoint) as weights:
+        tensors = {name: tensor.clone() for name, tensor in weights.items()}
+    return TrainState(tensors, json.loads(scalars.read_text()))
+
+
+def open_state(store: Store, checkpoint: Checkpoint) -> Weights:
+    """The tensors of the training state beside a checkpoint, mapped; errors as above."""
+    sha256 = _files_of(store, checkpoint)[STATE_TENSORS]
+    return Weights(str(store.fetch(f"{checkpoint_dir(checkpoint.id)}/{STATE_TENSORS}", sha256)))
+
+
+def _files_of(store: Store, checkpoint: Checkpoint) -> dict[str, str]:
+    """sha256 of every file of a checkpoint, by its manifest."""
+    manifest = read_manifest(store, checkpoint.id)
+    if manifest is None or manifest.checkpoint.sha256 != checkpoint.sha256:
+        raise CorruptFile(
+            f"{checkpoint_dir(checkpoint.id)}/{MANIFEST} in {store} is missing, cut short, or of "
+            "other weights"
+        )
+    return {name: facts.sha256 for name, facts in manifest.files.items()}

@@ -1,0 +1,65 @@
+"""The layout of an experiment in its store: every path is spelled here."""
+
+import re
+
+CONFIG = "config.yaml"
+ENV = "env.json"
+LEASE = "driver.json"
+LEDGER = "ledger"
+SPLITS = "splits.parquet"
+RESULTS = "results.json"
+ANALYSIS = "analysis.json"
+SUMMARY = "summary.csv"
+REPORT = "report.html"
+SERVED = "soup"
+FINISH = "finish"
+"""A marker, written by `soupfleet finish`, read by whoever drives."""
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+
+FOLDERS = ("base", "runs", "soups", "ensembles", "predictions")
+OURS = frozenset(
+    [
+        *(CONFIG, ENV, LEASE, LEDGER, SPLITS, RESULTS, ANALYSIS, SUMMARY, REPORT, SERVED, FINISH),
+        *FOLDERS,
+    ]
+)
+"""All that lies at the top of an experiment."""
+
+
+def checkpoint_dir(checkpoint_id: str) -> str:
+    """Folder of a checkpoint: `base/<hash>`, `soup/<id>` or `<run>/<step>-<attempt>`."""
+    owner, _, rest = checkpoint_id.partition("/")
+    if not owner or not rest:
+        raise ValueError(f"{checkpoint_id!r} is not the id of a checkpoint")
+    if owner == "base":
+        return checkpoint_id
+    if owner == "soup":
+        return f"soups/{rest}"
+    return f"runs/{owner}/checkpoints/{rest}"
+
+
+def checkpoint_of(text: str) -> str | None:
+    """Id of the run's checkpoint, or of the soup, whose file a message names, if it names one."""
+    found = re.search(r"runs/([^/\s]+)/checkpoints/([^/\s]+)/|soups/([^/\s]+)/", text)
+    if found is None:
+        return None
+    run, checkpoint, soup = found.groups()
+    return f"soup/{soup}" if soup else f"{run}/{checkpoint}"
+
+
+def predictions_dir(checkpoint_id: str) -> str:
+    return f"predictions/{checkpoint_id.replace('/', '_')}"
+
+
+def predictions_path(checkpoint_id: str, split: str) -> str:
+    return f"{predictions_dir(checkpoint_id)}/{split.replace(':', '_')}.parquet"
+
+
+def run_file(run: str, *parts: str) -> str:
+    """A file of a run, e.g. `run_file(run, "logs", "attempt-1.log")`."""
+    return "/".join(("runs", run, *parts))
+
+
+def ensemble_dir(ensemble_id: str) -> str:
+    return f"ensembles/{ensemble_id}"

@@ -1,0 +1,289 @@
+"""The store: one folder per experiment, on a local disk or behind any pyarrow.fs URI.
+
+local folder    reads and mmaps happen in place; every write is durable and appears whole
+anything else   objects are written whole; `fetch` keeps a copy for all processes of the node
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+from urllib.parse import unquote, urlsplit
+
+from workers.errors import UserError
+from workers.storage import local_disk, node_cache
+
+Bytes = bytes | bytearray | memoryview
+
+_BLOCK = 8 << 20
+"""Bytes per copy; large enough that object stores see few, full parts."""
+_FLAT = {"s3", "gcs", "abfs"}
+"""Stores without folders: nothing to create before an object."""
+
+
+class CorruptFile(OSError):
+    """A file of the store is not what was written; the message names it."""
+
+
+class Sink(Protocol):
+    """What writers of large files ask: take these bytes."""
+
+    def write(self, data: Bytes, /) -> Any: ...
+
+
+class Store:
+    """The files of one experiment by relative path, `/`-separated.
+
+    A missing file is FileNotFoundError, a store that does not answer OSError. Safe to use from
+    several threads.
+    """
+
+    def __init__(self, uri: str, cache_dir: str | None = None) -> None:
+        self.local_root = _local_root(uri)
+        self.is_local = self.local_root is not None
+        # Workers may run in another folder than the driver, so a local path is made absolute.
+        self.uri = uri if self.local_root is None else str(self.local_root)
+        self._cache_dir = cache_dir
+        self._verified: dict[str, tuple[int, int, str]] = {}
+
+    def __str__(self) -> str:
+        """The URI without credentials, for people."""
+        parts = urlsplit(self.uri)
+        if self.is_local or "@" not in parts.netloc:
+            return self.uri.partition("?")[0]
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    def child(self, name: str) -> "Store":
+        """The store of a folder inside this one; a query string keeps its place at the end."""
+        root, mark, query = self.uri.partition("?") if not self.is_local else (self.uri, "", "")
+        return Store(f"{root.rstrip('/')}/{name}{mark}{query}", self._cache_dir)
+
+    # Reading
+
+    def read(self, path: str) -> bytes:
+        if self.local_root is not None:
+            return self._local(path).read_bytes()
+        with self._filesystem.open_input_file(self._remote(path)) as file:
+            return bytes(file.read())
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file, or a folder, of this name."""
+        if self.local_root is not None:
+            return self._local(path).exists()
+        return bool(self._info(path).type.name != "NotFound")
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Paths of all files under a folder, sorted; nothing if there is no such folder."""
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of every file under a folder, in one listing."""
+        if self.local_root is not None:
+            return dict(local_disk.walk(self.local_root, self._local(prefix)))
+        from pyarrow import fs
+
+        selector = fs.FileSelector(self._remote(prefix), allow_not_found=True, recursive=True)
+        found = self._filesystem.get_file_info(selector)
+        skip = len(self._remote_root) + 1
+        return {info.path[skip:]: info.size for info in found if info.type == fs.FileType.File}
+
+    def fetch(self, path: str, sha256: str | None = None) -> Path:
+        """A local file with these bytes, not to be written to.
+
+        With `sha256`, its content is hashed the first time this process sees that state of it.
+
+        Raises:
+            CorruptFile: the content has another hash.
+        """
+        if self.local_root is not None:
+            local = self._local(path)
+            local.stat()  # a missing file is an error here, as it is elsewhere
+            if sha256 is not None:
+                self._verify(path, local, sha256)
+            return local
+        local = self._cache / (sha256 or self._state(path))
+        good = partial(self._is_verified, sha256=sha256) if sha256 else Path.exists
+        node_cache.keep(local, good, partial(self._download, path))
+        if sha256 is not None:
+            self._verify(path, local, sha256)
+        return local
+
+    def hash(self, path: str) -> str:
+        """sha256 of the bytes that are in the store now, in hex; nothing cached is believed."""
+        if self.local_root is not None:
+            return local_disk.hash_file(self._local(path))
+        total = hashlib.sha256()
+        with self._filesystem.open_input_stream(self._remote(path)) as source:
+            while block := source.read(_BLOCK):
+                total.update(block)
+        return total.hexdigest()
+
+    def free_bytes(self) -> int | None:
+        """Free bytes of the disk; None where there is no such limit."""
+        if self.local_root is None:
+            return None
+        roots = (self.local_root, *self.local_root.parents)
+        return shutil.disk_usage(next(root for root in roots if root.exists())).free
+
+    # Writing
+
+    @contextlib.contextmanager
+    def writing(self, path: str) -> Iterator[Sink]:
+        """Write a file piece by piece. Locally it appears whole, and durable, at the end."""
+        if self.local_root is not None:
+            with local_disk.replacing(self._local(path)) as file:
+                yield file
+            return
+        self._make_folder(path)
+        with self._filesystem.open_output_stream(self._remote(path)) as stream:
+            yield stream
+
+    def write(self, path: str, data: Bytes) -> None:
+        """Write a whole file, replacing what was there; folders are made as needed."""
+        with self.writing(path) as sink:
+            sink.write(data)
+
+    def write_new(self, path: str, data: bytes) -> None:
+        """Write a file that must not exist yet, durably.
+
+        Locally, FileExistsError if it does; a process killed in here leaves a beginning of it.
+        Object stores cannot tell through pyarrow: there the last writer wins.
+        """
+        if self.local_root is None:
+            return self.write(path, data)
+        target = self._local(path)
+        local_disk.make_dirs(target.parent)
+        with target.open("xb") as file:
+            file.write(data)
+            local_disk.sync(file)
+        local_disk.sync_folder(target.parent)
+
+    def put(self, local: Path, path: str) -> None:
+        """Copy a local file into the store."""
+        with local.open("rb") as source, self.writing(path) as sink:
+            while block := source.read(_BLOCK):
+                sink.write(block)
+
+    def delete(self, path: str) -> None:
+        """Delete a file or a folder with all it holds; fine if it is absent."""
+        if not path.strip("/"):
+            raise ValueError("refusing to delete a whole store")
+        if self.local_root is not None:
+            return local_disk.delete(self._local(path))
+        kind = self._info(path).type.name
+        if kind == "Directory":
+            self._filesystem.delete_dir(self._remote(path))
+        elif kind != "NotFound":
+            self._filesystem.delete_file(self._remote(path))
+
+    def probe(self) -> None:
+        """Write a marker, read it back, delete it.
+
+        Raises:
+            UserError: the store cannot be written to.
+        """
+        marker, text = f".probe-{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
+        try:
+            self.write(marker, text)
+            seen = self.read(marker)
+            self.delete(marker)
+        except OSError as error:
+            raise UserError(
+                f"storage {self} cannot be written to ({_first_line(error)}); "
+                "give a folder or bucket that is writable from here and from every node"
+            ) from error
+        if seen != text:
+            raise UserError(f"storage {self} gave back other bytes than were written to it")
+
+    # Inside
+
+    def _local(self, path: str) -> Path:
+        assert self.local_root is not None
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"{path!r} leads out of the store")
+        return self.local_root / path
+
+    def _remote(self, path: str) -> str:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"{path!r} leads out of the store")
+        return f"{self._remote_root}/{path}".rstrip("/")
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        import pyarrow
+        from pyarrow import fs
+
+        try:
+            filesystem, root = fs.FileSystem.from_uri(self.uri)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+            raise UserError(
+                f"storage {self} is not a place that can be opened ({_first_line(error)}); "
+                "give a folder, or a URI such as s3://bucket/prefix"
+            ) from error
+        return filesystem, root.rstrip("/")
+
+    @property
+    def _filesystem(self) -> Any:
+        return self._opened[0]
+
+    @property
+    def _remote_root(self) -> str:
+        return self._opened[1]
+
+    def _info(self, path: str) -> Any:
+        return self._filesystem.get_file_info(self._remote(path))
+
+    def _make_folder(self, path: str) -> None:
+        if self._filesystem.type_name not in _FLAT:
+            self._filesystem.create_dir(self._remote(path).rpartition("/")[0], recursive=True)
+
+    @cached_property
+    def _cache(self) -> Path:
+        """Of the node, unless a folder was named."""
+        named = self._cache_dir
+        return node_cache.folder() if named is None else Path(named).expanduser().absolute()
+
+    def _state(self, path: str) -> str:
+        """A name for the present content of a remote file, from what its store says about it."""
+        info = self._info(path)
+        if info.type.name == "NotFound":
+            raise FileNotFoundError(f"{path} is not in {self}")
+        text = f"{self.uri}\n{path}\n{info.mtime_ns}\n{info.size}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _download(self, path: str, file: BinaryIO) -> None:
+        with self._filesystem.open_input_stream(self._remote(path)) as source:
+            while block := source.read(_BLOCK):
+                file.write(block)
+
+    def _is_verified(self, local: Path, sha256: str) -> bool:
+        """Whether a file has this hash; a state of it that was hashed before is not read again."""
+        status = local.stat()
+        state = (status.st_mtime_ns, status.st_size)
+        if self._verified.get(str(local)) == (*state, sha256):
+            return True
+        if local_disk.hash_file(local) != sha256:
+            return False
+        self._verified[str(local)] = (*state, sha256)
+        return True
+
+    def _verify(self, path: str, local: Path, sha256: str) -> None:
+        if not self._is_verified(local, sha256):
+            raise CorruptFile(
+                f"{path} in {self} is corrupt: sha256 is not {sha256[:12]}..., as its manifest says"
+            )
+
+
+def _local_root(uri: str) -> Path | None:
+    if uri.startswith("file://"):
+        return Path(unquote(urlsplit(uri).path))
+    return None if "://" in uri else Path(os.path.abspath(Path(uri).expanduser()))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,1 @@
+"""Training: one run from a checkpoint to a step, with Accelerate."""

@@ -1,0 +1,61 @@
+"""Base: the one starting point of all runs of a cohort, written once.
+
+fresh model (seeded) -> initial weights -> head     or     what the trunk or probe became
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from workers.config.model import ModelSpec
+from workers.context import WorkerContext
+from workers.models.build import create_model, init_head, timm_config
+from workers.models.pretrained import load_head, load_initial
+from workers.storage.checkpoint_writer import write_checkpoint
+from workers.storage.checkpoints import open_weights
+from workers.types import AnyEvent, BaseOrder, BaseReady, Checkpoint
+
+
+def make_base(order: BaseOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+    """Yields BaseReady. Any attempt writes the same bytes, so attempts need no fencing."""
+    model = _fresh(order, worker)
+    if order.source is None:
+        yield BaseReady(checkpoint=_write(order, model, model.state_dict(), worker))
+        return
+    with open_weights(worker.store, order.source) as weights:
+        yield BaseReady(checkpoint=_write(order, model, weights, worker))
+
+
+def base_seed(seed: int, name: str) -> int:
+    """Of the initial weights; another base of the same experiment gets another."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
+
+
+def _fresh(order: BaseOrder, worker: WorkerContext) -> nn.Module:
+    """Built on the CPU, whose generator draws the same numbers everywhere."""
+    setting = worker.setting
+    seed = base_seed(setting.seed, order.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = create_model(order.model, len(worker.images.classes), setting.data)
+    if order.source is None:
+        load_initial(model, order.model)
+        _init_head(model, order.model, setting.base.init, seed)
+    return model
+
+
+def _init_head(model: nn.Module, spec: ModelSpec, how: str, seed: int) -> None:
+    init_head(model, "timm" if how == "timm" else "zero", seed)
+    if how == "checkpoint":
+        load_head(model, spec)
+
+
+def _write(
+    order: BaseOrder, model: nn.Module, tensors: Mapping[str, Tensor], worker: WorkerContext
+) -> Checkpoint:
+    config = timm_config(model, order.model, worker.images.classes, worker.setting.data)
+    files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
+    return write_checkpoint(worker.store, order.name, None, 0, tensors, extra_files=files)

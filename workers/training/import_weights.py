@@ -1,0 +1,143 @@
+"""Checkpoints from elsewhere: runs that are not trained but taken in, once they are seen to fit.
+
+    file of timm's train script -> wrappers and prefixes off -> keys, shapes, dtypes, numbers
+         preflight: refuse                                   -> run's order: score, commit
+
+From here on such a run is like any other: an ingredient with a selection score of its own.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from workers.config.train import TrainSpec
+from workers.context import WorkerContext
+from workers.data import eval_pixels
+from workers.errors import UserError
+from workers.models.build import preprocessing
+from workers.models.heads import in_head
+from workers.models.pretrained import assign_weights, read_weights, refuse_mismatch
+from workers.scoring.forward import logits
+from workers.scoring.metrics import score
+from workers.storage.checkpoint_writer import write_checkpoint
+from workers.storage.predictions import write_predictions
+from workers.types import SELECTION, AnyEvent, Checkpointed, Started, Trained, TrainOrder
+
+COUNTER = "num_batches_tracked"
+"""Converted weights often lack it; nothing here reads it."""
+
+
+def require_weights(model: nn.Module, train: TrainSpec) -> None:
+    """Raises UserError, naming file and tensor, for `train.weights` that are not of this model."""
+    if train.weights is not None:
+        fitting_weights(model, train)
+
+
+def fitting_weights(model: nn.Module, train: TrainSpec) -> dict[str, Tensor]:
+    """The tensors of `train.weights`, in memory: keys, shapes and dtypes of `model`, all finite.
+
+    Raises UserError, naming file and tensor.
+    """
+    assert train.weights is not None
+    said = f"checkpoint {train.weights}"
+    weights = _averaged(train.weights) if train.weights_ema else _raw(train.weights)
+    live: dict[str, Tensor] = model.state_dict()
+    counters = {name: t for name, t in live.items() if name.endswith(COUNTER)}
+    weights = counters | weights
+    _refuse_other_classes(model, live, weights, said)
+    refuse_mismatch(live, weights, said)
+    _refuse_dtypes(live, weights, said)
+    _refuse_not_finite(weights, said)
+    return {name: weights[name] for name in live}
+
+
+def adopt(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+    """Score `order.run.train.weights` on the selection split and commit them as the run's only
+    checkpoint, at `order.stop_step`.
+
+    Yields Started, Checkpointed, Trained. Raises UserError for weights that do not fit.
+    """
+    began, run = time.monotonic(), order.run
+    yield Started(warm=worker.holds(run.model), gap_s=worker.gap_s())
+    model = worker.model(run.model)
+    worker.memory_is = None
+    assign_weights(model, fitting_weights(model, run.train), f"checkpoint {run.train.weights}")
+    worker.progress.touch()
+    rows, labels = _selection_logits(model, worker), worker.images.labels(SELECTION)
+    name, known = f"{run.id}/{order.stop_step:08d}", score(rows, labels)
+
+    def predictions() -> None:
+        keys = worker.images.keys(SELECTION)
+        write_predictions(worker.store, f"{name}-{attempt}", SELECTION, keys, labels, rows)
+
+    checkpoint = write_checkpoint(
+        worker.store,
+        name,
+        attempt,
+        order.stop_step,
+        model.state_dict(),
+        base=order.start.name,
+        score=known,
+        before_manifest=predictions,
+    )
+    yield Checkpointed(checkpoint=checkpoint, score=known)
+    yield Trained(step=order.stop_step, busy_s=time.monotonic() - began)
+
+
+def _selection_logits(model: nn.Module, worker: WorkerContext) -> np.ndarray:
+    config, touch = preprocessing(model, worker.setting.data), worker.progress.touch
+    pixels = eval_pixels(worker.images, SELECTION, config, touch=touch)
+    return logits(model, pixels, config, worker.setting.device, lambda _: touch())
+
+
+def _raw(path: str) -> dict[str, Tensor]:
+    return read_weights(path, "checkpoint", use_ema=False)
+
+
+def _averaged(path: str) -> dict[str, Tensor]:
+    """timm falls back to the raw weights without a word; here that is refused."""
+    averaged, raw = read_weights(path, "checkpoint", use_ema=True), _raw(path)
+    if averaged.keys() == raw.keys() and all(torch.equal(t, raw[n]) for n, t in averaged.items()):
+        raise UserError(
+            f"checkpoint {path} holds no averaged weights (state_dict_ema or model_ema); leave out "
+            "--ema, or this checkpoint"
+        )
+    return averaged
+
+
+def _refuse_other_classes(
+    model: nn.Module, live: Mapping[str, Tensor], weights: Mapping[str, Tensor], said: str
+) -> None:
+    """The same classifier but for its number of outputs."""
+    for name, tensor in live.items():
+        found = weights.get(name)
+        if found is None or not in_head(model, name) or found.ndim != tensor.ndim or not found.ndim:
+            continue
+        if found.shape[1:] == tensor.shape[1:] and len(found) != len(tensor):
+            raise UserError(
+                f"{said}: tensor {name} has {len(found)} rows, so it was trained on as many "
+                f"classes, but the images have {len(tensor)}; give images of the classes that it "
+                "was trained on"
+            )
+
+
+def _refuse_dtypes(live: Mapping[str, Tensor], weights: Mapping[str, Tensor], said: str) -> None:
+    for name, tensor in live.items():
+        if weights[name].dtype != tensor.dtype:
+            raise UserError(
+                f"{said}: tensor {name} is {weights[name].dtype}, the model's is {tensor.dtype}; "
+                f"save the checkpoint as {tensor.dtype}"
+            )
+
+
+def _refuse_not_finite(weights: Mapping[str, Tensor], said: str) -> None:
+    for name, tensor in weights.items():
+        wrong = int((~torch.isfinite(tensor)).sum())
+        if wrong:
+            raise UserError(
+                f"{said}: {wrong} of {tensor.numel()} values of tensor {name} are not finite (its "
+                "training diverged); leave this checkpoint out"
+            )

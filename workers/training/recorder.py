@@ -1,0 +1,181 @@
+"""What rank 0 writes and tells while a run trains: scores, predictions, checkpoints, the log.
+
+network, average --evaluate--> scores, predictions --+
+network, average, state --save--> background: predictions, log, weights, manifest --> Checkpointed
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from torch import nn
+
+from workers.context import WorkerContext
+from workers.data import eval_pixels
+from workers.models.build import preprocessing
+from workers.scoring.forward import logits
+from workers.scoring.metrics import score
+from workers.storage.checkpoint_writer import CheckpointWriter
+from workers.storage.checkpoints import TrainState
+from workers.storage.manifest import read_manifest
+from workers.storage.predictions import write_predictions
+from workers.training.run_log import RunLog
+from workers.types import SELECTION, AnyEvent, Checkpointed, Evaluated, Score, TrainOrder, ema_of
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One network on the splits that a run is scored on."""
+
+    step: int
+    scores: dict[str, Score]
+    logits: dict[str, np.ndarray]
+
+
+class Scribe:
+    """Of one order; a context, so that the writer's thread and the log end with it."""
+
+    def __init__(self, worker: WorkerContext, order: TrainOrder, attempt: int) -> None:
+        self._worker, self._order, self._attempt = worker, order, attempt
+        self._base = _base_of(worker, order)
+        self._writer = CheckpointWriter(worker.store)
+        own, run = order.own, order.run
+        self._log = RunLog(worker.store, run, attempt, own.step)
+        fold = None if run.fold is None else f"fold:{run.fold}"
+        self._held_out = fold
+        self._splits = (SELECTION, fold) if fold else (SELECTION,)
+        self._scores: dict[str, Score | None] = {}
+        self._judged: dict[str, Judged] = {}
+        """The latest evaluation, by run: its own and its moving average's."""
+        self._log.say(
+            f"training from {order.start.id} at step {own.step} to step {order.stop_step}"
+        )
+
+    def __enter__(self) -> "Scribe":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._log.say(f"ended by {type(error).__name__}: {error}")
+        try:
+            self._writer.__exit__(kind, error, traceback)
+        finally:
+            self._log.close()
+
+    def show_step(self, step: int, loss: float, lr: float) -> None:
+        self._log.scalars(step, train__loss=loss, train__lr=lr)
+
+    def evaluate(
+        self, net: nn.Module, average: nn.Module | None, *, step: int, epoch: int, **facts: float
+    ) -> Evaluated:
+        """Score the network and its moving average on the selection split, and on the images of the
+        run's fold, in float32. `facts` are Evaluated's."""
+        run = self._order.run.id
+        self._judged = {run: self._judge(net, step)}
+        if average is not None:
+            self._judged[ema_of(run)] = self._judge(average, step)
+        own, averaged = self._judged[run].scores, self._judged.get(ema_of(run))
+        evaluated = Evaluated(
+            step=step,
+            epoch=epoch,
+            score=own[SELECTION],
+            ema=averaged.scores[SELECTION] if averaged else None,
+            held_out=own[self._held_out] if self._held_out else None,
+            **facts,
+        )
+        self._tell_epoch(evaluated)
+        return evaluated
+
+    def _judge(self, net: nn.Module, step: int) -> Judged:
+        worker, touch = self._worker, self._worker.progress.touch
+        prepared = preprocessing(net, worker.setting.data)
+        scores, values = {}, {}
+        for split in self._splits:
+            values[split] = logits(
+                net,
+                eval_pixels(worker.images, split, prepared, touch=touch),
+                prepared,
+                worker.setting.device,
+                on_batch=lambda _: touch(),
+            )
+            scores[split] = score(values[split], worker.images.labels(split))
+        return Judged(step, scores, values)
+
+    def save(self, net: nn.Module, average: nn.Module | None, step: int, state: TrainState) -> None:
+        """Hand the checkpoint of `step` to the background writer, with its score if it has one; the
+        moving average's before it, so that who goes on from the run's own finds both."""
+        self._log.say(f"checkpoint at step {step}")
+        run = self._order.run.id
+        if average is not None:
+            self._submit(ema_of(run), average, step, None)
+        self._submit(run, net, step, state)
+
+    def _submit(self, run: str, net: nn.Module, step: int, state: TrainState | None) -> None:
+        name = f"{run}/{step:08d}"
+        judged = self._judged.get(run)
+        if judged is not None and judged.step != step:
+            judged = None
+        self._scores[name] = judged.scores[SELECTION] if judged else None
+
+        def before_manifest() -> None:
+            for split, values in judged.logits.items() if judged else ():
+                self._write_predictions(f"{name}-{self._attempt}", split, values)
+            self._log.put()
+
+        self._writer.submit(
+            name,
+            self._attempt,
+            step,
+            net.state_dict(),
+            train_state=state,
+            base=self._base,
+            score=self._scores[name],
+            before_manifest=before_manifest,
+        )
+
+    def written(self) -> Iterator[AnyEvent]:
+        """Checkpoints that became complete since the last look."""
+        for checkpoint in self._writer.done():
+            yield Checkpointed(checkpoint=checkpoint, score=self._scores.pop(checkpoint.name))
+
+    def flush(self) -> Iterator[AnyEvent]:
+        """All that is left to become complete; waits for it."""
+        for checkpoint in self._writer.flush():
+            yield Checkpointed(checkpoint=checkpoint, score=self._scores.pop(checkpoint.name))
+        self._log.say(f"done; checkpoints held training up for {self._writer.stall_s:.2f} s")
+
+    def _write_predictions(self, checkpoint_id: str, split: str, values: np.ndarray) -> None:
+        images = self._worker.images
+        keys, labels = images.keys(split), images.labels(split)
+        write_predictions(self._worker.store, checkpoint_id, split, keys, labels, values)
+
+    def _tell_epoch(self, told: Evaluated) -> None:
+        top1 = f"{SELECTION} top-1 {100 * told.score.top1:.2f} %"
+        if told.held_out:
+            top1 += f", {self._held_out} top-1 {100 * told.held_out.top1:.2f} %"
+        if told.ema:
+            top1 += f", moving average {100 * told.ema.top1:.2f} %"
+        self._log.say(
+            f"epoch {told.epoch} (step {told.step}): loss {told.loss:.4f}, {top1}, "
+            f"{told.images_per_s:.1f} images/s"
+        )
+        self._log.scalars(
+            told.step, train__epoch_loss=told.loss, train__images_per_s=told.images_per_s
+        )
+        for group, score_ in (("val", told.score), ("fold", told.held_out), ("ema", told.ema)):
+            for metric in ("top1", "nll", "macro_f1", "ece") if score_ else ():
+                self._log.scalars(told.step, **{f"{group}__{metric}": getattr(score_, metric)})
+
+
+def _base_of(worker: WorkerContext, order: TrainOrder) -> str | None:
+    """Name of the base that the weights go back to."""
+    if order.own.name.startswith("base/"):
+        return order.own.name
+    manifest = read_manifest(worker.store, order.own.id)
+    return manifest.base if manifest else None

@@ -1,0 +1,124 @@
+"""Rehearsal: a few real training steps and forward passes, timed, so that a plan can be honest.
+
+The network, its optimizer, the images with their decoding, augmentation and mixing, the batch size
+and the sections are those of the run; its weights are random, which costs the same time.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from itertools import count
+
+import torch
+from torch import nn
+
+from workers.context import WorkerContext
+from workers.data import eval_pixels, normalise
+from workers.models.build import create_model, head_parameter_names, preprocessing
+from workers.scoring.forward import EVAL_BATCH
+from workers.training.batches import Batch, Intake
+from workers.training.loss import Objective
+from workers.training.optim import create_average, create_optimizer
+from workers.training.train_mode import Manner
+from workers.training.unfreezing import Span, spans
+from workers.types import RunSpec, Value
+
+BUDGET_S = 2.0
+"""For the timed steps of a section; a slow model gets one step all the same."""
+MAX_STEPS = 20
+
+
+class Pace(Value):
+    step_s: float
+    """Of an optimizer step, data included; the mean over the run's sections."""
+    score_image_s: float
+    """Of an image in evaluation, once its pixels are cached."""
+    num_steps: int
+    """Timed, after one per section to warm up."""
+
+
+def rehearse(run: RunSpec, worker: WorkerContext) -> Pace:
+    """Time one rank of `run` on the worker's device, which nothing else should use meanwhile."""
+    threads = torch.get_num_threads()
+    # More than there are would tell nothing, and torch crashes when asked for very many.
+    torch.set_num_threads(min(worker.setting.threads, os.cpu_count() or 1))
+    try:
+        net = create_model(
+            run.model, len(worker.images.classes), worker.setting.data, run.train.drop_path
+        ).to(worker.setting.device)
+        step_s, num_steps = _time_sections(net, run, worker)
+        return Pace(step_s=step_s, score_image_s=_time_scoring(net, worker), num_steps=num_steps)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _time_sections(net: nn.Module, run: RunSpec, worker: WorkerContext) -> tuple[float, int]:
+    """(seconds per step, steps timed): frozen layers make some sections cheaper than others."""
+    total_s, num_steps, parts = 0.0, 0, spans(run)
+    with Manner(net, run, worker.setting.device) as manner:
+        intake = Intake(net, run, worker)
+        for span in parts:
+            manner.begin(span)
+            step_s, num = _time_steps(net, run, worker, intake, span)
+            total_s, num_steps = total_s + step_s * span.num_epochs, num_steps + num
+    return total_s / sum(span.num_epochs for span in parts), num_steps
+
+
+def _time_steps(
+    net: nn.Module, run: RunSpec, worker: WorkerContext, intake: Intake, span: Span
+) -> tuple[float, int]:
+    device = worker.setting.device
+    objective = Objective(net, run.train.smoothing, intake.weights).to(device)
+    optimizer = create_optimizer(net, run.train, head_parameter_names(net))
+    average = create_average(net, run.train)
+    ends: list[float] = []
+    for epoch, step in _steps(intake, span):
+        for batch in step:
+            images, targets = intake.take(batch, epoch)
+            with _precision(run, device):
+                loss = objective(images, targets)
+            (loss / len(step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if average is not None:
+            average.update(net, step=1 + len(ends))
+        _settle(device)
+        ends.append(time.monotonic())
+        if len(ends) > 1 and (ends[-1] - ends[0] > BUDGET_S or len(ends) > MAX_STEPS):
+            break
+    return (ends[-1] - ends[0]) / (len(ends) - 1), len(ends) - 1
+
+
+def _steps(intake: Intake, span: Span) -> Iterator[tuple[int, list[Batch]]]:
+    """(epoch, micro-batches) of one optimizer step after another, epoch after epoch, no end."""
+    for epoch in count(span.first):
+        plan = intake.plan(epoch)
+        batches = intake.batches(plan, epoch)
+        for micros in plan:
+            yield epoch, [next(batches) for _ in micros]
+
+
+def _time_scoring(net: nn.Module, worker: WorkerContext) -> float:
+    """Seconds per image of a full evaluation batch, the second one."""
+    config = preprocessing(net, worker.setting.data)
+    pixels = eval_pixels(worker.images, "train", config, EVAL_BATCH, worker.progress.touch)
+    net.eval()
+    began = 0.0
+    with torch.inference_mode():
+        for _ in range(2):
+            began = time.monotonic()
+            net(normalise(pixels.to(worker.setting.device), config))
+            _settle(worker.setting.device)
+    return (time.monotonic() - began) / len(pixels)
+
+
+def _precision(run: RunSpec, device: str) -> torch.autocast:
+    name = run.train.amp_dtype
+    dtype = torch.bfloat16 if name == "none" else getattr(torch, name)
+    return torch.autocast(device, dtype=dtype, enabled=name != "none")
+
+
+def _settle(device: str) -> None:
+    """A GPU answers before it is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()

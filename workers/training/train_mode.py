@@ -1,0 +1,136 @@
+"""How a network is run while it learns, and nothing of it afterwards.
+
+warm network --enter--> frozen parts, memory format, checkpointing, TF32, compiled
+             <--pause-- as evaluation, tastes and other orders expect it
+             <--exit--- the same, and everything requires gradients again
+"""
+
+import contextlib
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from workers.training.unfreezing import Span, covers, learners, set_checkpointing
+from workers.types import RunSpec
+
+COMPILED_VARIANTS = 64
+"""Of one network, by batch size and by what is frozen. torch's limit of 8 would in silence go back
+to eager kernels, whose bits are others, depending on what a warm worker has done before."""
+
+
+class Manner:
+    """Of one run on one network; a context."""
+
+    def __init__(self, net: nn.Module, run: RunSpec, device: str) -> None:
+        self.net, self.run, self.spec, self.device = net, run, run.train, device
+        self._learnable = [(p, p.requires_grad) for p in net.parameters()]
+        self._modes = [(module, module.training) for module in net.modules()]
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> "Manner":
+        self._apply()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._undo.close()
+        for parameter, learns in self._learnable:
+            parameter.requires_grad_(learns)
+        for module, training in self._modes:
+            module.training = training
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The plain network for a while, so that a score means the same here as anywhere else."""
+        self._undo.close()
+        try:
+            yield
+        finally:
+            self._apply()
+
+    def begin(self, span: Span) -> None:
+        """Let the modules of a section learn, and no others; training mode, except for what the run
+        leaves as it was."""
+        names = learners(self.net, span.modules)
+        flags = zip(self.net.named_parameters(), self._learnable, strict=True)
+        for (name, parameter), (_, learns) in flags:
+            parameter.requires_grad_(learns and name in names)
+        self.net.train(self.run.role != "probe")
+        for name, module in self.net.named_modules():
+            if isinstance(module, _BatchNorm) and self._is_frozen(name, module, span):
+                module.eval()
+
+    def _is_frozen(self, name: str, norm: _BatchNorm, span: Span) -> bool:
+        own = list(norm.parameters(recurse=False))
+        learns = any(p.requires_grad for p in own) if own else covers(span.modules, name)
+        return self.spec.bn_freeze or not learns
+
+    def _apply(self) -> None:
+        undo, spec = self._undo, self.spec
+        if spec.grad_checkpointing:
+            set_checkpointing(self.net, True)
+            undo.callback(set_checkpointing, self.net, False)
+        if spec.channels_last:
+            undo.enter_context(_channels_last(self.net))
+        if self.device == "cuda":
+            undo.enter_context(_tf32(spec.tf32))
+        if spec.compile:
+            undo.enter_context(_compiled(self.net))
+
+
+@contextlib.contextmanager
+def _channels_last(net: nn.Module) -> Iterator[None]:
+    """Afterwards the weights lie in memory as a fresh network's do, and give its bits."""
+    net.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        net.to(memory_format=torch.contiguous_format)
+
+
+@contextlib.contextmanager
+def contiguous(net: nn.Module, was_channels_last: bool) -> Iterator[None]:
+    """The other way round: a network in channels-last is plain for a while."""
+    if not was_channels_last:
+        yield
+        return
+    net.to(memory_format=torch.contiguous_format)
+    try:
+        yield
+    finally:
+        net.to(memory_format=torch.channels_last)
+
+
+@contextlib.contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def _compiled(net: nn.Module) -> Iterator[None]:
+    """In place, so that names stay; torch keeps what it has compiled for this network. Each batch
+    size has kernels of its own: which ones a step uses must not depend on the steps before."""
+    import torch._dynamo
+
+    limits: Any = torch._dynamo.config
+    with limits.patch(recompile_limit=COMPILED_VARIANTS):
+        net.compile(dynamic=False)
+        try:
+            yield
+        finally:
+            net._compiled_call_impl = None

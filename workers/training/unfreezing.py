@@ -1,0 +1,108 @@
+"""Sections of training: which modules learn from which epoch on (`train.unfreeze`).
+
+epoch -> Span: first epoch, end, modules -> names of the parameters that learn
+
+What is frozen stays as it is, statistics of BatchNorm included. A probe is one section: the head.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+from torch import nn
+
+from workers.config.train import TrainSpec
+from workers.errors import UserError
+from workers.models.build import head_parameter_names
+from workers.training.optim import layer_of
+from workers.types import RunSpec
+
+HEAD, ALL = "head", "all"
+"""Names that stand for the classifier and for everything."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Epochs `first` to `end` - 1, in which the same modules learn."""
+
+    first: int
+    end: int
+    modules: tuple[str, ...]
+
+    @property
+    def num_epochs(self) -> int:
+        return self.end - self.first
+
+
+def spans(run: RunSpec) -> list[Span]:
+    """The sections of a run, which fill its epochs; their modules are cumulative."""
+    spec = run.train
+    if run.role == "probe" or not spec.unfreeze:
+        return [Span(0, spec.epochs, (HEAD if run.role == "probe" else ALL,))]
+    ends = [section.epoch for section in spec.unfreeze[1:]] + [spec.epochs]
+    modules: tuple[str, ...] = ()
+    found = []
+    for section, end in zip(spec.unfreeze, ends, strict=True):
+        modules += section.modules
+        found.append(Span(section.epoch, end, modules))
+    return found
+
+
+def span_at(run: RunSpec, epoch: int) -> Span:
+    """The section that an epoch lies in; the last one for all epochs beyond."""
+    begun = [span for span in spans(run) if span.first <= epoch]
+    return begun[-1]
+
+
+def learners(net: nn.Module, modules: tuple[str, ...]) -> set[str]:
+    """Names of the parameters of these modules."""
+    head = head_parameter_names(net) if HEAD in modules else set()
+    names = [name for name, _ in net.named_parameters()]
+    return {name for name in names if name in head or covers(modules, name)}
+
+
+def covers(modules: tuple[str, ...], name: str) -> bool:
+    """Whether a module or parameter is, or lies in, one of `modules`; `head` is not looked up."""
+    return any(each == ALL or f"{name}.".startswith(f"{each}.") for each in modules)
+
+
+def require_sections(model: nn.Module, spec: TrainSpec) -> None:
+    """Raise UserError for what `train` asks of a model that it does not have: modules to unfreeze
+    (nearest names), layers to decay over, gradient checkpointing."""
+    for section in spec.unfreeze:
+        for module in section.modules:
+            _require_module(model, module)
+    if spec.layer_decay is not None and len(set(layer_of(model).values())) < 2:
+        raise UserError(
+            f"train.layer_decay {spec.layer_decay}: timm knows no layers of "
+            f"{type(model).__name__}; remove it, or choose another model.name"
+        )
+    if spec.grad_checkpointing:
+        set_checkpointing(model, True)
+        set_checkpointing(model, False)
+
+
+def set_checkpointing(model: nn.Module, on: bool) -> None:
+    """timm's `set_grad_checkpointing`. Raises UserError for a model without it."""
+    try:
+        model.set_grad_checkpointing(on)  # type: ignore[operator]
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"train.grad_checkpointing: {type(model).__name__} has none; set it to false, or "
+            "choose another model.name"
+        ) from error
+
+
+def _require_module(model: nn.Module, module: str) -> None:
+    if learners(model, (module,)):
+        return
+    known = sorted({_parent(name) for name, _ in model.named_parameters()} | {HEAD, ALL})
+    top = list(dict.fromkeys(name.partition(".")[0] for name in known))
+    near = difflib.get_close_matches(module, [*top, *known], n=3, cutoff=0.4) or top[:3]
+    raise UserError(
+        f"train.unfreeze: the model has no module {module!r} with anything to learn; "
+        f"nearest: {', '.join(dict.fromkeys(near))}"
+    )
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0] or name

@@ -1,0 +1,41 @@
+"""What preflight finds out once, and every later order relies on."""
+
+from typing import Any
+
+from workers.types.values import Value
+
+
+class SplitFacts(Value):
+    count: int
+    fingerprint: str
+    """sha256 over (key, label, content) of every sample in split order."""
+    class_counts: tuple[int, ...]
+
+
+class ModelFacts(Value):
+    num_parameters: int
+    model_bytes: int
+    """Of model.safetensors."""
+    checkpoint_bytes: int
+    """Of one training checkpoint with optimizer state."""
+    has_batchnorm: bool
+    weights: str | None = None
+    """sha256 of the file that model.checkpoint names."""
+    components: tuple[str, ...] = ()
+    """Groups of layers that a forward pass executes, in that order, as dotted prefixes; every
+    parameter that is used lies in exactly one."""
+    preprocessing: dict[str, Any]
+    """timm's data config: input_size, interpolation, mean, std, crop_pct, crop_mode."""
+
+
+class Facts(Value):
+    classes: tuple[str, ...]
+    splits: dict[str, SplitFacts]
+    """`train`, `val`, `test`, `ood:<name>`."""
+    corrupt: tuple[str, ...]
+    """Keys of images that do not decode; they belong to no split."""
+    models: dict[str, ModelFacts]
+    """By `model_key`."""
+    folds: tuple[int, ...] = ()
+    """Training images that each fold holds out; empty without data.folds."""
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,171 @@
+"""Orders that judge what was made, and put it where it is looked for."""
+
+from typing import Literal
+
+from workers.types.orders import Order
+from workers.types.values import Checkpoint, Cohort, Mix, Value, digest, sparse
+
+
+class ScoreOrder(Order):
+    """Cache the logits of a checkpoint on the splits, and score them."""
+
+    kind: Literal["score"] = "score"
+    cohort: Cohort
+    checkpoint: Checkpoint
+    splits: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return f"score-{self.checkpoint.name.replace('/', '_')}"
+
+
+class PointOrder(Order):
+    """Score a mix that a recipe passed on its way. Nothing is written, and nothing waits for it."""
+
+    kind: Literal["point"] = "point"
+    cohort: Cohort
+    mix: Mix
+    ingredients: tuple[Checkpoint, ...]
+    """Where the mix's members lie."""
+    splits: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Under which its scores are known, beside those of checkpoints: a single model is the same
+        under every BatchNorm policy."""
+        cohort = self.cohort.family if self.mix.single else self.cohort.id
+        return f"mix/{cohort}-{self.mix.key}"
+
+    @property
+    def id(self) -> str:
+        return f"point-{self.name.removeprefix('mix/')}"
+
+
+class CompareOrder(Order):
+    """From cached predictions: ensembles, and every soup and ensemble against the best single."""
+
+    kind: Literal["compare"] = "compare"
+    best_single: str
+    """Checkpoint ids throughout."""
+    soups: tuple[str, ...]
+    members: tuple[str, ...]
+    """Of the soft-voting ensemble; empty for none."""
+    splits: tuple[str, ...]
+    stacking: tuple[tuple[str, ...], ...] = ()
+    """Groups of members of the stacked classifier: a group is one setting, trained on every fold,
+    or a single member. Empty for none."""
+    folds: dict[str, int] = {}
+    """Fold of every member of `stacking` that has one: the classifier is fitted on predictions of
+    images that their member has not seen; else on the selection split."""
+
+    @property
+    def key(self) -> str:
+        """Of what is compared. Fields that came later have no say where they are empty, so that
+        comparisons made before them stay known."""
+        said = self.model_dump(mode="json")
+        later = ("stacking", "folds")
+        return digest({key: value for key, value in said.items() if value or key not in later}, 12)
+
+    @property
+    def id(self) -> str:
+        return f"compare-{self.key}"
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
+
+
+class Subject(Value):
+    """A model that is analysed by what is cached of it."""
+
+    id: str
+    """As in results.json."""
+    kind: Literal["ingredient", "soup", "ensemble"]
+    label: str
+    """The run, the recipe, or the ensemble."""
+    cohort: str | None = None
+    predictions: str | None = None
+    """Under which id they lie, if another: a soup of one member shares the member's."""
+
+
+class Weighed(Value):
+    """Ingredients of a cohort that are compared by their weights."""
+
+    cohort: Cohort
+    base: Checkpoint
+    ingredients: tuple[Checkpoint, ...]
+    components: tuple[str, ...]
+
+
+class DiversityOrder(Order):
+    """How far apart the members of a round are, by weights and by cached predictions."""
+
+    kind: Literal["diversity"] = "diversity"
+    merge: str
+    members: Weighed
+
+    @property
+    def id(self) -> str:
+        return f"diversity-{self.merge}"
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
+
+
+class AnalyseOrder(Order):
+    """Write `analysis.json`: from cached predictions and weights."""
+
+    kind: Literal["analyse"] = "analyse"
+    best_single: str
+    """Ids of subjects."""
+    served: str | None
+    subjects: tuple[Subject, ...]
+    left_out: tuple[str, ...] = ()
+    """Ids of ingredients that are too many to look at."""
+    weighed: tuple[Weighed, ...] = ()
+    splits: tuple[str, ...]
+    way: tuple[tuple[float, float | None], ...] = ()
+    """(fraction, selection score) on the straight line from the best single to the served soup."""
+
+    @property
+    def key(self) -> str:
+        return digest(sparse(self), 12)
+
+    @property
+    def id(self) -> str:
+        return f"analyse-{self.key}"
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
+
+
+class ServeOrder(Order):
+    """Copy a soup to `soup/`, with a README of its own."""
+
+    kind: Literal["serve"] = "serve"
+    soup: Checkpoint
+
+    @property
+    def id(self) -> str:
+        return f"serve-{self.soup.name.removeprefix('soup/')}"
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
+
+
+class RetireOrder(Order):
+    """Delete checkpoints that nothing can choose any more."""
+
+    kind: Literal["retire"] = "retire"
+    checkpoints: tuple[Checkpoint, ...]
+
+    @property
+    def id(self) -> str:
+        return f"retire-{digest([c.id for c in self.checkpoints], 12)}"
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
