@@ -175,10 +175,10 @@ def soup(
     ] = None,
 ) -> None:
     """Make soups of checkpoints trained elsewhere, e.g. by timm's train script."""
-    from orchestrator.commands.soup import Wish
+    from orchestrator.commands.soup import SoupRequest
     from orchestrator.commands.soup import soup as make_soups
 
-    wish = Wish(
+    wish = SoupRequest(
         checkpoints=tuple(checkpoints),
         model=model,
         data=data,
@@ -284,7 +284,7 @@ def _existing(uri: str) -> Store:
     return store
 
 
-def _replayed(uri: str) -> tuple[resolved.Program, State, Store]:
+def _replayed(uri: str) -> tuple[resolved.ExpandedExperiment, State, Store]:
     store = _existing(uri)
     experiment = read_experiment(store)
     assert experiment is not None

@@ -6,10 +6,10 @@ The same object serves a Ray actor, a rank of a gang, the merge actor and the dr
 import time
 from typing import TYPE_CHECKING, Any
 
-from workers.config.model import ModelSpec
+from workers.config.model import ModelConfig
 from workers.heartbeat import Progress
 from workers.storage.store import Store
-from workers.types import Setting, model_key
+from workers.types import WorkerConfig, model_key
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class WorkerContext:
     """Holds the store, the images and one model per shape. Torch is imported at first use."""
 
-    def __init__(self, setting: Setting, slot: str = "local", rank: int = 0) -> None:
+    def __init__(self, setting: WorkerConfig, slot: str = "local", rank: int = 0) -> None:
         self.setting = setting
         self.slot = slot
         self.rank = rank
@@ -28,11 +28,11 @@ class WorkerContext:
         self.progress = Progress()
         self.last_step_at: float | None = None
         """Monotonic time of the last step of work here, for `gap_s`."""
-        self.memory_is: str | None = None
+        self.loaded_checkpoint_id: str | None = None
         """Id of the checkpoint that the training model's memory is, byte for byte."""
-        self.momentum: Any = None
+        self.warm_state: Any = None
         """What training keeps beside the weights that `memory_is` names."""
-        self.hard_first: tuple[tuple[str, ...], Any] | None = None
+        self.hard_images_first: tuple[tuple[str, ...], Any] | None = None
         """Checkpoint ids, and the order of images that tastes derive from their predictions."""
         self._images: Images | None = None
         self._models: dict[str, nn.Module] = {}
@@ -47,12 +47,12 @@ class WorkerContext:
             self._images = Images.load(self.store, self.setting.data)
         return self._images
 
-    def holds(self, spec: ModelSpec, drop_path: float | None = None) -> bool:
+    def holds(self, spec: ModelConfig, drop_path: float | None = None) -> bool:
         """Whether `model` with these arguments has nothing to build."""
         same_drop_path = drop_path is None or drop_path == self._drop_path
         return model_key(spec) in self._models and same_drop_path
 
-    def model(self, spec: ModelSpec, drop_path: float | None = None) -> "nn.Module":
+    def model(self, spec: ModelConfig, drop_path: float | None = None) -> "nn.Module":
         """The warm module of this shape, on the device; its weights are whatever came last.
 
         `drop_path` matters to training only and is built in by timm; None takes any.
@@ -62,7 +62,11 @@ class WorkerContext:
         key = model_key(spec)
         if not self.holds(spec, drop_path):
             self._models.clear()  # one shape at a time: memory stays that of one model
-            self.memory_is, self.momentum, self._drop_path = None, None, drop_path or 0.0
+            self.loaded_checkpoint_id, self.warm_state, self._drop_path = (
+                None,
+                None,
+                drop_path or 0.0,
+            )
             model = create_model(
                 spec, len(self.images.classes), self.setting.data, drop_path=self._drop_path
             )
@@ -72,7 +76,7 @@ class WorkerContext:
     def forget(self) -> None:
         """Drop everything warm; after an exception its state is not to be trusted."""
         self._images, self._models = None, {}
-        self.memory_is, self.momentum, self.hard_first = None, None, None
+        self.loaded_checkpoint_id, self.warm_state, self.hard_images_first = None, None, None
 
     @property
     def is_warm(self) -> bool:
@@ -83,7 +87,7 @@ class WorkerContext:
         """Seconds since the last step of work here; None before the first."""
         return None if self.last_step_at is None else time.monotonic() - self.last_step_at
 
-    def settle_torch(self) -> None:
+    def set_num_threads(self) -> None:
         """The number of threads is part of a CPU result's bits."""
         import torch
 

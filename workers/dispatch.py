@@ -58,7 +58,7 @@ def perform(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iterator[An
 
 def _events(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iterator[AnyEvent]:
     if order.kind not in INSTANT:
-        worker.settle_torch()
+        worker.set_num_threads()
         if order.kind != "train":  # training sends it itself, when its first batch is ready
             yield Started(warm=worker.is_warm, gap_s=worker.gap_s())
     yield from performer(order)(order, attempt, worker)

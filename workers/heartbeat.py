@@ -6,10 +6,10 @@ from typing import Any
 
 import psutil
 
-from workers.types.values import Value
+from workers.types.values import FrozenModel
 
 
-class Pulse(Value):
+class Heartbeat(FrozenModel):
     """A sign of life of a slot; never enters the ledger."""
 
     slot: str
@@ -47,7 +47,9 @@ class Progress:
     def end(self) -> None:
         self.order, self.facts, self.touched_at = None, {}, time.monotonic()
 
-    def pulse(self, slot: str) -> Pulse:
+    def heartbeat(self, slot: str) -> Heartbeat:
         silent_s = time.monotonic() - self.touched_at if self.order else 0.0
         rss = psutil.Process().memory_info().rss
-        return Pulse(slot=slot, order=self.order, silent_s=silent_s, rss_bytes=rss, **self.facts)
+        return Heartbeat(
+            slot=slot, order=self.order, silent_s=silent_s, rss_bytes=rss, **self.facts
+        )

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from workers.config.model import ModelSpec
-from workers.config.train import TrainSpec
+from workers.config.model import ModelConfig
+from workers.config.train import TrainConfig
 from workers.context import WorkerContext
-from workers.data import Images, eval_pixels, normalise, survey
+from workers.data import Images, eval_pixels, normalise, scan
 from workers.data.augment import require_policy
 from workers.errors import UserError
 from workers.models.build import create_model, has_batchnorm, preprocessing
@@ -23,11 +23,11 @@ from workers.training.unfreezing import require_sections
 from workers.types import (
     SELECTION,
     AnyEvent,
-    Facts,
-    ModelFacts,
+    ModelInfo,
     Preflighted,
     PreflightOrder,
-    SplitFacts,
+    PreflightResult,
+    SplitInfo,
     model_key,
 )
 
@@ -43,20 +43,20 @@ TRIAL_STEPS = 6
 def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
     """Yields Preflighted, after writing splits.parquet. Raises UserError for what cannot work."""
     setting = worker.setting
-    for name in order.opts:
+    for name in order.optimizers:
         require_optimizer(name)
-    for _, train in order.trains:
+    for _, train in order.train_configs:
         require_policy(train)
     worker.store.probe()
-    images, corrupt, warnings = survey(setting.data, setting.seed, worker.progress.touch)
-    for _, train in order.trains:
+    images, corrupt, warnings = scan(setting.data, setting.seed, worker.progress.touch)
+    for _, train in order.train_configs:
         class_weights(train, images.labels("train"), images.classes)
     models = {}
     for spec in order.models:
         models[model_key(spec)] = _model_facts(spec, order, images, worker)
         worker.progress.touch()
     images.save(worker.store)
-    facts = Facts(
+    facts = PreflightResult(
         classes=images.classes,
         splits={s: _split_facts(images, s) for s in dict.fromkeys(("train", *images.split_names))},
         corrupt=corrupt,
@@ -69,10 +69,10 @@ def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Ite
 
 
 def _refuse_endless_round(order: PreflightOrder, images: Images, worker: WorkerContext) -> None:
-    if order.round_steps is None or order.longest is None:
+    if order.round_steps is None or order.longest_train is None:
         return
-    per_epoch = order.longest.steps_per_epoch(images.count("train"), worker.setting.ranks)
-    steps = order.longest.epochs * per_epoch
+    per_epoch = order.longest_train.steps_per_epoch(images.count("train"), worker.setting.ranks)
+    steps = order.longest_train.epochs * per_epoch
     if order.round_steps >= steps:
         raise UserError(
             f"merge.every is {order.round_steps} steps, but the longest run has {steps}, and a "
@@ -80,8 +80,8 @@ def _refuse_endless_round(order: PreflightOrder, images: Images, worker: WorkerC
         )
 
 
-def _split_facts(images: Images, split: str) -> SplitFacts:
-    return SplitFacts(
+def _split_facts(images: Images, split: str) -> SplitInfo:
+    return SplitInfo(
         count=images.count(split),
         fingerprint=images.fingerprint(split),
         class_counts=images.class_counts(split),
@@ -89,13 +89,13 @@ def _split_facts(images: Images, split: str) -> SplitFacts:
 
 
 def _model_facts(
-    spec: ModelSpec, order: PreflightOrder, images: Images, worker: WorkerContext
-) -> ModelFacts:
+    spec: ModelConfig, order: PreflightOrder, images: Images, worker: WorkerContext
+) -> ModelInfo:
     """Builds the model on the CPU, and loads its checkpoint if it names one; downloads nothing."""
     model = create_model(spec, len(images.classes), worker.setting.data)
     if spec.checkpoint:
         load_initial(model, spec)
-    for key, train in order.trains:
+    for key, train in order.train_configs:
         if key == model_key(spec):
             require_sections(model, train)
             require_weights(model, train)
@@ -106,7 +106,7 @@ def _model_facts(
     _refuse_wrong_output(model, inputs, spec, len(images.classes))
     parameters = list(model.parameters())
     model_bytes = _size_of(model)
-    return ModelFacts(
+    return ModelInfo(
         num_parameters=sum(parameter.numel() for parameter in parameters),
         model_bytes=model_bytes,
         checkpoint_bytes=model_bytes
@@ -120,8 +120,8 @@ def _model_facts(
 def _state_bytes(order: PreflightOrder, model_bytes: int, parameter_bytes: int) -> int:
     """Of the largest train_state that the runs may write: what the optimizer remembers, and the
     moving average."""
-    averaged = any(train.model_ema_decay is not None for _, train in order.trains)
-    copies = max((state_copies(opt) for opt in order.opts), default=ADAM_MOMENTS)
+    averaged = any(train.model_ema_decay is not None for _, train in order.train_configs)
+    copies = max((state_copies(opt) for opt in order.optimizers), default=ADAM_MOMENTS)
     return model_bytes * averaged + round(copies * parameter_bytes)
 
 
@@ -130,7 +130,7 @@ def state_copies(opt: str) -> float:
     toy = nn.Linear(64, 64, bias=False)
     toy.weight.grad = torch.ones_like(toy.weight)
     try:
-        optimizer = create_optimizer(toy, TrainSpec(opt=opt), head=set())
+        optimizer = create_optimizer(toy, TrainConfig(opt=opt), head=set())
         for _ in range(TRIAL_STEPS):
             optimizer.step()
     except (UserError, RuntimeError):  # wants a GPU or a package, which slots may have
@@ -142,7 +142,7 @@ def state_copies(opt: str) -> float:
 
 
 def _refuse_wrong_output(
-    model: nn.Module, inputs: torch.Tensor, spec: ModelSpec, num_classes: int
+    model: nn.Module, inputs: torch.Tensor, spec: ModelConfig, num_classes: int
 ) -> None:
     size = "x".join(str(side) for side in inputs.shape[-2:])
     try:
@@ -177,7 +177,7 @@ class _Counting:
         self.size += memoryview(data).nbytes
 
 
-def _disk_warning(store: Store, models: dict[str, ModelFacts]) -> list[str]:
+def _disk_warning(store: Store, models: dict[str, ModelInfo]) -> list[str]:
     free, largest = (
         store.free_bytes(),
         max((m.checkpoint_bytes for m in models.values()), default=0),

@@ -1,7 +1,7 @@
 """Ray actors around a WorkerContext: thin shells, one process each.
 
     perform   one at a time, events as a stream           (default thread)
-    pulse     signs of life while perform is at work       (its own thread)
+    heartbeat signs of life while perform is at work       (its own thread)
 
 A rank of a gang is the same actor; rank 0 speaks for all.
 """
@@ -14,15 +14,15 @@ import ray
 
 from workers.context import WorkerContext
 from workers.dispatch import perform_safely
-from workers.heartbeat import Pulse
-from workers.types import AnyEvent, AnyOrder, Setting
+from workers.heartbeat import Heartbeat
+from workers.types import AnyEvent, AnyOrder, WorkerConfig
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"pulse": 1})
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"heartbeat": 1})
 class WorkerActor:
     """Never restarted by Ray: a new process would come back without its memory or process group."""
 
-    def __init__(self, setting: Setting, slot: str, rank: int, ranks: int) -> None:
+    def __init__(self, setting: WorkerConfig, slot: str, rank: int, ranks: int) -> None:
         self.ranks = ranks
         self.worker = WorkerContext(setting, slot=slot, rank=rank)
 
@@ -41,16 +41,16 @@ class WorkerActor:
             os.environ.update(self._gang(*rendezvous))
         yield from perform_safely(self.worker, order, attempt)
 
-    @ray.method(concurrency_group="pulse")
-    def pulse(self) -> Pulse:
-        return self.worker.progress.pulse(self.worker.slot)
+    @ray.method(concurrency_group="heartbeat")
+    def heartbeat(self) -> Heartbeat:
+        return self.worker.progress.heartbeat(self.worker.slot)
 
-    @ray.method(concurrency_group="pulse")
+    @ray.method(concurrency_group="heartbeat")
     def interrupt(self, reason: str) -> None:
         """Ask the work to checkpoint and end at its next step."""
         self.worker.progress.interrupt = reason
 
-    @ray.method(concurrency_group="pulse")
+    @ray.method(concurrency_group="heartbeat")
     def rendezvous(self) -> tuple[str, int]:
         """An address on this node where the gang can meet."""
         with socket.socket() as probe:

@@ -7,25 +7,30 @@ import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from orchestrator.experiment.resolved import BasePlan, Program, Resolved, tracks_of
+from orchestrator.experiment.resolved import (
+    BasePlan,
+    ExpandedExperiment,
+    ResolvedExperiment,
+    run_and_ema,
+)
 from orchestrator.schedule import sync_rounds
 from workers.recipes import load, most_tastes, path_of
 from workers.types import (
-    Facts,
     Ingredient,
-    Kitchen,
-    ModelFacts,
+    ModelInfo,
+    PreflightResult,
+    RecipeContext,
     RunSpec,
     digest,
+    dump_without_defaults,
     model_key,
-    run_of,
-    sparse,
+    run_id_of,
 )
 
 STARTUP_S = 15.0
 """Until Ray and the first warm process are up; measured on two cores."""
 
-SOMEONE = (Ingredient(name="run/00000001", run="run", score=0.0),)
+PLACEHOLDER_INGREDIENT = (Ingredient(name="run/00000001", run="run", score=0.0),)
 """To ask a recipe how many points its way has."""
 
 Paces = Mapping[str, "Pace"]
@@ -38,7 +43,7 @@ class Pace:
     score_image_s: float
 
 
-AS_SET = (
+TIMING_KEYS = (
     *("batch_size", "grad_accum_steps", "opt", "aa", "amp_dtype", "tf32", "channels_last"),
     *("grad_checkpointing", "compile", "bn_freeze", "unfreeze"),
 )
@@ -52,21 +57,23 @@ ON_OR_OFF = (
 
 def kind(run: RunSpec) -> str:
     """Runs of one kind take equally long per step."""
-    told = sparse(run.train)
-    values = [told.get(key) for key in AS_SET]
-    return digest([sparse(run.model), values, [bool(told.get(key)) for key in ON_OR_OFF]])
+    told = dump_without_defaults(run.train)
+    values = [told.get(key) for key in TIMING_KEYS]
+    return digest(
+        [dump_without_defaults(run.model), values, [bool(told.get(key)) for key in ON_OR_OFF]]
+    )
 
 
 # Storage
 
 
-def peak_bytes(program: Program, resolved: Resolved, slots: int) -> int:
+def peak_bytes(program: ExpandedExperiment, resolved: ResolvedExperiment, slots: int) -> int:
     """When the last runs end: what retention keeps, soups, predictions, and per slot one checkpoint
     being written and one that an anytime soup still needs."""
     facts = resolved.facts
     runs = sum(
         kept_checkpoints(program, resolved, track) * _checkpoint_bytes(facts, track)
-        for track in program.tracks
+        for track in program.variants
     )
     largest = max(model.checkpoint_bytes for model in facts.models.values())
     bases = sum(_base_bytes(plan, facts) for plan in resolved.plans)
@@ -77,36 +84,44 @@ def peak_bytes(program: Program, resolved: Resolved, slots: int) -> int:
     return runs + 2 * slots * largest + bases + soups + served + _prediction_bytes(program, facts)
 
 
-def _merging(program: Program, resolved: Resolved) -> Iterable[sync_rounds.Circle]:
-    return sync_rounds.circles(resolved) if sync_rounds.is_on(program) else ()
+def _merging(
+    program: ExpandedExperiment, resolved: ResolvedExperiment
+) -> Iterable[sync_rounds.SyncGroup]:
+    return sync_rounds.sync_groups(resolved) if sync_rounds.is_on(program) else ()
 
 
-def _circle_bytes(facts: Facts, circle: sync_rounds.Circle) -> int:
+def _circle_bytes(facts: PreflightResult, circle: sync_rounds.SyncGroup) -> int:
     """Of a round's merged weights; those of the one before go when the next has closed."""
     return facts.models[model_key(circle.cohort.model)].model_bytes
 
 
-def _checkpoint_bytes(facts: Facts, track: RunSpec) -> int:
+def _checkpoint_bytes(facts: PreflightResult, track: RunSpec) -> int:
     """A moving average is weights alone."""
     model = facts.models[_key(track)]
     return model.model_bytes if track.role == "ema" else model.checkpoint_bytes
 
 
-def kept_checkpoints(program: Program, resolved: Resolved, track: RunSpec) -> int:
+def kept_checkpoints(
+    program: ExpandedExperiment, resolved: ResolvedExperiment, track: RunSpec
+) -> int:
     """At most so many lie in the store once the run has ended: what soup.ingredients may choose,
     the last scored one and the last."""
     written, scored = _steps(program, resolved, track)
     return min(len(written), _num_chosen(program, resolved, track, scored) + 1)
 
 
-def num_ingredients(program: Program, resolved: Resolved, track: RunSpec) -> int:
+def num_ingredients(
+    program: ExpandedExperiment, resolved: ResolvedExperiment, track: RunSpec
+) -> int:
     """At most so many of them the recipes see; patience can end a run before."""
     _, scored = _steps(program, resolved, track)
     chosen = _num_chosen(program, resolved, track, scored)
     return max(1, min(len(scored), chosen))
 
 
-def _steps(program: Program, resolved: Resolved, track: RunSpec) -> tuple[set[int], set[int]]:
+def _steps(
+    program: ExpandedExperiment, resolved: ResolvedExperiment, track: RunSpec
+) -> tuple[set[int], set[int]]:
     """(steps with a checkpoint, those of them that are scored)"""
     run = resolved.run_of[track.id]
     steps, per_epoch = resolved.num_steps[run.id], resolved.steps_per_epoch[run.id]
@@ -119,10 +134,12 @@ def _steps(program: Program, resolved: Resolved, track: RunSpec) -> tuple[set[in
     return written, {step for step in written if step % per_epoch == 0} | stops
 
 
-def _num_chosen(program: Program, resolved: Resolved, track: RunSpec, scored: set[int]) -> int:
+def _num_chosen(
+    program: ExpandedExperiment, resolved: ResolvedExperiment, track: RunSpec, scored: set[int]
+) -> int:
     ingredients = program.experiment.soup.ingredients
     if not isinstance(ingredients, str):
-        per_epoch = resolved.steps_per_epoch[run_of(track.id)]
+        per_epoch = resolved.steps_per_epoch[run_id_of(track.id)]
         return len(scored & {epoch * per_epoch for epoch in ingredients}) + 1
     choosable = {"best": 1, "last": 0, "all": len(scored)}
     count = choosable.get(ingredients)
@@ -133,22 +150,22 @@ def _key(run: RunSpec) -> str:
     return model_key(run.model)
 
 
-def _base_bytes(plan: BasePlan, facts: Facts) -> int:
-    model: ModelFacts = facts.models[model_key(plan.model)]
+def _base_bytes(plan: BasePlan, facts: PreflightResult) -> int:
+    model: ModelInfo = facts.models[model_key(plan.model)]
     final = model.model_bytes if plan.stages else 0
     return model.model_bytes + final + len(plan.stages) * model.checkpoint_bytes
 
 
-def _prediction_bytes(program: Program, facts: Facts) -> int:
+def _prediction_bytes(program: ExpandedExperiment, facts: PreflightResult) -> int:
     """float32 logits and a key of every scored image, for every run, average and soup."""
     scored = sum(split.count for name, split in facts.splits.items() if name != "train")
     held_out = max(facts.folds, default=0)
     per_image = 4 * len(facts.classes) + 32
     soups = len(program.recipes) * scored
-    return (len(program.tracks) * (scored + held_out) + soups) * per_image
+    return (len(program.variants) * (scored + held_out) + soups) * per_image
 
 
-def num_rounds(program: Program, resolved: Resolved) -> int:
+def num_rounds(program: ExpandedExperiment, resolved: ResolvedExperiment) -> int:
     """Sync rounds of all circles, if nobody fails or ends early."""
     if not sync_rounds.is_on(program):
         return 0
@@ -158,14 +175,16 @@ def num_rounds(program: Program, resolved: Resolved) -> int:
             for run in resolved.members[circle.cohort.id]
             if run.fold == circle.fold
         )
-        for circle in sync_rounds.circles(resolved)
+        for circle in sync_rounds.sync_groups(resolved)
     )
 
 
 # Time
 
 
-def seconds(program: Program, resolved: Resolved, slots: int, paces: Paces) -> float:
+def seconds(
+    program: ExpandedExperiment, resolved: ResolvedExperiment, slots: int, paces: Paces
+) -> float:
     """Wall-clock seconds on `slots` slots, none of them ever lost. With train.patience at most so
     many: every run is taken to need all its epochs."""
     chains = (sum(_train_s(r, resolved, paces) for r in plan.stages) for plan in resolved.plans)
@@ -182,25 +201,28 @@ def makespan(durations: Iterable[float], slots: int) -> float:
     return max(ends)
 
 
-def _train_s(run: RunSpec, resolved: Resolved, paces: Paces) -> float:
+def _train_s(run: RunSpec, resolved: ResolvedExperiment, paces: Paces) -> float:
     pace = paces[kind(run)]
     held_out = 0 if run.fold is None else resolved.facts.folds[run.fold]
-    per_epoch = (resolved.facts.splits["val"].count + held_out) * len(tracks_of(run))
+    per_epoch = (resolved.facts.splits["val"].count + held_out) * len(run_and_ema(run))
     scored = run.train.epochs * per_epoch
     return resolved.num_steps[run.id] * pace.step_s + scored * pace.score_image_s
 
 
-def _souping_s(program: Program, resolved: Resolved, paces: Paces) -> float:
+def _souping_s(program: ExpandedExperiment, resolved: ResolvedExperiment, paces: Paces) -> float:
     """Of one slot: final tastes, and the report splits for every run, soup and point of a curve."""
     facts = resolved.facts
     reported = sum(facts.splits[name].count for name in resolved.report_splits)
     total = 0.0
     for cohort in resolved.cohorts:
-        tracks = resolved.tracks[cohort.id]
+        tracks = resolved.variants[cohort.id]
         ingredients = sum(num_ingredients(program, resolved, track) for track in tracks)
         made = [load(recipe.name, dict(recipe.options)) for recipe in program.recipes]
         tastes = sum(most_tastes(recipe, ingredients) for recipe in made)
-        passed = sum(len(path_of(recipe, SOMEONE, Kitchen(base="base"))) for recipe in made)
+        passed = sum(
+            len(path_of(recipe, PLACEHOLDER_INGREDIENT, RecipeContext(base="base")))
+            for recipe in made
+        )
         images = tastes * facts.splits["val"].count
         images += (len(tracks) + len(made) + passed) * reported
         if cohort.batchnorm == "recompute":

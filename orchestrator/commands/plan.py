@@ -19,8 +19,8 @@ from orchestrator import config
 from orchestrator.commands.estimate import STARTUP_S, Pace, kind, num_rounds, peak_bytes, seconds
 from orchestrator.commands.run import planned
 from orchestrator.config import Experiment
-from orchestrator.config.sections import FleetSpec
-from orchestrator.experiment.resolved import Program, Resolved, resolve
+from orchestrator.config.sections import FleetConfig
+from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperiment, resolve
 from orchestrator.report import format
 from orchestrator.report.terminal.tables import MAX_RUNS
 from orchestrator.schedule import preparation
@@ -28,7 +28,7 @@ from orchestrator.state.state import State
 from workers.context import WorkerContext, num_gpus
 from workers.errors import UserError
 from workers.storage.store import Store
-from workers.types import Facts, RunSpec, model_key
+from workers.types import PreflightResult, RunSpec, model_key
 
 MAX_NAMED = 10
 """Corrupt images that are listed by name."""
@@ -41,7 +41,7 @@ class Machine:
     cpus: int
     gpus: int
 
-    def slots(self, spec: FleetSpec, ranks: int) -> int:
+    def slots(self, spec: FleetConfig, ranks: int) -> int:
         """Runs that fit at a time; 0 if not even one does."""
         bundles = self.cpus // spec.cpus_per_run
         if spec.device == "cuda" or (spec.device == "auto" and (self.gpus or ranks > 1)):
@@ -51,8 +51,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    program: Program
-    resolved: Resolved
+    program: ExpandedExperiment
+    resolved: ResolvedExperiment
     machine: Machine
     device: Literal["cpu", "cuda"]
     slots: int
@@ -93,7 +93,7 @@ def make_plan(experiment: Experiment) -> Plan:
     machine = Machine(cpus=len(os.sched_getaffinity(0)), gpus=num_gpus())
     device = _device(experiment, machine)
     with tempfile.TemporaryDirectory(prefix="soupfleet-plan-") as folder:
-        setting = config.setting(experiment, device).model_copy(update={"uri": folder})
+        setting = config.worker_config(experiment, device).model_copy(update={"uri": folder})
         worker = WorkerContext(setting)
         resolved = resolve(program, _without_warnings_of(folder, _preflight(program, worker)))
         _require_steps(program, resolved)
@@ -132,7 +132,7 @@ def _device(experiment: Experiment, machine: Machine) -> Literal["cpu", "cuda"]:
     return "cuda"
 
 
-def _preflight(program: Program, worker: WorkerContext) -> Facts:
+def _preflight(program: ExpandedExperiment, worker: WorkerContext) -> PreflightResult:
     from workers.preflight import preflight
 
     (order,) = preparation.preflight(program, State())
@@ -145,13 +145,13 @@ def _preflight(program: Program, worker: WorkerContext) -> Facts:
     return event.facts
 
 
-def _without_warnings_of(folder: str, facts: Facts) -> Facts:
+def _without_warnings_of(folder: str, facts: PreflightResult) -> PreflightResult:
     """The throw-away store's disk is no concern of the user."""
     kept = tuple(warning for warning in facts.warnings if folder not in warning)
     return facts.model_copy(update={"warnings": kept})
 
 
-def _require_steps(program: Program, resolved: Resolved) -> None:
+def _require_steps(program: ExpandedExperiment, resolved: ResolvedExperiment) -> None:
     for run in program.runs:
         if not resolved.num_steps[run.id]:
             raise UserError(
@@ -162,16 +162,16 @@ def _require_steps(program: Program, resolved: Resolved) -> None:
 
 
 def _rehearse(
-    program: Program, resolved: Resolved, worker: WorkerContext
+    program: ExpandedExperiment, resolved: ResolvedExperiment, worker: WorkerContext
 ) -> tuple[dict[str, Pace], int]:
     """Every kind of run once; the ranks of a gang are taken to keep the pace of one."""
-    from workers.training.timing import rehearse
+    from workers.training.timing import time_run
 
     stages = [stage for plan in resolved.plans for stage in plan.stages]
     firsts: dict[str, RunSpec] = {}
     for run in (*program.runs, *stages):
         firsts.setdefault(kind(run), run)
-    found = {key: rehearse(run, worker) for key, run in firsts.items()}
+    found = {key: time_run(run, worker) for key, run in firsts.items()}
     paces = {key: Pace(each.step_s, each.score_image_s) for key, each in found.items()}
     return paces, sum(each.num_steps for each in found.values())
 

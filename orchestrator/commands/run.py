@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 from orchestrator import config, schedule
 from orchestrator.config import Experiment
-from orchestrator.driver.driver import Driver, refusal
+from orchestrator.driver.driver import Driver, refused_reason
 from orchestrator.driver.lease import Lease, LeaseLost
 from orchestrator.driver.ledger import Ledger
 from orchestrator.driver.signals import STOPPED, stop_signals_handled, stoppable
 from orchestrator.experiment.identity import check, identity
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.experiment.sweep import expand
 from orchestrator.fleet.base import Fleet, LocalFleet
 from orchestrator.report.write import write_report
@@ -30,9 +30,9 @@ from orchestrator.schedule.training import status
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
 from workers.errors import UserError
-from workers.storage.layout import CONFIG, ENV, LEASE, OURS
+from workers.storage.layout import CONFIG, ENV, LEASE, STORE_ENTRIES
 from workers.storage.store import Store
-from workers.types import Setting
+from workers.types import WorkerConfig
 
 DONE, BAD, PARTLY = 0, 2, 3
 """Exit codes of `run`; 1 is left to bugs of ours."""
@@ -55,7 +55,7 @@ class Options:
 @dataclass(frozen=True)
 class Outcome:
     exit_code: int
-    program: Program
+    program: ExpandedExperiment
     state: State
     results: dict[str, Any] | None
     worked: bool
@@ -94,19 +94,21 @@ def read_experiment(store: Store) -> Experiment | None:
     return config.read(store.read(CONFIG).decode(), f"{CONFIG} in {store}")
 
 
-def planned(experiment: Experiment) -> Program:
+def planned(experiment: Experiment) -> ExpandedExperiment:
     """Ranks follow from the configuration alone; which device they use, the cluster decides."""
-    return Program(experiment, expand(experiment), ranks=config.ranks(experiment, "cpu"))
+    return ExpandedExperiment(
+        experiment, expand(experiment), ranks=config.num_ranks(experiment, "cpu")
+    )
 
 
-def is_finished(program: Program, state: State) -> bool:
+def is_finished(program: ExpandedExperiment, state: State) -> bool:
     """Every event that will ever be is in the ledger."""
     if state.finished is None:
         return False
     return schedule.is_over(program, state) and not schedule.decisions(program, state, now=0.0)
 
 
-def exit_code(program: Program, state: State) -> int:
+def exit_code(program: ExpandedExperiment, state: State) -> int:
     if state.finished is None:
         return STOPPED
     ends = {status(program, state, run) for run in program.runs}
@@ -117,7 +119,7 @@ def exit_code(program: Program, state: State) -> int:
 def _run(
     experiment: Experiment,
     options: Options,
-    program: Program,
+    program: ExpandedExperiment,
     store: Store,
     lease: Lease,
     is_new: bool,
@@ -138,7 +140,7 @@ def _run(
 
 
 def _drive(
-    program: Program,
+    program: ExpandedExperiment,
     store: Store,
     lease: Lease,
     fleet: Fleet,
@@ -160,7 +162,7 @@ def _drive(
         )
         with stop_signals_handled(driver):
             state = driver.run()
-    refused = refusal(state)
+    refused = refused_reason(state)
     if refused is not None:
         _take_back(store, is_new)
         raise UserError(refused)
@@ -184,13 +186,13 @@ def _take_back(store: Store, is_new: bool) -> None:
 
 def _clear(store: Store) -> None:
     """What an attempt left that never came past preflight; the lease stays."""
-    for name in OURS - {LEASE}:
+    for name in STORE_ENTRIES - {LEASE}:
         store.delete(name)
 
 
 def _refuse_strangers(store: Store) -> None:
     """A folder of something else must not become an experiment, let alone be cleared for one."""
-    strangers = sorted({path.partition("/")[0] for path in store.list()} - OURS)
+    strangers = sorted({path.partition("/")[0] for path in store.list()} - STORE_ENTRIES)
     if strangers:
         raise UserError(
             f"{store} is no experiment and holds {strangers[0]!r}; give the experiment a folder of "
@@ -214,7 +216,7 @@ def _local_fleet(experiment: Experiment) -> Fleet:
     from workers.context import WorkerContext, cuda_is_available
     from workers.dispatch import perform_safely
 
-    if config.ranks(experiment, "cpu") > 1:
+    if config.num_ranks(experiment, "cpu") > 1:
         raise UserError(
             f"--fleet local trains with one rank, but fleet.gpus_per_run is "
             f"{experiment.fleet.gpus_per_run:g}; set it to 1, or use --fleet ray"
@@ -232,7 +234,7 @@ def _local_fleet(experiment: Experiment) -> Fleet:
     if asked != "cpu" and cuda_is_available():
         device = "cuda"
     os.environ.update(experiment.fleet.env)
-    worker = WorkerContext(config.setting(experiment, device))
+    worker = WorkerContext(config.worker_config(experiment, device))
     return LocalFleet(lambda order, att: perform_safely(worker, order, att), worker.progress)
 
 
@@ -242,7 +244,7 @@ def _ray_fleet(experiment: Experiment, options: Options) -> Fleet:
         os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     from orchestrator.fleet.ray import RayFleet, open_cluster
 
-    setting: Setting = open_cluster(experiment, options.address)
+    setting: WorkerConfig = open_cluster(experiment, options.address)
     return RayFleet(setting, experiment.fleet)
 
 

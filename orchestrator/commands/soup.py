@@ -31,12 +31,12 @@ NEEDS_BASE = frozenset({"model_stock", "wise_ft"})
 NEEDS_NO_IMAGES = frozenset({"best", "average", "frozen"})
 """BatchNorm policies that look at no training image."""
 
-TREES = {"val", "test"}
+SPLIT_FOLDERS = {"val", "test"}
 """Folders of --data that make it a tree of splits."""
 
 
 @dataclass(frozen=True)
-class Wish:
+class SoupRequest:
     """What the command line asks for."""
 
     checkpoints: tuple[str, ...]
@@ -55,7 +55,7 @@ class Wish:
     threads: int = 1
 
 
-def soup(wish: Wish, plain: bool | None = None) -> Outcome:
+def soup(wish: SoupRequest, plain: bool | None = None) -> Outcome:
     """Make the soups and put the best one into OUT. Raises UserError for what the user must mend;
     then nothing is left in OUT."""
     experiment = experiment_of(wish)
@@ -67,7 +67,7 @@ def soup(wish: Wish, plain: bool | None = None) -> Outcome:
     return outcome
 
 
-def experiment_of(wish: Wish) -> Experiment:
+def experiment_of(wish: SoupRequest) -> Experiment:
     """The experiment that a fleet would have been, had it trained these checkpoints."""
     files = _files(wish.checkpoints)
     known = _agreed({file: found for file in files if (found := config_of(file)) is not None})
@@ -140,16 +140,16 @@ def _shown(value: Any) -> str:
     return text if len(text) < 80 else f"{text[:77]}..."
 
 
-def _data(wish: Wish, known: ModelFile | None) -> dict[str, Any]:
+def _data(wish: SoupRequest, known: ModelFile | None) -> dict[str, Any]:
     """val/ and test/ of --data; else its class folders are halved, stratified and seeded."""
     root = Path(wish.data).expanduser().absolute()
     if not root.is_dir():
         raise UserError(f"--data {root} is not a folder; give a folder of val/ and test/")
-    there = {name for name in TREES if (root / name).is_dir()}
-    if there and there != TREES:
+    there = {name for name in SPLIT_FOLDERS if (root / name).is_dir()}
+    if there and there != SPLIT_FOLDERS:
         raise UserError(
-            f"--data {root} has {min(there)}/ without {min(TREES - there)}/; give it both, or only "
-            "class folders, which are then halved"
+            f"--data {root} has {min(there)}/ without {min(SPLIT_FOLDERS - there)}/; give it both, "
+            "or only class folders, which are then halved"
         )
     halved = {"val": ".", "test_from": "val", "test_fraction": 0.5}
     data: dict[str, Any] = {"root": str(root), "train": {}, "image_size": wish.image_size}
@@ -168,7 +168,7 @@ def _folder(option: str, path: str) -> Path:
     return folder
 
 
-def _model(wish: Wish, known: ModelFile | None) -> dict[str, Any]:
+def _model(wish: SoupRequest, known: ModelFile | None) -> dict[str, Any]:
     """--model, with what the config.json beside a checkpoint says of arguments and pixels."""
     kwargs = yaml_document.parse(wish.kwargs, "--kwargs") if wish.kwargs else {}
     model: dict[str, Any] = {"name": wish.model}
@@ -189,7 +189,7 @@ def _model(wish: Wish, known: ModelFile | None) -> dict[str, Any]:
     return {**model, "kwargs": {**args, **overlay, **kwargs}}
 
 
-def _recipes(wish: Wish) -> list[Any]:
+def _recipes(wish: SoupRequest) -> list[Any]:
     """`greedy,uniform`, `all`, or with options, `{greedy: {tie: strict}}`, as in YAML."""
     if wish.recipe.strip() == "all":
         return [name for name in RECIPES if wish.base is not None or name not in NEEDS_BASE]
@@ -208,7 +208,7 @@ def _names(recipes: Iterable[Any]) -> Iterable[str]:
         yield from each if isinstance(each, dict) else [str(each)]
 
 
-def _refuse_other_contents(experiment: Experiment, wish: Wish) -> None:
+def _refuse_other_contents(experiment: Experiment, wish: SoupRequest) -> None:
     """OUT is new, empty, or where this very command was stopped: nobody's files are touched."""
     store = Store(config.uri(experiment))
     known = run.read_experiment(store)

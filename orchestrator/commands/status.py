@@ -20,7 +20,7 @@ from orchestrator.state.reducers import fold
 from workers.errors import UserError
 from workers.storage.layout import run_file
 from workers.storage.store import Store
-from workers.types import Score, run_of
+from workers.types import Score, run_id_of
 
 REFRESH_S = 2.0
 """Between two replays: a remote ledger costs a listing and a round trip per file."""
@@ -84,7 +84,7 @@ def _text(store: Store, path: str) -> str:
 
 def _run_ids(store: Store) -> list[str]:
     """Runs of the configuration, and the stages of bases that have begun."""
-    begun = {run_of(path.split("/")[1]) for path in store.list("runs")}
+    begun = {run_id_of(path.split("/")[1]) for path in store.list("runs")}
     experiment = run.read_experiment(store)
     planned = run.planned(experiment).runs if experiment is not None else ()
     return sorted(begun | {run.id for run in planned})

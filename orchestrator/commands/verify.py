@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from orchestrator import config
-from orchestrator.experiment.resolved import Program
-from orchestrator.schedule.ingredients import locate
+from orchestrator.experiment.resolved import ExpandedExperiment
+from orchestrator.schedule.ingredients import checkpoint_named
 from orchestrator.state.state import State
 from workers.context import cuda_is_available
 from workers.errors import UserError
@@ -24,7 +24,9 @@ SERVED_FILES = (WEIGHTS, "config.json", "soup.json")
 """Files of soup/ that are copies; its README is written beside them."""
 
 
-def verify_experiment(program: Program, state: State, store: Store, say: Say) -> list[str]:
+def verify_experiment(
+    program: ExpandedExperiment, state: State, store: Store, say: Say
+) -> list[str]:
     """What is wrong, a sentence each; nothing if all is well. `say` gets lines of progress."""
     problems = list(_verify_checkpoints(counted(state), store, say))
     served = state.served.soup if state.served is not None else None
@@ -80,7 +82,7 @@ def _verify_served(soup: Checkpoint, store: Store) -> Iterator[str]:
             yield f"{SERVED}/{name} in {store} has other bytes than {soup.id}"
 
 
-def _rebuild(program: Program, state: State, store: Store, served: str) -> Iterator[str]:
+def _rebuild(program: ExpandedExperiment, state: State, store: Store, served: str) -> Iterator[str]:
     """The same soup, made again from the members that lie in the store."""
     from workers.context import WorkerContext
     from workers.merging.write_soup import SOUP, SoupFile, rebuild
@@ -88,9 +90,9 @@ def _rebuild(program: Program, state: State, store: Store, served: str) -> Itera
     soup = state.soups[served]
     try:
         made = SoupFile.model_validate_json(store.read(f"{checkpoint_dir(soup.id)}/{SOUP}"))
-        members = tuple(locate(state, name) for name in made.mix.names)
+        members = tuple(checkpoint_named(state, name) for name in made.mix.names)
         # The experiment may have been moved since: its files are where they were found.
-        setting = config.setting(program.experiment, _device(program))
+        setting = config.worker_config(program.experiment, _device(program))
         setting = setting.model_copy(update={"uri": store.uri, "ranks": 1})
         sha256 = rebuild(made, members, WorkerContext(setting))
     except (OSError, ValueError, KeyError) as error:
@@ -105,7 +107,7 @@ def _rebuild(program: Program, state: State, store: Store, served: str) -> Itera
         )
 
 
-def _device(program: Program) -> Literal["cpu", "cuda"]:
+def _device(program: ExpandedExperiment) -> Literal["cpu", "cuda"]:
     asked = program.experiment.fleet.device
     if asked == "auto":
         return "cuda" if cuda_is_available() else "cpu"

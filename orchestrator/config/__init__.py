@@ -5,10 +5,10 @@ from orchestrator.config.experiment import (
     dump,
     infinite,
     load,
-    ranks,
+    num_ranks,
     read,
-    setting,
     uri,
+    worker_config,
 )
 
-__all__ = ["Experiment", "dump", "infinite", "load", "ranks", "read", "setting", "uri"]
+__all__ = ["Experiment", "dump", "infinite", "load", "num_ranks", "read", "worker_config", "uri"]

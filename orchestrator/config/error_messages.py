@@ -45,7 +45,7 @@ OTHER_NAMES = {
 """What other tools call our keys; a spelling distance alone would not find them."""
 
 
-def refusal(
+def config_error(
     error: ValidationError, schema: type[BaseModel], document: Any, source: str, prefix: str = ""
 ) -> UserError:
     """The first error of a validation, unknown keys before others, and how many more there are.

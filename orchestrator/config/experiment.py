@@ -15,37 +15,37 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ValidationError, model_validator
 
 from orchestrator.config import path_settings, yaml_document
-from orchestrator.config.error_messages import refusal
+from orchestrator.config.error_messages import config_error
 from orchestrator.config.sections import (
     Axis,
-    EnsembleSpec,
-    FleetSpec,
-    MergeSpec,
-    RecipeSpec,
-    SoupSpec,
-    SweepSpec,
+    EnsembleConfig,
+    FleetConfig,
+    MergeConfig,
+    RecipeConfig,
+    SoupConfig,
+    SweepConfig,
 )
 from workers.config import Section
-from workers.config.data import DataSpec
-from workers.config.model import BaseSpec, ModelSpec
-from workers.config.train import TrainSpec
+from workers.config.data import DataConfig
+from workers.config.model import BaseConfig, ModelConfig
+from workers.config.train import TrainConfig
 from workers.errors import UserError
-from workers.types import Setting
+from workers.types import WorkerConfig
 
 __all__ = [
     "Axis",
-    "EnsembleSpec",
+    "EnsembleConfig",
     "Experiment",
-    "FleetSpec",
-    "MergeSpec",
-    "RecipeSpec",
-    "SoupSpec",
-    "SweepSpec",
+    "FleetConfig",
+    "MergeConfig",
+    "RecipeConfig",
+    "SoupConfig",
+    "SweepConfig",
     "dump",
     "load",
-    "ranks",
+    "num_ranks",
     "read",
-    "setting",
+    "worker_config",
     "uri",
 ]
 
@@ -67,15 +67,15 @@ class Experiment(Section):
     """Folder or pyarrow.fs URI that experiments lie in."""
     seed: int = 0
     """Of splits, shared heads, random sweeps, data order and augmentation."""
-    data: DataSpec = DataSpec()
-    model: ModelSpec
-    base: BaseSpec = BaseSpec()
-    train: TrainSpec = TrainSpec()
-    sweep: SweepSpec = SweepSpec()
-    fleet: FleetSpec = FleetSpec()
-    merge: MergeSpec = MergeSpec()
-    soup: SoupSpec = SoupSpec()
-    ensemble: EnsembleSpec = EnsembleSpec()
+    data: DataConfig = DataConfig()
+    model: ModelConfig
+    base: BaseConfig = BaseConfig()
+    train: TrainConfig = TrainConfig()
+    sweep: SweepConfig = SweepConfig()
+    fleet: FleetConfig = FleetConfig()
+    merge: MergeConfig = MergeConfig()
+    soup: SoupConfig = SoupConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
 
     @model_validator(mode="after")
     def _folds_have_a_fresh_base(self) -> "Experiment":
@@ -126,21 +126,21 @@ def uri(experiment: Experiment) -> str:
     return f"{place.rstrip('/')}/{experiment.name}{question}{query}"
 
 
-def ranks(experiment: Experiment, device: Literal["cpu", "cuda"]) -> int:
+def num_ranks(experiment: Experiment, device: Literal["cpu", "cuda"]) -> int:
     """Processes that train one run together; on a CPU they stand in for the GPUs."""
     return max(1, int(experiment.fleet.gpus_per_run))
 
 
-def setting(experiment: Experiment, device: Literal["cpu", "cuda"]) -> Setting:
+def worker_config(experiment: Experiment, device: Literal["cpu", "cuda"]) -> WorkerConfig:
     """What every order of the experiment has in common."""
-    return Setting(
+    return WorkerConfig(
         uri=uri(experiment),
         seed=experiment.seed,
         data=experiment.data,
         base=experiment.base,
         metric=experiment.soup.metric,
         batchnorm_samples=experiment.soup.batchnorm_samples,
-        ranks=ranks(experiment, device),
+        ranks=num_ranks(experiment, device),
         threads=experiment.fleet.cpus_per_run,
         device=device,
     )
@@ -156,7 +156,7 @@ def _validated(tree: dict[str, Any], source: str) -> Experiment:
     try:
         experiment = Experiment.model_validate(tree)
     except ValidationError as error:
-        raise refusal(error, Experiment, tree, source) from error
+        raise config_error(error, Experiment, tree, source) from error
     for path, number in infinite(experiment.model_dump()):
         raise UserError(f"{source}: {path} is {number}; write a finite number")
     for path in _truths_for_numbers(tree, experiment.model_dump()):

@@ -69,7 +69,7 @@ class Axis(Section):
         }
 
 
-class SweepSpec(Section):
+class SweepConfig(Section):
     """The runs of the fleet. Without it there is one run."""
 
     sampler: Literal["grid", "random", "list", "zip"] = "grid"
@@ -92,7 +92,7 @@ class SweepSpec(Section):
         return value
 
     @model_validator(mode="after")
-    def _sampler_has_what_it_needs(self) -> "SweepSpec":
+    def _sampler_has_what_it_needs(self) -> "SweepConfig":
         if self.runs and self.sampler != "list":
             raise ValueError(f"runs are for sampler: list, not {self.sampler}; remove one")
         if self.sampler == "list" and (self.space or not self.runs):
@@ -107,7 +107,7 @@ class SweepSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _axes_fit_the_sampler(self) -> "SweepSpec":
+    def _axes_fit_the_sampler(self) -> "SweepConfig":
         if self.sampler == "random":
             return self
         lengths = {}
@@ -123,7 +123,7 @@ class SweepSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _seeds_are_distinct(self) -> "SweepSpec":
+    def _seeds_are_distinct(self) -> "SweepConfig":
         if self.seeds is None:
             return self
         if not self.seed_values or len(set(self.seed_values)) != len(self.seed_values):
@@ -139,7 +139,7 @@ class SweepSpec(Section):
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
 
-class FleetSpec(Section):
+class FleetConfig(Section):
     """What the runs may use, and how much trouble the fleet puts up with."""
 
     gpus_per_run: float = Field(default=1, gt=0)
@@ -176,7 +176,7 @@ TIED = frozenset({"greedy", "greedy_random", "greedy_replacement", "pruned", "pr
 """Recipes whose acceptance obeys soup.tie."""
 
 
-class RecipeSpec(Section):
+class RecipeConfig(Section):
     """A recipe and its options. YAML: `greedy`, or `{greedy: {option: value}}`."""
 
     name: str
@@ -187,7 +187,7 @@ class RecipeSpec(Section):
     def _short(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"name": value}
-        if isinstance(value, RecipeSpec) or (isinstance(value, dict) and "name" in value):
+        if isinstance(value, RecipeConfig) or (isinstance(value, dict) and "name" in value):
             return value
         if isinstance(value, dict) and len(value) == 1:
             name, options = next(iter(value.items()))
@@ -195,7 +195,7 @@ class RecipeSpec(Section):
         raise ValueError(f"got {value!r}; write a recipe's name, or {{name: {{option: value}}}}")
 
     @model_validator(mode="after")
-    def _is_known(self) -> "RecipeSpec":
+    def _is_known(self) -> "RecipeConfig":
         recipes.load(self.name, self.options)
         return self
 
@@ -220,16 +220,16 @@ LEAST_PULL_STEPS = 100
 """Between pulls: the weights of every member cross the store."""
 
 
-class MethodSpec(RecipeSpec):
+class MethodConfig(RecipeConfig):
     """A recipe, or one of MEANS."""
 
     @model_validator(mode="after")
-    def _is_known(self) -> "MethodSpec":
+    def _is_known(self) -> "MethodConfig":
         recipes.load("uniform" if self.name in MEANS else self.name, self.options)
         return self
 
 
-class MergeSpec(Section):
+class MergeConfig(Section):
     """Merging while training goes on."""
 
     every: int | str = 1
@@ -237,7 +237,7 @@ class MergeSpec(Section):
     mode: Literal["observe", "sync", "off"] = "observe"
     """`observe`: an anytime soup of the newest checkpoints each round; training is untouched.
     `sync`: runs wait for each other and go on from what was merged."""
-    method: MethodSpec = MethodSpec(name="greedy")
+    method: MethodConfig = MethodConfig(name="greedy")
     """A recipe, with options as in soup.recipes; in sync also `mean`, which is `uniform`, or
     `pull`: every run moves towards the mean (PAPA)."""
     alpha: float = Field(default=0.9, ge=0, le=1)
@@ -264,7 +264,7 @@ class MergeSpec(Section):
         return value
 
     @model_validator(mode="after")
-    def _fits_the_mode(self) -> "MergeSpec":
+    def _fits_the_mode(self) -> "MergeConfig":
         if self.method.name in MEANS and self.mode == "observe":
             raise ValueError(
                 f"method: {self.method.name} is for mode: sync, got mode: observe; use uniform, or "
@@ -284,13 +284,13 @@ class MergeSpec(Section):
         return self
 
 
-class SoupSpec(Section):
+class SoupConfig(Section):
     """The soups at the end, and which of them is served."""
 
-    recipes: tuple[RecipeSpec, ...] = (
-        RecipeSpec(name="best"),
-        RecipeSpec(name="uniform"),
-        RecipeSpec(name="greedy"),
+    recipes: tuple[RecipeConfig, ...] = (
+        RecipeConfig(name="best"),
+        RecipeConfig(name="uniform"),
+        RecipeConfig(name="greedy"),
     )
     """In the order they are made and shown; a recipe with other options may be there again."""
     metric: Metric = "top1"
@@ -325,7 +325,7 @@ class SoupSpec(Section):
         return value
 
     @model_validator(mode="after")
-    def _recipes_are_distinct(self) -> "SoupSpec":
+    def _recipes_are_distinct(self) -> "SoupConfig":
         if not self.recipes:
             raise ValueError("recipes [] must name at least one recipe")
         for i, recipe in enumerate(self.recipes):
@@ -339,7 +339,7 @@ class SoupSpec(Section):
             raise ValueError(f"serve is {self.serve!r}; write auto or one of {known}")
         return self
 
-    def _make_the_same(self, one: RecipeSpec, other: RecipeSpec) -> bool:
+    def _make_the_same(self, one: RecipeConfig, other: RecipeConfig) -> bool:
         """An option that is written and one that is left at its default are the same."""
         asked = [
             recipes.load(each.name, each.options_under(self.tie))
@@ -365,7 +365,7 @@ def _are_epochs(values: list[Any]) -> bool:
     return bool(values) and whole and values == sorted(set(values)) and values[0] >= 1
 
 
-class EnsembleSpec(Section):
+class EnsembleConfig(Section):
     """Output ensembles that soups are compared with."""
 
     soft_voting: bool = True

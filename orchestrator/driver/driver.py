@@ -17,12 +17,12 @@ from collections.abc import Callable
 from orchestrator import schedule
 from orchestrator.driver.lease import Lease
 from orchestrator.driver.ledger import Ledger
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.fleet.base import Fleet
 from orchestrator.schedule import serving
 from orchestrator.state.reducers import fold, is_stale
 from orchestrator.state.state import State
-from workers.heartbeat import Pulse
+from workers.heartbeat import Heartbeat
 from workers.storage import manifest
 from workers.storage.layout import FINISH
 from workers.storage.store import Store
@@ -36,7 +36,7 @@ from workers.types import (
     Opened,
     Ordered,
     Stopped,
-    ema_of,
+    ema_id,
 )
 
 POLL_S = 0.5
@@ -44,13 +44,13 @@ POLL_S = 0.5
 
 FINISH_POLL_S = 5.0
 
-Watch = Callable[[State, list[AnyEvent], list[Pulse], str | None], None]
+Watch = Callable[[State, list[AnyEvent], list[Heartbeat], str | None], None]
 
 
 class Driver:
     def __init__(
         self,
-        program: Program,
+        program: ExpandedExperiment,
         store: Store,
         ledger: Ledger,
         lease: Lease,
@@ -94,7 +94,7 @@ class Driver:
         self._end_unwanted_training()
         self._look_for_finish_request()
         events = self._commit(self.fleet.events(POLL_S))
-        self.watch(self.state, events, self.fleet.pulses(), self.fleet.waiting_for())
+        self.watch(self.state, events, self.fleet.heartbeats(), self.fleet.waiting_for())
 
     # Beginning and ending
 
@@ -136,7 +136,7 @@ class Driver:
 
     def _affordable(self, orders: tuple[AnyOrder, ...], place: str) -> list[AnyOrder]:
         due = [order for order in orders if order.place == place]
-        return due[: self.fleet.room(place, backlog=len(due))]
+        return due[: self.fleet.capacity(place, backlog=len(due))]
 
     def _next_attempt(self, order: AnyOrder) -> int:
         return self.state.attempts.get(order.run_id or order.id, 0) + 1
@@ -169,10 +169,10 @@ class Driver:
         """Checkpoints an attempt completed without word of them having arrived: the run's own,
         and those of its moving average."""
         assert run is not None and attempt is not None
-        owners = [run, ema_of(run)] if run in self.program.averaged else [run]
+        owners = [run, ema_id(run)] if run in self.program.runs_with_ema else [run]
         known = [self.state.run(owner) for owner in owners]
         heard = {event.checkpoint.id for each in known for event in each.checkpoints}
-        heard |= {checkpoint.id for each in known for checkpoint in each.spare}
+        heard |= {checkpoint.id for each in known for checkpoint in each.duplicates}
         heard |= {e.checkpoint.id for e in beside or [] if e.kind == "checkpoint"}
         heard |= self.state.retired | self.state.corrupt
         return [
@@ -215,7 +215,7 @@ class Driver:
         self.store.delete(FINISH)
 
 
-def refusal(state: State) -> str | None:
+def refused_reason(state: State) -> str | None:
     """Why the experiment could not begin, in the words of preflight."""
-    reason = serving.refusal(state)
+    reason = serving.preflight_refusal(state)
     return None if reason is None else reason.removeprefix("refused: ")

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from workers.errors import UserError
 from workers.storage.layout import LEASE
 from workers.storage.store import Store
-from workers.types import Value
+from workers.types import FrozenModel
 
 TTL_S = 60.0
 _CHECK_S = {True: 1.0, False: 5.0}
@@ -35,7 +35,7 @@ class LeaseLost(RuntimeError):
     """Another driver took the experiment over; this one must stop without another write."""
 
 
-class Holder(Value):
+class Holder(FrozenModel):
     """Content of `driver.json`."""
 
     owner: str

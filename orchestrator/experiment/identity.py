@@ -13,10 +13,10 @@ from orchestrator.config import Experiment
 from orchestrator.experiment.sweep import expand
 from workers.errors import UserError
 
-FREE = ("storage",)
+MUTABLE_KEYS = ("storage",)
 """Top-level keys that may change at any restart."""
 
-FREE_OF_FLEET = (
+MUTABLE_FLEET_KEYS = (
     "max_concurrent_runs",
     "max_failures",
     "heartbeat_s",
@@ -80,10 +80,10 @@ def differences(old: Experiment, new: Experiment) -> list[str]:
 
 
 def _kept(tree: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in tree.items() if key not in FREE}
+    kept = {key: value for key, value in tree.items() if key not in MUTABLE_KEYS}
     if "fleet" in kept:
         fleet = kept["fleet"].items()
-        kept["fleet"] = {key: value for key, value in fleet if key not in FREE_OF_FLEET}
+        kept["fleet"] = {key: value for key, value in fleet if key not in MUTABLE_FLEET_KEYS}
     return kept
 
 

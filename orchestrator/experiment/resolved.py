@@ -10,19 +10,19 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from orchestrator.config import Experiment
-from orchestrator.config.sections import MEANS, RecipeSpec
-from workers.config.model import ModelSpec
-from workers.config.train import TrainSpec
+from orchestrator.config.sections import MEANS, RecipeConfig
+from workers.config.model import ModelConfig
+from workers.config.train import TrainConfig
 from workers.types import (
     AnyOrder,
     Cohort,
-    Facts,
+    PreflightResult,
     RunSpec,
     digest,
-    ema_of,
+    dump_without_defaults,
+    ema_id,
     model_key,
-    run_of,
-    sparse,
+    run_id_of,
 )
 
 
@@ -30,14 +30,14 @@ from workers.types import (
 class BasePlan:
     """fresh base -> (probe) -> (trunk) -> final base; without stages the fresh one is final."""
 
-    model: ModelSpec
+    model: ModelConfig
     fresh: str
     stages: tuple[RunSpec, ...]
     final: str
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SoupRecipe:
     """An entry of soup.recipes."""
 
     label: str
@@ -47,7 +47,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, eq=False)
-class Program:
+class ExpandedExperiment:
     """An experiment with its runs expanded."""
 
     experiment: Experiment
@@ -55,7 +55,7 @@ class Program:
     ranks: int
 
     @property
-    def recipes(self) -> tuple[Recipe, ...]:
+    def recipes(self) -> tuple[SoupRecipe, ...]:
         """The final soups, in configured order."""
         soup = self.experiment.soup
         return tuple(
@@ -64,7 +64,7 @@ class Program:
         )
 
     @property
-    def round_recipe(self) -> Recipe:
+    def round_recipe(self) -> SoupRecipe:
         """What merges the members of a sync round; both names of the mean, and `pull`, which moves
         members towards it, are `uniform`."""
         entry = self.experiment.merge.method
@@ -73,32 +73,32 @@ class Program:
         return _recipe(entry, self.experiment.soup.tie)
 
     @cached_property
-    def tracks(self) -> tuple[RunSpec, ...]:
+    def variants(self) -> tuple[RunSpec, ...]:
         """Every run, and after it the moving average of its weights if it keeps one."""
-        return tuple(track for run in self.runs for track in tracks_of(run))
+        return tuple(track for run in self.runs for track in run_and_ema(run))
 
     @cached_property
-    def averaged(self) -> frozenset[str]:
+    def runs_with_ema(self) -> frozenset[str]:
         """Ids of the runs that keep a moving average."""
-        return frozenset(run_of(track.id) for track in self.tracks if track.role == "ema")
+        return frozenset(run_id_of(track.id) for track in self.variants if track.role == "ema")
 
 
-def tracks_of(run: RunSpec) -> tuple[RunSpec, ...]:
+def run_and_ema(run: RunSpec) -> tuple[RunSpec, ...]:
     """The run, and what stands for the moving average of its weights: never ordered, but with
     checkpoints, scores and a row of its own."""
     decay = run.train.model_ema_decay
     if decay is None:
         return (run,)
     params = {**run.params, "ema": decay}
-    average = {"id": ema_of(run.id), "role": "ema", "params": params}
+    average = {"id": ema_id(run.id), "role": "ema", "params": params}
     return run, run.model_copy(update=average)
 
 
 @dataclass(frozen=True, eq=False)
-class Resolved:
+class ResolvedExperiment:
     """A program together with what preflight found."""
 
-    facts: Facts
+    facts: PreflightResult
     plans: tuple[BasePlan, ...]
     """One per distinct model, in order of first use."""
     cohorts: tuple[Cohort, ...]
@@ -126,10 +126,10 @@ class Resolved:
         return self.splits[1:]
 
     @cached_property
-    def tracks(self) -> Mapping[str, tuple[RunSpec, ...]]:
+    def variants(self) -> Mapping[str, tuple[RunSpec, ...]]:
         """The runs and their moving averages, by cohort id: whose checkpoints may be mixed."""
         return {
-            cohort: tuple(track for run in runs for track in tracks_of(run))
+            cohort: tuple(track for run in runs for track in run_and_ema(run))
             for cohort, runs in self.members.items()
         }
 
@@ -137,7 +137,7 @@ class Resolved:
     def run_of(self) -> Mapping[str, RunSpec]:
         """The run itself by its id and by that of its moving average."""
         runs = (run for members in self.members.values() for run in members)
-        return {track.id: run for run in runs for track in tracks_of(run)}
+        return {track.id: run for run in runs for track in run_and_ema(run)}
 
     @cached_property
     def cohort_names(self) -> Mapping[str, str]:
@@ -155,14 +155,14 @@ class Resolved:
         return {run.id: self.num_steps[run.id] // run.train.epochs for run in runs}
 
 
-def _with_head(model: ModelSpec) -> str:
+def _with_head(model: ModelConfig) -> str:
     return model.name if model.head == "linear" else f"{model.name} {model.head} head"
 
 
 class _Identity:
     """A cache key that is the object itself: comparing facts by value is slow."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: PreflightResult) -> None:
         self.facts = facts
 
     def __hash__(self) -> int:
@@ -172,18 +172,18 @@ class _Identity:
         return isinstance(other, _Identity) and other.facts is self.facts
 
 
-def resolve(program: Program, facts: Facts) -> Resolved:
+def resolve(program: ExpandedExperiment, facts: PreflightResult) -> ResolvedExperiment:
     """Worked out once per program and facts."""
     return _resolve(program, _Identity(facts))
 
 
-def distinct_models(runs: tuple[RunSpec, ...]) -> dict[str, ModelSpec]:
+def distinct_models(runs: tuple[RunSpec, ...]) -> dict[str, ModelConfig]:
     """By digest, in order of first use."""
     return {model_key(run.model): run.model for run in runs}
 
 
 @lru_cache(maxsize=4)
-def _resolve(program: Program, identity: _Identity) -> Resolved:
+def _resolve(program: ExpandedExperiment, identity: _Identity) -> ResolvedExperiment:
     facts = identity.facts
     models = distinct_models(program.runs)
     plans = {key: _base_plan(program, key, model, facts) for key, model in models.items()}
@@ -191,7 +191,7 @@ def _resolve(program: Program, identity: _Identity) -> Resolved:
     key_of = {run.id: model_key(run.model) for run in program.runs}
     stages = [stage for plan in plans.values() for stage in plan.stages]
     num_images = {run.id: _num_images(facts, run) for run in (*program.runs, *stages)}
-    return Resolved(
+    return ResolvedExperiment(
         facts=facts,
         plans=tuple(plans.values()),
         cohorts=tuple(cohorts.values()),
@@ -209,19 +209,21 @@ def _resolve(program: Program, identity: _Identity) -> Resolved:
     )
 
 
-def _num_images(facts: Facts, run: RunSpec) -> int:
+def _num_images(facts: PreflightResult, run: RunSpec) -> int:
     held_out = 0 if run.fold is None else facts.folds[run.fold]
     return facts.splits["train"].count - held_out
 
 
-def _base_plan(program: Program, key: str, model: ModelSpec, facts: Facts) -> BasePlan:
+def _base_plan(
+    program: ExpandedExperiment, key: str, model: ModelConfig, facts: PreflightResult
+) -> BasePlan:
     """Names are hashes of everything that shapes the bytes."""
     experiment = program.experiment
     preprocessing = facts.models[key].preprocessing
     fresh = digest(
         [
             experiment.seed,
-            sparse(model),
+            dump_without_defaults(model),
             facts.models[key].weights,
             experiment.base.init,
             facts.classes,
@@ -230,13 +232,13 @@ def _base_plan(program: Program, key: str, model: ModelSpec, facts: Facts) -> Ba
         12,
     )
     stages = _stages(program, model, fresh)
-    made_by = [sparse(stage) for stage in stages]
+    made_by = [dump_without_defaults(stage) for stage in stages]
     train = facts.splits["train"].fingerprint
     final = digest([fresh, made_by, train, program.ranks], 12) if stages else fresh
     return BasePlan(model, f"base/{fresh}", stages, f"base/{final}")
 
 
-def _stages(program: Program, model: ModelSpec, fresh: str) -> tuple[RunSpec, ...]:
+def _stages(program: ExpandedExperiment, model: ModelConfig, fresh: str) -> tuple[RunSpec, ...]:
     """The probe and the trunk train with the experiment's own settings, not a run's."""
     base, train = program.experiment.base, program.experiment.train
     lengths = {"probe": base.probe_epochs, "trunk": base.trunk_epochs}
@@ -247,7 +249,7 @@ def _stages(program: Program, model: ModelSpec, fresh: str) -> tuple[RunSpec, ..
     )
 
 
-def stage_train(train: TrainSpec, epochs: int) -> TrainSpec:
+def stage_train(train: TrainConfig, epochs: int) -> TrainConfig:
     """Settings of a stage: those of the experiment without what judges, parts or averages a run.
 
     A stage runs to its last epoch and ends in the weights it has then, so it has no patience, no
@@ -267,7 +269,9 @@ def stage_train(train: TrainSpec, epochs: int) -> TrainSpec:
     )
 
 
-def _cohort(program: Program, key: str, plan: BasePlan, facts: Facts) -> Cohort:
+def _cohort(
+    program: ExpandedExperiment, key: str, plan: BasePlan, facts: PreflightResult
+) -> Cohort:
     return Cohort(
         id=digest([plan.final, facts.models[key].preprocessing, facts.classes]),
         model=plan.model,
@@ -276,7 +280,7 @@ def _cohort(program: Program, key: str, plan: BasePlan, facts: Facts) -> Cohort:
     )
 
 
-def _batchnorm(program: Program, model: ModelSpec, has_batchnorm: bool) -> str:
+def _batchnorm(program: ExpandedExperiment, model: ModelConfig, has_batchnorm: bool) -> str:
     policy = program.experiment.soup.batchnorm
     if not has_batchnorm:
         return "none"
@@ -286,5 +290,5 @@ def _batchnorm(program: Program, model: ModelSpec, has_batchnorm: bool) -> str:
     return "frozen" if frozen else "recompute"
 
 
-def _recipe(entry: RecipeSpec, tie: str) -> Recipe:
-    return Recipe(label=entry.label, name=entry.name, options=entry.options_under(tie))
+def _recipe(entry: RecipeConfig, tie: str) -> SoupRecipe:
+    return SoupRecipe(label=entry.label, name=entry.name, options=entry.options_under(tie))

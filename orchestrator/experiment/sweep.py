@@ -17,14 +17,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.config import Experiment, infinite
-from orchestrator.config.error_messages import refusal, unknown_key
-from orchestrator.config.sections import Axis, SweepSpec
+from orchestrator.config.error_messages import config_error, unknown_key
+from orchestrator.config.sections import Axis, SweepConfig
 from orchestrator.experiment.sync_checks import require_mergeable
 from workers.config import Section
-from workers.config.model import ModelSpec
-from workers.config.train import TrainSpec
+from workers.config.model import ModelConfig
+from workers.config.train import TrainConfig
 from workers.errors import UserError
-from workers.types import RunSpec, digest, sparse
+from workers.types import RunSpec, digest, dump_without_defaults
 
 Params = dict[str, Any]
 """Dotted path -> value."""
@@ -36,8 +36,8 @@ MAX_REDRAWS = 100
 class _Varied(Section):
     """The schema of what a sweep may set."""
 
-    model: ModelSpec
-    train: TrainSpec
+    model: ModelConfig
+    train: TrainConfig
     seed: int
 
 
@@ -93,7 +93,7 @@ def _require_snapshots(experiment: Experiment, runs: list[RunSpec]) -> None:
     ingredients = experiment.soup.ingredients
     if isinstance(ingredients, str):
         return
-    trains = {digest(sparse(run.train)): run.train for run in runs}.values()
+    trains = {digest(dump_without_defaults(run.train)): run.train for run in runs}.values()
     for epoch in ingredients:
         if not any(_has_snapshot(train, epoch) for train in trains):
             raise UserError(
@@ -103,14 +103,14 @@ def _require_snapshots(experiment: Experiment, runs: list[RunSpec]) -> None:
             )
 
 
-def _has_snapshot(train: TrainSpec, epoch: int) -> bool:
+def _has_snapshot(train: TrainConfig, epoch: int) -> bool:
     """A period in steps tells nothing of epochs yet; but a run always ends with a checkpoint."""
     every = train.checkpoint_every
     regular = isinstance(every, int) and epoch <= train.epochs and epoch % every == 0
     return regular or epoch == train.epochs
 
 
-def _lengths(trains: Iterable[TrainSpec]) -> str:
+def _lengths(trains: Iterable[TrainConfig]) -> str:
     said = {f"{t.epochs} epochs and checkpoint_every: {t.checkpoint_every}": None for t in trains}
     return " or ".join(list(said)[:3]) + (" and so on" if len(said) > 3 else "")
 
@@ -129,7 +129,7 @@ def _seeded(experiment: Experiment) -> Iterator[tuple[Params, str]]:
             yield {**params, "seed": seed}, where
 
 
-def _settings(sweep: SweepSpec, seed: int) -> Iterator[Params]:
+def _settings(sweep: SweepConfig, seed: int) -> Iterator[Params]:
     if sweep.sampler == "list":
         return (_flat(run) for run in sweep.runs)
     if sweep.sampler == "random":
@@ -148,7 +148,7 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> Params:
     return flat
 
 
-def _draws(sweep: SweepSpec, seed: int) -> Iterator[Params]:
+def _draws(sweep: SweepConfig, seed: int) -> Iterator[Params]:
     """Random settings, all different. Draw i depends on the seed, i and the draws before it."""
     seen: set[str] = set()
     for number in range(sweep.num_runs or 0):
@@ -203,7 +203,7 @@ def _resolved(experiment: Experiment, params: Params, where: str) -> RunSpec:
     try:
         varied = _Varied.model_validate(tree)
     except ValidationError as error:
-        raise refusal(error, _Varied, tree, f"{where} ({_shown(params)})") from error
+        raise config_error(error, _Varied, tree, f"{where} ({_shown(params)})") from error
     for path, number in infinite(varied.model_dump()):
         raise UserError(f"{where}.{path} is {number}; write a finite number")
     return RunSpec(id="", params=params, seed=varied.seed, model=varied.model, train=varied.train)
@@ -230,8 +230,8 @@ def _set(tree: dict[str, Any], steps: list[str], value: Any, where: str) -> None
 def _hashed(spec: RunSpec) -> dict[str, Any]:
     """What makes a run the run it is. Defaults are left out: a later version may add keys."""
     hashed = {
-        "model": sparse(spec.model),
-        "train": sparse(spec.train),
+        "model": dump_without_defaults(spec.model),
+        "train": dump_without_defaults(spec.train),
         "seed": spec.seed,
         "replica": spec.replica,
     }

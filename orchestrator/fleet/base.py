@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from workers.heartbeat import Progress, Pulse
+from workers.heartbeat import Heartbeat, Progress
 from workers.types import AnyEvent, AnyOrder
 
 Perform = Callable[[AnyOrder, int], Iterator[AnyEvent]]
@@ -25,7 +25,7 @@ class Fleet(Protocol):
     def num_slots(self) -> int:
         """Slots that the fleet means to have; the width of speculation."""
 
-    def room(self, place: str, backlog: int) -> int:
+    def capacity(self, place: str, backlog: int) -> int:
         """Orders for `place` it would take now, when `backlog` are due."""
 
     def submit(self, order: AnyOrder, attempt: int) -> None:
@@ -34,7 +34,7 @@ class Fleet(Protocol):
     def events(self, timeout_s: float) -> list[AnyEvent]:
         """What happened, waiting at most about this long; a local fleet works meanwhile."""
 
-    def pulses(self) -> list[Pulse]:
+    def heartbeats(self) -> list[Heartbeat]:
         """The last sign of life of each slot."""
 
     def interrupt(self, reason: str) -> None:
@@ -62,7 +62,7 @@ class LocalFleet:
         self._queues: dict[str, deque[tuple[AnyOrder, int]]] = {"merge": deque(), "slot": deque()}
         self._current: tuple[str, Iterator[AnyEvent]] | None = None
 
-    def room(self, place: str, backlog: int) -> int:
+    def capacity(self, place: str, backlog: int) -> int:
         if place == "merge":
             return 16
         return 0 if self._queues["slot"] or self._current else 1
@@ -91,8 +91,8 @@ class LocalFleet:
                 return True
         return False
 
-    def pulses(self) -> list[Pulse]:
-        return [self._progress.pulse("local")]
+    def heartbeats(self) -> list[Heartbeat]:
+        return [self._progress.heartbeat("local")]
 
     def interrupt(self, reason: str) -> None:
         self._progress.interrupt = reason

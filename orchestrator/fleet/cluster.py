@@ -11,16 +11,16 @@ from typing import Literal
 import psutil
 import ray
 
-from orchestrator.config.sections import FleetSpec
+from orchestrator.config.sections import FleetConfig
 from workers.errors import UserError
-from workers.types import Setting
+from workers.types import WorkerConfig
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_STARTS = 3
 
 
 @dataclass(frozen=True)
-class Needs:
+class SlotResources:
     """What one slot reserves: `ranks` bundles."""
 
     ranks: int
@@ -29,7 +29,7 @@ class Needs:
     """Per rank."""
 
     @classmethod
-    def of(cls, spec: FleetSpec, setting: Setting) -> "Needs":
+    def of(cls, spec: FleetConfig, setting: WorkerConfig) -> "SlotResources":
         gpus = 0.0 if setting.device == "cpu" else min(1.0, spec.gpus_per_run)
         return cls(ranks=setting.ranks, cpus=spec.cpus_per_run, gpus=gpus)
 
@@ -109,7 +109,7 @@ def _refuse_unreachable(address: str) -> None:
         ) from error
 
 
-def device(spec: FleetSpec) -> Literal["cpu", "cuda"]:
+def device(spec: FleetConfig) -> Literal["cpu", "cuda"]:
     """cuda if the cluster has GPUs, unless the configuration decides."""
     total = ray.cluster_resources()
     if spec.device == "cpu" or (spec.device == "auto" and spec.gpus_per_run <= 1):
@@ -123,7 +123,7 @@ def device(spec: FleetSpec) -> Literal["cpu", "cuda"]:
     return "cuda"
 
 
-def refuse_infeasible(needs: Needs) -> None:
+def refuse_infeasible(needs: SlotResources) -> None:
     """Said at once: Ray would wait silently for ever."""
     if capacity(needs) > 0:
         return
@@ -139,7 +139,7 @@ def _describe(resources: dict[str, float]) -> str:
     return f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
 
 
-def capacity(needs: Needs) -> int:
+def capacity(needs: SlotResources) -> int:
     """Slots that fit the nodes that live and will stay, were they empty."""
     leaving = draining_nodes()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]

@@ -16,19 +16,19 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from orchestrator import config
 from orchestrator.config import Experiment
-from orchestrator.config.sections import FleetSpec
+from orchestrator.config.sections import FleetConfig
 from orchestrator.fleet.cluster import (
-    Needs,
+    SlotResources,
     capacity,
     connect,
     device,
     draining_nodes,
     refuse_infeasible,
 )
-from orchestrator.fleet.slot import Held, Slot, create_merge_slot, create_slot
+from orchestrator.fleet.slot import QueuedOrder, Slot, create_merge_slot, create_slot
 from workers.errors import UserError
-from workers.heartbeat import Pulse
-from workers.types import AnyEvent, AnyOrder, ErrorClass, Failed, Setting
+from workers.heartbeat import Heartbeat
+from workers.types import AnyEvent, AnyOrder, ErrorClass, Failed, WorkerConfig
 
 PULSE_S = 2.0
 """Between two questions for a sign of life: negligible load, and live enough for a table."""
@@ -47,7 +47,7 @@ RECYCLE = frozenset({"oom", "error"})
 
 
 @dataclass
-class _Watch:
+class _Timers:
     surveyed_at: float = field(default_factory=time.monotonic)
     pulsed_at: float = 0.0
     start_failures: int = 0
@@ -56,15 +56,15 @@ class _Watch:
 class RayFleet:
     kind = "ray"
 
-    def __init__(self, setting: Setting, spec: FleetSpec) -> None:
+    def __init__(self, setting: WorkerConfig, spec: FleetConfig) -> None:
         self._setting = setting
         self._spec = spec
-        self._needs = Needs.of(spec, setting)
+        self._needs = SlotResources.of(spec, setting)
         self._slots: list[Slot] = []
         self._merge = create_merge_slot(setting)
         self._waiting: list[tuple[AnyOrder, int]] = []
         """Orders whose slot was lost before they began."""
-        self._watch = _Watch()
+        self._watch = _Timers()
         self._made = 0
         self._grow()
 
@@ -74,7 +74,7 @@ class RayFleet:
 
     # Orders down
 
-    def room(self, place: str, backlog: int) -> int:
+    def capacity(self, place: str, backlog: int) -> int:
         """Ready slots without work; one more for each busy one while orders exceed the slots, so
         that the next run starts without asking, yet the last ones find the first free slot. None
         ahead while a slot starts: it is free before one that may have frozen."""
@@ -90,13 +90,13 @@ class RayFleet:
         if any(held.order.id == order.id for slot in self._all() for held in slot.held):
             return
         if order.place == "merge":
-            self._merge.give(order, attempt)
+            self._merge.submit(order, attempt)
             return
         slot = self._best_slot(order)
         if slot is None:
             self._waiting.append((order, attempt))
         else:
-            slot.give(order, attempt)
+            slot.submit(order, attempt)
 
     def _best_slot(self, order: AnyOrder) -> Slot | None:
         """The emptiest ready slot; of equals one that is warm for this model."""
@@ -123,7 +123,7 @@ class RayFleet:
         found = self._ready_events(timeout_s)
         while more := self._ready_events(0.0):
             found += more
-        return [*found, *self._silent(), *self._survey()]
+        return [*found, *self._check_heartbeats(), *self._check_nodes()]
 
     def _ready_events(self, timeout_s: float) -> list[AnyEvent]:
         streams = {stream: slot for slot in self._all() for stream in slot.streams()}
@@ -140,28 +140,28 @@ class RayFleet:
         try:
             event: AnyEvent = ray.get(next(stream))
         except StopIteration:
-            slot.end(stream)
+            slot.on_stream_end(stream)
             return self._after_end(slot)
         except (RayActorError, RayTaskError, RayError) as error:
-            return self._lose(slot, error)
-        slot.heard(event)
+            return self._on_actor_lost(slot, error)
+        slot.on_event(event)
         if event.kind == "failed" and (slot.is_gang or event.error in RECYCLE):
-            event = self._cause(slot, event)
+            event = self._root_cause(slot, event)
             self._requeue(slot.held[1:])
             slot.held = []
             self._rebuild(slot)
         return [event]
 
-    def _cause(self, slot: Slot, failed: Failed) -> Failed:
+    def _root_cause(self, slot: Slot, failed: Failed) -> Failed:
         """Whoever loses a peer fails with a plain error; the rank that knows more is believed."""
         deadline = time.monotonic() + LAST_WORDS_S
         for stream in slot.streams():
             if failed.error != "error":
                 break
-            failed = self._last_word(slot, stream, deadline - time.monotonic()) or failed
+            failed = self._peer_failure(slot, stream, deadline - time.monotonic()) or failed
         return failed
 
-    def _last_word(self, slot: Slot, stream: Any, timeout_s: float) -> Failed | None:
+    def _peer_failure(self, slot: Slot, stream: Any, timeout_s: float) -> Failed | None:
         ready, _ = ray.wait([stream], timeout=max(0.0, timeout_s), fetch_local=False)
         try:
             event = ray.get(next(stream)) if ready else None
@@ -176,7 +176,7 @@ class RayFleet:
             self._rebuild(slot)
         return []
 
-    def _lose(self, slot: Slot, error: Exception) -> list[AnyEvent]:
+    def _on_actor_lost(self, slot: Slot, error: Exception) -> list[AnyEvent]:
         return self._fail(slot, *_loss(slot, error))
 
     def _fail(self, slot: Slot, kind: ErrorClass, message: str) -> list[AnyEvent]:
@@ -188,7 +188,7 @@ class RayFleet:
         self._rebuild(slot)
         return failed
 
-    def _requeue(self, held: list[Held]) -> None:
+    def _requeue(self, held: list[QueuedOrder]) -> None:
         self._waiting += [(h.order, h.attempt) for h in held if not h.is_over]
 
     def _place_waiting(self) -> None:
@@ -222,7 +222,7 @@ class RayFleet:
     def _settle_starts(self) -> None:
         for slot in self._all():
             try:
-                if slot.settle_start():
+                if slot.poll_start():
                     self._watch.start_failures = 0
             except (RayActorError, RayTaskError, RayError) as error:
                 self._watch.start_failures += 1
@@ -234,17 +234,17 @@ class RayFleet:
 
     # Signs of life
 
-    def pulses(self) -> list[Pulse]:
-        return [slot.pulse for slot in self._slots if slot.pulse is not None]
+    def heartbeats(self) -> list[Heartbeat]:
+        return [slot.heartbeat for slot in self._slots if slot.heartbeat is not None]
 
-    def _silent(self) -> list[AnyEvent]:
+    def _check_heartbeats(self) -> list[AnyEvent]:
         """Failures of slots that gave no sign of life for fleet.heartbeat_s."""
         if time.monotonic() - self._watch.pulsed_at < PULSE_S:
             return []
         self._watch.pulsed_at = time.monotonic()
         events: list[AnyEvent] = []
         for slot in list(self._all()):
-            silent_s = slot.listen()
+            silent_s = slot.poll_heartbeat()
             if slot.held and silent_s > self._spec.heartbeat_s:
                 message = (
                     f"{slot.name} made no progress for {silent_s:.0f} s "
@@ -253,7 +253,7 @@ class RayFleet:
                 events += self._fail(slot, "hang", message)
         return events
 
-    def _survey(self) -> list[AnyEvent]:
+    def _check_nodes(self) -> list[AnyEvent]:
         """New nodes get slots; slots on draining nodes checkpoint and move."""
         if time.monotonic() - self._watch.surveyed_at < SURVEY_S:
             return []
@@ -282,12 +282,12 @@ class RayFleet:
         ray.shutdown()
 
 
-def open_cluster(experiment: Experiment, address: str) -> Setting:
+def open_cluster(experiment: Experiment, address: str) -> WorkerConfig:
     """Connect, and say at once what the cluster can never give."""
     connect(address, experiment.fleet.env)
     try:
-        setting = config.setting(experiment, device(experiment.fleet))
-        refuse_infeasible(Needs.of(experiment.fleet, setting))
+        setting = config.worker_config(experiment, device(experiment.fleet))
+        refuse_infeasible(SlotResources.of(experiment.fleet, setting))
     except UserError:
         ray.shutdown()
         raise
@@ -301,7 +301,7 @@ def _loss(slot: Slot, error: Exception) -> tuple[ErrorClass, str]:
     return "preempted" if preempted else "lost", message
 
 
-def _failed(held: Held, slot: str, kind: ErrorClass, message: str) -> Failed:
+def _failed(held: QueuedOrder, slot: str, kind: ErrorClass, message: str) -> Failed:
     return Failed(
         order=held.order.id,
         run=held.order.run_id,

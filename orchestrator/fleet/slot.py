@@ -8,19 +8,19 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.config.sections import FleetSpec
-from orchestrator.fleet.cluster import Needs
+from orchestrator.config.sections import FleetConfig
+from orchestrator.fleet.cluster import SlotResources
 from orchestrator.state.reducers import CLOSING
-from workers.heartbeat import Pulse
+from workers.heartbeat import Heartbeat
 from workers.ray_actor import WorkerActor
-from workers.types import AnyEvent, AnyOrder, Setting, model_key
+from workers.types import AnyEvent, AnyOrder, WorkerConfig, model_key
 
 _ACTOR: Any = WorkerActor
 """Ray's decorator adds attributes that no type checker sees."""
 
 
 @dataclass
-class Held:
+class QueuedOrder:
     """An order that a slot's actors run, or will run next."""
 
     order: AnyOrder
@@ -39,9 +39,9 @@ class Slot:
     starting: list[Any]
     """References of `ready`, until all have answered."""
     nodes: frozenset[str] = frozenset()
-    held: list[Held] = field(default_factory=list)
+    held: list[QueuedOrder] = field(default_factory=list)
     draining: bool = False
-    pulse: Pulse | None = None
+    heartbeat: Heartbeat | None = None
     _shape: str | None = None
     _asked: Any = None
     _asked_at: float = 0.0
@@ -57,7 +57,7 @@ class Slot:
     def is_warm_for(self, order: AnyOrder) -> bool:
         return self._shape == shape(order)
 
-    def settle_start(self) -> bool:
+    def poll_start(self) -> bool:
         """Whether the actors have just come up; raises what kept them from it."""
         if not self.starting:
             return False
@@ -69,23 +69,23 @@ class Slot:
         self.starting = []
         return True
 
-    def give(self, order: AnyOrder, attempt: int) -> None:
+    def submit(self, order: AnyOrder, attempt: int) -> None:
         """Queue an order. Only training needs the whole gang; else rank 0 works alone."""
         ranks = self.actors if order.kind == "train" else self.actors[:1]
         meeting = None
         if len(ranks) > 1:
             meeting = ray.get(ranks[0].rendezvous.remote())
         streams = [actor.perform.remote(order, attempt, meeting) for actor in ranks]
-        self.held.append(Held(order, attempt, streams))
+        self.held.append(QueuedOrder(order, attempt, streams))
         self._shape = shape(order) or self._shape
 
     def streams(self) -> list[Any]:
         return self.held[0].streams if self.held else []
 
-    def heard(self, event: AnyEvent) -> None:
+    def on_event(self, event: AnyEvent) -> None:
         self.held[0].is_over |= event.kind in CLOSING
 
-    def end(self, stream: Any) -> None:
+    def on_stream_end(self, stream: Any) -> None:
         """A rank came to the end of its stream; with the last one the order is over."""
         head = self.held[0]
         head.streams = [other for other in head.streams if other is not stream]
@@ -96,7 +96,7 @@ class Slot:
         for actor in self.actors:
             actor.interrupt.remote(reason)
 
-    def listen(self) -> float:
+    def poll_heartbeat(self) -> float:
         """Take an answered pulse and ask for the next; seconds of silence so far."""
         now = time.monotonic()
         if self._asked is not None:
@@ -104,10 +104,10 @@ class Slot:
             if not answered:
                 return now - self._asked_at
             self._asked = None
-            self.pulse = _answer(answered[0], self.pulse)
+            self.heartbeat = _answer(answered[0], self.heartbeat)
         if not self.starting:
-            self._asked, self._asked_at = self.actors[0].pulse.remote(), now
-        return self.pulse.silent_s if self.pulse is not None else 0.0
+            self._asked, self._asked_at = self.actors[0].heartbeat.remote(), now
+        return self.heartbeat.silent_s if self.heartbeat is not None else 0.0
 
     def destroy(self) -> None:
         for actor in self.actors:
@@ -117,10 +117,10 @@ class Slot:
         self.held, self.starting, self._asked = [], [], None
 
 
-def _answer(ref: Any, last: Pulse | None) -> Pulse | None:
+def _answer(ref: Any, last: Heartbeat | None) -> Heartbeat | None:
     """A dead actor's pulse is no news: its stream says so."""
     try:
-        pulse: Pulse = ray.get(ref)
+        pulse: Heartbeat = ray.get(ref)
     except ray.exceptions.RayError:
         return last
     return pulse
@@ -134,7 +134,7 @@ def shape(order: AnyOrder) -> str | None:
     return model_key(cohort.model) if cohort is not None else None
 
 
-def create_slot(name: str, setting: Setting, spec: FleetSpec, needs: Needs) -> Slot:
+def create_slot(name: str, setting: WorkerConfig, spec: FleetConfig, needs: SlotResources) -> Slot:
     """Ask for a slot; it opens once its placement group is placed and its processes are warm."""
     group = placement_group(
         [needs.bundle] * needs.ranks,
@@ -156,7 +156,7 @@ def create_slot(name: str, setting: Setting, spec: FleetSpec, needs: Needs) -> S
     return Slot(name, actors, group, starting=[actor.ready.remote() for actor in actors])
 
 
-def create_merge_slot(setting: Setting) -> Slot:
+def create_merge_slot(setting: WorkerConfig) -> Slot:
     """The merge actor reserves nothing: it drives recipes, and tastes while training goes on.
 
     It works on the CPU and, alone, on one rank.

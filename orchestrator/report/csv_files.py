@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report.results import SCORES, Json, results
 from orchestrator.state.state import State
 from workers.types import SELECTION
@@ -21,7 +21,10 @@ LATER = ("worst_class", "mcnemar_p", "ece_scaled")
 
 
 def summary_csv(
-    program: Program, state: State, known: Json | None = None, analysis: Json | None = None
+    program: ExpandedExperiment,
+    state: State,
+    known: Json | None = None,
+    analysis: Json | None = None,
 ) -> str:
     """Runs, soups and ensembles; per split the scores, and the difference to the best single.
 

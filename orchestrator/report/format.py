@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from workers.types import WORST, Facts
+from workers.types import WORST, PreflightResult
 
 Json = dict[str, Any]
 
@@ -170,7 +170,7 @@ def selection(value: float | None, metric: str) -> str:
     return shown(-value if metric == "nll" else value, metric)
 
 
-def images(facts: Facts) -> str:
+def images(facts: PreflightResult) -> str:
     """`train 800, val 170, test 170; folds of train hold out 267, 267, 266`"""
     counts = ", ".join(f"{name} {split.count}" for name, split in facts.splits.items())
     folds = ", ".join(map(str, facts.folds))

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import config
-from orchestrator.experiment.resolved import Program, Resolved, resolve, tracks_of
+from orchestrator.experiment.resolved import (
+    ExpandedExperiment,
+    ResolvedExperiment,
+    resolve,
+    run_and_ema,
+)
 from orchestrator.report.efficiency import fleet_efficiency, wall_s
 from orchestrator.report.round_results import rounds
 from orchestrator.schedule import (
@@ -26,7 +31,16 @@ from orchestrator.schedule.final_merges import Final
 from orchestrator.state.remember import remembered
 from orchestrator.state.state import MergeState, State
 from workers.storage.layout import ANALYSIS
-from workers.types import SELECTION, Checkpointed, Compared, Delta, Mix, RunSpec, Score, family_of
+from workers.types import (
+    SELECTION,
+    Checkpointed,
+    Compared,
+    Delta,
+    Mix,
+    RunSpec,
+    Score,
+    cohort_family,
+)
 
 SCHEMA = 1
 SCORES = ("top1", "macro_f1", "nll", "ece", "worst_class")
@@ -34,7 +48,7 @@ SCORES = ("top1", "macro_f1", "nll", "ece", "worst_class")
 Json = dict[str, Any]
 
 
-def results(program: Program, state: State) -> Json:
+def results(program: ExpandedExperiment, state: State) -> Json:
     """Everything DESIGN promises in results.json; rendered early it says what is known so far."""
     resolved = resolve(program, state.facts) if state.facts is not None else None
     compared = comparison(program, state)
@@ -50,10 +64,11 @@ def results(program: Program, state: State) -> Json:
         "runs": [
             _run(program, state, resolved, run, track)
             for run in program.runs
-            for track in tracks_of(run)
+            for track in run_and_ema(run)
         ],
         "soups": [
-            _soup(program, state, compared, *each) for each in final_merges.made(program, state)
+            _soup(program, state, compared, *each)
+            for each in final_merges.written_soups(program, state)
         ],
         "ensembles": _ensembles(compared),
         "best_single": best_single(program, state),
@@ -85,7 +100,7 @@ def _facts(state: State) -> Json:
     }
 
 
-def _cohorts(resolved: Resolved | None) -> list[Json]:
+def _cohorts(resolved: ResolvedExperiment | None) -> list[Json]:
     if resolved is None:
         return []
     return [
@@ -109,11 +124,15 @@ def _num_segments(state: State) -> Counter[str]:
 
 
 def _run(
-    program: Program, state: State, resolved: Resolved | None, run: RunSpec, track: RunSpec
+    program: ExpandedExperiment,
+    state: State,
+    resolved: ResolvedExperiment | None,
+    run: RunSpec,
+    track: RunSpec,
 ) -> Json:
     """Of a run, or of the moving average of its weights, which shares the run's fate."""
     known, average = state.run(run.id), state.run(track.id)
-    stands_for_it = ingredients.representative(program, average)
+    stands_for_it = ingredients.representative_checkpoint(program, average)
     status = training.status(program, state, run)
     steps = known.last.step if known.last is not None else 0
     return {
@@ -148,7 +167,7 @@ def _scores(scores: Mapping[str, Score]) -> Json:
 
 
 def _soup(
-    program: Program, state: State, compared: Compared | None, final: Final, name: str
+    program: ExpandedExperiment, state: State, compared: Compared | None, final: Final, name: str
 ) -> Json:
     state_of_it = state.merges[final.id]
     soup = state_of_it.soup
@@ -159,7 +178,7 @@ def _soup(
         "id": name,
         "recipe": final.recipe.label,
         "options": dict(final.recipe.options),
-        "cohort": family_of(final.cohort.id),
+        "cohort": cohort_family(final.cohort.id),
         "mix": _mix(state, soup.mix),
         "ingredients": len(state_of_it.opened.ingredients),
         "members": _ids_of(state, soup.mix.names),
@@ -167,7 +186,7 @@ def _soup(
         "decisions": _decisions(state, state_of_it),
         "curve": [_point(state, point) for point in path_scores.curve(program, state, final)],
         "tastes": len(tastes(state, state_of_it)),
-        "measured": state_of_it.measured,
+        "measured": state_of_it.num_measurements,
         "samples_forwarded": cost.samples,
         "seconds": cost.seconds + state.blend_seconds.get(name, 0.0),
         "batchnorm": final.cohort.batchnorm,
@@ -194,7 +213,7 @@ def _mix(state: State, mix: Mix) -> Json:
 def tastes(state: State, made: MergeState) -> tuple[tuple[str, str], ...]:
     """(cohort, mix key) of the mixes that were tasted to answer the merge's questions, each once.
     A taste that another merge paid for counts here as well: it says what the recipe needs."""
-    keys = dict.fromkeys((made.opened.cohort, mix) for mix in made.tried)
+    keys = dict.fromkeys((made.opened.cohort, mix) for mix in made.tasted_mixes)
     return tuple(key for key in keys if key in state.tastes)
 
 
@@ -218,7 +237,7 @@ def _cost(state: State, made: MergeState) -> _Cost:
 def _id_of(state: State, name: str) -> str:
     """The id under which a named checkpoint lies; its name, if it is gone."""
     try:
-        return ingredients.locate(state, name).id
+        return ingredients.checkpoint_named(state, name).id
     except KeyError:
         return name
 
@@ -243,14 +262,14 @@ def _decisions(state: State, made: MergeState) -> list[Json]:
 
 def _run_of(state: State, name: str) -> str | None:
     """Of a checkpoint that took no part; None for what is none, such as `alpha 0.3`."""
-    return name.partition("/")[0] if ingredients.counts(state, name) else None
+    return name.partition("/")[0] if ingredients.is_known_checkpoint(state, name) else None
 
 
 def _deltas(deltas: Mapping[str, Delta]) -> Json:
     return {split: delta.model_dump(mode="json") for split, delta in deltas.items()}
 
 
-def comparison(program: Program, state: State) -> Compared | None:
+def comparison(program: ExpandedExperiment, state: State) -> Compared | None:
     """The comparison of exactly what there is to compare; None until it has been made."""
     order = scoring.compare_order(program, state)
     return state.compared.get(order.key) if order is not None else None
@@ -271,12 +290,12 @@ def _ensembles(compared: Compared | None) -> list[Json]:
     ]
 
 
-def best_single(program: Program, state: State) -> Json | None:
+def best_single(program: ExpandedExperiment, state: State) -> Json | None:
     """The run that the soups have to beat; None while no run has ended well."""
     if state.facts is None:
         return None
     resolved = resolve(program, state.facts)
-    singles = list(scoring.ended(program, state, resolved))
+    singles = list(scoring.ended_variants(program, state, resolved))
     order = scoring.compare_order(program, state)
     if order is not None:
         singles = [each for each in singles if each[1].checkpoint.id == order.best_single]

@@ -3,7 +3,7 @@
 from statistics import mean
 from typing import Any
 
-from orchestrator.experiment.resolved import Program, resolve
+from orchestrator.experiment.resolved import ExpandedExperiment, resolve
 from orchestrator.schedule import ingredients
 from orchestrator.schedule.sync_rounds import soup_name
 from orchestrator.state.state import MergeState, State
@@ -12,7 +12,7 @@ from workers.types import SELECTION, Ingredient, Score
 Json = dict[str, Any]
 
 
-def rounds(program: Program, state: State) -> list[Json]:
+def rounds(program: ExpandedExperiment, state: State) -> list[Json]:
     """Anytime soups of observe rounds, and sync rounds with who took part, oldest first."""
     ours = [each for each in state.merges.values() if not each.opened.is_final]
     told = [
@@ -44,7 +44,7 @@ def _head(merge: MergeState) -> Json:
     }
 
 
-def _synced(program: Program, state: State, merge: MergeState) -> Json:
+def _synced(program: ExpandedExperiment, state: State, merge: MergeState) -> Json:
     """`merged` has the scores of the merged weights, whether members went on from them or not."""
     opened, closed, spread = merge.opened, merge.closed, merge.diversity
     merged = state.scores.get(soup_name(merge), {}).get(SELECTION)
@@ -74,7 +74,7 @@ def _step(member: Ingredient) -> int:
     return int(member.name.partition("/")[2])
 
 
-def _epoch(program: Program, state: State, merge: MergeState) -> float | None:
+def _epoch(program: ExpandedExperiment, state: State, merge: MergeState) -> float | None:
     """Of the mean member."""
     if state.facts is None:
         return None
@@ -89,5 +89,7 @@ def _scores(score: Score | None) -> Json | None:
 def _id_of(state: State, name: str) -> str:
     """With its attempt, while the checkpoint counts."""
     return (
-        ingredients.counted(state, name).checkpoint.id if ingredients.counts(state, name) else name
+        ingredients.checkpoint_event(state, name).checkpoint.id
+        if ingredients.is_known_checkpoint(state, name)
+        else name
     )

@@ -26,7 +26,7 @@ def verdict(known: Json) -> Verdict:
     soup = served(known)
     if soup is None:
         return Verdict("none", f"No soup is served. {_why_none(known)}")
-    split = versus(known)
+    split = report_split(known)
     delta = soup["vs_best_single"].get(split) if split is not None else None
     if delta is None:
         return Verdict(
@@ -34,7 +34,7 @@ def verdict(known: Json) -> Verdict:
         )
     if soup["members"] == [known["best_single"]["checkpoint"]]:
         return Verdict("unsure", _itself(known, soup, str(split)))
-    tone = judged(delta)
+    tone = verdict_of(delta)
     against = (
         f"{_shown(known, soup, split)} against {_shown(known, known['best_single'], split)}, "
         f"{_difference(delta)}"
@@ -48,7 +48,7 @@ def verdict(known: Json) -> Verdict:
     return Verdict(tone, said[tone])
 
 
-def judged(delta: Json) -> Literal["better", "worse", "unsure"]:
+def verdict_of(delta: Json) -> Literal["better", "worse", "unsure"]:
     """By the 95 % interval; less is better for a negative log-likelihood."""
     low, high = delta["ci95"]
     if delta["metric"] == "nll":
@@ -62,7 +62,7 @@ def served(known: Json) -> Json | None:
     return next((soup for soup in known["soups"] if soup["id"] == known["served"]), None)
 
 
-def versus(known: Json) -> str | None:
+def report_split(known: Json) -> str | None:
     """The split that judges: `test`, else the last that only reports; never the selection split."""
     report = [split for split in format.splits_of(known) if split != known["selection"]]
     if "test" in report:
@@ -104,7 +104,7 @@ def _difference(delta: Json) -> str:
 
 def about_ensembles(known: Json) -> list[str]:
     """How each ensemble compares with the soup, through what both differ from the best single."""
-    soup, split = served(known), versus(known)
+    soup, split = served(known), report_split(known)
     if soup is None or split is None:
         return []
     return [

@@ -2,7 +2,7 @@
 
 import json
 
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report.csv_files import run_csv, summary_csv
 from orchestrator.report.html.page import report_html
 from orchestrator.report.results import Json, results
@@ -11,7 +11,7 @@ from workers.storage.layout import ANALYSIS, REPORT, RESULTS, SUMMARY, run_file
 from workers.storage.store import Store
 
 
-def write_report(program: Program, state: State, store: Store) -> Json:
+def write_report(program: ExpandedExperiment, state: State, store: Store) -> Json:
     """Returns the results. results.json is written last: where it is, the rest is too."""
     known = results(program, state)
     analysis = json.loads(store.read(ANALYSIS)) if store.exists(ANALYSIS) else None

@@ -10,7 +10,7 @@ repeat what a fleet already holds, what waits for its backoff, or what was given
 from collections.abc import Iterator
 from itertools import chain
 
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.schedule import (
     analysis,
     basin,
@@ -41,11 +41,11 @@ RULES = (
     final_merges.blends,
     scoring.soups,
     scoring.comparison,
-    serving.serving,
+    serving.serve_order,
     analysis.orders,
     path_scores.orders,
     observe.orders,
-    sync_merges.telling,
+    sync_merges.report_orders,
     retention.checkpoints,
 )
 """In order of priority: what a sync round waits for, then training, final tastes and scores; last
@@ -53,34 +53,34 @@ what training must not wait for."""
 
 
 @remembered(by=lambda program, state: (program, state))
-def due(program: Program, state: State) -> tuple[AnyOrder, ...]:
-    return tuple(order for order in wanted(program, state) if not state.holds(order.id))
+def due(program: ExpandedExperiment, state: State) -> tuple[AnyOrder, ...]:
+    return tuple(order for order in wanted(program, state) if not state.is_blocked(order.id))
 
 
-def wanted(program: Program, state: State) -> tuple[AnyOrder, ...]:
+def wanted(program: ExpandedExperiment, state: State) -> tuple[AnyOrder, ...]:
     """Due, or already in flight; rules may leave out what is in flight."""
-    if state.stopped is not None or serving.refusal(state) is not None:
+    if state.stopped is not None or serving.preflight_refusal(state) is not None:
         return ()
     return tuple(chain.from_iterable(rule(program, state) for rule in RULES))
 
 
-def decisions(program: Program, state: State, now: float) -> tuple[AnyEvent, ...]:
+def decisions(program: ExpandedExperiment, state: State, now: float) -> tuple[AnyEvent, ...]:
     return tuple(_decisions(program, state, now))
 
 
-def _decisions(program: Program, state: State, now: float) -> Iterator[AnyEvent]:
+def _decisions(program: ExpandedExperiment, state: State, now: float) -> Iterator[AnyEvent]:
     yield from retry.decisions(program, state, now)
     yield from serving.deadline(program, state, now)
     yield from final_merges.decisions(program, state)
     yield from observe.decisions(program, state)
     yield from sync_merges.decisions(program, state, now)
-    yield from serving.nothing_to_serve(program, state)
+    yield from serving.served_nothing(program, state)
 
 
-def is_over(program: Program, state: State) -> bool:
+def is_over(program: ExpandedExperiment, state: State) -> bool:
     """Nothing is in flight, waits, could be done or settled: the experiment has all it will get."""
-    if state.open or state.backoff or state.undecided:
+    if state.open or state.backoff or state.unresolved_failures:
         return False
-    if serving.refusal(state) is not None:
+    if serving.preflight_refusal(state) is not None:
         return True
     return not due(program, state) and not decisions(program, state, now=0.0)

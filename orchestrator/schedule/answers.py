@@ -14,20 +14,20 @@ from workers.types import (
     WORST,
     Answer,
     Answered,
-    First,
-    Found,
-    Geometry,
-    Gradient,
+    FirstAtLeast,
+    FirstResult,
+    GramMatrices,
     MergeOpened,
     Mix,
+    MixGradient,
     Taste,
-    Tasting,
-    Tastings,
-    family_of,
+    TasteResult,
+    TasteResults,
+    cohort_family,
 )
 
-Tasted = Taste | First
-Measurement = Geometry | Gradient
+Tasted = Taste | FirstAtLeast
+Measurement = GramMatrices | MixGradient
 
 
 def answered(state: State, merge: MergeState) -> Answered | None:
@@ -42,38 +42,38 @@ def answered(state: State, merge: MergeState) -> Answered | None:
 
 
 def is_measured(state: State, opened: MergeOpened, question: Measurement) -> bool:
-    return (family_of(opened.cohort), question.key) in state.measured
+    return (cohort_family(opened.cohort), question.key) in state.measured
 
 
-def known(state: State, opened: MergeOpened, mix: Mix, hits: bool = False) -> Tasting | None:
+def known(state: State, opened: MergeOpened, mix: Mix, hits: bool = False) -> TasteResult | None:
     """What the ledger says of a mix; a single is its ingredient, score and all. The base alone is
     tasted like any mix, for nothing has scored it."""
     scores = {each.name: each.score for each in opened.ingredients} if mix.single else {}
     if mix.single in scores and not hits:
         score = scores[mix.single]
-        return Tasting(score=score, at_most=score, samples=0)
+        return TasteResult(score=score, at_most=score, samples=0)
     prefix = f"{'observe' if opened.observe else 'taste'}-{opened.cohort}-{mix.key}-"
     if any(order.startswith(prefix) for order in state.gave_up):
-        return Tasting(score=None, at_most=WORST, samples=0)
+        return TasteResult(score=None, at_most=WORST, samples=0)
     return state.tastes.get((opened.cohort, mix.key))
 
 
 def answer_to(question: Tasted, state: State, opened: MergeOpened) -> Answer | None:
     """The answer if everything it needs is known; speculative tastes beyond it are ignored."""
-    if isinstance(question, First):
+    if isinstance(question, FirstAtLeast):
         return _first(question, state, opened)
     tastings = [known(state, opened, mix, question.hits) for mix in question.mixes]
     if not all(is_enough(tasting, question) for tasting in tastings):
         return None
-    return Tastings(
+    return TasteResults(
         scores=tuple(WORST if not t or t.score is None else t.score for t in tastings),
         hits=tuple(t.hits if t else None for t in tastings) if question.hits else (),
         nll=tuple(t.nll if t else None for t in tastings),
     )
 
 
-def _first(question: First, state: State, opened: MergeOpened) -> Found | None:
-    tried: list[Tasting] = []
+def _first(question: FirstAtLeast, state: State, opened: MergeOpened) -> FirstResult | None:
+    tried: list[TasteResult] = []
     for index, mix in enumerate(question.mixes):
         tasting = known(state, opened, mix)
         if tasting is None or not is_enough(tasting, question):
@@ -81,24 +81,24 @@ def _first(question: First, state: State, opened: MergeOpened) -> Found | None:
         # Known or not, hits are no part of this answer: the same bytes whoever tasted before.
         tried.append(tasting.model_copy(update={"hits": None}))
         if tasting.score is not None and question.is_met_by(tasting.score):
-            return Found(index=index, tried=tuple(tried))
-    return Found(index=None, tried=tuple(tried))
+            return FirstResult(index=index, tried=tuple(tried))
+    return FirstResult(index=None, tried=tuple(tried))
 
 
-def is_enough(tasting: Tasting | None, question: Tasted) -> bool:
+def is_enough(tasting: TasteResult | None, question: Tasted) -> bool:
     """A complete score always is, but where hits are asked for; a bound only when it decides."""
     if tasting is None:
         return False
     if tasting.at_most == WORST:
         return True
     if tasting.score is not None:
-        return isinstance(question, First) or not question.hits or tasting.hits is not None
-    return isinstance(question, First) and not question.is_met_by(tasting.at_most)
+        return isinstance(question, FirstAtLeast) or not question.hits or tasting.hits is not None
+    return isinstance(question, FirstAtLeast) and not question.is_met_by(tasting.at_most)
 
 
 def unknown(question: Tasted, state: State, opened: MergeOpened) -> Iterator[Mix]:
-    """Mixes still to be tasted, in order and each once; for `First` none beyond the first that is
-    known to do."""
+    """Mixes still to be tasted, in order and each once; for `FirstAtLeast` none beyond the first
+    that is known to reach the bar."""
     hits = isinstance(question, Taste) and question.hits
     for mix in {mix.key: mix for mix in question.mixes}.values():
         tasting = known(state, opened, mix, hits)
@@ -108,7 +108,7 @@ def unknown(question: Tasted, state: State, opened: MergeOpened) -> Iterator[Mix
             return
 
 
-def _settles(tasting: Tasting | None, question: Tasted) -> bool:
-    if not isinstance(question, First) or tasting is None or tasting.score is None:
+def _settles(tasting: TasteResult | None, question: Tasted) -> bool:
+    if not isinstance(question, FirstAtLeast) or tasting is None or tasting.score is None:
         return False
     return question.is_met_by(tasting.score)

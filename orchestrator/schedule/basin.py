@@ -10,26 +10,26 @@ finds out by itself. What is tasted here is what greedy tastes first, so it pays
 
 from collections.abc import Iterator
 
-from orchestrator.experiment.resolved import Program, resolve
-from orchestrator.schedule.ingredients import ingredients, locate_all
+from orchestrator.experiment.resolved import ExpandedExperiment, resolve
+from orchestrator.schedule.ingredients import checkpoints_named, ingredients
 from orchestrator.schedule.training import all_settled, standing
 from orchestrator.state.remember import remembered
 from orchestrator.state.state import State
 from workers.types import AnyOrder, Cohort, Decision, Ingredient, Mix, TasteOrder
 
 
-def orders(program: Program, state: State) -> Iterator[AnyOrder]:
+def orders(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
     if all_settled(program, state):
         yield from (each for each in _tastes(program, state) if not _is_known(state, each))
 
 
-def is_known(program: Program, state: State) -> bool:
+def is_known(program: ExpandedExperiment, state: State) -> bool:
     """Whether all is tasted that decides who takes part; of a fleet that has ended."""
     return all(_is_known(state, taste) for taste in _tastes(program, state))
 
 
-def outside(
-    program: Program, state: State, cohort: Cohort, members: tuple[Ingredient, ...]
+def outside_basin(
+    program: ExpandedExperiment, state: State, cohort: Cohort, members: tuple[Ingredient, ...]
 ) -> tuple[Decision, ...]:
     """The members to leave out, with the reason; once `is_known`."""
     tastes = {each.mix.names[-1]: each for each in _tastes(program, state) if each.cohort == cohort}
@@ -38,7 +38,7 @@ def outside(
 
 
 @remembered(by=standing)
-def _tastes(program: Program, state: State) -> tuple[TasteOrder, ...]:
+def _tastes(program: ExpandedExperiment, state: State) -> tuple[TasteOrder, ...]:
     """Of every ingredient but the best of its cohort."""
     if program.experiment.soup.basin is None or state.facts is None:
         return ()
@@ -51,7 +51,7 @@ def _tastes(program: Program, state: State) -> tuple[TasteOrder, ...]:
 
 
 def _of(
-    program: Program, state: State, cohort: Cohort, members: tuple[Ingredient, ...]
+    program: ExpandedExperiment, state: State, cohort: Cohort, members: tuple[Ingredient, ...]
 ) -> Iterator[TasteOrder]:
     allowed = program.experiment.soup.basin
     assert allowed is not None
@@ -63,7 +63,7 @@ def _of(
         yield TasteOrder(
             cohort=cohort,
             mix=mix,
-            ingredients=locate_all(state, mix.names),
+            ingredients=checkpoints_named(state, mix.names),
             at_least=min(best.score, each.score) - allowed,
         )
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from orchestrator.experiment.resolved import Program, Recipe, resolve
+from orchestrator.experiment.resolved import ExpandedExperiment, SoupRecipe, resolve
 from orchestrator.schedule import basin
 from orchestrator.schedule.answers import answered, is_measured, unknown
-from orchestrator.schedule.ingredients import ingredients, locate_all
+from orchestrator.schedule.ingredients import checkpoints_named, ingredients
 from orchestrator.schedule.training import all_settled, standing
 from orchestrator.state.remember import remembered
 from orchestrator.state.state import MergeState, State
@@ -24,21 +24,21 @@ from workers.types import (
     BlendOrder,
     Cohort,
     Decision,
-    First,
-    Geometry,
+    FirstAtLeast,
     GeometryOrder,
-    Gradient,
     GradientOrder,
+    GramMatrices,
     Ingredient,
-    Kitchen,
     MergeOpened,
     MergeOrder,
     Mix,
+    MixGradient,
     Policy,
+    RecipeContext,
     Taste,
     TasteOrder,
+    cohort_family,
     digest,
-    family_of,
     measurement_id,
     model_key,
 )
@@ -50,25 +50,25 @@ class Final:
 
     id: str
     cohort: Cohort
-    recipe: Recipe
+    recipe: SoupRecipe
     ingredients: tuple[Ingredient, ...]
     left_out: tuple[Decision, ...] = ()
 
 
-def finals(program: Program, state: State) -> tuple[Final, ...]:
+def finals(program: ExpandedExperiment, state: State) -> tuple[Final, ...]:
     """Empty until every run has ended; then one per cohort and recipe."""
     if not all_settled(program, state) or not basin.is_known(program, state):
         return ()
     return _finals(program, state)
 
 
-def _deciding(program: Program, state: State) -> tuple[object, ...]:
+def _deciding(program: ExpandedExperiment, state: State) -> tuple[object, ...]:
     tastes = state.tastes if program.experiment.soup.basin is not None else None
     return *standing(program, state), tastes
 
 
 @remembered(by=_deciding)
-def _finals(program: Program, state: State) -> tuple[Final, ...]:
+def _finals(program: ExpandedExperiment, state: State) -> tuple[Final, ...]:
     assert state.facts is not None
     resolved = resolve(program, state.facts)
     return tuple(
@@ -82,16 +82,16 @@ def _finals(program: Program, state: State) -> tuple[Final, ...]:
 
 
 def _takes_part(
-    program: Program,
+    program: ExpandedExperiment,
     state: State,
     cohort: Cohort,
-    recipe: Recipe,
+    recipe: SoupRecipe,
     everyone: tuple[Ingredient, ...],
 ) -> tuple[tuple[Ingredient, ...], tuple[Decision, ...]]:
     """(ingredients, who is left out and why): `best` mixes nothing, so it may take any."""
     if recipe.name == "best":
         return everyone, ()
-    left_out = basin.outside(program, state, cohort, everyone)
+    left_out = basin.outside_basin(program, state, cohort, everyone)
     names = {decision.candidate for decision in left_out}
     return tuple(each for each in everyone if each.name not in names), left_out
 
@@ -100,7 +100,9 @@ COMPARED: tuple[Policy, ...] = ("recompute", "average", "best")
 """Policies that soup.batchnorm: compare tries."""
 
 
-def _policies(program: Program, recipe: Recipe, cohort: Cohort) -> Iterator[tuple[Recipe, Cohort]]:
+def _policies(
+    program: ExpandedExperiment, recipe: SoupRecipe, cohort: Cohort
+) -> Iterator[tuple[SoupRecipe, Cohort]]:
     """The recipe under every policy for BatchNorm statistics; `best` mixes nothing, so it is the
     same under all of them."""
     compared = program.experiment.soup.batchnorm == "compare" and cohort.batchnorm != "none"
@@ -111,12 +113,12 @@ def _policies(program: Program, recipe: Recipe, cohort: Cohort) -> Iterator[tupl
         yield replace(recipe, label=f"{recipe.label}@{policy}"), cohort.under(policy)
 
 
-def _merge_id(recipe: Recipe, cohort: Cohort, members: tuple[Ingredient, ...]) -> str:
+def _merge_id(recipe: SoupRecipe, cohort: Cohort, members: tuple[Ingredient, ...]) -> str:
     key = digest([dict(recipe.options), [member.name for member in members]], 6)
     return f"{recipe.label}-{cohort.id}-{key}"
 
 
-def decisions(program: Program, state: State) -> Iterator[AnyEvent]:
+def decisions(program: ExpandedExperiment, state: State) -> Iterator[AnyEvent]:
     """Open what is missing; answer what can be answered."""
     for final in finals(program, state):
         if final.id not in state.merges:
@@ -135,7 +137,7 @@ def decisions(program: Program, state: State) -> Iterator[AnyEvent]:
             yield answer
 
 
-def final_orders(program: Program, state: State) -> Iterator[AnyOrder]:
+def final_orders(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
     for final in finals(program, state):
         merge = state.merges.get(final.id)
         if merge is not None:
@@ -143,7 +145,7 @@ def final_orders(program: Program, state: State) -> Iterator[AnyOrder]:
 
 
 def orders_of(
-    program: Program, state: State, merge: MergeState, cohort: Cohort, width: int
+    program: ExpandedExperiment, state: State, merge: MergeState, cohort: Cohort, width: int
 ) -> Iterator[AnyOrder]:
     """The next turn of the recipe, or what its question needs: tastes, or one measurement."""
     opened, question = merge.opened, merge.question
@@ -151,19 +153,21 @@ def orders_of(
         return
     if question is None:
         yield _turn(program, state, merge, cohort)
-    elif isinstance(question, Taste | First):
+    elif isinstance(question, Taste | FirstAtLeast):
         for mix in islice(unknown(question, state, opened), width):
             order = taste_order(question, mix, cohort, opened.observe)
-            if not state.holds(order.id):
+            if not state.is_blocked(order.id):
                 yield _located(state, opened, order)
     elif not is_measured(state, opened, question):
         measurement = _measurement(question, cohort, opened.observe)
-        if not state.holds(measurement.id):
-            places = locate_all(state, sorted(question.mentioned))
+        if not state.is_blocked(measurement.id):
+            places = checkpoints_named(state, sorted(question.mentioned))
             yield measurement.model_copy(update={"ingredients": places})
 
 
-def _turn(program: Program, state: State, merge: MergeState, cohort: Cohort) -> MergeOrder:
+def _turn(
+    program: ExpandedExperiment, state: State, merge: MergeState, cohort: Cohort
+) -> MergeOrder:
     opened = merge.opened
     return MergeOrder(
         merge=opened.merge,
@@ -175,9 +179,9 @@ def _turn(program: Program, state: State, merge: MergeState, cohort: Cohort) -> 
     )
 
 
-def kitchen_of(program: Program, state: State, cohort: Cohort) -> Kitchen:
+def kitchen_of(program: ExpandedExperiment, state: State, cohort: Cohort) -> RecipeContext:
     assert state.facts is not None
-    return Kitchen(
+    return RecipeContext(
         base=cohort.base,
         components=state.facts.models[model_key(cohort.model)].components,
         seed=program.experiment.seed,
@@ -187,9 +191,9 @@ def kitchen_of(program: Program, state: State, cohort: Cohort) -> Kitchen:
 
 
 def _measurement(
-    question: Geometry | Gradient, cohort: Cohort, observe: bool
+    question: GramMatrices | MixGradient, cohort: Cohort, observe: bool
 ) -> GeometryOrder | GradientOrder:
-    if isinstance(question, Geometry):
+    if isinstance(question, GramMatrices):
         return GeometryOrder(cohort=cohort, question=question, ingredients=(), observe=observe)
     return GradientOrder(cohort=cohort, question=question, ingredients=(), observe=observe)
 
@@ -197,7 +201,7 @@ def _measurement(
 def _located(state: State, opened: MergeOpened, order: TasteOrder) -> TasteOrder:
     """With where the mix's members lie, and whose predictions say which images are hard."""
     places = {
-        "ingredients": locate_all(state, order.mix.names),
+        "ingredients": checkpoints_named(state, order.mix.names),
         "hard_first": _all_ids(state, opened),
     }
     return order.model_copy(update=places)
@@ -205,11 +209,13 @@ def _located(state: State, opened: MergeOpened, order: TasteOrder) -> TasteOrder
 
 @remembered(by=lambda state, opened: (state.runs, opened))
 def _all_ids(state: State, opened: MergeOpened) -> tuple[str, ...]:
-    known = locate_all(state, [ingredient.name for ingredient in opened.ingredients])
+    known = checkpoints_named(state, [ingredient.name for ingredient in opened.ingredients])
     return tuple(checkpoint.id for checkpoint in known)
 
 
-def taste_order(question: Taste | First, mix: Mix, cohort: Cohort, observe: bool) -> TasteOrder:
+def taste_order(
+    question: Taste | FirstAtLeast, mix: Mix, cohort: Cohort, observe: bool
+) -> TasteOrder:
     order = TasteOrder(cohort=cohort, mix=mix, ingredients=(), observe=observe)
     if isinstance(question, Taste):
         return order.model_copy(update={"hits": question.hits})
@@ -227,10 +233,10 @@ def failure(state: State, merge: str) -> str | None:
 
 
 def _measurement_failure(state: State, merge: MergeState | None) -> str | None:
-    if merge is None or not isinstance(merge.question, Geometry | Gradient):
+    if merge is None or not isinstance(merge.question, GramMatrices | MixGradient):
         return None
     opened = merge.opened
-    order = measurement_id(merge.question, family_of(opened.cohort), opened.observe)
+    order = measurement_id(merge.question, cohort_family(opened.cohort), opened.observe)
     reason = state.gave_up.get(order)
     return None if reason is None else f"its {merge.question.kind} failed: {reason}"
 
@@ -239,7 +245,7 @@ def soup_name(final: Final, mix: Mix) -> str:
     return f"soup/{final.recipe.label}-{digest([final.cohort.id, mix.key, final.cohort.batchnorm])}"
 
 
-def blends(program: Program, state: State) -> Iterator[AnyOrder]:
+def blends(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
     for final in finals(program, state):
         merge = state.merges.get(final.id)
         if merge is None or merge.soup is None:
@@ -247,15 +253,15 @@ def blends(program: Program, state: State) -> Iterator[AnyOrder]:
         name = soup_name(final, merge.soup.mix)
         if name not in state.soups:
             yield BlendOrder(
-                soup=name,
+                name=name,
                 recipe=final.recipe.label,
                 cohort=final.cohort,
-                made=merge.soup,
-                ingredients=locate_all(state, merge.soup.mix.names),
+                soup=merge.soup,
+                ingredients=checkpoints_named(state, merge.soup.mix.names),
             )
 
 
-def is_complete(program: Program, state: State) -> bool:
+def is_complete(program: ExpandedExperiment, state: State) -> bool:
     """Every final soup is in the store, or will never be."""
     todo = finals(program, state)
     return bool(todo) and all(_has_ended(state, final) for final in todo)
@@ -271,7 +277,7 @@ def _has_ended(state: State, final: Final) -> bool:
     return name in state.soups or f"blend-{name.removeprefix('soup/')}" in state.gave_up
 
 
-def made(program: Program, state: State) -> tuple[tuple[Final, str], ...]:
+def written_soups(program: ExpandedExperiment, state: State) -> tuple[tuple[Final, str], ...]:
     """(final merge, soup name) of the soups that are in the store."""
     return tuple(
         (final, name)

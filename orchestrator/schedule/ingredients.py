@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-from orchestrator.config.sections import SoupSpec
-from orchestrator.experiment.resolved import Program, Resolved
+from orchestrator.config.sections import SoupConfig
+from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperiment
 from orchestrator.schedule.training import failure, is_trained
 from orchestrator.state.state import RunState, State
-from workers.types import Checkpoint, Checkpointed, Cohort, Ingredient, Metric, RunSpec, run_of
+from workers.types import Checkpoint, Checkpointed, Cohort, Ingredient, Metric, RunSpec, run_id_of
 
 
 def selection(event: Checkpointed, metric: Metric) -> float:
@@ -28,7 +28,9 @@ def best(run: RunState, metric: Metric) -> Checkpointed | None:
     return next(iter(ranked(run, metric)), None)
 
 
-def chosen(run: RunState, soup: SoupSpec, steps_per_epoch: int) -> tuple[Checkpointed, ...]:
+def selected_checkpoints(
+    run: RunState, soup: SoupConfig, steps_per_epoch: int
+) -> tuple[Checkpointed, ...]:
     """The track's ingredients under soup.ingredients: best, last, all, top-K or a list of epochs.
 
     What ended before the first of the epochs gives its last scored checkpoint instead.
@@ -44,7 +46,7 @@ def chosen(run: RunState, soup: SoupSpec, steps_per_epoch: int) -> tuple[Checkpo
     return tuple(sorted(ranked(run, soup.metric)[:count], key=lambda e: e.checkpoint.step))
 
 
-def representative(program: Program, run: RunState) -> Checkpointed | None:
+def representative_checkpoint(program: ExpandedExperiment, run: RunState) -> Checkpointed | None:
     """The checkpoint that stands for the run, or for its average, in tables and ensembles."""
     soup = program.experiment.soup
     if soup.ingredients == "last":
@@ -52,7 +54,9 @@ def representative(program: Program, run: RunState) -> Checkpointed | None:
     return best(run, soup.metric)
 
 
-def usable(state: State, resolved: Resolved, tracks: Iterable[RunSpec]) -> tuple[RunSpec, ...]:
+def usable_variants(
+    state: State, resolved: ResolvedExperiment, tracks: Iterable[RunSpec]
+) -> tuple[RunSpec, ...]:
     """Tracks whose run ended well: trained, or stopped with something to show; failed ones never.
     A moving average is what its run is."""
     return tuple(
@@ -62,25 +66,27 @@ def usable(state: State, resolved: Resolved, tracks: Iterable[RunSpec]) -> tuple
     )
 
 
-def _ended_well(state: State, resolved: Resolved, run: RunSpec) -> bool:
+def _ended_well(state: State, resolved: ResolvedExperiment, run: RunSpec) -> bool:
     over = is_trained(state, resolved, run) or state.finish_reason is not None
     return over and failure(state, resolved, run) is None
 
 
 def ingredients(
-    program: Program, state: State, resolved: Resolved, cohort: Cohort
+    program: ExpandedExperiment, state: State, resolved: ResolvedExperiment, cohort: Cohort
 ) -> tuple[Ingredient, ...]:
     """Candidates of a final merge, by run in configured order, a run's average after itself."""
     soup = program.experiment.soup
     return tuple(
-        as_ingredient(track, known, event, soup.metric)
-        for track in usable(state, resolved, resolved.tracks[cohort.id])
+        ingredient(track, known, event, soup.metric)
+        for track in usable_variants(state, resolved, resolved.variants[cohort.id])
         for known in (state.run(track.id),)
-        for event in chosen(known, soup, resolved.steps_per_epoch[run_of(track.id)])
+        for event in selected_checkpoints(
+            known, soup, resolved.steps_per_epoch[run_id_of(track.id)]
+        )
     )
 
 
-def as_ingredient(run: RunSpec, known: RunState, event: Checkpointed, metric: Metric) -> Ingredient:
+def ingredient(run: RunSpec, known: RunState, event: Checkpointed, metric: Metric) -> Ingredient:
     """The same object for every round and merge that it takes part in: there may be many."""
     name = event.checkpoint.name
     if name not in known.known:
@@ -90,22 +96,22 @@ def as_ingredient(run: RunSpec, known: RunState, event: Checkpointed, metric: Me
     return found
 
 
-def locate(state: State, name: str) -> Checkpoint:
+def checkpoint_named(state: State, name: str) -> Checkpoint:
     """The checkpoint of that name; retention keeps whatever an open merge names."""
     if name in state.bases:
         return state.bases[name]
     if name in state.soups:
         return state.soups[name]
-    return counted(state, name).checkpoint
+    return checkpoint_event(state, name).checkpoint
 
 
-def counts(state: State, name: str) -> bool:
+def is_known_checkpoint(state: State, name: str) -> bool:
     """Whether the ledger knows a usable checkpoint of that run and step."""
     known = state.run(name.partition("/")[0]).checkpoints
     return any(event.checkpoint.name == name for event in known)
 
 
-def counted(state: State, name: str) -> Checkpointed:
+def checkpoint_event(state: State, name: str) -> Checkpointed:
     """The event that made a run's checkpoint count."""
     for event in state.run(name.partition("/")[0]).checkpoints:
         if event.checkpoint.name == name:
@@ -113,5 +119,5 @@ def counted(state: State, name: str) -> Checkpointed:
     raise KeyError(f"no checkpoint {name} in the ledger")
 
 
-def locate_all(state: State, names: Sequence[str]) -> tuple[Checkpoint, ...]:
-    return tuple(locate(state, name) for name in names)
+def checkpoints_named(state: State, names: Sequence[str]) -> tuple[Checkpoint, ...]:
+    return tuple(checkpoint_named(state, name) for name in names)

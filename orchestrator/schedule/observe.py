@@ -7,20 +7,20 @@ is never a candidate for serving; its tastes run on the merge actor, so training
 
 from collections.abc import Iterator
 
-from orchestrator.experiment.resolved import Program, Resolved, resolve
+from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperiment, resolve
 from orchestrator.schedule.final_merges import failure, orders_of
-from orchestrator.schedule.ingredients import as_ingredient, counts
+from orchestrator.schedule.ingredients import ingredient, is_known_checkpoint
 from orchestrator.schedule.training import all_settled
 from orchestrator.state.state import MergeState, State
 from workers.config.train import period_steps
-from workers.types import AnyEvent, AnyOrder, Cohort, Ingredient, MergeOpened, run_of
+from workers.types import AnyEvent, AnyOrder, Cohort, Ingredient, MergeOpened, run_id_of
 
 
-def is_on(program: Program, state: State) -> bool:
+def is_on(program: ExpandedExperiment, state: State) -> bool:
     return program.experiment.merge.mode == "observe" and not all_settled(program, state)
 
 
-def decisions(program: Program, state: State) -> Iterator[AnyEvent]:
+def decisions(program: ExpandedExperiment, state: State) -> Iterator[AnyEvent]:
     if state.facts is None or not is_on(program, state):
         return
     resolved = resolve(program, state.facts)
@@ -36,7 +36,7 @@ def decisions(program: Program, state: State) -> Iterator[AnyEvent]:
             yield _open(program, cohort, number, members)
 
 
-def orders(program: Program, state: State) -> Iterator[AnyOrder]:
+def orders(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
     if state.facts is None or not is_on(program, state):
         return
     for cohort in resolve(program, state.facts).cohorts:
@@ -46,7 +46,7 @@ def orders(program: Program, state: State) -> Iterator[AnyOrder]:
 
 
 def _open(
-    program: Program, cohort: Cohort, number: int, members: tuple[Ingredient, ...]
+    program: ExpandedExperiment, cohort: Cohort, number: int, members: tuple[Ingredient, ...]
 ) -> MergeOpened:
     method = program.experiment.merge.method
     return MergeOpened(
@@ -60,7 +60,9 @@ def _open(
     )
 
 
-def _fleet_rounds(program: Program, state: State, resolved: Resolved, cohort: Cohort) -> int:
+def _fleet_rounds(
+    program: ExpandedExperiment, state: State, resolved: ResolvedExperiment, cohort: Cohort
+) -> int:
     """Rounds that should have opened by now: steps done by all, in periods of the whole fleet."""
     members = resolved.members[cohort.id]
     steps = sum(state.run(run.id).evaluated_to for run in members)
@@ -72,15 +74,15 @@ def _fleet_rounds(program: Program, state: State, resolved: Resolved, cohort: Co
 
 
 def _newest(
-    program: Program, state: State, resolved: Resolved, cohort: Cohort
+    program: ExpandedExperiment, state: State, resolved: ResolvedExperiment, cohort: Cohort
 ) -> tuple[Ingredient, ...]:
     """Of every run, and of its moving average, that has not failed."""
     metric = program.experiment.soup.metric
-    going = ((track, state.run(track.id)) for track in resolved.tracks[cohort.id])
+    going = ((track, state.run(track.id)) for track in resolved.variants[cohort.id])
     return tuple(
-        as_ingredient(track, known, known.scored[-1], metric)
+        ingredient(track, known, known.scored[-1], metric)
         for track, known in going
-        if known.scored and state.run(run_of(track.id)).failed is None
+        if known.scored and state.run(run_id_of(track.id)).failed is None
     )
 
 
@@ -101,4 +103,4 @@ def _is_finished(state: State, merge: MergeState | None) -> bool:
         return True
     if not state.corrupt:
         return False
-    return not all(counts(state, member.name) for member in merge.opened.ingredients)
+    return not all(is_known_checkpoint(state, member.name) for member in merge.opened.ingredients)

@@ -10,13 +10,13 @@ nothing waits for it.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from orchestrator.experiment.resolved import Program, resolve
+from orchestrator.experiment.resolved import ExpandedExperiment, resolve
 from orchestrator.schedule import final_merges, scoring
-from orchestrator.schedule.ingredients import locate_all
+from orchestrator.schedule.ingredients import checkpoints_named
 from orchestrator.state.state import State
 from workers import recipes
 from workers.recipes import Path
-from workers.types import AnyOrder, Mix, PointOrder, Score
+from workers.types import AnyOrder, Mix, Score, ScoreMixOrder
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Point:
     """By split that only reports."""
 
 
-def orders(program: Program, state: State) -> Iterator[AnyOrder]:
+def orders(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
     """Points of which no scores are known, each once, whichever recipes pass it."""
     if state.facts is None or not scoring.is_complete(program, state):
         return
@@ -37,11 +37,13 @@ def orders(program: Program, state: State) -> Iterator[AnyOrder]:
     for order in {order.id: order for order in _passed(program, state)}.values():
         known = _scores(program, state, order)
         if any(split not in known for split in splits):
-            places = locate_all(state, order.mix.names)
+            places = checkpoints_named(state, order.mix.names)
             yield order.model_copy(update={"ingredients": places, "splits": splits})
 
 
-def curve(program: Program, state: State, final: final_merges.Final) -> tuple[Point, ...]:
+def curve(
+    program: ExpandedExperiment, state: State, final: final_merges.Final
+) -> tuple[Point, ...]:
     """Of a merge that has its soup, in the recipe's order; empty for a recipe without a path."""
     return tuple(
         Point(alpha, mix, _scores(program, state, _order(final, mix)))
@@ -49,29 +51,29 @@ def curve(program: Program, state: State, final: final_merges.Final) -> tuple[Po
     )
 
 
-def _passed(program: Program, state: State) -> Iterator[PointOrder]:
-    for final, _ in final_merges.made(program, state):
+def _passed(program: ExpandedExperiment, state: State) -> Iterator[ScoreMixOrder]:
+    for final, _ in final_merges.written_soups(program, state):
         yield from (_order(final, mix) for _, mix in _path(program, state, final))
 
 
-def _path(program: Program, state: State, final: final_merges.Final) -> Path:
+def _path(program: ExpandedExperiment, state: State, final: final_merges.Final) -> Path:
     recipe = recipes.load(final.recipe.name, dict(final.recipe.options))
     kitchen = final_merges.kitchen_of(program, state, final.cohort)
     return recipes.path_of(recipe, final.ingredients, kitchen)
 
 
-def _order(final: final_merges.Final, mix: Mix) -> PointOrder:
-    return PointOrder(cohort=final.cohort, mix=mix, ingredients=(), splits=())
+def _order(final: final_merges.Final, mix: Mix) -> ScoreMixOrder:
+    return ScoreMixOrder(cohort=final.cohort, mix=mix, ingredients=(), splits=())
 
 
-def _scores(program: Program, state: State, point: PointOrder) -> dict[str, Score]:
+def _scores(program: ExpandedExperiment, state: State, point: ScoreMixOrder) -> dict[str, Score]:
     """On the splits that only report: of the point itself, or of a checkpoint or a soup that it
     is."""
     assert state.facts is not None
     known = dict(state.scores.get(point.name, {}))
     if point.mix.single is not None:
         known |= state.scores.get(point.mix.single, {})
-    for final, name in final_merges.made(program, state):
+    for final, name in final_merges.written_soups(program, state):
         made = state.merges[final.id].soup
         if made is not None and _order(final, made.mix).name == point.name:
             known |= state.scores.get(name, {})

@@ -5,19 +5,26 @@ from typing import Any
 
 from orchestrator.experiment.resolved import (
     BasePlan,
-    Program,
-    Resolved,
+    ExpandedExperiment,
+    ResolvedExperiment,
     distinct_models,
     resolve,
     stage_train,
 )
 from orchestrator.schedule.training import segment
 from orchestrator.state.state import State
-from workers.config.model import ModelSpec
-from workers.config.train import TrainSpec, period_steps
-from workers.types import AnyOrder, BaseOrder, PreflightOrder, digest, model_key, sparse
+from workers.config.model import ModelConfig
+from workers.config.train import TrainConfig, period_steps
+from workers.types import (
+    AnyOrder,
+    BaseOrder,
+    PreflightOrder,
+    digest,
+    dump_without_defaults,
+    model_key,
+)
 
-JUDGED = (
+CHECKED_KEYS = (
     "unfreeze",
     "aa",
     "grad_checkpointing",
@@ -28,58 +35,63 @@ JUDGED = (
     "weights_ema",
 )
 """Keys of train that only the model, timm or the classes can judge."""
-ANY = {"layer_decay": 0.5, "model_ema_decay": 0.5}
+PLACEHOLDERS = {"layer_decay": 0.5, "model_ema_decay": 0.5}
 """Of these it matters only whether they are set: one value stands for all."""
 
 
-def preflight(program: Program, state: State) -> Iterator[AnyOrder]:
+def preflight(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
     if state.facts is None:
         opts = sorted({run.train.opt for run in program.runs} | {program.experiment.train.opt})
         models = distinct_models(program.runs)
-        trains = to_judge(program, models)
+        trains = train_configs_to_check(program, models)
         yield PreflightOrder(
-            models=tuple(models.values()), opts=tuple(opts), trains=trains, **_rounds(program)
+            models=tuple(models.values()),
+            optimizers=tuple(opts),
+            train_configs=trains,
+            **_rounds(program),
         )
 
 
-def _rounds(program: Program) -> dict[str, Any]:
+def _rounds(program: ExpandedExperiment) -> dict[str, Any]:
     """What preflight needs to see that there will be a sync round."""
     every = program.experiment.merge.every
     if program.experiment.merge.mode != "sync" or isinstance(every, int):
         return {}
     trains = [run.train for run in program.runs]
     longest = max(trains, key=lambda t: t.epochs / (t.batch_size * t.grad_accum_steps))
-    return {"round_steps": period_steps(every, 1), "longest": longest}
+    return {"round_steps": period_steps(every, 1), "longest_train": longest}
 
 
-def to_judge(
-    program: Program, models: Mapping[str, ModelSpec]
-) -> tuple[tuple[str, TrainSpec], ...]:
+def train_configs_to_check(
+    program: ExpandedExperiment, models: Mapping[str, ModelConfig]
+) -> tuple[tuple[str, TrainConfig], ...]:
     """Distinct (model key, section) with nothing set but what must be judged: a sweep of a thousand
     learning rates asks one thing. Sections without any such key are left out."""
     base, train = program.experiment.base, program.experiment.train
     asked = [(model_key(run.model), run.train) for run in program.runs]
     if base.probe_epochs or base.trunk_epochs:
         asked += [(key, stage_train(train, 1)) for key in models]
-    found: dict[str, tuple[str, TrainSpec]] = {}
+    found: dict[str, tuple[str, TrainConfig]] = {}
     for key, section in asked:
         judged = {
-            name: ANY.get(name, value) for name in JUDGED if (value := getattr(section, name))
+            name: PLACEHOLDERS.get(name, value)
+            for name in CHECKED_KEYS
+            if (value := getattr(section, name))
         }
         if judged:
-            only = _only(judged)
-            found.setdefault(digest([key, sparse(only)], 64), (key, only))
+            only = _minimal_train_config(judged)
+            found.setdefault(digest([key, dump_without_defaults(only)], 64), (key, only))
     return tuple(found.values())
 
 
-def _only(judged: Mapping[str, Any]) -> TrainSpec:
+def _minimal_train_config(judged: Mapping[str, Any]) -> TrainConfig:
     """Long enough for its own sections, so that it would pass validation again."""
     sections = judged.get("unfreeze", ())
-    epochs = max([TrainSpec().epochs, *(section.epoch + 1 for section in sections)])
-    return TrainSpec().model_copy(update={**judged, "epochs": epochs})
+    epochs = max([TrainConfig().epochs, *(section.epoch + 1 for section in sections)])
+    return TrainConfig().model_copy(update={**judged, "epochs": epochs})
 
 
-def bases(program: Program, state: State) -> Iterator[AnyOrder]:
+def bases(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
     if state.facts is None or state.finish_reason is not None:
         return
     resolved = resolve(program, state.facts)
@@ -88,7 +100,7 @@ def bases(program: Program, state: State) -> Iterator[AnyOrder]:
             yield from _next_stage(state, resolved, plan)
 
 
-def _next_stage(state: State, resolved: Resolved, plan: BasePlan) -> Iterator[AnyOrder]:
+def _next_stage(state: State, resolved: ResolvedExperiment, plan: BasePlan) -> Iterator[AnyOrder]:
     """Fresh weights, then each stage from where the one before ended, then the final base."""
     if plan.fresh not in state.bases:
         yield BaseOrder(name=plan.fresh, model=plan.model)

@@ -6,9 +6,9 @@ continues from them and their scores are in the ledger.
 
 from collections.abc import Iterator
 
-from orchestrator.experiment.resolved import Program, Resolved, resolve
+from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperiment, resolve
 from orchestrator.schedule import observe, retention, sync_rounds
-from orchestrator.schedule.ingredients import chosen, representative
+from orchestrator.schedule.ingredients import representative_checkpoint, selected_checkpoints
 from orchestrator.schedule.sync_merges import is_scored
 from orchestrator.state.state import MergeState, RunState, State
 from workers.types import (
@@ -16,11 +16,11 @@ from workers.types import (
     Checkpoint,
     Ingredient,
     RetireOrder,
-    run_of,
+    run_id_of,
 )
 
 
-def checkpoints(program: Program, state: State) -> Iterator[AnyOrder]:
+def checkpoints(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
     if state.facts is None or any(order.what == "retire" for order in state.open.values()):
         return
     resolved = resolve(program, state.facts)
@@ -29,7 +29,7 @@ def checkpoints(program: Program, state: State) -> Iterator[AnyOrder]:
         for owner, run in state.runs.items()
         for checkpoint in _superseded(program, resolved, owner, run)
     ]
-    spare = tuple(checkpoint for run in state.runs.values() for checkpoint in run.spare)
+    spare = tuple(checkpoint for run in state.runs.values() for checkpoint in run.duplicates)
     merged = tuple(state.soups[name] for name in retention.superseded(program, state))
     if not superseded and not spare and not merged:
         return
@@ -44,7 +44,7 @@ def _is_stage(run_id: str) -> bool:
 
 
 def _superseded(
-    program: Program, resolved: Resolved, owner: str, run: RunState
+    program: ExpandedExperiment, resolved: ResolvedExperiment, owner: str, run: RunState
 ) -> tuple[Checkpoint, ...]:
     if len(run.checkpoints) < 2:
         return ()
@@ -58,18 +58,20 @@ def _superseded(
     return found
 
 
-def _kept(program: Program, resolved: Resolved, owner: str, run: RunState) -> set[str]:
+def _kept(
+    program: ExpandedExperiment, resolved: ResolvedExperiment, owner: str, run: RunState
+) -> set[str]:
     kept = {run.checkpoints[-1].checkpoint.id}
     if _is_stage(owner):
         return kept
-    per_epoch = resolved.steps_per_epoch[run_of(owner)]
-    kept |= {e.checkpoint.id for e in chosen(run, program.experiment.soup, per_epoch)}
+    per_epoch = resolved.steps_per_epoch[run_id_of(owner)]
+    kept |= {e.checkpoint.id for e in selected_checkpoints(run, program.experiment.soup, per_epoch)}
     kept |= {e.checkpoint.id for e in run.scored[-1:]}
-    stands_for_it = representative(program, run)
+    stands_for_it = representative_checkpoint(program, run)
     return kept | ({stands_for_it.checkpoint.id} if stands_for_it is not None else set())
 
 
-def _pinned(program: Program, state: State) -> frozenset[str]:
+def _pinned(program: ExpandedExperiment, state: State) -> frozenset[str]:
     """Names that an unfinished merge may still taste, or a soup yet to be written needs."""
     rounds_matter = observe.is_on(program, state) or any(map(_is_of_a_round, state.open))
     unfinished = [
@@ -88,13 +90,13 @@ def _is_of_a_round(order: str) -> bool:
     return order.startswith(("observe-", "merge-observe-"))
 
 
-def pinned(program: Program, state: State) -> frozenset[str]:
+def pinned(program: ExpandedExperiment, state: State) -> frozenset[str]:
     """Names of checkpoints that a round may still read."""
     if state.facts is None or not sync_rounds.is_on(program):
         return frozenset()
     named = {
         each.name
-        for circle in sync_rounds.circles(resolve(program, state.facts))
+        for circle in sync_rounds.sync_groups(resolve(program, state.facts))
         for merge in sync_rounds.rounds(state, circle)
         if _is_read(program, state, merge)
         for each in merge.opened.ingredients
@@ -102,7 +104,7 @@ def pinned(program: Program, state: State) -> frozenset[str]:
     return frozenset(named)
 
 
-def _is_read(program: Program, state: State, merge: MergeState) -> bool:
+def _is_read(program: ExpandedExperiment, state: State, merge: MergeState) -> bool:
     if merge.closed is None and sync_rounds.is_under_way(program, state):
         return True
     if merge.diversity is None and f"diversity-{merge.opened.merge}" not in state.gave_up:
@@ -117,23 +119,23 @@ def _stands(state: State, member: Ingredient) -> bool:
     return known.failed is None and known.last is not None and known.last.name == member.name
 
 
-def superseded(program: Program, state: State) -> Iterator[str]:
+def superseded(program: ExpandedExperiment, state: State) -> Iterator[str]:
     """Names of merged weights that nobody goes on from any more, and that have been told of."""
     if state.facts is None or not sync_rounds.is_on(program):
         return
     resolved = resolve(program, state.facts)
     in_use = {
         merged.name
-        for run in sync_rounds.waiting(program, state)
-        if (cleared := sync_rounds.clearance(program, state, resolved, run)) is not None
+        for run in sync_rounds.at_boundary(program, state)
+        if (cleared := sync_rounds.released_by(program, state, resolved, run)) is not None
         and (
             merged := sync_rounds.merged_weights(
-                state, sync_rounds.circle_of(resolved, run), cleared
+                state, sync_rounds.group_of(resolved, run), cleared
             )
         )
     }
-    for circle in sync_rounds.circles(resolved):
-        newest = sync_rounds.newest_closed(state, circle)
+    for circle in sync_rounds.sync_groups(resolved):
+        newest = sync_rounds.latest_closed_round(state, circle)
         for merge in sync_rounds.rounds(state, circle):
             name = sync_rounds.soup_name(merge)
             if merge is newest or merge.closed is None or name in in_use:

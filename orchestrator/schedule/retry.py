@@ -15,7 +15,7 @@ error      once                        1 s                  twice the same is de
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.experiment.resolved import Program, resolve
+from orchestrator.experiment.resolved import ExpandedExperiment, resolve
 from orchestrator.state.state import State
 from workers.types import AnyEvent, BackoffOver, ErrorClass, Failed, GaveUp, RetryDecided
 
@@ -43,15 +43,15 @@ POLICIES: dict[ErrorClass, Policy] = {
 }
 
 
-def decisions(program: Program, state: State, now: float) -> Iterator[AnyEvent]:
-    for order, failed in state.undecided.items():
+def decisions(program: ExpandedExperiment, state: State, now: float) -> Iterator[AnyEvent]:
+    for order, failed in state.unresolved_failures.items():
         yield decide(program, state, order, failed)
     for order, pause in state.backoff.items():
         if now >= pause.time + pause.after_s:
             yield BackoffOver(order=order, run=pause.run, time=now)
 
 
-def decide(program: Program, state: State, order: str, failed: Failed) -> AnyEvent:
+def decide(program: ExpandedExperiment, state: State, order: str, failed: Failed) -> AnyEvent:
     """Retry or give up, with the reason in words."""
     same = [f for f in state.failures.get(order, ()) if f.error == failed.error]
     policy = POLICIES[failed.error]
@@ -70,7 +70,7 @@ def decide(program: Program, state: State, order: str, failed: Failed) -> AnyEve
     )
 
 
-def _shrink(program: Program, state: State, order: str, failed: Failed) -> AnyEvent:
+def _shrink(program: ExpandedExperiment, state: State, order: str, failed: Failed) -> AnyEvent:
     """Half the micro-batch, same optimizer step; only training can shrink."""
     micro_batch = _micro_batch(program, state, order, failed)
     if micro_batch is None or micro_batch // 2 < 2:
@@ -86,7 +86,9 @@ def _shrink(program: Program, state: State, order: str, failed: Failed) -> AnyEv
     )
 
 
-def _micro_batch(program: Program, state: State, order: str, failed: Failed) -> int | None:
+def _micro_batch(
+    program: ExpandedExperiment, state: State, order: str, failed: Failed
+) -> int | None:
     known = state.micro_batch.get(state.attempt_key(order, failed.run))
     if known is not None:
         return known

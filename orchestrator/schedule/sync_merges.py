@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from statistics import mean
 
 from orchestrator.config.sections import PULL
-from orchestrator.experiment.resolved import Program, Resolved, resolve
+from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperiment, resolve
 from orchestrator.schedule import sync_merges, sync_rounds
 from orchestrator.schedule.final_merges import failure, orders_of
-from orchestrator.schedule.ingredients import as_ingredient, counts, locate_all
-from orchestrator.schedule.sync_rounds import Circle
+from orchestrator.schedule.ingredients import checkpoints_named, ingredient, is_known_checkpoint
+from orchestrator.schedule.sync_rounds import SyncGroup
 from orchestrator.schedule.training import in_flight, segment, unfinished
 from orchestrator.state.state import MergeState, State
 from workers.types import (
@@ -35,15 +35,15 @@ from workers.types import (
     RunSpec,
     ScoreOrder,
     TrainOrder,
-    Weighed,
+    WeightSpaceGroup,
 )
 
 
-def decisions(program: Program, state: State, now: float) -> Iterator[AnyEvent]:
+def decisions(program: ExpandedExperiment, state: State, now: float) -> Iterator[AnyEvent]:
     if state.facts is None or not sync_rounds.is_under_way(program, state):
         return
     resolved = resolve(program, state.facts)
-    for circle in sync_rounds.circles(resolved):
+    for circle in sync_rounds.sync_groups(resolved):
         known = sync_rounds.rounds(state, circle)
         last = known[-1] if known else None
         if last is not None and last.closed is None:
@@ -58,7 +58,12 @@ def decisions(program: Program, state: State, now: float) -> Iterator[AnyEvent]:
 
 
 def _opening(
-    program: Program, state: State, resolved: Resolved, circle: Circle, number: int, now: float
+    program: ExpandedExperiment,
+    state: State,
+    resolved: ResolvedExperiment,
+    circle: SyncGroup,
+    number: int,
+    now: float,
 ) -> Iterator[AnyEvent]:
     going, dead = _living(program, state, resolved, circle, number)
     here = [run for run in going if _is_at(program, state, resolved, run, number)]
@@ -79,10 +84,14 @@ def _opening(
 
 
 def _living(
-    program: Program, state: State, resolved: Resolved, circle: Circle, number: int
+    program: ExpandedExperiment,
+    state: State,
+    resolved: ResolvedExperiment,
+    circle: SyncGroup,
+    number: int,
 ) -> tuple[list[RunSpec], tuple[Decision, ...]]:
     """(members that are still training, decisions about those that failed)."""
-    concerned = sync_rounds.concerned(program, resolved, circle, number)
+    concerned = sync_rounds.members_of_round(program, resolved, circle, number)
     failed = tuple(
         Decision(candidate=run.id, accepted=False, reason=f"it failed: {state.run(run.id).failed}")
         for run in concerned
@@ -96,14 +105,20 @@ def _living(
     return going, failed
 
 
-def _is_at(program: Program, state: State, resolved: Resolved, run: RunSpec, number: int) -> bool:
+def _is_at(
+    program: ExpandedExperiment,
+    state: State,
+    resolved: ResolvedExperiment,
+    run: RunSpec,
+    number: int,
+) -> bool:
     known = state.run(run.id)
     whole = known.last is not None and known.last.step == known.trained_to
     return whole and sync_rounds.boundary_at(program, resolved, run, known.trained_to) == number
 
 
 def _is_over_due(
-    program: Program, state: State, here: list[RunSpec], num_going: int, now: float
+    program: ExpandedExperiment, state: State, here: list[RunSpec], num_going: int, now: float
 ) -> bool:
     """A quorum waits, and nobody has arrived for `deadline_s`: with fewer slots than members each
     has its turn first. While there was no driver nobody could arrive."""
@@ -111,37 +126,37 @@ def _is_over_due(
     quorum = spec.quorum or num_going // 2 + 1
     if spec.deadline_s is None or len(here) < quorum:
         return False
-    arrived = max(state.run(run.id).arrived_at or 0.0 for run in here)
+    arrived = max(state.run(run.id).reached_at or 0.0 for run in here)
     return now >= max(arrived, state.opened_at or 0.0) + spec.deadline_s
 
 
-def _ingredient(program: Program, state: State, run: RunSpec) -> Ingredient:
+def _ingredient(program: ExpandedExperiment, state: State, run: RunSpec) -> Ingredient:
     known = state.run(run.id)
-    return as_ingredient(run, known, known.checkpoints[-1], program.experiment.soup.metric)
+    return ingredient(run, known, known.checkpoints[-1], program.experiment.soup.metric)
 
 
-def _late(program: Program, state: State, run: RunSpec) -> Decision:
+def _late(program: ExpandedExperiment, state: State, run: RunSpec) -> Decision:
     spec, step = program.experiment.merge, state.run(run.id).trained_to
     reason = f"late: known to be at step {step} when merge.deadline_s, {spec.deadline_s:g} s, ended"
     return Decision(candidate=run.id, accepted=False, reason=reason)
 
 
 def _rejoining(
-    program: Program, state: State, resolved: Resolved, circle: Circle
+    program: ExpandedExperiment, state: State, resolved: ResolvedExperiment, circle: SyncGroup
 ) -> Iterator[AnyEvent]:
     """Who stands at the boundary of a round that went without it."""
-    newest = sync_rounds.newest_closed(state, circle)
-    for run in sync_rounds.waiting(program, state) if newest is not None else ():
+    newest = sync_rounds.latest_closed_round(state, circle)
+    for run in sync_rounds.at_boundary(program, state) if newest is not None else ():
         assert newest is not None
         step = state.run(run.id).trained_to
         number = sync_rounds.boundary_at(program, resolved, run, step) or 0
-        mine = sync_rounds.circle_of(resolved, run).id == circle.id
+        mine = sync_rounds.group_of(resolved, run).id == circle.id
         missed = mine and number <= (newest.opened.round or 0)
         if missed and not _took_part(state, circle, run, number) and not _is_told(state, run, step):
             yield Rejoined(run=run.id, merge=newest.opened.merge, step=step)
 
 
-def _took_part(state: State, circle: Circle, run: RunSpec, number: int) -> bool:
+def _took_part(state: State, circle: SyncGroup, run: RunSpec, number: int) -> bool:
     merge = state.merges[sync_rounds.round_id(circle, number)]
     return any(each.run == run.id for each in merge.opened.ingredients)
 
@@ -154,11 +169,11 @@ def _is_told(state: State, run: RunSpec, step: int) -> bool:
 # What becomes of a round
 
 
-def orders(program: Program, state: State) -> Iterator[AnyOrder]:
+def orders(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
     """What the open rounds need, before anything else: everybody waits for it."""
     if state.facts is None or not sync_rounds.is_under_way(program, state):
         return
-    for circle in sync_rounds.circles(resolve(program, state.facts)):
+    for circle in sync_rounds.sync_groups(resolve(program, state.facts)):
         cohort, known = circle.cohort, sync_rounds.rounds(state, circle)
         if not known or known[-1].closed is not None or _broken(state, known[-1]) is not None:
             continue
@@ -174,11 +189,11 @@ def orders(program: Program, state: State) -> Iterator[AnyOrder]:
 def _blend(state: State, merge: MergeState, cohort: Cohort) -> BlendOrder:
     assert merge.soup is not None
     return BlendOrder(
-        soup=sync_rounds.soup_name(merge),
+        name=sync_rounds.soup_name(merge),
         recipe=merge.opened.recipe,
         cohort=cohort,
-        made=merge.soup,
-        ingredients=locate_all(state, merge.soup.mix.names),
+        soup=merge.soup,
+        ingredients=checkpoints_named(state, merge.soup.mix.names),
     )
 
 
@@ -188,7 +203,7 @@ def score_order(state: State, merge: MergeState, cohort: Cohort) -> ScoreOrder:
     return ScoreOrder(cohort=cohort, checkpoint=place, splits=(SELECTION,))
 
 
-def _closing(program: Program, state: State, merge: MergeState) -> Iterator[AnyEvent]:
+def _closing(program: ExpandedExperiment, state: State, merge: MergeState) -> Iterator[AnyEvent]:
     opened, name = merge.opened, sync_rounds.soup_name(merge)
     broken = _broken(state, merge)
     if broken is not None:
@@ -200,7 +215,7 @@ def _closing(program: Program, state: State, merge: MergeState) -> Iterator[AnyE
         yield _judged(program, state, merge, name)
 
 
-def _judged(program: Program, state: State, merge: MergeState, name: str) -> RoundClosed:
+def _judged(program: ExpandedExperiment, state: State, merge: MergeState, name: str) -> RoundClosed:
     """The guard: what was merged must not score below its members' mean."""
     merged = state.scores[name][SELECTION].selection(program.experiment.soup.metric)
     members = mean(each.score for each in merge.opened.ingredients)
@@ -216,7 +231,9 @@ def _broken(state: State, merge: MergeState) -> str | None:
     reason = failure(state, merge.opened.merge)
     if reason is not None:
         return reason
-    corrupt = [each.name for each in merge.opened.ingredients if not counts(state, each.name)]
+    corrupt = [
+        each.name for each in merge.opened.ingredients if not is_known_checkpoint(state, each.name)
+    ]
     if corrupt and sync_rounds.soup_name(merge) not in state.soups:
         return f"member {corrupt[0]} is corrupt"
     stem = sync_rounds.soup_name(merge).removeprefix("soup/")
@@ -226,7 +243,7 @@ def _broken(state: State, merge: MergeState) -> str | None:
 # Training between rounds
 
 
-def runs(program: Program, state: State) -> Iterator[AnyOrder]:
+def runs(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
     """Every run that need not wait goes on to its next boundary.
 
     One order of a run at a time: word of an earlier one would be a zombie's once it is ordered for
@@ -245,7 +262,11 @@ def runs(program: Program, state: State) -> Iterator[AnyOrder]:
 
 
 def _segment(
-    program: Program, state: State, resolved: Resolved, run: RunSpec, base: Checkpoint
+    program: ExpandedExperiment,
+    state: State,
+    resolved: ResolvedExperiment,
+    run: RunSpec,
+    base: Checkpoint,
 ) -> TrainOrder | None:
     known = state.run(run.id)
     step = known.last.step if known.last is not None else 0
@@ -255,38 +276,38 @@ def _segment(
         )
     if known.trained_to < step:  # it stands there, but its word never came
         return segment(state, resolved, run, base, step)
-    cleared = sync_rounds.clearance(program, state, resolved, run)
+    cleared = sync_rounds.released_by(program, state, resolved, run)
     if cleared is None:
         return None
     stop_step = sync_rounds.next_stop(program, resolved, run, step)
-    merged = sync_rounds.merged_weights(state, sync_rounds.circle_of(resolved, run), cleared)
+    merged = sync_rounds.merged_weights(state, sync_rounds.group_of(resolved, run), cleared)
     if merged is None:
         return segment(state, resolved, run, base, stop_step)
     rejoin = _rejoin(program, state, run, cleared)
     return segment(state, resolved, run, merged, stop_step, rejoin)
 
 
-def _rejoin(program: Program, state: State, run: RunSpec, cleared: MergeState) -> Rejoin:
+def _rejoin(program: ExpandedExperiment, state: State, run: RunSpec, cleared: MergeState) -> Rejoin:
     """Who was late keeps its own optimizer's state: the others' may be gone. The average is of what
     is left, should a member's checkpoint have been spoilt since."""
     spec, own = program.experiment.merge, state.run(run.id).last
     assert own is not None
-    names = [e.name for e in cleared.opened.ingredients if counts(state, e.name)]
+    names = [e.name for e in cleared.opened.ingredients if is_known_checkpoint(state, e.name)]
     averages = spec.optimizer_state == "average" and own.name in names
     policy = spec.optimizer_state if averages or spec.optimizer_state == "reset" else "keep"
     return Rejoin(
-        own=own,
+        own_checkpoint=own,
         optimizer_state=policy,
-        others=locate_all(state, names) if averages else (),
+        peers=checkpoints_named(state, names) if averages else (),
         alpha=spec.alpha if spec.method.name == PULL else None,
     )
 
 
-def telling(program: Program, state: State) -> Iterator[AnyOrder]:
+def report_orders(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
     """Scores of merged weights, and how far apart the members were."""
     if state.facts is None or not sync_rounds.is_on(program):
         return
-    for circle in sync_rounds.circles(resolve(program, state.facts)):
+    for circle in sync_rounds.sync_groups(resolve(program, state.facts)):
         cohort = circle.cohort
         for merge in sync_rounds.rounds(state, circle):
             if sync_rounds.soup_name(merge) in state.soups and not is_scored(state, merge):
@@ -300,14 +321,14 @@ def is_scored(state: State, merge: MergeState) -> bool:
 
 
 def _are_there(state: State, merge: MergeState) -> bool:
-    return all(counts(state, each.name) for each in merge.opened.ingredients)
+    return all(is_known_checkpoint(state, each.name) for each in merge.opened.ingredients)
 
 
 def _diversity(state: State, merge: MergeState, cohort: Cohort) -> DiversityOrder:
-    members = Weighed(
+    members = WeightSpaceGroup(
         cohort=cohort,
         base=state.bases[cohort.base],
-        ingredients=locate_all(state, [each.name for each in merge.opened.ingredients]),
+        ingredients=checkpoints_named(state, [each.name for each in merge.opened.ingredients]),
         components=(),
     )
     return DiversityOrder(merge=merge.opened.merge, members=members)

@@ -10,7 +10,7 @@ folds those of one fold, for else a run would learn from what it holds out.
 
 from dataclasses import dataclass
 
-from orchestrator.experiment.resolved import Program, Resolved, resolve
+from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperiment, resolve
 from orchestrator.schedule.training import standing, unfinished
 from orchestrator.state.remember import remembered
 from orchestrator.state.state import MergeState, State
@@ -19,7 +19,7 @@ from workers.types import Checkpoint, Cohort, RunSpec
 
 
 @dataclass(frozen=True, eq=False)
-class Circle:
+class SyncGroup:
     cohort: Cohort
     fold: int | None
 
@@ -29,47 +29,51 @@ class Circle:
 
 
 @remembered(by=lambda resolved: (resolved,))
-def circles(resolved: Resolved) -> tuple[Circle, ...]:
+def sync_groups(resolved: ResolvedExperiment) -> tuple[SyncGroup, ...]:
     """In configured order."""
-    found = [circle_of(resolved, run) for c in resolved.cohorts for run in resolved.members[c.id]]
+    found = [group_of(resolved, run) for c in resolved.cohorts for run in resolved.members[c.id]]
     return tuple({circle.id: circle for circle in found}.values())
 
 
-def circle_of(resolved: Resolved, run: RunSpec) -> Circle:
-    return Circle(resolved.cohort_of[run.id], run.fold)
+def group_of(resolved: ResolvedExperiment, run: RunSpec) -> SyncGroup:
+    return SyncGroup(resolved.cohort_of[run.id], run.fold)
 
 
-def is_on(program: Program) -> bool:
+def is_on(program: ExpandedExperiment) -> bool:
     return program.experiment.merge.mode == "sync"
 
 
-def is_under_way(program: Program, state: State) -> bool:
+def is_under_way(program: ExpandedExperiment, state: State) -> bool:
     """Rounds may still open and close: time is not up, and somebody has yet to train."""
     return is_on(program) and state.finish_reason is None and bool(unfinished(program, state))
 
 
-def period(program: Program, resolved: Resolved, run: RunSpec) -> int:
+def period(program: ExpandedExperiment, resolved: ResolvedExperiment, run: RunSpec) -> int:
     """Steps of the run between boundaries."""
     steps = period_steps(program.experiment.merge.every, resolved.steps_per_epoch[run.id])
     assert steps is not None, "merge.every was validated"
     return steps
 
 
-def boundary_at(program: Program, resolved: Resolved, run: RunSpec, step: int) -> int | None:
+def boundary_at(
+    program: ExpandedExperiment, resolved: ResolvedExperiment, run: RunSpec, step: int
+) -> int | None:
     """Number of the round that the run awaits at this step, if it is one of its boundaries."""
     number, rest = divmod(step, period(program, resolved, run))
     inside = 0 < step < resolved.num_steps[run.id]
     return number if inside and not rest else None
 
 
-def next_stop(program: Program, resolved: Resolved, run: RunSpec, step: int) -> int:
+def next_stop(
+    program: ExpandedExperiment, resolved: ResolvedExperiment, run: RunSpec, step: int
+) -> int:
     """The first boundary after this step, or the run's end."""
     length = period(program, resolved, run)
     return min((step // length + 1) * length, resolved.num_steps[run.id])
 
 
-def concerned(
-    program: Program, resolved: Resolved, circle: Circle, number: int
+def members_of_round(
+    program: ExpandedExperiment, resolved: ResolvedExperiment, circle: SyncGroup, number: int
 ) -> tuple[RunSpec, ...]:
     """Members that are long enough to have a boundary of this number."""
     return tuple(
@@ -80,7 +84,7 @@ def concerned(
     )
 
 
-def round_id(circle: Circle, number: int) -> str:
+def round_id(circle: SyncGroup, number: int) -> str:
     return f"sync-{circle.id}-{number:04d}"
 
 
@@ -89,7 +93,7 @@ def soup_name(merge: MergeState) -> str:
     return f"soup/{merge.opened.merge}"
 
 
-def rounds(state: State, circle: Circle) -> tuple[MergeState, ...]:
+def rounds(state: State, circle: SyncGroup) -> tuple[MergeState, ...]:
     """Of a circle, in order."""
     return _by_circle(state).get(circle.id, ())
 
@@ -104,18 +108,18 @@ def _by_circle(state: State) -> dict[str, tuple[MergeState, ...]]:
     return found
 
 
-def newest_closed(state: State, circle: Circle) -> MergeState | None:
+def latest_closed_round(state: State, circle: SyncGroup) -> MergeState | None:
     closed = [merge for merge in rounds(state, circle) if merge.closed is not None]
     return closed[-1] if closed else None
 
 
-def clearance(
-    program: Program, state: State, resolved: Resolved, run: RunSpec
+def released_by(
+    program: ExpandedExperiment, state: State, resolved: ResolvedExperiment, run: RunSpec
 ) -> MergeState | None:
     """The closed round that a run at a boundary goes on from: the one it took part in, or the one
     it was told to rejoin. None while it has to wait."""
     step = state.run(run.id).trained_to
-    number, circle = boundary_at(program, resolved, run, step), circle_of(resolved, run)
+    number, circle = boundary_at(program, resolved, run, step), group_of(resolved, run)
     own = state.merges.get(round_id(circle, number)) if number is not None else None
     if own is not None and any(each.run == run.id for each in own.opened.ingredients):
         return own if own.closed is not None else None
@@ -123,7 +127,7 @@ def clearance(
     return state.merges[told.merge] if told is not None and told.step == step else None
 
 
-def merged_weights(state: State, circle: Circle, cleared: MergeState) -> Checkpoint | None:
+def merged_weights(state: State, circle: SyncGroup, cleared: MergeState) -> Checkpoint | None:
     """What the cleared run starts from; those of a later round, if they were deleted or spoilt
     since. None: its own weights."""
     if cleared.closed is None or cleared.closed.soup is None:
@@ -135,7 +139,7 @@ def merged_weights(state: State, circle: Circle, cleared: MergeState) -> Checkpo
 
 
 @remembered(by=standing)
-def waiting(program: Program, state: State) -> tuple[RunSpec, ...]:
+def at_boundary(program: ExpandedExperiment, state: State) -> tuple[RunSpec, ...]:
     """Members at a boundary, cleared or not."""
     if state.facts is None or not is_on(program):
         return ()

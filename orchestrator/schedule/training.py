@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from orchestrator.experiment.resolved import Program, Resolved, resolve
+from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperiment, resolve
 from orchestrator.state.remember import remembered
 from orchestrator.state.state import State
 from workers.types import AnyOrder, Checkpoint, Rejoin, RunSpec, TrainOrder
 
 
-def runs(program: Program, state: State) -> Iterator[AnyOrder]:
+def runs(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
     """Sync runs go from boundary to boundary: they have a rule of their own."""
     if state.facts is None or state.finish_reason is not None:
         return
@@ -26,7 +26,7 @@ def runs(program: Program, state: State) -> Iterator[AnyOrder]:
 
 def segment(
     state: State,
-    resolved: Resolved,
+    resolved: ResolvedExperiment,
     run: RunSpec,
     start: Checkpoint,
     stop_step: int | None = None,
@@ -51,7 +51,7 @@ def segment(
     return order.model_copy(update={"micro_batch": micro_batch}) if micro_batch else order
 
 
-def failure(state: State, resolved: Resolved, run: RunSpec) -> str | None:
+def failure(state: State, resolved: ResolvedExperiment, run: RunSpec) -> str | None:
     """Why nothing (more) will come of this run: given up itself, or its base was."""
     known = state.run(run.id)
     if known.failed is not None:
@@ -70,27 +70,29 @@ def failure(state: State, resolved: Resolved, run: RunSpec) -> str | None:
     return None
 
 
-def is_trained(state: State, resolved: Resolved, run: RunSpec) -> bool:
+def is_trained(state: State, resolved: ResolvedExperiment, run: RunSpec) -> bool:
     """At its last step, or at the one where its patience was over."""
     known = state.run(run.id)
     return known.ended_early or known.trained_to >= resolved.num_steps[run.id]
 
 
-@remembered(by=lambda state: (state.open, state.backoff, state.undecided))
+@remembered(by=lambda state: (state.open, state.backoff, state.unresolved_failures))
 def in_flight(state: State) -> frozenset[str]:
     """Ids of the runs that a fleet holds or that wait for another try."""
     held = [order.run for order in state.open.values()]
-    waiting = [event.run for event in (*state.backoff.values(), *state.undecided.values())]
+    waiting = [
+        event.run for event in (*state.backoff.values(), *state.unresolved_failures.values())
+    ]
     return frozenset(run for run in (*held, *waiting) if run is not None)
 
 
-def standing(program: Program, state: State) -> tuple[object, ...]:
+def standing(program: ExpandedExperiment, state: State) -> tuple[object, ...]:
     """All that the ends of runs depend on."""
     return program, state.facts, state.runs, state.gave_up, state.finish_reason
 
 
 @remembered(by=standing)
-def unfinished(program: Program, state: State) -> tuple[RunSpec, ...]:
+def unfinished(program: ExpandedExperiment, state: State) -> tuple[RunSpec, ...]:
     """Member runs that neither reached their last step nor failed."""
     if state.facts is None:
         return program.runs
@@ -103,7 +105,7 @@ def unfinished(program: Program, state: State) -> tuple[RunSpec, ...]:
 
 
 @remembered(by=lambda program, state: (*standing(program, state), in_flight(state)))
-def all_settled(program: Program, state: State) -> bool:
+def all_settled(program: ExpandedExperiment, state: State) -> bool:
     """Every member run has ended, one way or another, and none is in flight."""
     if state.facts is None:
         return False
@@ -113,7 +115,7 @@ def all_settled(program: Program, state: State) -> bool:
     return not any(run in members for run in in_flight(state))
 
 
-def status(program: Program, state: State, run: RunSpec) -> str:
+def status(program: ExpandedExperiment, state: State, run: RunSpec) -> str:
     """done, failed, running, stopped or waiting."""
     resolved = resolve(program, state.facts) if state.facts is not None else None
     if resolved is not None and is_trained(state, resolved, run):

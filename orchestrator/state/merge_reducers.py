@@ -9,16 +9,16 @@ from workers.types import (
     Answered,
     Asked,
     Diversity,
-    First,
-    Found,
-    Geometry,
-    Gradient,
+    FirstAtLeast,
+    FirstResult,
+    GramMatrices,
     MergeOpened,
     Mixed,
+    MixGradient,
     Question,
     RoundClosed,
     Taste,
-    family_of,
+    cohort_family,
 )
 
 
@@ -39,36 +39,40 @@ def answered(state: State, event: Answered) -> State:
     merge = state.merges[event.merge]
     question, answer = merge.question, event.answer
     if answer is None:
-        assert isinstance(question, Geometry | Gradient), "only what is measured answers by itself"
+        assert isinstance(question, GramMatrices | MixGradient), (
+            "only what is measured answers by itself"
+        )
         return _answered_by_measuring(state, merge, question)
     return _with_merge(
         state,
         event.merge,
         question=None,
         answers=(*merge.answers, answer),
-        tried=(*merge.tried, *_tried(question, answer)),
+        tasted_mixes=(*merge.tasted_mixes, *_tried(question, answer)),
     )
 
 
-def _answered_by_measuring(state: State, merge: MergeState, question: Geometry | Gradient) -> State:
+def _answered_by_measuring(
+    state: State, merge: MergeState, question: GramMatrices | MixGradient
+) -> State:
     opened = merge.opened
-    found = state.measured[family_of(opened.cohort), question.key]
+    found = state.measured[cohort_family(opened.cohort), question.key]
     return _with_merge(
         state,
         opened.merge,
         question=None,
         answers=(*merge.answers, found.answer),
-        asked_for=(*merge.asked_for, question.key),
-        measured=merge.measured + 1,
+        measurement_keys=(*merge.measurement_keys, question.key),
+        num_measurements=merge.num_measurements + 1,
         measured_samples=merge.measured_samples + found.samples,
         measured_s=merge.measured_s + found.busy_s,
     )
 
 
 def _tried(question: Question | None, answer: Answer) -> tuple[str, ...]:
-    """Keys of the mixes an answer speaks of: all, or for `First` those up to the one found."""
-    mixes = question.mixes if isinstance(question, Taste | First) else ()
-    spoken_of = mixes[: len(answer.tried)] if isinstance(answer, Found) else mixes
+    """Keys of the mixes an answer is about: all, or for `FirstAtLeast` those up to the accepted."""
+    mixes = question.mixes if isinstance(question, Taste | FirstAtLeast) else ()
+    spoken_of = mixes[: len(answer.tried)] if isinstance(answer, FirstResult) else mixes
     return tuple(mix.key for mix in spoken_of)
 
 
@@ -76,7 +80,7 @@ def mixed(state: State, event: Mixed) -> State:
     merge = state.merges[event.merge]
     if not merge.opened.is_final:
         state = _without_old_reasons(state, event.merge)
-    if merge.asked_for:
+    if merge.measurement_keys:
         state = _without_measurements(state, merge)
     decisions = (*merge.opened.left_out, *event.soup.decisions)
     soup = event.soup.model_copy(update={"decisions": decisions}) if decisions else event.soup
@@ -93,19 +97,19 @@ def diversity(state: State, event: Diversity) -> State:
 
 def _without_measurements(state: State, merge: MergeState) -> State:
     """What a finished merge was told may be long; whoever else asks has it among its answers."""
-    family = family_of(merge.opened.cohort)
-    gone = {(family, key) for key in merge.asked_for} - _awaited(state)
+    family = cohort_family(merge.opened.cohort)
+    gone = {(family, key) for key in merge.measurement_keys} - _awaited(state)
     left = {key: event for key, event in state.measured.items() if key not in gone}
     state = replace(state, measured=left)
-    return _with_merge(state, merge.opened.merge, answers=(), asked_for=())
+    return _with_merge(state, merge.opened.merge, answers=(), measurement_keys=())
 
 
 def _awaited(state: State) -> set[tuple[str, str]]:
     """Measurements that a merge has asked for and not yet been told."""
     return {
-        (family_of(merge.opened.cohort), merge.question.key)
+        (cohort_family(merge.opened.cohort), merge.question.key)
         for merge in state.merges.values()
-        if isinstance(merge.question, Geometry | Gradient)
+        if isinstance(merge.question, GramMatrices | MixGradient)
     }
 
 
@@ -115,7 +119,7 @@ def _without_old_reasons(state: State, newest: str) -> State:
     series = newest.rpartition("-")[0]
     old = {
         name: replace(
-            merge, answers=(), tried=(), soup=merge.soup.model_copy(update={"decisions": ()})
+            merge, answers=(), tasted_mixes=(), soup=merge.soup.model_copy(update={"decisions": ()})
         )
         for name, merge in state.merges.items()
         if not merge.opened.is_final

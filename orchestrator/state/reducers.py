@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.state import merge_reducers
-from orchestrator.state.checkpoint_reducers import filed, without, without_corrupt
+from orchestrator.state.checkpoint_reducers import add_checkpoint, drop_checkpoints, drop_corrupt
 from orchestrator.state.state import OpenOrder, State
 from workers.types import (
     Analysed,
@@ -32,7 +32,7 @@ from workers.types import (
     Started,
     Stopped,
     Tasted,
-    Tasting,
+    TasteResult,
     Trained,
 )
 
@@ -157,11 +157,11 @@ def _evaluated(state: State, event: Evaluated) -> State:
 
 def _checkpointed(state: State, event: Checkpointed) -> State:
     owner = event.checkpoint.name.partition("/")[0]
-    return replace(state, runs={**state.runs, owner: filed(state.run(owner), event)})
+    return replace(state, runs={**state.runs, owner: add_checkpoint(state.run(owner), event)})
 
 
 def _trained(state: State, event: Trained) -> State:
-    known = {"trained_to": event.step, "ended_early": event.early, "arrived_at": event.time}
+    known = {"trained_to": event.step, "ended_early": event.early, "reached_at": event.time}
     return _with_run(state, event.run, **known)
 
 
@@ -181,7 +181,7 @@ def _tasted(state: State, event: Tasted) -> State:
     key = (event.cohort, event.mix)
     known = state.tastes.get(key)
     samples = event.tasting.samples + (known.samples if known else 0)
-    tasting = _surer(known, event.tasting).model_copy(update={"samples": samples})
+    tasting = _tighter(known, event.tasting).model_copy(update={"samples": samples})
     seconds = state.taste_cost.get(key, 0.0) + event.busy_s
     return replace(
         state,
@@ -190,7 +190,7 @@ def _tasted(state: State, event: Tasted) -> State:
     )
 
 
-def _surer(known: Tasting | None, new: Tasting) -> Tasting:
+def _tighter(known: TasteResult | None, new: TasteResult) -> TasteResult:
     """A score says more than a bound; of two bounds the lower one. Hits stay known."""
     if known is None:
         return new
@@ -228,7 +228,7 @@ def _served(state: State, event: Served) -> State:
 def _retired(state: State, event: Retired) -> State:
     gone = frozenset(event.checkpoints)
     owners = {checkpoint.partition("/")[0] for checkpoint in gone}
-    fewer = {run: without(state.run(run), gone) for run in owners if run in state.runs}
+    fewer = {run: drop_checkpoints(state.run(run), gone) for run in owners if run in state.runs}
     soups = {name: place for name, place in state.soups.items() if place.id not in gone}
     runs = {**state.runs, **fewer}
     return replace(state, runs=runs, soups=soups, retired=state.retired | gone)
@@ -237,7 +237,7 @@ def _retired(state: State, event: Retired) -> State:
 def _failed(state: State, event: Failed) -> State:
     assert event.order is not None
     if event.checkpoint is not None:
-        runs = without_corrupt(state.runs, event.checkpoint)
+        runs = drop_corrupt(state.runs, event.checkpoint)
         # A soup of such bytes is as good as none: whoever needs it has it blended again.
         soups = {name: soup for name, soup in state.soups.items() if soup.id != event.checkpoint}
         corrupt = state.corrupt | {event.checkpoint}
@@ -245,14 +245,14 @@ def _failed(state: State, event: Failed) -> State:
     earlier = state.failures.get(event.order, ())
     return replace(
         state,
-        undecided={**state.undecided, event.order: event},
+        unresolved_failures={**state.unresolved_failures, event.order: event},
         failures={**state.failures, event.order: (*earlier, event)},
     )
 
 
 def _decided(state: State, order: str) -> State:
-    waiting = {key: value for key, value in state.undecided.items() if key != order}
-    return replace(state, undecided=waiting)
+    waiting = {key: value for key, value in state.unresolved_failures.items() if key != order}
+    return replace(state, unresolved_failures=waiting)
 
 
 def _retry_decided(state: State, event: RetryDecided) -> State:

@@ -18,11 +18,11 @@ from workers.types import (
     Compared,
     Diversity,
     Evaluated,
-    Facts,
     Failed,
     Finished,
     Measured,
     MergeOpened,
+    PreflightResult,
     Question,
     Rejoined,
     RetryDecided,
@@ -32,7 +32,7 @@ from workers.types import (
     Soup,
     Started,
     Stopped,
-    Tasting,
+    TasteResult,
 )
 
 
@@ -55,12 +55,12 @@ class RunState:
 
     checkpoints: tuple[Checkpointed, ...] = ()
     """In order of step."""
-    spare: tuple[Checkpoint, ...] = ()
+    duplicates: tuple[Checkpoint, ...] = ()
     """Made again by a later attempt, with the same weights: never looked at, to be deleted."""
     curve: Mapping[int, Evaluated] = field(default_factory=dict)
     """By step."""
     trained_to: int = 0
-    arrived_at: float | None = None
+    reached_at: float | None = None
     """When it came to `trained_to`, Unix seconds."""
     ended_early: bool = False
     """Its patience was over at `trained_to`: it will never go beyond."""
@@ -87,7 +87,7 @@ class RunState:
         return {}
 
 
-UNTOUCHED = RunState()
+EMPTY_RUN = RunState()
 """Of a run that nothing has happened to."""
 
 
@@ -99,11 +99,11 @@ class MergeState:
     question: Question | None = None
     """Asked and not yet answered."""
     answers: tuple[Answer, ...] = ()
-    tried: tuple[str, ...] = ()
+    tasted_mixes: tuple[str, ...] = ()
     """Keys of the mixes that the answers speak of."""
-    asked_for: tuple[str, ...] = ()
+    measurement_keys: tuple[str, ...] = ()
     """Keys of the measurements that it was answered with."""
-    measured: int = 0
+    num_measurements: int = 0
     """How many those were."""
     measured_samples: int = 0
     """Images forwarded for them, and the seconds spent: what the recipe needs, whoever paid."""
@@ -127,13 +127,13 @@ class State:
     last_at: float | None = None
     """The latest time of any event."""
     slots: int = 1
-    facts: Facts | None = None
+    facts: PreflightResult | None = None
     bases: Mapping[str, Checkpoint] = field(default_factory=dict)
     runs: Mapping[str, RunState] = field(default_factory=dict)
     open: Mapping[str, OpenOrder] = field(default_factory=dict)
     attempts: Mapping[str, int] = field(default_factory=dict)
     """By run for train orders, else by order: the attempt whose word counts."""
-    undecided: Mapping[str, Failed] = field(default_factory=dict)
+    unresolved_failures: Mapping[str, Failed] = field(default_factory=dict)
     failures: Mapping[str, tuple[Failed, ...]] = field(default_factory=dict)
     backoff: Mapping[str, RetryDecided] = field(default_factory=dict)
     micro_batch: Mapping[str, int] = field(default_factory=dict)
@@ -142,7 +142,7 @@ class State:
     merges: Mapping[str, MergeState] = field(default_factory=dict)
     rejoined: Mapping[str, Rejoined] = field(default_factory=dict)
     """By run: the last time it came too late for a sync round."""
-    tastes: Mapping[tuple[str, str], Tasting] = field(default_factory=dict)
+    tastes: Mapping[tuple[str, str], TasteResult] = field(default_factory=dict)
     """By (cohort, mix key)."""
     taste_cost: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """Seconds spent, likewise."""
@@ -169,14 +169,14 @@ class State:
     finished: Finished | None = None
 
     def run(self, run_id: str) -> RunState:
-        return self.runs.get(run_id, UNTOUCHED)
+        return self.runs.get(run_id, EMPTY_RUN)
 
-    def holds(self, order: str) -> bool:
+    def is_blocked(self, order: str) -> bool:
         """In flight, to be decided, waiting for its backoff, or given up: not to be ordered."""
         return (
             order in self.open
             or order in self.backoff
-            or order in self.undecided
+            or order in self.unresolved_failures
             or order in self.gave_up
         )
 

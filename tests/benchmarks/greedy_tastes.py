@@ -13,18 +13,28 @@ import time
 from pathlib import Path
 
 from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
-from workers.config.data import DataSpec
-from workers.config.model import ModelSpec
+from workers.config.data import DataConfig
+from workers.config.model import ModelConfig
 from workers.merging.recipe_driver import advance
 from workers.merging.taste import taste
 from workers.recipes import load
-from workers.types import Answer, First, Found, Ingredient, Mix, Soup, Tasted, TasteOrder, Tasting
+from workers.types import (
+    Answer,
+    FirstAtLeast,
+    FirstResult,
+    Ingredient,
+    Mix,
+    Soup,
+    Tasted,
+    TasteOrder,
+    TasteResult,
+)
 
-DATA = DataSpec(source="digits", image_size=32, val_fraction=0.6, test_fraction=0.1)
+DATA = DataConfig(source="digits", image_size=32, val_fraction=0.6, test_fraction=0.1)
 NUM_VAL = 1024
 
 
-def measure(model: ModelSpec, count: int = 16) -> dict[str, object]:
+def measure(model: ModelConfig, count: int = 16) -> dict[str, object]:
     """Seconds and images of both, their ratios, and whether the members agree."""
     with tempfile.TemporaryDirectory() as root:
         pool = make_pool(Path(root), model, count, DATA, NUM_VAL)
@@ -54,28 +64,28 @@ def _cook(pool: Pool, stops_early: bool) -> tuple[tuple[str, ...], tuple[int, fl
         outcome = advance(load("greedy"), ingredients, tuple(answers))
         if isinstance(outcome, Soup):
             return outcome.mix.names, (samples, time.perf_counter() - began)
-        assert isinstance(outcome, First)
+        assert isinstance(outcome, FirstAtLeast)
         found = _first(pool, outcome, stops_early)
         samples += sum(each.samples for each in found.tried)
         answers.append(found)
 
 
-def _first(pool: Pool, question: First, stops_early: bool) -> Found:
-    tried: list[Tasting] = []
+def _first(pool: Pool, question: FirstAtLeast, stops_early: bool) -> FirstResult:
+    tried: list[TasteResult] = []
     for index, mix in enumerate(question.mixes):
         tried.append(_tasted(pool, mix, question.at_least if stops_early else None))
         score = tried[-1].score
         if score is not None and question.is_met_by(score):
-            return Found(index=index, tried=tuple(tried))
-    return Found(index=None, tried=tuple(tried))
+            return FirstResult(index=index, tried=tuple(tried))
+    return FirstResult(index=None, tried=tuple(tried))
 
 
-def _tasted(pool: Pool, mix: Mix, at_least: float | None) -> Tasting:
+def _tasted(pool: Pool, mix: Mix, at_least: float | None) -> TasteResult:
     order = TasteOrder(
         cohort=pool.cohort,
         mix=mix,
         ingredients=pool.members,
-        hard_first=tuple(each.id for each in pool.members),
+        hard_images_first=tuple(each.id for each in pool.members),
         at_least=at_least,
     )
     (event,) = taste(order, 0, pool.worker)

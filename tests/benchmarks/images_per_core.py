@@ -32,14 +32,14 @@ from timm.data import create_dataset, create_loader
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from workers.config.data import DataSpec
-from workers.config.train import TrainSpec
+from workers.config.data import DataConfig
+from workers.config.train import TrainConfig
 from workers.data import (
     Images,
     epoch_order,
     normalise,
+    scan,
     step_batches,
-    survey,
     train_batches,
     train_pixels,
     train_transform,
@@ -56,7 +56,7 @@ CONFIG: dict[str, Any] = {
     "crop_pct": 0.875,
     "crop_mode": "center",
 }
-SPEC = TrainSpec(batch_size=BATCH, hflip=0.5)
+SPEC = TrainConfig(batch_size=BATCH, hflip=0.5)
 ROUNDS = 3
 Epoch = Callable[[], int]
 
@@ -68,8 +68,8 @@ def measure(images: int = 512, photo: int = 375, native: bool = False) -> dict[s
     with tempfile.TemporaryDirectory() as root:
         os.environ["SOUPFLEET_CACHE"] = f"{root}/cache"
         source = _write_images(Path(root) / "images", images, None if native else photo)
-        spec = DataSpec(root=root, train="images", cache="disk", val_fraction=0.01)
-        found, _, _ = survey(spec.model_copy(update={"test_fraction": 0.01}), seed=0)
+        spec = DataConfig(root=root, train="images", cache="disk", val_fraction=0.01)
+        found, _, _ = scan(spec.model_copy(update={"test_fraction": 0.01}), seed=0)
         build = _seconds(lambda: len(train_pixels(found, CONFIG)))
         loaders = _loaders(found, f"{root}/images")
         alone, together = _rates(loaders), _in_two_processes(loaders)

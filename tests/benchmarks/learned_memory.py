@@ -26,20 +26,28 @@ import sklearn.manifold
 import torch
 from torch import Tensor
 
-from orchestrator.commands.soup import Wish, soup
+from orchestrator.commands.soup import SoupRequest, soup
 from tests.benchmarks.memory import PeakAnonymous
 from tests.image_folders import write_classes
-from workers.config.data import DataSpec
-from workers.config.model import BaseSpec, ModelSpec
+from workers.config.data import DataConfig
+from workers.config.model import BaseConfig, ModelConfig
 from workers.context import WorkerContext
-from workers.data import Images, eval_pixels, normalise, survey
+from workers.data import Images, eval_pixels, normalise, scan
 from workers.merging.gradient import gradient
 from workers.models.build import create_model, preprocessing
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.layout import WEIGHTS, checkpoint_dir
 from workers.storage.manifest import read_manifest
 from workers.storage.store import Store
-from workers.types import SELECTION, Checkpoint, Cohort, Gradient, GradientOrder, Mix, Setting
+from workers.types import (
+    SELECTION,
+    Checkpoint,
+    Cohort,
+    GradientOrder,
+    Mix,
+    MixGradient,
+    WorkerConfig,
+)
 
 LIBRARIES = (plotly.offline, scipy.optimize, sklearn.manifold)
 """Imported late by whoever analyses and reports; their code is not what is measured."""
@@ -59,9 +67,9 @@ class Scene:
     batch: int
 
     @property
-    def data(self) -> DataSpec:
+    def data(self) -> DataConfig:
         folders: dict[str, Any] = {"root": f"{self.root}/images", "train": {}}
-        return DataSpec(**folders, val="val", test="test", image_size=SIZE)
+        return DataConfig(**folders, val="val", test="test", image_size=SIZE)
 
     @property
     def store(self) -> Store:
@@ -99,7 +107,7 @@ def _prepare(scene: Scene) -> int:
     """Writes images and members; returns the bytes of a member."""
     for seed, split in enumerate(("val", "test")):
         write_classes(Path(scene.root, "images", split), CLASSES, seed, (SIZE, SIZE))
-    survey(scene.data, seed=0)[0].save(scene.store)
+    scan(scene.data, seed=0)[0].save(scene.store)
     start = _network(scene).state_dict()
     for i, id_ in enumerate(scene.ids):
         torch.manual_seed(i)
@@ -109,7 +117,7 @@ def _prepare(scene: Scene) -> int:
 
 
 def _network(scene: Scene) -> torch.nn.Module:
-    return create_model(ModelSpec(name=scene.model), len(CLASSES), scene.data)
+    return create_model(ModelConfig(name=scene.model), len(CLASSES), scene.data)
 
 
 def _nearby(tensor: Tensor) -> Tensor:
@@ -132,11 +140,11 @@ def _plain(scene: Scene) -> int:
 
 def _question(scene: Scene) -> int:
     """One answer, from a worker that has done nothing before."""
-    setting = Setting(
+    setting = WorkerConfig(
         uri=scene.store.uri,
         seed=0,
         data=scene.data,
-        base=BaseSpec(),
+        base=BaseConfig(),
         metric="top1",
         batchnorm_samples=2,
     )
@@ -144,9 +152,9 @@ def _question(scene: Scene) -> int:
     torch.set_num_threads(1)
     worker = WorkerContext(setting)
     mix = Mix.mean([each.name for each in members])
-    question = Gradient(mix=mix, components=("",), epoch=0, batch=0, batch_size=scene.batch)
+    question = MixGradient(mix=mix, components=("",), epoch=0, batch=0, batch_size=scene.batch)
     cohort = Cohort(
-        id="c", model=ModelSpec(name=scene.model), base="base/none", batchnorm="average"
+        id="c", model=ModelConfig(name=scene.model), base="base/none", batchnorm="average"
     )
     order = GradientOrder(cohort=cohort, question=question, ingredients=members)
     with PeakAnonymous() as peak:
@@ -169,7 +177,7 @@ def _mehl(scene: Scene) -> int:
 
 def _soup(scene: Scene, recipe: str) -> int:
     files = [f"{scene.root}/store/{checkpoint_dir(id_)}/{WEIGHTS}" for id_ in scene.ids]
-    wish = Wish(
+    wish = SoupRequest(
         checkpoints=tuple(files),
         model=scene.model,
         data=f"{scene.root}/images",

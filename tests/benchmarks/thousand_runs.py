@@ -25,7 +25,7 @@ from orchestrator import schedule
 from orchestrator.driver.driver import Driver
 from orchestrator.driver.lease import Lease
 from orchestrator.driver.ledger import Ledger
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.state.state import State
 from tests.simulator.experiment import program
 from tests.simulator.simulator import SimulatedFleet
@@ -135,7 +135,7 @@ def rule_costs(runs: int = 1000, slots: int = 16) -> dict[str, float]:
     return costs
 
 
-def half_trained(runs: int, slots: int) -> tuple[Program, State]:
+def half_trained(runs: int, slots: int) -> tuple[ExpandedExperiment, State]:
     with tempfile.TemporaryDirectory() as root:
         world = World(program(runs, 5), Store(f"{root}/store"), writes=False)
         fleet = SimulatedFleet(world, slots)

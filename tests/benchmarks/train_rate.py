@@ -31,17 +31,17 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Subset
 
-from workers.config.data import DataSpec
-from workers.config.model import BaseSpec, ModelSpec
-from workers.config.train import TrainSpec
+from workers.config.data import DataConfig
+from workers.config.model import BaseConfig, ModelConfig
+from workers.config.train import TrainConfig
 from workers.context import WorkerContext
-from workers.data import epoch_order, survey
+from workers.data import epoch_order, scan
 from workers.models.build import preprocessing
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.store import Store
-from workers.training.batches import Batch, Intake
+from workers.training.batches import Batch, TrainBatches
 from workers.training.train import train
-from workers.types import Checkpoint, RunSpec, Setting, TrainOrder
+from workers.types import Checkpoint, RunSpec, TrainOrder, WorkerConfig
 
 NUM_CLASSES = 4
 ROUNDS = 5
@@ -64,8 +64,8 @@ def measure(
     with tempfile.TemporaryDirectory() as root:
         _write_images(Path(root), batch * steps, size)
         data = _data(root, size, loaders)
-        spec = TrainSpec(epochs=1, batch_size=batch, hflip=0.5, amp_dtype=amp, smoothing=0.1)
-        run = RunSpec(id="ours", model=ModelSpec(name=model), train=spec)
+        spec = TrainConfig(epochs=1, batch_size=batch, hflip=0.5, amp_dtype=amp, smoothing=0.1)
+        run = RunSpec(id="ours", model=ModelConfig(name=model), train=spec)
         worker, base = _worker(f"{root}/store", data, run, device)
         folder, place = f"{root}/images/train", torch.device(worker.setting.device)
 
@@ -73,8 +73,8 @@ def measure(
             return _timm_loader(worker, model, spec, folder, place)
 
         def fed(model: torch.nn.Module) -> Iterable[Batch]:
-            intake = Intake(model, run, worker)
-            return (intake.take(batch, 0) for batch in intake.batches(intake.plan(0), 0))
+            intake = TrainBatches(model, run, worker)
+            return (intake.to_device(batch, 0) for batch in intake.batches(intake.plan(0), 0))
 
         rates: dict[str, list[float]] = {"ours": [], "plain": [], "fed": []}
         for attempt in range(ROUNDS + 1):
@@ -101,8 +101,8 @@ def loss_curves(
         _write_images(Path(root), 4 * batch, size)
         data = _data(root, size, loaders=0)
         still: dict[str, Any] = {"crop": "center", "hflip": 0, "warmup_epochs": 1, "lr": 1e-3}
-        spec = TrainSpec(**(still | {"epochs": epochs, "batch_size": batch} | options))
-        run = RunSpec(id="curve", model=ModelSpec(name=model), train=spec)
+        spec = TrainConfig(**(still | {"epochs": epochs, "batch_size": batch} | options))
+        run = RunSpec(id="curve", model=ModelConfig(name=model), train=spec)
         worker, base = _worker(f"{root}/store", data, run, "cpu")
         order = TrainOrder(run=run, start=base, stop_step=4 * epochs)
         weights = {n: t.clone() for n, t in worker.model(run.model).state_dict().items()}
@@ -146,7 +146,7 @@ def _plain_losses(
 
 
 def _ordered_loader(
-    worker: WorkerContext, model: torch.nn.Module, spec: TrainSpec, folder: str, order: np.ndarray
+    worker: WorkerContext, model: torch.nn.Module, spec: TrainConfig, folder: str, order: np.ndarray
 ) -> Any:
     """timm's loader over timm's dataset, without chance, in a given order of our images."""
     dataset: Any = create_dataset("", folder)
@@ -172,9 +172,9 @@ def _ordered_loader(
     return loader
 
 
-def _data(root: str, size: int, loaders: int) -> DataSpec:
+def _data(root: str, size: int, loaders: int) -> DataConfig:
     """No image is larger than what the cache keeps, so both see the same pixels."""
-    return DataSpec(
+    return DataConfig(
         root=f"{root}/images",
         train={"train": "train"},
         val="val",
@@ -196,18 +196,18 @@ def _write_images(root: Path, num: int, size: int) -> None:
 
 
 def _worker(
-    uri: str, data: DataSpec, run: RunSpec, device: str
+    uri: str, data: DataConfig, run: RunSpec, device: str
 ) -> tuple[WorkerContext, Checkpoint]:
-    setting = Setting(
+    setting = WorkerConfig(
         uri=uri,
         seed=0,
         data=data,
-        base=BaseSpec(),
+        base=BaseConfig(),
         metric="top1",
         batchnorm_samples=64,
         device="cuda" if device == "cuda" else "cpu",
     )
-    survey(data, seed=0)[0].save(Store(uri))
+    scan(data, seed=0)[0].save(Store(uri))
     worker = WorkerContext(setting)
     weights = worker.model(run.model).state_dict()
     return worker, write_checkpoint(Store(uri), "base/b", None, 0, weights)
@@ -249,14 +249,14 @@ def _plain(
     return images / (time.monotonic() - began)
 
 
-def _dtype(spec: TrainSpec) -> torch.dtype:
+def _dtype(spec: TrainConfig) -> torch.dtype:
     return torch.float16 if spec.amp_dtype == "float16" else torch.bfloat16
 
 
 def _timm_loader(
     worker: WorkerContext,
     model: torch.nn.Module,
-    spec: TrainSpec,
+    spec: TrainConfig,
     folder: str,
     device: torch.device,
 ) -> Any:

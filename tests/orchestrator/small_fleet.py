@@ -9,7 +9,7 @@ from orchestrator.commands import run
 from orchestrator.commands.run import Options, Outcome
 from orchestrator.config import Experiment
 from orchestrator.driver.ledger import Ledger
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
 from tests.image_folders import write_classes
@@ -43,7 +43,7 @@ def run_small(folder: Path, *overrides: str) -> tuple[str, Outcome]:
     return config.uri(experiment), outcome
 
 
-def replayed(uri: str) -> tuple[Program, State, Store]:
+def replayed(uri: str) -> tuple[ExpandedExperiment, State, Store]:
     store = Store(uri)
     experiment = run.read_experiment(store)
     assert experiment is not None

@@ -4,14 +4,14 @@ from typing import Any
 
 from orchestrator.config import Experiment
 from orchestrator.experiment import sweep
-from orchestrator.experiment.resolved import Program, distinct_models
-from workers.types import Facts, ModelFacts, SplitFacts
+from orchestrator.experiment.resolved import ExpandedExperiment, distinct_models
+from workers.types import ModelInfo, PreflightResult, SplitInfo
 
 COUNTS = {"train": 320, "val": 40, "test": 50, "ood:sketch": 30}
 MODEL = {"name": "test_vit"}
 
 
-def program(num_runs: int = 3, epochs: int = 2, **sections: dict[str, Any]) -> Program:
+def program(num_runs: int = 3, epochs: int = 2, **sections: dict[str, Any]) -> ExpandedExperiment:
     """`num_runs` seeds of one setting, ten steps per epoch."""
     tree: dict[str, Any] = {
         "name": "simulated",
@@ -24,11 +24,11 @@ def program(num_runs: int = 3, epochs: int = 2, **sections: dict[str, Any]) -> P
         tree[section] = tree.get(section, {}) | value
     tree["train"] = {"epochs": epochs} | tree.get("train", {})
     experiment = Experiment.model_validate(tree)
-    return Program(experiment, sweep.expand(experiment), ranks=1)
+    return ExpandedExperiment(experiment, sweep.expand(experiment), ranks=1)
 
 
-def facts(program: Program) -> Facts:
-    model = ModelFacts(
+def facts(program: ExpandedExperiment) -> PreflightResult:
+    model = ModelInfo(
         num_parameters=1000,
         model_bytes=4000,
         checkpoint_bytes=12000,
@@ -36,10 +36,12 @@ def facts(program: Program) -> Facts:
         preprocessing={"input_size": [3, 32, 32]},
     )
     splits = {
-        name: SplitFacts(count=count, fingerprint="f" * 64, class_counts=(count,))
+        name: SplitInfo(count=count, fingerprint="f" * 64, class_counts=(count,))
         for name, count in COUNTS.items()
     }
     models = dict.fromkeys(distinct_models(program.runs), model)
     parts = program.experiment.data.folds or 0
     folds = tuple(len(range(part, COUNTS["train"], parts)) for part in range(parts))
-    return Facts(classes=("0", "1"), splits=splits, corrupt=(), models=models, folds=folds)
+    return PreflightResult(
+        classes=("0", "1"), splits=splits, corrupt=(), models=models, folds=folds
+    )

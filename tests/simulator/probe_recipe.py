@@ -3,61 +3,61 @@
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from workers.recipes.best import best_first
+from workers.recipes.best import by_score
 from workers.types import (
     Answer,
     Component,
-    Geometry,
-    Gradient,
-    Grams,
+    GramMatrices,
+    GramResult,
     Ingredient,
-    Kitchen,
     Mix,
+    MixGradient,
+    MixGradientResult,
     Question,
-    Slope,
+    RecipeContext,
     Soup,
     Taste,
-    Tastings,
+    TasteResults,
 )
 
 
 @dataclass(frozen=True)
-class Asking:
+class ProbeRecipe:
     """A few steps downhill from the mean, a component each, the base among the members."""
 
     steps: int = 3
     lr: float = 0.1
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
-        names = tuple(each.name for each in best_first(ingredients))
-        grams = yield Geometry(names=names, base=kitchen.base)
-        assert isinstance(grams, Grams) and kitchen.num_selection > 0
+        names = tuple(each.name for each in by_score(ingredients))
+        grams = yield GramMatrices(names=names, base=kitchen.base)
+        assert isinstance(grams, GramResult) and kitchen.num_selection > 0
         prefixes = ("", *kitchen.components[-1:])
         rows = [[1.0] * len(names) + [0.0] for _ in prefixes]
         for step in range(self.steps):
-            slope = yield Gradient(
+            slope = yield MixGradient(
                 mix=self._mix(names, kitchen, prefixes, rows),
                 components=prefixes,
                 epoch=step,
                 batch=0,
                 batch_size=8,
             )
-            assert isinstance(slope, Slope)
+            assert isinstance(slope, MixGradientResult)
             for row, slopes in zip(rows, slope.weights, strict=True):
                 row[:] = [w - self.lr * s for w, s in zip(row, slopes, strict=True)]
         mix = self._mix(names, kitchen, prefixes, rows)
         only_base = Mix.mean([kitchen.base])
         best = Mix.mean([names[0]])
         told = yield Taste(mixes=(mix, only_base, best), hits=True)
-        assert isinstance(told, Tastings) and all(told.hits)
+        assert isinstance(told, TasteResults) and all(told.hits)
         return Soup(mix=mix, score=told.scores[0])
 
     def _mix(
         self,
         names: tuple[str, ...],
-        kitchen: Kitchen,
+        kitchen: RecipeContext,
         prefixes: tuple[str, ...],
         rows: list[list[float]],
     ) -> Mix:
@@ -76,9 +76,9 @@ class OnlyBase:
     """The base alone: no ingredient at all."""
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
         mix = Mix.mean([kitchen.base])
         told = yield Taste(mixes=(mix,))
-        assert isinstance(told, Tastings)
+        assert isinstance(told, TasteResults)
         return Soup(mix=mix, score=told.scores[0])

@@ -18,7 +18,7 @@ from orchestrator.state.reducers import CLOSING
 from orchestrator.state.state import State
 from tests.simulator.experiment import facts, program
 from tests.simulator.world import Mishap, World
-from workers.heartbeat import Pulse
+from workers.heartbeat import Heartbeat
 from workers.storage.layout import LEASE, LEDGER
 from workers.storage.store import Store
 from workers.types import AnyEvent, AnyOrder
@@ -67,7 +67,7 @@ class SimulatedFleet:
         self._merge = _Lane("merge")
         self._slots = [_Lane(f"slot-{i}") for i in range(slots)]
 
-    def room(self, place: str, backlog: int) -> int:
+    def capacity(self, place: str, backlog: int) -> int:
         if place == "merge":
             return 16
         return sum(not lane.queue and lane.current is None for lane in self._slots)
@@ -101,7 +101,7 @@ class SimulatedFleet:
             lane.current = None
         return [event.model_copy(update={"slot": lane.name})]
 
-    def pulses(self) -> list[Pulse]:
+    def heartbeats(self) -> list[Heartbeat]:
         return []
 
     def interrupt(self, reason: str) -> None:

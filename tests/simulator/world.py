@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.driver.ledger import Ledger
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
 from tests.simulator import experiment
@@ -20,7 +20,7 @@ from tests.simulator.experiment import COUNTS, facts
 from workers import recipes
 from workers.merging.recipe_driver import advance
 from workers.storage.layout import MANIFEST, WEIGHTS, checkpoint_dir
-from workers.storage.manifest import FileFacts, Manifest
+from workers.storage.manifest import FileInfo, Manifest
 from workers.storage.store import Store
 from workers.types import (
     SELECTION,
@@ -41,26 +41,26 @@ from workers.types import (
     Failed,
     GeometryOrder,
     GradientOrder,
-    Grams,
+    GramResult,
     Interrupted,
     Measured,
     Mix,
     Mixed,
+    MixGradientResult,
     Preflighted,
     Retired,
     RunSpec,
     Score,
     Scored,
     Served,
-    Slope,
     Soup,
     Started,
     Tasted,
     TasteOrder,
-    Tasting,
+    TasteResult,
     Trained,
     TrainOrder,
-    ema_of,
+    ema_id,
 )
 
 CONTENT = b"weights"
@@ -88,7 +88,7 @@ def no_mishap(order: AnyOrder, attempt: int) -> Mishap | None:
 
 @dataclass
 class World:
-    program: Program
+    program: ExpandedExperiment
     store: Store
     seed: int = 0
     mishaps: Mishaps = no_mishap
@@ -103,7 +103,7 @@ class World:
     clock: float = 1_760_000_000.0
 
     @classmethod
-    def at(cls, folder: Path, program: Program | None = None, **options: Any) -> "World":
+    def at(cls, folder: Path, program: ExpandedExperiment | None = None, **options: Any) -> "World":
         return cls(program or experiment.program(), Store(str(folder / "store")), **options)
 
     def ledger(self) -> Ledger:
@@ -177,7 +177,7 @@ class World:
         run, stop_step = order.run, order.stop_step
         held_out = 0 if run.fold is None else facts(self.program).folds[run.fold]
         per_epoch = run.train.steps_per_epoch(COUNTS["train"] - held_out, 1)
-        start = order.own
+        start = order.own_checkpoint
         done = 0 if start.name.startswith("base/") else start.step
         if start.name.startswith(("probe-", "trunk-")) and run.role != "member":
             done = start.step if start.name.startswith(run.id) else 0
@@ -187,7 +187,7 @@ class World:
             step = min((step // per_epoch + 1) * per_epoch, stop_step)
             yield self._evaluated(run, step, per_epoch)
             if run.train.model_ema_decay is not None:
-                yield self._checkpointed(f"{ema_of(run.id)}/{step:08d}", attempt, step)
+                yield self._checkpointed(f"{ema_id(run.id)}/{step:08d}", attempt, step)
             yield self._checkpointed(f"{run.id}/{step:08d}", attempt, step)
         yield Trained(step=step, busy_s=1.0, early=step < stop_step)
 
@@ -201,7 +201,7 @@ class World:
             lr=0.1,
             images_per_s=100.0,
             score=self._scored(name, SELECTION),
-            ema=self._scored(f"{ema_of(run.id)}/{step:08d}", SELECTION) if ema else None,
+            ema=self._scored(f"{ema_id(run.id)}/{step:08d}", SELECTION) if ema else None,
             held_out=self._scored(name, f"fold:{run.fold}") if run.fold is not None else None,
         )
 
@@ -233,22 +233,22 @@ class World:
             mix=order.mix.key, tasting=self.tasting(order), cohort=order.cohort.id, busy_s=1.0
         )
 
-    def tasting(self, order: TasteOrder) -> Tasting:
+    def tasting(self, order: TasteOrder) -> TasteResult:
         """Complete, or for a hopeless one a bound somewhere between its score and the bar."""
         score = self.score(order.mix)
         bar = order.at_least
         if order.hits:
             hits = f"{_table(self.seed, order.mix.key):010x}"
-            return Tasting(score=score, at_most=score, samples=COUNTS[SELECTION], hits=hits)
+            return TasteResult(score=score, at_most=score, samples=COUNTS[SELECTION], hits=hits)
         hopeless = bar is not None and (score <= bar if order.strict else score < bar)
         if not (self.early_stops and hopeless) or bar is None:
-            return Tasting(score=score, at_most=score, samples=COUNTS[SELECTION])
+            return TasteResult(score=score, at_most=score, samples=COUNTS[SELECTION])
         steps = round((bar - score) * COUNTS[SELECTION])
         choices = range(steps + 1) if order.strict else range(steps)
         above = choices[_table(self.seed, order.id) % len(choices)]
         # Counted in images, as the real bound is: a sum of fractions may exceed the bar by an ulp.
         hits = round(score * COUNTS[SELECTION]) + above
-        return Tasting(score=None, at_most=hits / COUNTS[SELECTION], samples=8)
+        return TasteResult(score=None, at_most=hits / COUNTS[SELECTION], samples=8)
 
     def _geometry(self, order: GeometryOrder, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)
@@ -258,7 +258,7 @@ class World:
             for i in range(num)
             for j in range(i, num)
         )
-        yield self._measured(order, Grams(tensors={"w": rows}), 0)
+        yield self._measured(order, GramResult(tensors={"w": rows}), 0)
 
     def _gradient(self, order: GradientOrder, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)
@@ -269,11 +269,14 @@ class World:
             )
             for prefix in question.components
         )
-        slope = Slope(loss=self._number(order.id), weights=rows, temperature=0.0)
+        slope = MixGradientResult(loss=self._number(order.id), weights=rows, temperature=0.0)
         yield self._measured(order, slope, question.batch_size)
 
     def _measured(
-        self, order: GeometryOrder | GradientOrder, answer: Grams | Slope, samples: int
+        self,
+        order: GeometryOrder | GradientOrder,
+        answer: GramResult | MixGradientResult,
+        samples: int,
     ) -> Measured:
         return Measured(
             key=order.question.key,
@@ -341,7 +344,7 @@ class World:
     ) -> Checkpoint:
         """A complete checkpoint, without waiting for the disk."""
         sha256 = hashlib.sha256(CONTENT).hexdigest()
-        files = {WEIGHTS: FileFacts(size=len(CONTENT), sha256=sha256)}
+        files = {WEIGHTS: FileInfo(size=len(CONTENT), sha256=sha256)}
         made = Manifest(name=name, attempt=attempt, step=step, score=score, files=files)
         if self.writes:
             assert self.store.local_root is not None
@@ -363,7 +366,7 @@ def named(order: AnyOrder) -> set[str]:
     if order.kind == "diversity":
         many = (order.members.base, *order.members.ingredients)
     if order.kind == "train" and order.rejoin is not None:
-        many = (*many, order.rejoin.own, *order.rejoin.others)
+        many = (*many, order.rejoin.own_checkpoint, *order.rejoin.peers)
     ids = {each.id for each in (*one, *many) if isinstance(each, Checkpoint)}
     if order.kind == "analyse":
         weighed = [(each.base, *each.ingredients) for each in order.weighed]

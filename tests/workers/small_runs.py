@@ -5,43 +5,43 @@ from typing import Any
 
 import torch
 
-from workers.config.data import DataSpec
-from workers.config.model import BaseSpec, ModelSpec
-from workers.config.train import TrainSpec
+from workers.config.data import DataConfig
+from workers.config.model import BaseConfig, ModelConfig
+from workers.config.train import TrainConfig
 from workers.context import WorkerContext
-from workers.data import Images, survey
+from workers.data import Images, scan
 from workers.heartbeat import Progress
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.store import Store
 from workers.training.train import train
-from workers.types import AnyEvent, Checkpoint, RunSpec, Setting, TrainOrder
+from workers.types import AnyEvent, Checkpoint, RunSpec, TrainOrder, WorkerConfig
 
-DATA = DataSpec(source="digits", image_size=32)
+DATA = DataConfig(source="digits", image_size=32)
 NUM_TRAIN, NUM_VAL = 22, 10
-VIT = ModelSpec(name="test_vit", kwargs={"drop_rate": 0.1})
-RESNET = ModelSpec(name="test_resnet")
+VIT = ModelConfig(name="test_vit", kwargs={"drop_rate": 0.1})
+RESNET = ModelConfig(name="test_resnet")
 
 
-def make_setting(folder: Path, folds: int | None = None, **changes: Any) -> Setting:
+def make_setting(folder: Path, folds: int | None = None, **changes: Any) -> WorkerConfig:
     """An experiment whose splits are in the store, as preflight leaves them."""
     data = DATA.model_copy(update={"folds": folds})
     torch.set_num_threads(1)
-    setting = Setting(
+    setting = WorkerConfig(
         uri=str(folder),
         seed=3,
         data=data,
-        base=BaseSpec(),
+        base=BaseConfig(),
         metric="top1",
         batchnorm_samples=16,
         **changes,
     )
-    images, _, _ = survey(data, seed=3)
+    images, _, _ = scan(data, seed=3)
     few = [*images.samples("train")[:NUM_TRAIN], *images.samples("val")[:NUM_VAL]]
     Images(images.classes, few, data).save(Store(setting.uri))
     return setting
 
 
-def make_base(setting: Setting, model: ModelSpec) -> Checkpoint:
+def make_base(setting: WorkerConfig, model: ModelConfig) -> Checkpoint:
     """A seeded random network as `base/<model>`."""
     torch.manual_seed(0)
     net = WorkerContext(setting).model(model)
@@ -49,9 +49,9 @@ def make_base(setting: Setting, model: ModelSpec) -> Checkpoint:
     return write_checkpoint(Store(setting.uri), name, None, 0, net.state_dict())
 
 
-def make_run(id_: str = "r", model: ModelSpec = VIT, **train_options: Any) -> RunSpec:
+def make_run(id_: str = "r", model: ModelConfig = VIT, **train_options: Any) -> RunSpec:
     options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "lr": 1e-2, "weight_decay": 0.05}
-    spec = TrainSpec(**(options | train_options))
+    spec = TrainConfig(**(options | train_options))
     return RunSpec(id=id_, seed=1, model=model, train=spec)
 
 

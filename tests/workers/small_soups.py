@@ -7,21 +7,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from workers.config.data import DataSpec
-from workers.config.model import BaseSpec, ModelSpec
+from workers.config.data import DataConfig
+from workers.config.model import BaseConfig, ModelConfig
 from workers.context import WorkerContext
-from workers.data import Images, eval_pixels, normalise, survey
+from workers.data import Images, eval_pixels, normalise, scan
 from workers.models.build import preprocessing
 from workers.scoring.forward import logits
 from workers.scoring.metrics import score
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.predictions import write_predictions
 from workers.storage.store import Store
-from workers.types import SELECTION, Checkpoint, Cohort, Setting
+from workers.types import SELECTION, Checkpoint, Cohort, WorkerConfig
 
-DATA = DataSpec(source="digits", image_size=32)
-VIT = ModelSpec(name="test_vit")
-RESNET = ModelSpec(name="test_resnet")
+DATA = DataConfig(source="digits", image_size=32)
+VIT = ModelConfig(name="test_vit")
+RESNET = ModelConfig(name="test_resnet")
 NUM_SAMPLES = 65
 """For BatchNorm: a full batch, and one image that must be dropped."""
 
@@ -41,22 +41,22 @@ class Pool:
 
 def make_pool(
     folder: Path,
-    model: ModelSpec,
+    model: ModelConfig,
     num_members: int = 3,
-    data: DataSpec = DATA,
+    data: DataConfig = DATA,
     num_val: int = 150,
 ) -> Pool:
     """Members differ by seed and learning rate; their predictions on val and test are cached."""
     torch.set_num_threads(1)
-    setting = Setting(
+    setting = WorkerConfig(
         uri=str(folder),
         seed=3,
         data=data,
-        base=BaseSpec(),
+        base=BaseConfig(),
         metric="top1",
         batchnorm_samples=NUM_SAMPLES,
     )
-    images, _, _ = survey(data, seed=3)
+    images, _, _ = scan(data, seed=3)
     few = [
         s
         for split, n in (("train", 320), ("val", num_val), ("test", 150))

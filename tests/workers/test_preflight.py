@@ -10,9 +10,9 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from workers.config.data import DataSpec
-from workers.config.model import BaseSpec, ModelSpec
-from workers.config.train import TrainSpec
+from workers.config.data import DataConfig
+from workers.config.model import BaseConfig, ModelConfig
+from workers.config.train import TrainConfig
 from workers.context import WorkerContext
 from workers.errors import UserError
 from workers.preflight import ADAM_MOMENTS, preflight, state_copies
@@ -27,31 +27,33 @@ from workers.types import (
     BaseReady,
     Checkpoint,
     Cohort,
-    Facts,
     Preflighted,
     PreflightOrder,
+    PreflightResult,
     Scored,
     ScoreOrder,
-    Setting,
+    WorkerConfig,
     model_key,
 )
 
-RESNET = ModelSpec(name="test_resnet")
+RESNET = ModelConfig(name="test_resnet")
 
 
 def worker_at(folder: Path, **fields: Any) -> WorkerContext:
-    data = DataSpec(source="digits", image_size=32)
-    setting = {"uri": str(folder), "seed": 0, "data": data, "base": BaseSpec(), "metric": "top1"}
-    return WorkerContext(Setting(**{**setting, "batchnorm_samples": 64, **fields}))
+    data = DataConfig(source="digits", image_size=32)
+    setting = {"uri": str(folder), "seed": 0, "data": data, "base": BaseConfig(), "metric": "top1"}
+    return WorkerContext(WorkerConfig(**{**setting, "batchnorm_samples": 64, **fields}))
 
 
 def facts_of(
     worker: WorkerContext,
-    *models: ModelSpec,
+    *models: ModelConfig,
     opts: tuple[str, ...] = ("adamw",),
-    trains: tuple[tuple[str, TrainSpec], ...] = (),
-) -> Facts:
-    (event,) = preflight(PreflightOrder(models=models, opts=opts, trains=trains), 1, worker)
+    trains: tuple[tuple[str, TrainConfig], ...] = (),
+) -> PreflightResult:
+    (event,) = preflight(
+        PreflightOrder(models=models, optimizers=opts, train_configs=trains), 1, worker
+    )
     assert isinstance(event, Preflighted)
     return event.facts
 
@@ -72,7 +74,7 @@ def scores_of(worker: WorkerContext, checkpoint: Checkpoint, *splits: str) -> Sc
 
 def test_preflight_finds_out_what_later_orders_rely_on(tmp_path: Path) -> None:
     worker = worker_at(tmp_path)
-    vit = ModelSpec(name="test_vit")
+    vit = ModelConfig(name="test_vit")
     facts = facts_of(worker, RESNET, vit)
     assert facts.classes == tuple("0123456789") and facts.corrupt == ()
     assert facts.splits["val"].count == worker.images.count("val")
@@ -85,18 +87,18 @@ def test_preflight_finds_out_what_later_orders_rely_on(tmp_path: Path) -> None:
     base_of(worker)
     assert found.model_bytes == written.stat().st_size < found.checkpoint_bytes
     again = facts_of(worker_at(tmp_path / "again"), RESNET, vit)
-    assert again == facts and Facts.model_validate_json(facts.model_dump_json()) == facts
+    assert again == facts and PreflightResult.model_validate_json(facts.model_dump_json()) == facts
 
 
 def test_preflight_writes_no_splits_for_what_it_refuses(tmp_path: Path) -> None:
     worker = worker_at(tmp_path)
     with pytest.raises(UserError, match="adamw"):
-        facts_of(worker, RESNET, opts=("adamww",))
+        facts_of(worker, RESNET, optimizers=("adamww",))
     with pytest.raises(UserError, match="test_resnet"):
-        facts_of(worker, ModelSpec(name="test_resne"))
+        facts_of(worker, ModelConfig(name="test_resne"))
     save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"w\.safetensors"):
-        facts_of(worker, ModelSpec(name="test_vit", checkpoint=str(tmp_path / "w.safetensors")))
+        facts_of(worker, ModelConfig(name="test_vit", checkpoint=str(tmp_path / "w.safetensors")))
     assert not worker.store.exists("splits.parquet")
 
 
@@ -112,17 +114,17 @@ def test_preflight_writes_no_splits_for_what_it_refuses(tmp_path: Path) -> None:
 def test_what_training_asks_in_vain_is_refused_before_anything_trains(
     tmp_path: Path, train: dict[str, Any], refusal: str
 ) -> None:
-    model = ModelSpec(name="dla46_c") if "grad_checkpointing" in train else RESNET
-    asked = TrainSpec.model_validate(train)
+    model = ModelConfig(name="dla46_c") if "grad_checkpointing" in train else RESNET
+    asked = TrainConfig.model_validate(train)
     with pytest.raises(UserError, match=refusal):
-        facts_of(worker_at(tmp_path), RESNET, model, trains=((model_key(model), asked),))
+        facts_of(worker_at(tmp_path), RESNET, model, train_configs=((model_key(model), asked),))
     if "unfreeze" in train:  # of another model, so not its affair
-        vit = ModelSpec(name="test_vit")
-        assert facts_of(worker_at(tmp_path), vit, trains=((model_key(RESNET), asked),))
+        vit = ModelConfig(name="test_vit")
+        assert facts_of(worker_at(tmp_path), vit, train_configs=((model_key(RESNET), asked),))
 
 
 def test_folds_are_counted_and_partition_what_trains(tmp_path: Path) -> None:
-    data = DataSpec(source="digits", image_size=32, folds=3)
+    data = DataConfig(source="digits", image_size=32, folds=3)
     facts = facts_of(worker_at(tmp_path, data=data), RESNET)
     assert len(facts.folds) == 3 and sum(facts.folds) == facts.splits["train"].count
     assert facts_of(worker_at(tmp_path / "whole"), RESNET).folds == ()
@@ -132,34 +134,34 @@ def test_the_optimizers_memory_is_counted_as_it_is(tmp_path: Path) -> None:
     assert [round(state_copies(opt)) for opt in ("sgd", "adamw", "lookahead_adamw")] == [1, 2, 3]
     assert state_copies("fusedadam") in (ADAM_MOMENTS, 2.0)  # wants a GPU and a package
     facts = {
-        opts: facts_of(worker_at(tmp_path), RESNET, opts=opts).models[model_key(RESNET)]
+        opts: facts_of(worker_at(tmp_path), RESNET, optimizers=opts).models[model_key(RESNET)]
         for opts in (("sgd",), ("sgd", "adamw"))
     }
     one, two = facts[("sgd",)], facts[("sgd", "adamw")]
     assert two.checkpoint_bytes - one.checkpoint_bytes == pytest.approx(
         4 * one.num_parameters, rel=0.01
     )
-    averaged = TrainSpec(model_ema_decay=0.9)
+    averaged = TrainConfig(model_ema_decay=0.9)
     trains = ((model_key(RESNET), averaged),)
-    more = facts_of(worker_at(tmp_path), RESNET, opts=("sgd",), trains=trains)
+    more = facts_of(worker_at(tmp_path), RESNET, optimizers=("sgd",), train_configs=trains)
     found = more.models[model_key(RESNET)]
     assert found.checkpoint_bytes == one.checkpoint_bytes + one.model_bytes
 
 
 def test_a_model_without_one_logit_per_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="global_pool"):
-        spec = ModelSpec(name="test_vit", kwargs={"global_pool": "wrong"})
+        spec = ModelConfig(name="test_vit", kwargs={"global_pool": "wrong"})
         facts_of(worker_at(tmp_path), spec)
     with pytest.raises(UserError, match="33x33 pixels"):
-        odd = DataSpec(source="digits", image_size=33)
-        facts_of(worker_at(tmp_path, data=odd), ModelSpec(name="test_vit"))
+        odd = DataConfig(source="digits", image_size=33)
+        facts_of(worker_at(tmp_path, data=odd), ModelConfig(name="test_vit"))
 
 
 def test_the_base_is_the_same_bytes_for_any_worker_and_another_for_another_seed(
     tmp_path: Path,
 ) -> None:
     bases = []
-    for i, fields in enumerate([{}, {}, {"seed": 1}, {"base": BaseSpec(init="timm")}]):
+    for i, fields in enumerate([{}, {}, {"seed": 1}, {"base": BaseConfig(init="timm")}]):
         worker = worker_at(tmp_path / str(i), **fields)
         facts_of(worker, RESNET)
         torch.manual_seed(i)
@@ -176,7 +178,7 @@ def test_the_base_is_the_same_bytes_for_any_worker_and_another_for_another_seed(
 
 @pytest.mark.parametrize("head", ["se", "attention"])
 def test_a_base_with_a_head_of_ours_is_the_same_bytes_anywhere(tmp_path: Path, head: Any) -> None:
-    spec = ModelSpec(name="test_resnet", head=head)
+    spec = ModelConfig(name="test_resnet", head=head)
     bases = []
     for i in range(2):
         worker = worker_at(tmp_path / str(i))
@@ -205,7 +207,7 @@ def test_initial_weights_reach_the_base(tmp_path: Path) -> None:
     facts_of(worker, RESNET)
     donor = timm.create_model("test_resnet", num_classes=3)
     save_file(donor.state_dict(), tmp_path / "donor.safetensors")
-    spec = ModelSpec(name="test_resnet", checkpoint=str(tmp_path / "donor.safetensors"))
+    spec = ModelConfig(name="test_resnet", checkpoint=str(tmp_path / "donor.safetensors"))
     list(make_base(BaseOrder(name="base/ghi", model=spec), 1, worker))
     stored = load_file(tmp_path / "base" / "ghi" / "model.safetensors")
     assert torch.equal(stored["conv1.0.weight"], donor.state_dict()["conv1.0.weight"])
@@ -213,7 +215,7 @@ def test_initial_weights_reach_the_base(tmp_path: Path) -> None:
 
 
 def test_scores_are_of_the_checkpoint_and_predictions_are_kept(tmp_path: Path) -> None:
-    worker = worker_at(tmp_path, base=BaseSpec(init="timm"))
+    worker = worker_at(tmp_path, base=BaseConfig(init="timm"))
     facts_of(worker, RESNET)
     checkpoint = base_of(worker)
     with torch.no_grad():  # a warm model of other weights must not matter

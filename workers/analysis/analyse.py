@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from workers.analysis.bias_variance import Tally
+from workers.analysis.bias_variance import BiasVarianceAccumulator
 from workers.analysis.calibration import detail, on_split, temperature
-from workers.analysis.distances import distances, evenly, num_images
-from workers.analysis.mds import draw
+from workers.analysis.distances import distances, evenly_spaced, num_images
+from workers.analysis.mds import mds_map
 from workers.analysis.schema import (
     SCHEMA,
     Analysis,
@@ -39,7 +39,7 @@ from workers.scoring.metrics import predictions
 from workers.storage.layout import ANALYSIS
 from workers.storage.predictions import read_predictions
 from workers.storage.store import CorruptFile
-from workers.types import SELECTION, Analysed, AnalyseOrder, AnyEvent, Subject
+from workers.types import SELECTION, Analysed, AnalysedModel, AnalyseOrder, AnyEvent
 
 DIGITS = 6
 """Significant ones of every number in the file."""
@@ -74,7 +74,7 @@ def analysed(order: AnalyseOrder, worker: WorkerContext) -> Analysis:
         best_single=order.best_single,
         served=order.served,
         models=[_model(subject, heats) for subject in order.subjects],
-        left_out=list(order.left_out),
+        left_out=list(order.not_analysed),
         splits=splits,
         geometry=[geometry(each, worker) for each in order.weighed],
         barrier=_barrier(order),
@@ -82,7 +82,7 @@ def analysed(order: AnalyseOrder, worker: WorkerContext) -> Analysis:
 
 
 @dataclass
-class _Seen:
+class _SplitModels:
     """What is kept of the models on a split."""
 
     labels: np.ndarray
@@ -91,7 +91,7 @@ class _Seen:
     """Images that distances look at."""
     models: dict[str, OnSplit] = field(default_factory=dict)
     details: dict[str, Detail] = field(default_factory=dict)
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    tallies: dict[str, BiasVarianceAccumulator] = field(default_factory=dict)
     logits: dict[str, np.ndarray] = field(default_factory=dict)
     """On `rows`, of models whose predictions are finite."""
     right: dict[str, np.ndarray] = field(default_factory=dict)
@@ -102,7 +102,7 @@ def _split(
     order: AnalyseOrder, split: str, heats: dict[str, float | None], worker: WorkerContext
 ) -> SplitAnalysis:
     """`heats`: temperatures by id; filled in by the selection split, which comes first."""
-    seen: _Seen | None = None
+    seen: _SplitModels | None = None
     for subject in order.subjects:
         found = _predictions(subject, split, worker)
         if found is None:
@@ -110,16 +110,16 @@ def _split(
         _, labels, logits = found
         if seen is None:
             num = num_images(len(order.subjects), logits.shape[1], len(labels))
-            seen = _Seen(labels, logits.shape[1], evenly(len(labels), num))
+            seen = _SplitModels(labels, logits.shape[1], evenly_spaced(len(labels), num))
         if split == SELECTION:
             heats[subject.id] = temperature(logits, labels)
-        _look(seen, subject, logits, heats.get(subject.id), order)
+        _add_model(seen, subject, logits, heats.get(subject.id), order)
         worker.progress.touch()
     assert seen is not None, "there is nothing to analyse"
     return _concluded(order, seen, worker.setting.seed)
 
 
-def _predictions(subject: Subject, split: str, worker: WorkerContext) -> Predictions | None:
+def _predictions(subject: AnalysedModel, split: str, worker: WorkerContext) -> Predictions | None:
     """None where an ensemble is not to be judged: it was fitted on this split."""
     if subject.kind != "ensemble":
         return read_predictions(worker.store, subject.predictions or subject.id, split)
@@ -131,8 +131,12 @@ def _predictions(subject: Subject, split: str, worker: WorkerContext) -> Predict
     return ensembles.stack(worker.store, stacker, made.groups, split)
 
 
-def _look(
-    seen: _Seen, subject: Subject, logits: np.ndarray, heat: float | None, order: AnalyseOrder
+def _add_model(
+    seen: _SplitModels,
+    subject: AnalysedModel,
+    logits: np.ndarray,
+    heat: float | None,
+    order: AnalyseOrder,
 ) -> None:
     labels, num_classes = seen.labels, seen.num_classes
     seen.models[subject.id] = on_split(logits, labels, num_classes, heat)
@@ -140,12 +144,14 @@ def _look(
         seen.details[subject.id] = detail(logits, labels, num_classes, heat)
         seen.right[subject.id] = predictions(logits) == labels
     if subject.kind == "ingredient" and subject.cohort is not None:
-        seen.tallies.setdefault(subject.cohort, Tally(labels, num_classes)).add(logits)
+        seen.tallies.setdefault(subject.cohort, BiasVarianceAccumulator(labels, num_classes)).add(
+            logits
+        )
     if np.isfinite(logits).all():
         seen.logits[subject.id] = logits[seen.rows]
 
 
-def _concluded(order: AnalyseOrder, seen: _Seen, seed: int) -> SplitAnalysis:
+def _concluded(order: AnalyseOrder, seen: _SplitModels, seed: int) -> SplitAnalysis:
     apart = distances(seen.logits)
     jeffreys = np.array(apart["jeffreys"], np.float64)
     return SplitAnalysis(
@@ -154,12 +160,12 @@ def _concluded(order: AnalyseOrder, seen: _Seen, seed: int) -> SplitAnalysis:
         details=seen.details,
         bias_variance=_decomposed(seen.tallies),
         distances=apart,
-        map=draw(apart["ids"], jeffreys, seed) if len(jeffreys) > 2 else None,
+        map=mds_map(apart["ids"], jeffreys, seed) if len(jeffreys) > 2 else None,
         paired=_paired(order, seen.right),
     )
 
 
-def _decomposed(tallies: Mapping[str, Tally]) -> dict[str, BiasVariance]:
+def _decomposed(tallies: Mapping[str, BiasVarianceAccumulator]) -> dict[str, BiasVariance]:
     return {name: each.result() for name, each in tallies.items() if each.num_models > 1}
 
 
@@ -182,7 +188,7 @@ def detectable(num_apart: int, count: int) -> float:
     return (CERTAIN + OFTEN) * math.sqrt(max(num_apart, 1)) / count
 
 
-def _model(subject: Subject, heats: Mapping[str, float | None]) -> Model:
+def _model(subject: AnalysedModel, heats: Mapping[str, float | None]) -> Model:
     return Model(
         id=subject.id,
         kind=subject.kind,
@@ -193,15 +199,15 @@ def _model(subject: Subject, heats: Mapping[str, float | None]) -> Model:
 
 
 def _barrier(order: AnalyseOrder) -> Barrier | None:
-    if not order.way or order.served is None:
+    if not order.path or order.served is None:
         return None
-    scores = [score for _, score in order.way]
+    scores = [score for _, score in order.path]
     known = [score for score in scores[1:-1] if score is not None]
     ends = [score for score in (scores[0], scores[-1]) if score is not None]
     return Barrier(
         single=order.best_single,
         soup=order.served,
-        fraction=[fraction for fraction, _ in order.way],
+        fraction=[fraction for fraction, _ in order.path],
         score=scores,
         height=min(ends) - min(known) if known and len(ends) == 2 else None,
     )

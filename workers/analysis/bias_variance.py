@@ -13,7 +13,7 @@ from workers.analysis.schema import BiasVariance
 from workers.scoring.metrics import log_softmax, predictions
 
 
-class Tally:
+class BiasVarianceAccumulator:
     """What models say of the same images, added up one model at a time."""
 
     def __init__(self, labels: np.ndarray, num_classes: int) -> None:
@@ -62,7 +62,7 @@ class Tally:
 
 def decompose(models: Iterable[np.ndarray], labels: np.ndarray, num_classes: int) -> BiasVariance:
     """Of models by their (N, C) logits; at least one."""
-    tally = Tally(labels, num_classes)
+    tally = BiasVarianceAccumulator(labels, num_classes)
     for logits in models:
         tally.add(logits)
     return tally.result()

@@ -18,7 +18,7 @@ def num_images(num_models: int, num_classes: int, count: int) -> int:
     return min(count, max(1, MAX_NUMBERS // max(1, num_models * num_classes)))
 
 
-def evenly(count: int, num: int) -> np.ndarray:
+def evenly_spaced(count: int, num: int) -> np.ndarray:
     """`num` of `count` images, evenly spaced."""
     rows: np.ndarray = np.arange(num) * count // num
     return rows

@@ -16,7 +16,7 @@ PRECISION = 1e-9
 """Share of the stress below which a step is the last."""
 
 
-def draw(ids: Sequence[str], jeffreys: np.ndarray, seed: int) -> Map:
+def mds_map(ids: Sequence[str], jeffreys: np.ndarray, seed: int) -> Map:
     """Metric scaling of the roots of (K, K) divergences, which behave like squared distances.
 
     The map is turned so that its first axis is the longer one, and the model farthest out along an
@@ -28,11 +28,11 @@ def draw(ids: Sequence[str], jeffreys: np.ndarray, seed: int) -> Map:
         ids=list(ids),
         x=places[:, 0].tolist(),
         y=places[:, 1].tolist(),
-        stress=stress(places, apart),
+        stress=kruskal_stress(places, apart),
     )
 
 
-def stress(places: np.ndarray, apart: np.ndarray) -> float:
+def kruskal_stress(places: np.ndarray, apart: np.ndarray) -> float:
     """Kruskal's stress-1: root of the squared errors over the squared distances wanted."""
     found = np.linalg.norm(places[:, None] - places[None], axis=-1)
     total = float((apart**2).sum())

@@ -17,10 +17,10 @@ from workers.context import WorkerContext
 from workers.merging.batchnorm import statistics
 from workers.merging.gram import grams_of
 from workers.storage.checkpoints import open_weights
-from workers.types import Grams, Weighed, component_of
+from workers.types import GramResult, WeightSpaceGroup, component_of
 
 
-def geometry(weighed: Weighed, worker: WorkerContext) -> Geometry:
+def geometry(weighed: WeightSpaceGroup, worker: WorkerContext) -> Geometry:
     """Reads every checkpoint once, side by side, a block of each at a time."""
     base, others = weighed.base, weighed.ingredients
     skipped = statistics(worker.model(weighed.cohort.model))
@@ -69,7 +69,7 @@ def parts(tensors: Iterable[str], prefixes: Sequence[str]) -> dict[str, list[str
     return {prefix: names for prefix, names in found.items() if names}
 
 
-def squared(grams: Grams, names: Iterable[str], count: int) -> np.ndarray:
+def squared(grams: GramResult, names: Iterable[str], count: int) -> np.ndarray:
     """(K, K) inner products over these tensors."""
     total = np.zeros(count * (count + 1) // 2)
     for name in names:

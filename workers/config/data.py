@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from workers.config import NamedPaths, Section
 
 
-class DataSpec(Section):
+class DataConfig(Section):
     """Where images come from and how they are split."""
 
     source: Literal["folder", "webdataset", "parquet", "digits"] = "folder"
@@ -52,7 +52,7 @@ class DataSpec(Section):
     test_fraction: float = Field(default=0.15, gt=0, lt=1)
 
     @model_validator(mode="after")
-    def _selection_images_exist(self) -> "DataSpec":
+    def _selection_images_exist(self) -> "DataConfig":
         if self.val is not None:
             return self
         if not self.train or self.test_from == "val":
@@ -61,7 +61,7 @@ class DataSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _without_training_images(self) -> "DataSpec":
+    def _without_training_images(self) -> "DataConfig":
         if not self.train and (self.source != "folder" or self.folds is not None):
             raise ValueError(
                 f"train names nothing, but source is {self.source} and folds {self.folds}; only "
@@ -70,7 +70,7 @@ class DataSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _fractions_leave_training_images(self) -> "DataSpec":
+    def _fractions_leave_training_images(self) -> "DataConfig":
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
                 f"val_fraction {self.val_fraction} + test_fraction {self.test_fraction} leave no "

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from workers.config import Section
 
 
-class ModelSpec(Section):
+class ModelConfig(Section):
     """A timm architecture and where its weights come from."""
 
     name: str
@@ -24,13 +24,13 @@ class ModelSpec(Section):
     """Passed to `timm.create_model`, e.g. {pad_type: same}."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "ModelSpec":
+    def _one_origin(self) -> "ModelConfig":
         if self.pretrained and self.checkpoint:
             raise ValueError("give either pretrained: true or checkpoint, not both")
         return self
 
 
-class BaseSpec(Section):
+class BaseConfig(Section):
     """How the common starting point of all runs of a cohort is made."""
 
     init: Literal["zero", "timm", "checkpoint", "none"] = "zero"

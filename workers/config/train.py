@@ -15,7 +15,7 @@ def _modules(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class AffineSpec(Section):
+class AffineConfig(Section):
     """torchvision's RandomAffine."""
 
     degrees: float = Field(default=0.0, ge=0, le=180)
@@ -28,20 +28,20 @@ class AffineSpec(Section):
     """Degrees, drawn from [-shear, shear]."""
 
     @model_validator(mode="after")
-    def _scale_is_a_range(self) -> "AffineSpec":
+    def _scale_is_a_range(self) -> "AffineConfig":
         if self.scale and not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale {list(self.scale)} must be [smallest, largest], above 0")
         return self
 
 
-class PerspectiveSpec(Section):
+class PerspectiveConfig(Section):
     """torchvision's RandomPerspective."""
 
     distortion_scale: float = Field(default=0.5, ge=0, le=1)
     p: float = Field(default=0.5, ge=0, le=1)
 
 
-class UnfreezeSpec(Section):
+class UnfreezeConfig(Section):
     """From `epoch` on, `modules` learn as well; the learning-rate schedule begins anew."""
 
     epoch: int = Field(ge=0)
@@ -49,7 +49,7 @@ class UnfreezeSpec(Section):
     """Module names, such as `layer4`; `head` is the classifier, `all` everything."""
 
 
-class TrainSpec(Section):
+class TrainConfig(Section):
     """One fine-tuning run."""
 
     epochs: int = Field(default=5, ge=1)
@@ -96,8 +96,8 @@ class TrainSpec(Section):
     """Strength of brightness, contrast and saturation changes."""
     grayscale: float = Field(default=0.0, ge=0, le=1)
     """Probability of losing all colour."""
-    affine: AffineSpec | None = None
-    perspective: PerspectiveSpec | None = None
+    affine: AffineConfig | None = None
+    perspective: PerspectiveConfig | None = None
     reprob: float = Field(default=0.0, ge=0, le=1)
     """Random-erasing probability."""
     mixup: float = Field(default=0.0, ge=0)
@@ -127,7 +127,7 @@ class TrainSpec(Section):
     """torch.compile the network in training."""
     bn_freeze: bool = False
     """Keep BatchNorm statistics at their starting values during training."""
-    unfreeze: tuple[UnfreezeSpec, ...] = ()
+    unfreeze: tuple[UnfreezeConfig, ...] = ()
     """Sections of gradual unfreezing; what no section has named yet is frozen."""
     patience: int | None = Field(default=None, ge=1)
     """Epochs without a better score after which the run ends early; with unfreeze, epochs of the
@@ -154,12 +154,12 @@ class TrainSpec(Section):
         return value
 
     @model_validator(mode="after")
-    def _checkpoint_every_is_readable(self) -> "TrainSpec":
+    def _checkpoint_every_is_readable(self) -> "TrainConfig":
         self.checkpoint_steps(1)
         return self
 
     @model_validator(mode="after")
-    def _schedule_has_room(self) -> "TrainSpec":
+    def _schedule_has_room(self) -> "TrainConfig":
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs} must be smaller than epochs {self.epochs}"
@@ -172,7 +172,7 @@ class TrainSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _sections_are_in_order(self) -> "TrainSpec":
+    def _sections_are_in_order(self) -> "TrainConfig":
         epochs = [section.epoch for section in self.unfreeze]
         if epochs and (epochs[0] != 0 or epochs != sorted(set(epochs))):
             raise ValueError(
@@ -187,7 +187,7 @@ class TrainSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _schedule_options_fit(self) -> "TrainSpec":
+    def _schedule_options_fit(self) -> "TrainConfig":
         if self.lr_cycle_limit > 1 and self.sched not in ("cosine", "poly", "tanh"):
             raise ValueError(
                 f"lr_cycle_limit {self.lr_cycle_limit} has no meaning with sched: {self.sched}; "

@@ -8,7 +8,7 @@ from workers.data.images import Images, Sample
 from workers.data.loader import epoch_order, step_batches, train_batches
 from workers.data.mixup import Mixing
 from workers.data.pixel_cache import TrainPixels, eval_pixels, normalise, train_pixels
-from workers.data.scan import survey
+from workers.data.scan import scan
 
 __all__ = [
     "Images",
@@ -20,7 +20,7 @@ __all__ = [
     "normalise",
     "require_policy",
     "step_batches",
-    "survey",
+    "scan",
     "train_batches",
     "train_pixels",
     "train_transform",

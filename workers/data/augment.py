@@ -21,21 +21,21 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import Compose, InterpolationMode, v2
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.errors import UserError
 
 Picture = Image.Image | torch.Tensor
 """RGB: of Pillow, or uint8 (3, H, W)."""
 Transform = Callable[[Picture], torch.Tensor]
 
-QUICK = {InterpolationMode.BILINEAR: "bilinear", InterpolationMode.BICUBIC: "bicubic"}
+INTERPOLATIONS = {InterpolationMode.BILINEAR: "bilinear", InterpolationMode.BICUBIC: "bicubic"}
 """Filters that torch has a kernel of for bytes, by its names."""
 
 OP_SETS = ("tweights", "t3a", "t3aw")
 """Sections of a RandAugment policy that name a set of operations."""
 
 
-def train_transform(spec: TrainSpec, preprocessing: dict[str, Any]) -> Transform:
+def train_transform(spec: TrainConfig, preprocessing: dict[str, Any]) -> Transform:
     """Picture -> uint8 (3, H, W); only with random erasing float32, normalised as `normalise`
     does it, for erasing fills with normal noise (Zhong et al., 2020).
 
@@ -48,7 +48,7 @@ def train_transform(spec: TrainSpec, preprocessing: dict[str, Any]) -> Transform
     if spec.crop == "center":
         crops = [_to_pillow, *_center_crop(preprocessing)]
     else:
-        crops = [Crop(crop)] if crop.interpolation in QUICK else [_to_pillow, crop]
+        crops = [Crop(crop)] if crop.interpolation in INTERPOLATIONS else [_to_pillow, crop]
     later = [*_warps(spec, preprocessing), *colours.transforms]
     # Erasing comes after a ToTensor, which makes floats of Pillow images only.
     pillow = [_to_pillow] if later or spec.reprob else []
@@ -60,7 +60,7 @@ class Crop:
     and rounds differently, by at most a few of 255 levels."""
 
     def __init__(self, timms: RandomResizedCropAndInterpolation) -> None:
-        self._timms, self._filter = timms, QUICK[timms.interpolation]
+        self._timms, self._filter = timms, INTERPOLATIONS[timms.interpolation]
 
     def __call__(self, image: Picture) -> torch.Tensor:
         x = image if isinstance(image, torch.Tensor) else pil_to_tensor(image)
@@ -73,7 +73,7 @@ def _to_pillow(image: Picture) -> Image.Image:
     return to_pil_image(image) if isinstance(image, torch.Tensor) else image
 
 
-def require_policy(spec: TrainSpec) -> None:
+def require_policy(spec: TrainConfig) -> None:
     """Raise UserError when timm has no auto-augment policy `train.aa`, or would overlook part of
     it. Draws from the global generators."""
     if not spec.aa:
@@ -99,7 +99,7 @@ def eval_transform(preprocessing: dict[str, Any], normalize: bool = True) -> Com
     )
 
 
-def _timm_stages(spec: TrainSpec, preprocessing: dict[str, Any]) -> tuple[Compose, ...]:
+def _timm_stages(spec: TrainConfig, preprocessing: dict[str, Any]) -> tuple[Compose, ...]:
     """timm's training transform in three: crop and flips, policy and colours, to a tensor."""
     shape, colours, to_tensor = transforms_imagenet_train(
         img_size=tuple(preprocessing["input_size"][1:]),
@@ -141,7 +141,7 @@ def _center_crop(preprocessing: dict[str, Any]) -> list[Any]:
     return [step for step in steps if not isinstance(step, MaybePILToTensor)]
 
 
-def _warps(spec: TrainSpec, preprocessing: dict[str, Any]) -> list[Any]:
+def _warps(spec: TrainConfig, preprocessing: dict[str, Any]) -> list[Any]:
     """Bilinear, for bicubic takes Pillow far longer than all the rest; what lies outside the image
     takes the mean colour, as in timm's policies."""
     mean = [min(255, round(255 * mean)) for mean in preprocessing["mean"]]

@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image
 
-from workers.config.data import DataSpec
+from workers.config.data import DataConfig
 
-UNDECODABLE = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -38,7 +38,7 @@ DRAFT = 2
 thumbnails: bicubic filtering does the rest."""
 
 
-def reduced_size(spec: DataSpec, preprocessing: dict[str, Any]) -> int:
+def reduced_size(spec: DataConfig, preprocessing: dict[str, Any]) -> int:
     """Shorter side in pixels that training images are reduced to."""
     return spec.cache_size or round(min(preprocessing["input_size"][1:]) * 8 / 7)
 

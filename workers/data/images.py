@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from workers.config.data import DataSpec
+from workers.config.data import DataConfig
 from workers.data.decode import decode
 from workers.data.sources import digit_image, reader
 from workers.storage.layout import SPLITS
@@ -48,10 +48,10 @@ class Images:
     """
 
     def __init__(
-        self, classes: tuple[str, ...], samples: list[Sample], spec: DataSpec | None = None
+        self, classes: tuple[str, ...], samples: list[Sample], spec: DataConfig | None = None
     ) -> None:
         self.classes = classes
-        self.spec = spec or DataSpec()
+        self.spec = spec or DataConfig()
         self._reader = reader(self.spec)
         self._splits: dict[str, list[Sample]] = {}
         for sample in samples:
@@ -89,7 +89,7 @@ class Images:
         """Training images that each fold holds out; empty without folds."""
         return tuple(self.count(f"{FOLD}{fold}") for fold in range(self.spec.folds or 0))
 
-    def learners(self, fold: int | None) -> np.ndarray:
+    def train_indices(self, fold: int | None) -> np.ndarray:
         """int64: which images of `train` a run of this fold learns from; all without a fold."""
         held_out = [fold is not None and sample.fold == fold for sample in self.samples("train")]
         return np.flatnonzero(~np.array(held_out, dtype=bool)).astype(np.int64)
@@ -140,7 +140,7 @@ class Images:
         store.write(SPLITS, buffer.getvalue())
 
     @classmethod
-    def load(cls, store: Store, spec: DataSpec) -> "Images":
+    def load(cls, store: Store, spec: DataConfig) -> "Images":
         """What preflight settled; nothing is scanned again."""
         table = pq.read_table(io.BytesIO(store.read(SPLITS)))
         columns = [table[name].to_pylist() for name in _COLUMNS]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 
 PREFETCH = 3
 """Batches that each loader process keeps ready."""
@@ -34,7 +34,7 @@ def epoch_order(n: int, seed: int, stream: str, epoch: int) -> np.ndarray:
 
 
 def step_batches(
-    order: np.ndarray, spec: TrainSpec, ranks: int, rank: int, micro_batch: int | None = None
+    order: np.ndarray, spec: TrainConfig, ranks: int, rank: int, micro_batch: int | None = None
 ) -> list[list[np.ndarray]]:
     """Per optimizer step of the epoch, the micro-batches of one rank.
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 
 
 class Mixing:
@@ -15,7 +15,7 @@ class Mixing:
     Draws from torch's global CPU generator alone, which the caller has seeded.
     """
 
-    def __init__(self, spec: TrainSpec, num_classes: int) -> None:
+    def __init__(self, spec: TrainConfig, num_classes: int) -> None:
         self.spec = spec
         self._mixup = v2.MixUp(alpha=spec.mixup, num_classes=num_classes) if spec.mixup else None
         self._cutmix = (

@@ -25,9 +25,15 @@ import torch
 from PIL import Image, features
 
 from workers.data.augment import eval_transform
-from workers.data.decode import DRAFT, UNDECODABLE, decode, reduce, reduced_size
+from workers.data.decode import DECODE_ERRORS, DRAFT, decode, reduce, reduced_size
 from workers.data.images import Images, Sample
-from workers.data.pixel_file import DAMAGE, MappedImages, mapped_pixels, write_images, write_pixels
+from workers.data.pixel_file import (
+    READ_ERRORS,
+    MappedImages,
+    mapped_pixels,
+    write_images,
+    write_pixels,
+)
 from workers.errors import UserError
 from workers.storage.cache_folder import Touch, Unusable, disk_folder, memory_folder
 
@@ -36,7 +42,7 @@ T = TypeVar("T")
 
 FORMAT = 1
 """Of the files; another number is another name."""
-FEW = 64
+MIN_CACHED_IMAGES = 64
 """`auto` keeps no file of fewer images: they are decoded again sooner than it is built."""
 PROBED = 16
 """Images that are decoded to tell the size of all."""
@@ -195,7 +201,7 @@ def _eval_pixels(
 def _whole_image(images: Images, split: str, i: int) -> Image.Image:
     try:
         return images.image(split, i)
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         key = images.samples(split)[i].key
         raise OSError(f"{split} image {key} can no longer be read: {error}") from error
 
@@ -207,7 +213,7 @@ def reduced_image(images: Images, i: int, size: int) -> Image.Image:
         if not sample.path:
             return reduce(images.image("train", i), size)
         return reduce(decode(images.content("train", i), at_least=DRAFT * size), size)
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         raise OSError(f"training image {sample.key} can no longer be read: {error}") from error
 
 
@@ -226,7 +232,7 @@ def _kept(
         return None
     name = f"{content_key(samples, shaping)}.arrow"
     try:
-        folder = memory_folder(DAMAGE) if mode == "memory" else disk_folder(DAMAGE)
+        folder = memory_folder(READ_ERRORS) if mode == "memory" else disk_folder(READ_ERRORS)
         return folder.keep(name, need, build, opened, touch)
     except Unusable as error:
         if mode == "auto":
@@ -240,7 +246,7 @@ def _kept(
 
 def _worthwhile(samples: list[Sample]) -> bool:
     """Bundled digits need no decoding."""
-    return len(samples) >= FEW and bool(samples[0].path)
+    return len(samples) >= MIN_CACHED_IMAGES and bool(samples[0].path)
 
 
 def content_key(samples: list[Sample], shaping: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ NO_RESERVE = (
     0x4000 if platform.machine() in ("x86_64", "aarch64") and sys.platform == "linux" else 0
 )
 """Linux's MAP_NORESERVE: files larger than memory may be mapped privately."""
-DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError)
+READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError)
 """What reading raises for a file that is not whole."""
 
 

@@ -12,26 +12,26 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from workers.config.data import DataSpec
-from workers.data.decode import UNDECODABLE, decode
+from workers.config.data import DataConfig
+from workers.data.decode import DECODE_ERRORS, decode
 from workers.data.images import Images, Sample
 from workers.data.remote_files import first_line, is_remote
-from workers.data.sources import Found, Reader, digit_image, find_images, reader
-from workers.data.split import deal_folds, seeded_order, set_aside
+from workers.data.sources import ImageRef, Reader, digit_image, find_images, reader
+from workers.data.split import assign_folds, assign_splits, seeded_order
 from workers.errors import UserError
 
 AT_ONCE = 1024
 """Images handed to the threads together: their bytes come and go, so memory stays flat."""
 
 
-class Looked(NamedTuple):
-    found: Found
+class ScannedImage(NamedTuple):
+    found: ImageRef
     sha256: str
     decodes: bool
 
 
-def survey(
-    spec: DataSpec, seed: int, on_image: Callable[[], None] | None = None
+def scan(
+    spec: DataConfig, seed: int, on_image: Callable[[], None] | None = None
 ) -> tuple[Images, tuple[str, ...], tuple[str, ...]]:
     """(images by split, keys of corrupt images, warnings).
 
@@ -56,8 +56,8 @@ def survey(
 
 
 def _look_at_all(
-    found: list[Found], reads: Reader, touch: Callable[[], object]
-) -> Iterator[Looked]:
+    found: list[ImageRef], reads: Reader, touch: Callable[[], object]
+) -> Iterator[ScannedImage]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(found), AT_ONCE):
             for look in pool.map(partial(_look_at, reads), found[start : start + AT_ONCE]):
@@ -65,10 +65,10 @@ def _look_at_all(
                 yield look
 
 
-def _look_at(reads: Reader, found: Found) -> Looked:
+def _look_at(reads: Reader, found: ImageRef) -> ScannedImage:
     if not found.path:
         content = digit_image(int(found.key)).tobytes()
-        return Looked(found, hashlib.sha256(content).hexdigest(), True)
+        return ScannedImage(found, hashlib.sha256(content).hexdigest(), True)
     try:
         content = reads.read(found.path, found.offset, found.size)
     except OSError as error:
@@ -79,12 +79,14 @@ def _look_at(reads: Reader, found: Found) -> Looked:
     sha256 = hashlib.sha256(content).hexdigest()
     try:
         decode(content)
-    except UNDECODABLE:
-        return Looked(found, sha256, False)
-    return Looked(found, sha256, True)
+    except DECODE_ERRORS:
+        return ScannedImage(found, sha256, False)
+    return ScannedImage(found, sha256, True)
 
 
-def _refuse_empty_classes(classes: tuple[str, ...], found: list[Found], good: list[Looked]) -> None:
+def _refuse_empty_classes(
+    classes: tuple[str, ...], found: list[ImageRef], good: list[ScannedImage]
+) -> None:
     alive = {(look.found.pool, look.found.label) for look in good}
     for image in found:
         if (image.pool, image.label) not in alive:
@@ -94,7 +96,7 @@ def _refuse_empty_classes(classes: tuple[str, ...], found: list[Found], good: li
             )
 
 
-def _refuse_empty_splits(images: Images, spec: DataSpec) -> None:
+def _refuse_empty_splits(images: Images, spec: DataConfig) -> None:
     for split in ("train", "val") if spec.train else ("val",):
         if not images.count(split):
             raise UserError(
@@ -103,7 +105,7 @@ def _refuse_empty_splits(images: Images, spec: DataSpec) -> None:
             )
 
 
-def _refuse_shared(good: list[Looked], spec: DataSpec) -> None:
+def _refuse_shared(good: list[ScannedImage], spec: DataConfig) -> None:
     """Selecting on a test image makes its score a lie."""
     if spec.val is None or spec.test is None:
         return
@@ -116,7 +118,7 @@ def _refuse_shared(good: list[Looked], spec: DataSpec) -> None:
             )
 
 
-def _split(good: list[Looked], spec: DataSpec, seed: int) -> list[Sample]:
+def _split(good: list[ScannedImage], spec: DataConfig, seed: int) -> list[Sample]:
     settled = _settled(good, spec, seed)
     samples = [
         Sample(
@@ -139,7 +141,7 @@ def _split(good: list[Looked], spec: DataSpec, seed: int) -> list[Sample]:
     return sorted(samples, key=place)
 
 
-def _settled(good: list[Looked], spec: DataSpec, seed: int) -> dict[tuple[str, str], str]:
+def _settled(good: list[ScannedImage], spec: DataConfig, seed: int) -> dict[tuple[str, str], str]:
     """Split of every (pool, content) of the pools that others are set aside from."""
     wanted = (
         ("val", spec.val, spec.val_fraction, "train"),
@@ -149,7 +151,7 @@ def _settled(good: list[Looked], spec: DataSpec, seed: int) -> dict[tuple[str, s
     for pool in ("train", "val"):
         fractions = {s: share for s, given, share, of in wanted if given is None and of == pool}
         members = [(look.found.label, look.sha256) for look in good if look.found.pool == pool]
-        for content, split in set_aside(members, fractions, seed).items():
+        for content, split in assign_splits(members, fractions, seed).items():
             settled[pool, content] = pool if split == "train" else split
     return settled
 
@@ -158,7 +160,7 @@ def _dealt(images: Images, folds: int, seed: int) -> list[Sample]:
     """All samples, the training images with the fold that holds them out."""
     train = images.samples("train")
     _refuse_few(images, folds)
-    fold_of = deal_folds(((sample.label, sample.sha256) for sample in train), folds, seed)
+    fold_of = assign_folds(((sample.label, sample.sha256) for sample in train), folds, seed)
     dealt = [replace(sample, fold=fold_of[sample.sha256]) for sample in train]
     others = [split for split in images.split_names if split != "train"]
     return [*dealt, *(sample for split in others for sample in images.samples(split))]

@@ -14,7 +14,7 @@ def seeded_order(seed: int, content: str) -> str:
     return hashlib.sha256(f"{seed}:{content}".encode()).hexdigest()
 
 
-def set_aside(
+def assign_splits(
     samples: Iterable[tuple[int, str]], fractions: dict[str, float], seed: int
 ) -> dict[str, str]:
     """Split of every content, given (label, content hash) of every sample.
@@ -52,7 +52,7 @@ def _set_aside_class(
             wanted[split] -= counts[content]
 
 
-def deal_folds(samples: Iterable[tuple[int, str]], num: int, seed: int) -> dict[str, int]:
+def assign_folds(samples: Iterable[tuple[int, str]], num: int, seed: int) -> dict[str, int]:
     """Fold of every content, given (label, content hash) of every training sample.
 
     Stratified: per class, contents are dealt in seeded order, each to the fold that has fewest of

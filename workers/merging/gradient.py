@@ -21,16 +21,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from workers.context import WorkerContext
 from workers.data import eval_pixels, normalise
 from workers.merging.blend import Weights
-from workers.merging.taste import mix_into
+from workers.merging.taste import load_mix
 from workers.models.build import preprocessing
 from workers.storage.checkpoints import open_weights
 from workers.types import (
     SELECTION,
     AnyEvent,
-    Gradient,
     GradientOrder,
     Measured,
-    Slope,
+    MixGradient,
+    MixGradientResult,
     component_of,
 )
 
@@ -44,7 +44,7 @@ def gradient(order: GradientOrder, attempt: int, worker: WorkerContext) -> Itera
     began, question = time.monotonic(), order.question
     model = worker.model(order.cohort.model)
     blended = order.cohort.model_copy(update={"batchnorm": "average"})
-    mix_into(model, question.mix, blended, order.ingredients, worker)
+    load_mix(model, question.mix, blended, order.ingredients, worker)
     images, labels = _batch(question, model, worker)
     with _learnable(model):
         loss, temperature = _backward(model, images, labels, question.temperature)
@@ -53,13 +53,13 @@ def gradient(order: GradientOrder, attempt: int, worker: WorkerContext) -> Itera
     yield Measured(
         key=question.key,
         cohort=order.cohort.family,
-        answer=Slope(loss=loss, weights=rows, temperature=temperature),
+        answer=MixGradientResult(loss=loss, weights=rows, temperature=temperature),
         samples=len(labels),
         busy_s=time.monotonic() - began,
     )
 
 
-def batch_of(question: Gradient, seed: int, count: int) -> np.ndarray:
+def batch_of(question: MixGradient, seed: int, count: int) -> np.ndarray:
     """Indices into the selection split: a batch of the epoch's permutation, the last one short.
 
     Raises ValueError for a batch beyond the split.
@@ -74,7 +74,7 @@ def batch_of(question: Gradient, seed: int, count: int) -> np.ndarray:
     return indices
 
 
-def _batch(question: Gradient, model: nn.Module, worker: WorkerContext) -> tuple[Tensor, Tensor]:
+def _batch(question: MixGradient, model: nn.Module, worker: WorkerContext) -> tuple[Tensor, Tensor]:
     config = preprocessing(model, worker.setting.data)
     indices = batch_of(question, worker.setting.seed, worker.images.count(SELECTION))
     pixels = eval_pixels(worker.images, SELECTION, config, touch=worker.progress.touch)

@@ -19,7 +19,7 @@ from workers.errors import UserError
 from workers.merging.batchnorm import statistics
 from workers.merging.blend import Weights, check_same_keys, check_same_shapes
 from workers.storage.checkpoints import open_weights
-from workers.types import AnyEvent, GeometryOrder, Grams, Measured
+from workers.types import AnyEvent, GeometryOrder, GramResult, Measured
 
 BLOCK = 1 << 20
 """Numbers per block, of all displacements together: 8 MiB. Part of the result's bits."""
@@ -50,7 +50,7 @@ def grams_of(
     base: str,
     skip: Collection[str] = (),
     worker: WorkerContext | None = None,
-) -> Grams:
+) -> GramResult:
     """<theta_i - theta_base, theta_j - theta_base> for i <= j of every floating tensor but `skip`.
 
     Raises UserError that names ingredient and tensor where keys, shapes or dtypes differ from the
@@ -68,7 +68,7 @@ def grams_of(
             tensors[key] = _upper_rows(gram)
         if worker is not None:
             worker.progress.touch()
-    return Grams(tensors=tensors)
+    return GramResult(tensors=tensors)
 
 
 def _gram(key: str, base: tuple[str, Tensor], *others: tuple[str, Tensor]) -> Tensor:

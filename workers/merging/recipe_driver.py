@@ -13,20 +13,20 @@ from workers.types import (
     Answer,
     AnyEvent,
     Asked,
-    First,
-    Found,
-    Geometry,
-    Gradient,
-    Grams,
+    FirstAtLeast,
+    FirstResult,
+    GramMatrices,
+    GramResult,
     Ingredient,
-    Kitchen,
     MergeOrder,
     Mixed,
+    MixGradient,
+    MixGradientResult,
     Question,
-    Slope,
+    RecipeContext,
     Soup,
     Taste,
-    Tastings,
+    TasteResults,
 )
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ def advance(
     recipe: recipes.AnyRecipe,
     ingredients: tuple[Ingredient, ...],
     answers: tuple[Answer, ...],
-    kitchen: Kitchen | None = None,
+    kitchen: RecipeContext | None = None,
 ) -> Question | Soup:
     """The recipe's next question after these answers, or its soup. Pure: replay as often as needed.
 
     Raises UserError when the recipe mixes a name that is neither an ingredient nor the base.
     """
     known = {each.name for each in ingredients} | ({kitchen.base} if kitchen else set())
-    generator = recipes.begin(recipe, ingredients, kitchen)
+    generator = recipes.start(recipe, ingredients, kitchen)
     try:
         question = next(generator)
         for answer in answers:
@@ -70,16 +70,18 @@ def advance(
 
 def _fits(question: Question, answer: Answer) -> bool:
     if isinstance(question, Taste):
-        return isinstance(answer, Tastings) and len(answer.scores) == len(question.mixes)
-    if isinstance(question, Geometry):
-        return isinstance(answer, Grams)
-    if isinstance(question, Gradient):
+        return isinstance(answer, TasteResults) and len(answer.scores) == len(question.mixes)
+    if isinstance(question, GramMatrices):
+        return isinstance(answer, GramResult)
+    if isinstance(question, MixGradient):
         shape = [len(question.mix.weights)] * len(question.components)
-        return isinstance(answer, Slope) and [len(row) for row in answer.weights] == shape
-    return isinstance(answer, Found) and len(answer.tried) == _num_tried(question, answer)
+        return (
+            isinstance(answer, MixGradientResult) and [len(row) for row in answer.weights] == shape
+        )
+    return isinstance(answer, FirstResult) and len(answer.tried) == _num_tried(question, answer)
 
 
-def _num_tried(question: First, answer: Found) -> int:
+def _num_tried(question: FirstAtLeast, answer: FirstResult) -> int:
     return len(question.mixes) if answer.index is None else answer.index + 1
 
 

@@ -29,11 +29,11 @@ from workers.types import (
     Checkpoint,
     Cohort,
     Mix,
-    PointOrder,
     Scored,
+    ScoreMixOrder,
     Tasted,
     TasteOrder,
-    Tasting,
+    TasteResult,
 )
 
 
@@ -45,7 +45,7 @@ def taste(order: TasteOrder, attempt: int, worker: WorkerContext) -> Iterator[An
     """
     began = time.monotonic()
     model = worker.model(order.cohort.model)
-    mix_into(model, order.mix, order.cohort, order.ingredients, worker)
+    load_mix(model, order.mix, order.cohort, order.ingredients, worker)
     tasting = _tasted(model, order, worker)
     yield Tasted(
         mix=order.mix.key,
@@ -55,7 +55,7 @@ def taste(order: TasteOrder, attempt: int, worker: WorkerContext) -> Iterator[An
     )
 
 
-def mix_into(
+def load_mix(
     model: nn.Module,
     mix: Mix,
     cohort: Cohort,
@@ -67,7 +67,7 @@ def mix_into(
     `ingredients` say where the members of the mix lie. A mix of one checkpoint becomes exactly
     that checkpoint. Raises UserError for members that do not fit each other or the model.
     """
-    worker.memory_is = None
+    worker.loaded_checkpoint_id = None
     places = {each.name: each for each in ingredients}
     with ExitStack() as opened:
         sources = {
@@ -75,12 +75,12 @@ def mix_into(
             for name in mix.names
         }
         first = mix.names[0]
-        _pour(model, mix, sources)
+        _load_blend(model, mix, sources)
         if mix.single is None:
-            _settle_batchnorm(model, cohort, sources[first], worker)
+            _set_batchnorm(model, cohort, sources[first], worker)
 
 
-def _pour(model: nn.Module, mix: Mix, sources: Mapping[str, Weights]) -> None:
+def _load_blend(model: nn.Module, mix: Mix, sources: Mapping[str, Weights]) -> None:
     """One tensor after the other, so that no second copy of the model exists."""
     first = mix.names[0]
     live = model.state_dict()
@@ -92,9 +92,7 @@ def _pour(model: nn.Module, mix: Mix, sources: Mapping[str, Weights]) -> None:
             live[key].copy_(tensor)
 
 
-def _settle_batchnorm(
-    model: nn.Module, cohort: Cohort, first: Weights, worker: WorkerContext
-) -> None:
+def _set_batchnorm(model: nn.Module, cohort: Cohort, first: Weights, worker: WorkerContext) -> None:
     if cohort.batchnorm == "recompute":
         config = preprocessing(model, worker.setting.data)
         count = worker.setting.batchnorm_samples
@@ -107,19 +105,19 @@ def _settle_batchnorm(
         batchnorm.repair(model)
 
 
-def _tasted(model: nn.Module, order: TasteOrder, worker: WorkerContext) -> Tasting:
+def _tasted(model: nn.Module, order: TasteOrder, worker: WorkerContext) -> TasteResult:
     """Batch by batch; before each one: can the bar still be reached?"""
     config = preprocessing(model, worker.setting.data)
     pixels = eval_pixels(worker.images, SELECTION, config, touch=worker.progress.touch)
     labels = worker.images.labels(SELECTION)
-    queue = hard_first(order.hard_first, worker)
+    queue = hard_images_first(order.hard_images_first, worker)
     bar = None if order.hits else order.at_least
     seen = np.empty((len(queue), len(worker.images.classes)), np.float32)
     num_wrong = 0
     for start in range(0, len(queue), EVAL_BATCH):
         at_most = (len(queue) - num_wrong) / len(queue)
         if worker.setting.metric == "top1" and _is_out_of_reach(bar, order.strict, at_most):
-            return Tasting(score=None, at_most=at_most, samples=start)
+            return TasteResult(score=None, at_most=at_most, samples=start)
         batch = queue[start : start + EVAL_BATCH]
         images = pixels[torch.from_numpy(batch)]
         seen[batch] = logits(model, images, config, worker.setting.device)
@@ -128,7 +126,7 @@ def _tasted(model: nn.Module, order: TasteOrder, worker: WorkerContext) -> Tasti
     # In split order again, so that the same logits give the same float as anywhere else.
     scored = score(seen, labels)
     found = scored.selection(worker.setting.metric)
-    return Tasting(
+    return TasteResult(
         score=found,
         at_most=found,
         samples=len(queue),
@@ -148,7 +146,7 @@ def _in_digits(hits: np.ndarray) -> str:
     return np.packbits(hits).tobytes().hex()
 
 
-def hard_first(checkpoint_ids: tuple[str, ...], worker: WorkerContext) -> np.ndarray:
+def hard_images_first(checkpoint_ids: tuple[str, ...], worker: WorkerContext) -> np.ndarray:
     """(N,) indices of the selection split: first the images that most of these checkpoints get
     wrong by their cached predictions; among equals those they are least sure of (mean probability
     of the label); then in split order.
@@ -157,9 +155,9 @@ def hard_first(checkpoint_ids: tuple[str, ...], worker: WorkerContext) -> np.nda
     shows early. The result depends on the checkpoints alone, never on how far a taste gets.
     Without the predictions of all of them it is the split order.
     """
-    if worker.hard_first is None or worker.hard_first[0] != checkpoint_ids:
-        worker.hard_first = checkpoint_ids, _by_hardness(checkpoint_ids, worker)
-    queue: np.ndarray = worker.hard_first[1]
+    if worker.hard_images_first is None or worker.hard_images_first[0] != checkpoint_ids:
+        worker.hard_images_first = checkpoint_ids, _by_hardness(checkpoint_ids, worker)
+    queue: np.ndarray = worker.hard_images_first[1]
     return queue
 
 
@@ -176,11 +174,11 @@ def _by_hardness(checkpoint_ids: tuple[str, ...], worker: WorkerContext) -> np.n
     return np.lexsort((np.arange(count), np.nan_to_num(sureness), -num_wrong))
 
 
-def point(order: PointOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+def score_mix(order: ScoreMixOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
     """Yields Scored. The mix is made in memory and forgotten; nobody asks for its logits again."""
     began = time.monotonic()
     model = worker.model(order.cohort.model)
-    mix_into(model, order.mix, order.cohort, order.ingredients, worker)
+    load_mix(model, order.mix, order.cohort, order.ingredients, worker)
     scores = {
         split: metrics_of(split_logits(model, split, worker), worker.images.labels(split))
         for split in order.splits

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workers.context import WorkerContext
 from workers.merging.blend import blend
-from workers.merging.taste import mix_into
+from workers.merging.taste import load_mix
 from workers.models.build import timm_config
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.checkpoints import open_weights
@@ -29,22 +29,22 @@ from workers.types import (
     Checkpoint,
     Cohort,
     Decision,
+    FrozenModel,
     Metric,
     Mix,
-    Value,
 )
 
 SOUP = "soup.json"
 CONFIG = "config.json"
 
 
-class Member(Value):
+class Member(FrozenModel):
     name: str
     sha256: str
     """Of its model.safetensors."""
 
 
-class SoupFile(Value):
+class SoupFile(FrozenModel):
     """soup.json: how the soup was made, and all it takes to make it again."""
 
     schema_version: Literal[1] = 1
@@ -70,10 +70,10 @@ def blend_soup(order: BlendOrder, attempt: int, worker: WorkerContext) -> Iterat
     """
     began = time.monotonic()
     files = {CONFIG: _config(order.cohort, worker), SOUP: _soup_file(order, worker)}
-    tensors = _tensors(order.made.mix, order.cohort, order.ingredients, worker)
+    tensors = _tensors(order.soup.mix, order.cohort, order.ingredients, worker)
     checkpoint = write_checkpoint(
         worker.store,
-        order.soup,
+        order.name,
         None,
         0,
         tensors,
@@ -95,7 +95,7 @@ def rebuild(made: SoupFile, ingredients: tuple[Checkpoint, ...], worker: WorkerC
         if place is None or place.sha256 != member.sha256:
             what = "is missing" if place is None else "has other weights now"
             raise CorruptFile(f"{made.id} cannot be made again: its member {member.name} {what}")
-    worker.settle_torch()  # an order would have; the number of threads is part of the bits
+    worker.set_num_threads()  # an order would have; the number of threads is part of the bits
     sink = _Hash()
     write_tensors(sink, _tensors(made.mix, made.cohort, ingredients, worker))
     return sink.sha256.hexdigest()
@@ -119,7 +119,7 @@ def _tensors(
         (only,) = (each for each in ingredients if each.name == mix.single)
         return dict(blend(mix, {only.name: open_weights(worker.store, only)}))
     model = worker.model(cohort.model)
-    mix_into(model, mix, cohort, ingredients, worker)
+    load_mix(model, mix, cohort, ingredients, worker)
     tensors: dict[str, Tensor] = model.state_dict()
     return tensors
 
@@ -132,16 +132,16 @@ def _config(cohort: Cohort, worker: WorkerContext) -> bytes:
 
 def _soup_file(order: BlendOrder, worker: WorkerContext) -> bytes:
     places = {each.name: each for each in order.ingredients}
-    mix = order.made.mix
+    mix = order.soup.mix
     made = SoupFile(
-        id=order.soup,
+        id=order.name,
         recipe=order.recipe,
         cohort=order.cohort,
         batchnorm_samples=worker.setting.batchnorm_samples,
         mix=mix,
         members=tuple(Member(name=name, sha256=places[name].sha256) for name in mix.names),
         metric=worker.setting.metric,
-        score=order.made.score,
-        decisions=order.made.decisions,
+        score=order.soup.score,
+        decisions=order.soup.decisions,
     )
     return (made.model_dump_json(indent=2) + "\n").encode()

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import workers.models.resnext_vit  # noqa: F401  (registers)
-from workers.config.data import DataSpec
-from workers.config.model import ModelSpec
+from workers.config.data import DataConfig
+from workers.config.model import ModelConfig
 from workers.errors import UserError
 from workers.models.heads import entrypoint, in_classifier, in_head, mark_head
 from workers.models.pretrained import REFUSALS, assign_weights, first_line, load_initial
@@ -33,7 +33,13 @@ __all__ = [
     "timm_config",
 ]
 
-OURS = {"num_classes", "pretrained", "checkpoint_path", "features_only", "pretrained_cfg"}
+RESERVED_KWARGS = {
+    "num_classes",
+    "pretrained",
+    "checkpoint_path",
+    "features_only",
+    "pretrained_cfg",
+}
 """Arguments of timm.create_model that have their own place in the configuration."""
 HEADS = {"soupfleet_se": "se", "soupfleet_attention": "attention"}
 """Entrypoints that `model.head` stands for."""
@@ -42,7 +48,7 @@ SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"
 
 
 def create_model(
-    spec: ModelSpec, num_classes: int, data: DataSpec, drop_path: float = 0.0
+    spec: ModelConfig, num_classes: int, data: DataConfig, drop_path: float = 0.0
 ) -> nn.Module:
     """timm's module with a head for `num_classes`, freshly initialised from torch's global
     generator; nothing is downloaded. Raises UserError for what timm does not know or take."""
@@ -67,7 +73,7 @@ def create_model(
     return model
 
 
-def preprocessing(model: nn.Module, data: DataSpec) -> dict[str, Any]:
+def preprocessing(model: nn.Module, data: DataConfig) -> dict[str, Any]:
     """timm's `resolve_model_data_config`, with data.image_size and data.crop_pct, as plain JSON:
     input_size, interpolation, mean, std, crop_pct, crop_mode."""
     config = resolve_model_data_config(
@@ -111,7 +117,7 @@ def has_batchnorm(model: nn.Module) -> bool:
 
 
 def timm_config(
-    model: nn.Module, spec: ModelSpec, classes: tuple[str, ...], data: DataSpec
+    model: nn.Module, spec: ModelConfig, classes: tuple[str, ...], data: DataConfig
 ) -> dict[str, Any]:
     """config.json beside model.safetensors, with which `timm.create_model("local-dir:...",
     pretrained=True)` rebuilds the model, its preprocessing and its label names."""
@@ -131,8 +137,8 @@ def timm_config(
     }
 
 
-def _refuse_taken(spec: ModelSpec) -> None:
-    if taken := OURS & spec.kwargs.keys():
+def _refuse_taken(spec: ModelConfig) -> None:
+    if taken := RESERVED_KWARGS & spec.kwargs.keys():
         raise UserError(f"model.kwargs: {min(taken)} is set by soupfleet; remove it")
     if spec.head == "attention" and "global_pool" in spec.kwargs:
         raise UserError("model.kwargs: global_pool is set by model.head: attention; remove it")
@@ -162,7 +168,7 @@ def _refuse_unknown_tag(architecture: str, tag: str) -> None:
         )
 
 
-def _img_size(spec: ModelSpec, data: DataSpec) -> dict[str, int]:
+def _img_size(spec: ModelConfig, data: DataConfig) -> dict[str, int]:
     """The argument that tells a network of fixed input size about data.image_size."""
     if data.image_size is None:
         return {}

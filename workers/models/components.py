@@ -15,7 +15,7 @@ from torch import Tensor, nn
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Groups without a meaning of their own: what they hold counts, one level deep."""
 
-LION_SHARE = 0.5
+WRAPPER_SHARE = 0.5
 """Of all parameters: a module with more is a wrapper around the network, and is looked into."""
 
 
@@ -70,7 +70,7 @@ def _groups(module: nn.Module, prefix: str, total: int) -> Iterator[tuple[str, b
         inner = _learning_children(child)
         if type(child) in CONTAINERS and len(inner) > 1:
             yield from ((f"{prefix}{name}.{each}", False) for each, _ in inner)
-        elif len(inner) > 1 and _size(child) > LION_SHARE * total:
+        elif len(inner) > 1 and _size(child) > WRAPPER_SHARE * total:
             yield from _groups(child, f"{prefix}{name}.", total)
         else:
             yield prefix + name, False

@@ -21,7 +21,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer, global_pool_nlc
 from torch import Tensor, nn
 
-from workers.config.model import ModelSpec
+from workers.config.model import ModelConfig
 from workers.errors import UserError
 
 TOKEN_NETWORKS = (VisionTransformer, Eva)
@@ -37,7 +37,7 @@ HEAD_WIDTH = 64
 Weights = dict[str, Tensor]
 
 
-def entrypoint(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
+def entrypoint(spec: ModelConfig) -> tuple[str, dict[str, Any]]:
     """(timm's name for the network that `spec` describes, the arguments its head adds).
 
     Token networks pool by attention with timm's own option, which plain timm rebuilds.
@@ -49,7 +49,7 @@ def entrypoint(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
     return f"soupfleet_{spec.head}", {"backbone": spec.name}
 
 
-def mark_head(model: nn.Module, spec: ModelSpec) -> None:
+def mark_head(model: nn.Module, spec: ModelConfig) -> None:
     """Let `in_head` know the pooling that is timm's own; entrypoints of ours mark theirs.
 
     Raises UserError where timm took the option for attention pooling, but has none.

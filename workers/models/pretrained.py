@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from workers.config.model import ModelSpec
+from workers.config.model import ModelConfig
 from workers.errors import UserError
 from workers.models.heads import entrypoint, in_head, weight_filter
 
@@ -25,7 +25,7 @@ UNREADABLE = (*REFUSALS, SafetensorError, EOFError, OSError, IndexError, struct.
 """What safetensors and torch's restricted unpickler raise for bytes that are no weights."""
 
 
-def load_initial(model: nn.Module, spec: ModelSpec) -> None:
+def load_initial(model: nn.Module, spec: ModelConfig) -> None:
     """Copy the weights that `spec` starts from into all of `model` but its head.
 
     Position embeddings are resampled where timm does that for the architecture. A spec with
@@ -39,7 +39,7 @@ def load_initial(model: nn.Module, spec: ModelSpec) -> None:
         _copy_backbone(model, weights, f"model.checkpoint {spec.checkpoint}")
 
 
-def load_head(model: nn.Module, spec: ModelSpec) -> None:
+def load_head(model: nn.Module, spec: ModelConfig) -> None:
     """Copy the head of `spec.checkpoint` too, where all its tensors fit; else leave it as it is."""
     if spec.checkpoint is None:
         raise UserError("base.init is checkpoint, but model.checkpoint is absent; name a file")
@@ -65,7 +65,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).partition("\n")[0]
 
 
-def _pretrained(model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
+def _pretrained(model: nn.Module, spec: ModelConfig) -> dict[str, Tensor]:
     """Those of the backbone, as timm publishes them, from a network without a head of ours."""
     overlay = spec.kwargs.get("pretrained_cfg_overlay")
     _, head = entrypoint(spec)
@@ -120,7 +120,7 @@ def _refusal(said: str, error: BaseException) -> str:
 
 
 def _translated(
-    model: nn.Module, weights: dict[str, Tensor], spec: ModelSpec
+    model: nn.Module, weights: dict[str, Tensor], spec: ModelConfig
 ) -> Mapping[str, Tensor]:
     """Through timm's own filter of the architecture."""
     filter_weights = weight_filter(spec.name)

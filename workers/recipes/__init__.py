@@ -8,7 +8,7 @@ a file, or any split but the selection split:
                         <--Tastings | Found | Grams | Slope----
 
 A recipe that must know the base, the model's components or the seed takes a second argument, the
-`Kitchen`. One that looks for its soup along a way from one model to another may say so by a
+`RecipeContext`. One that looks for its soup along a way from one model to another may say so by a
 method `path` of the same arguments, `((where on the way, mix), ...)`: what lies on it is scored for
 the report once everything is chosen.
 """
@@ -34,7 +34,7 @@ from workers.recipes.model_stock import ModelStock
 from workers.recipes.pruned import Pruned, PrunedRounds
 from workers.recipes.uniform import Uniform
 from workers.recipes.wise_ft import WiseFt
-from workers.types import Answer, Ingredient, Kitchen, Mix, Question, Soup
+from workers.types import Answer, Ingredient, Mix, Question, RecipeContext, Soup
 
 RECIPES: dict[str, type] = {
     "best": Best,
@@ -52,19 +52,21 @@ RECIPES: dict[str, type] = {
 }
 
 
-Asking = Generator[Question, Answer, Soup]
+RecipeRun = Generator[Question, Answer, Soup]
 
 
 class Recipe(Protocol):
     """Asks until it knows its soup. The same answers must lead to the same questions."""
 
-    def __call__(self, ingredients: tuple[Ingredient, ...], /) -> Asking: ...
+    def __call__(self, ingredients: tuple[Ingredient, ...], /) -> RecipeRun: ...
 
 
 class KitchenRecipe(Protocol):
     """Likewise, of a recipe that needs to know more than its ingredients."""
 
-    def __call__(self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen, /) -> Asking: ...
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext, /
+    ) -> RecipeRun: ...
 
 
 AnyRecipe = Recipe | KitchenRecipe
@@ -81,22 +83,22 @@ Path = tuple[tuple[float, Mix], ...]
 """(where on the way, mix), in order."""
 
 
-def path_of(recipe: AnyRecipe, ingredients: tuple[Ingredient, ...], kitchen: Kitchen) -> Path:
+def path_of(recipe: AnyRecipe, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext) -> Path:
     """The way along which the recipe looks for its soup; empty for one that has none."""
     says: Any = getattr(recipe, "path", None)
     return () if says is None else tuple(says(ingredients, kitchen))
 
 
-def begin(
-    recipe: AnyRecipe, ingredients: tuple[Ingredient, ...], kitchen: Kitchen | None = None
-) -> Asking:
+def start(
+    recipe: AnyRecipe, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext | None = None
+) -> RecipeRun:
     """The recipe as a generator, with the kitchen if it takes one.
 
     Raises ValueError for a recipe that needs a kitchen where there is none.
     """
     asks: Any = recipe
     if len(inspect.signature(asks).parameters) < 2:
-        asking: Asking = asks(ingredients)
+        asking: RecipeRun = asks(ingredients)
         return asking
     if kitchen is None:
         raise ValueError(f"{type(recipe).__name__} takes a kitchen, and there is none")

@@ -15,13 +15,13 @@ from workers.types import (
     WORST,
     Answer,
     Decision,
-    First,
-    Found,
+    FirstAtLeast,
+    FirstResult,
     Mix,
     Question,
     Taste,
-    Tasting,
-    Tastings,
+    TasteResult,
+    TasteResults,
 )
 
 AT_ONCE = 64
@@ -33,8 +33,8 @@ ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class Held:
-    """The soup as it stands."""
+class CurrentSoup:
+    """The soup so far."""
 
     score: float
     best: float
@@ -44,11 +44,11 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Turn:
+class OfferResult:
     """What came of offering candidates: the place of the one that was taken, if one was."""
 
     index: int | None
-    held: Held
+    held: CurrentSoup
     decisions: tuple[Decision, ...]
 
 
@@ -82,27 +82,28 @@ class Acceptance:
                 "by one of the two; leave the other out"
             )
 
-    def start(self, mix: Mix, score: float | None) -> Generator[Question, Answer, Held]:
+    def start(self, mix: Mix, score: float | None) -> Generator[Question, Answer, CurrentSoup]:
         """The first soup; asks only for what is not known of it."""
         hits = self.test != "none"
         if score is not None and not hits:
-            return Held(score=score, best=score)
+            return CurrentSoup(score=score, best=score)
         answer = yield Taste(mixes=(mix,), hits=hits)
-        assert isinstance(answer, Tastings)
+        assert isinstance(answer, TasteResults)
         score = answer.scores[0]
-        return Held(score=score, best=score, hits=answer.hits[0] if hits else None)
+        return CurrentSoup(score=score, best=score, hits=answer.hits[0] if hits else None)
 
     def offer(
         self,
         names: Sequence[str],
         mix_of: Callable[[str], Mix],
-        held: Held,
-        stands: str = "the soup without it",
-    ) -> Generator[Question, Answer, Turn]:
+        held: CurrentSoup,
+        reference: str = "the soup without it",
+    ) -> Generator[Question, Answer, OfferResult]:
         """Offer candidates in order until one is taken.
 
-        `mix_of` gives the soup that a candidate makes of the one that `stands`, whose words these
-        are. How many tastes run at once, and which are stopped early, cannot change the result.
+        `mix_of` gives the soup that a candidate makes of the one held; `reference` names that one
+        in reasons. How many tastes run at once, and which are stopped early, cannot change the
+        result.
         """
         heard = names[: self.patience]
         width = AT_ONCE if self.test == "none" else 1
@@ -111,30 +112,32 @@ class Acceptance:
             part = heard[low : low + width]
             tried = yield from self._ask(tuple(mix_of(name) for name in part), held)
             for i, tasting in enumerate(tried):
-                accepted, reason = self._verdict(tasting, held, stands)
+                accepted, reason = self._verdict(tasting, held, reference)
                 decisions.append(_decided(part[i], accepted, tasting, held, reason))
                 if accepted:
-                    return Turn(low + i, _moved(held, tasting), tuple(decisions))
+                    return OfferResult(low + i, _moved(held, tasting), tuple(decisions))
         decisions += [not_offered(name, len(heard)) for name in names[len(heard) :]]
-        return Turn(None, held, tuple(decisions))
+        return OfferResult(None, held, tuple(decisions))
 
     def _ask(
-        self, mixes: tuple[Mix, ...], held: Held
-    ) -> Generator[Question, Answer, tuple[Tasting, ...]]:
+        self, mixes: tuple[Mix, ...], held: CurrentSoup
+    ) -> Generator[Question, Answer, tuple[TasteResult, ...]]:
         """Tastings in order, up to and including the first that is good enough."""
         if self.test == "none":
-            bar = self._bar(held)
-            found = yield First(mixes=mixes, at_least=bar, strict=self.tie == "strict")
-            assert isinstance(found, Found)
+            bar = self._threshold(held)
+            found = yield FirstAtLeast(mixes=mixes, at_least=bar, strict=self.tie == "strict")
+            assert isinstance(found, FirstResult)
             return found.tried
         answer = yield Taste(mixes=mixes, hits=True)
-        assert isinstance(answer, Tastings)
+        assert isinstance(answer, TasteResults)
         return tuple(
-            Tasting(score=None if score == WORST else score, at_most=score, samples=0, hits=hits)
+            TasteResult(
+                score=None if score == WORST else score, at_most=score, samples=0, hits=hits
+            )
             for score, hits in zip(answer.scores, answer.hits, strict=True)
         )
 
-    def _bar(self, held: Held) -> float:
+    def _threshold(self, held: CurrentSoup) -> float:
         if not self.min_delta:
             return held.score
         # 0.1 + 0.2 is no more than the 0.3 that 30 images of 100 score, nor is 19/60 + 0.05 more
@@ -142,21 +145,21 @@ class Acceptance:
         slack = ROUNDING if self.tie == "strict" else -ROUNDING
         return held.score + self.min_delta + slack
 
-    def _verdict(self, tasting: Tasting, held: Held, stands: str) -> tuple[bool, str]:
+    def _verdict(self, tasting: TasteResult, held: CurrentSoup, reference: str) -> tuple[bool, str]:
         if tasting.at_most == WORST:
             return False, "its taste was given up, so its score is not known"
         if self.test == "none":
-            return self._by_score(tasting, held.score, self._bar(held), stands)
+            return self._by_score(tasting, held.score, self._threshold(held), reference)
         return self._by_test(tasting, held)
 
     def _by_score(
-        self, tasting: Tasting, before: float, bar: float, stands: str
+        self, tasting: TasteResult, before: float, bar: float, reference: str
     ) -> tuple[bool, str]:
         after, asks = tasting.score, "more than" if self.tie == "strict" else "at least"
         asked = f", and the rule asks for {asks} {bar:.4f}" if self.min_delta else ""
         if after is None:
             seen = f"after {tasting.samples} images it could reach at most {tasting.at_most:.4f}"
-            return False, f"{seen}, {stands} scores {before:.4f}{asked}"
+            return False, f"{seen}, {reference} scores {before:.4f}{asked}"
         if after < before:
             return False, f"would lower the score from {before:.4f} to {after:.4f}"
         if after > before:
@@ -166,7 +169,7 @@ class Acceptance:
             return False, f"leaves the score at {before:.4f}, and the rule asks for a gain"
         return True, f"keeps the score at {before:.4f}, and the rule accepts ties"
 
-    def _by_test(self, tasting: Tasting, held: Held) -> tuple[bool, str]:
+    def _by_test(self, tasting: TasteResult, held: CurrentSoup) -> tuple[bool, str]:
         if tasting.hits is None or held.hits is None:
             return False, "which images one of the two soups gets right is not known"
         gained, lost, p_value = mcnemar(held.hits, tasting.hits)
@@ -203,15 +206,17 @@ def not_offered(name: str, num_refused: int) -> Decision:
     return Decision(candidate=name, accepted=False, reason=f"not offered after {times}")
 
 
-def _moved(held: Held, tasting: Tasting) -> Held:
+def _moved(held: CurrentSoup, tasting: TasteResult) -> CurrentSoup:
     """A change was taken."""
     assert tasting.score is not None, "an accepted mix was tasted completely"
     if tasting.score >= held.best:
-        return Held(score=tasting.score, best=tasting.score, hits=tasting.hits)
-    return Held(score=tasting.score, best=held.best, hits=held.hits)
+        return CurrentSoup(score=tasting.score, best=tasting.score, hits=tasting.hits)
+    return CurrentSoup(score=tasting.score, best=held.best, hits=held.hits)
 
 
-def _decided(name: str, accepted: bool, tasting: Tasting, held: Held, reason: str) -> Decision:
+def _decided(
+    name: str, accepted: bool, tasting: TasteResult, held: CurrentSoup, reason: str
+) -> Decision:
     stopped = tasting.score is None
     return Decision(
         candidate=name,

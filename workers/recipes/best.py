@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup
 
 
-def best_first(ingredients: tuple[Ingredient, ...]) -> list[Ingredient]:
+def by_score(ingredients: tuple[Ingredient, ...]) -> list[Ingredient]:
     """By selection score, highest first; ties by run id, then by name, never by arrival."""
     if not ingredients:
         raise ValueError("a recipe needs at least one ingredient, got none")
@@ -23,7 +23,7 @@ class Best:
 
     def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
         yield from ()
-        best, *rest = best_first(ingredients)
+        best, *rest = by_score(ingredients)
         decisions = [_chosen(best)] + [_left_out(other, best) for other in rest]
         return Soup(mix=Mix.mean([best.name]), score=best.score, decisions=tuple(decisions))
 

@@ -17,13 +17,13 @@ from workers.types import (
     Component,
     Decision,
     Ingredient,
-    Kitchen,
     Mix,
+    MixGradientResult,
     Question,
-    Slope,
+    RecipeContext,
     Soup,
     Taste,
-    Tastings,
+    TasteResults,
 )
 
 EVERYTHING = ""
@@ -49,7 +49,7 @@ class Adam:
         return values - lr * first / (np.sqrt(second) + self._eps)
 
 
-def rows_of(kitchen: Kitchen, per_component: bool) -> tuple[str, ...]:
+def rows_of(kitchen: RecipeContext, per_component: bool) -> tuple[str, ...]:
     """The prefixes that get weights of their own."""
     return (EVERYTHING, *kitchen.components) if per_component else (EVERYTHING,)
 
@@ -66,7 +66,7 @@ def mixed(names: tuple[str, ...], prefixes: tuple[str, ...], weights: np.ndarray
     return Mix(weights=tuple(zip(names, first, strict=True)), divisor=1.0, components=components)
 
 
-def num_batches(kitchen: Kitchen, batch_size: int) -> int:
+def num_batches(kitchen: RecipeContext, batch_size: int) -> int:
     """Per epoch; the last one may be smaller."""
     return math.ceil(kitchen.num_selection / batch_size)
 
@@ -90,7 +90,7 @@ def tasted(
 ) -> Generator[Question, Answer, Iterate]:
     """Asks for the mix's score."""
     answer = yield Taste(mixes=(mix,))
-    assert isinstance(answer, Tastings)
+    assert isinstance(answer, TasteResults)
     nll = answer.nll[0] if answer.nll else None
     loss = sum(losses) / len(losses) if losses else None
     nll = math.inf if nll is None or not math.isfinite(nll) else nll
@@ -106,12 +106,12 @@ def best_of(iterates: list[Iterate]) -> int:
     return min(fit, key=lambda i: (-iterates[i].score, iterates[i].nll, i))
 
 
-def is_finite(slope: Slope) -> bool:
+def is_finite(slope: MixGradientResult) -> bool:
     """Whether a step along it leads anywhere."""
     return math.isfinite(slope.loss) and bool(np.isfinite(slope.weights).all())
 
 
-def alone(only: Ingredient) -> Soup:
+def single_ingredient_soup(only: Ingredient) -> Soup:
     """One ingredient is its own soup."""
     reason = "the only ingredient: there is nothing to learn"
     decision = Decision(candidate=only.name, accepted=True, after=only.score, reason=reason)

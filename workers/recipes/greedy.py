@@ -4,7 +4,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from workers.recipes.acceptance import Acceptance
-from workers.recipes.best import best_first
+from workers.recipes.best import by_score
 from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup
 
 
@@ -22,16 +22,16 @@ class Greedy(Acceptance):
     """
 
     def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
-        return (yield from grow(self, best_first(ingredients)))
+        return (yield from grow_greedily(self, by_score(ingredients)))
 
 
-def grow(
+def grow_greedily(
     rule: Acceptance, order: Sequence[Ingredient], first: str = "the best single model"
 ) -> Generator[Question, Answer, Soup]:
     """The first starts the soup, for the reason given; each of the others is offered once."""
     members, queue = [order[0].name], [each.name for each in order[1:]]
     held = yield from rule.start(Mix.mean(members), order[0].score)
-    decisions = [starts(order[0], first)]
+    decisions = [start_decision(order[0], first)]
     while queue:
         turn = yield from rule.offer(queue, lambda name: Mix.mean([*members, name]), held)
         decisions += turn.decisions
@@ -43,7 +43,7 @@ def grow(
     return Soup(mix=Mix.mean(members), score=held.score, decisions=tuple(decisions))
 
 
-def starts(ingredient: Ingredient, why: str) -> Decision:
+def start_decision(ingredient: Ingredient, why: str) -> Decision:
     score = ingredient.score
     reason = f"{why} starts the soup with {score:.4f}"
     return Decision(candidate=ingredient.name, accepted=True, after=score, reason=reason)

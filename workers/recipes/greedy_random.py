@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import Field
 
 from workers.recipes.acceptance import Acceptance
-from workers.recipes.best import best_first
-from workers.recipes.greedy import grow
-from workers.types import Answer, Decision, Ingredient, Kitchen, Question, Soup, digest
+from workers.recipes.best import by_score
+from workers.recipes.greedy import grow_greedily
+from workers.types import Answer, Decision, Ingredient, Question, RecipeContext, Soup, digest
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class GreedyRandom(Acceptance):
         return self.orders * count
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
         first = "the best single model" if self.best_first else "the first in random order"
         soups: list[Soup] = []
         for number in range(self.orders):
             order = self.order(ingredients, kitchen.seed, number)
-            soups.append((yield from grow(self, order, first)))
+            soups.append((yield from grow_greedily(self, order, first)))
         if self.orders == 1:
             return soups[0]
         made = max(soups, key=_score)
@@ -50,7 +50,7 @@ class GreedyRandom(Acceptance):
     def order(
         self, ingredients: tuple[Ingredient, ...], experiment_seed: int, number: int
     ) -> list[Ingredient]:
-        best, *others = best_first(ingredients)
+        best, *others = by_score(ingredients)
         drawn = others if self.best_first else [best, *others]
         drawn = sorted(
             drawn, key=lambda each: digest([experiment_seed, self.seed, number, each.name], 32)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from workers.recipes.acceptance import Acceptance, Turn
-from workers.recipes.best import best_first
-from workers.recipes.greedy import starts
+from workers.recipes.acceptance import Acceptance, OfferResult
+from workers.recipes.best import by_score
+from workers.recipes.greedy import start_decision
 from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup
 
 
@@ -32,10 +32,10 @@ class GreedyReplacement(Acceptance):
         return self.passes * count
 
     def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
-        ordered = best_first(ingredients)
+        ordered = by_score(ingredients)
         counts = {ordered[0].name: 1}
         held = yield from self.start(weighted(counts), ordered[0].score)
-        decisions = [starts(ordered[0], "the best single model")]
+        decisions = [start_decision(ordered[0], "the best single model")]
         for number in range(1, self.passes + 1):
             queue = [each.name for each in ordered[1 if number == 1 else 0 :]]
             size = sum(counts.values())
@@ -67,7 +67,7 @@ def _with(counts: dict[str, int], name: str) -> dict[str, int]:
     return {**counts, name: counts.get(name, 0) + 1}
 
 
-def _said(turn: Turn, number: int) -> list[Decision]:
+def _said(turn: OfferResult, number: int) -> list[Decision]:
     if number == 1:
         return list(turn.decisions)
     return [

@@ -7,20 +7,29 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from workers.recipes.best import best_first
+from workers.recipes.best import by_score
 from workers.recipes.gradient_descent import (
     Adam,
     Iterate,
-    alone,
     best_of,
     is_finite,
     mixed,
     num_batches,
     rows_of,
+    single_ingredient_soup,
     soup_of,
     tasted,
 )
-from workers.types import Answer, Gradient, Ingredient, Kitchen, Mix, Question, Slope, Soup
+from workers.types import (
+    Answer,
+    Ingredient,
+    Mix,
+    MixGradient,
+    MixGradientResult,
+    Question,
+    RecipeContext,
+    Soup,
+)
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -57,27 +66,27 @@ class Learned:
         return 1 + 3 * self.num_epochs
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
-        ordered = best_first(ingredients)
+        ordered = by_score(ingredients)
         if len(ordered) == 1:
-            return alone(ordered[0])
+            return single_ingredient_soup(ordered[0])
         names = tuple(each.name for each in ordered)
         iterates = yield from self._descend(names, kitchen)
         return soup_of(iterates, ordered, names)
 
     def _descend(
-        self, names: tuple[str, ...], kitchen: Kitchen
+        self, names: tuple[str, ...], kitchen: RecipeContext
     ) -> Generator[Question, Answer, list[Iterate]]:
         prefixes = rows_of(kitchen, self.by == "component")
-        raw, adam = Raw(np.zeros((len(prefixes), len(names))), 1.0), Adam()
+        raw, adam = SoftmaxParameters(np.zeros((len(prefixes), len(names))), 1.0), Adam()
         # The mean exactly as the recipe `uniform` writes it, so that it need be tasted only once.
         start = yield from tasted("equal weights", Mix.mean(names), softmax(raw.weights), [])
         iterates = [start]
         for epoch in range(self.num_epochs):
             losses: list[float] = []
             for batch in range(num_batches(kitchen, self.batch_size)):
-                slope = yield Gradient(
+                slope = yield MixGradient(
                     mix=mixed(names, prefixes, softmax(raw.weights)),
                     components=prefixes,
                     epoch=epoch,
@@ -85,7 +94,7 @@ class Learned:
                     batch_size=self.batch_size,
                     temperature=raw.temperature,
                 )
-                assert isinstance(slope, Slope)
+                assert isinstance(slope, MixGradientResult)
                 if not is_finite(slope):
                     return iterates
                 raw = raw.step(slope, adam, self._lr)
@@ -103,17 +112,17 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Raw:
+class SoftmaxParameters:
     """What is learned: (component, checkpoint) inputs of the softmax, and the temperature."""
 
     weights: np.ndarray
     temperature: float
 
-    def step(self, slope: Slope, adam: Adam, lr: float) -> "Raw":
+    def step(self, slope: MixGradientResult, adam: Adam, lr: float) -> "SoftmaxParameters":
         down = softmax_slope(softmax(self.weights), np.array(slope.weights))
         values = np.append(self.weights, self.temperature)
         moved = adam.step(values, np.append(down, slope.temperature), lr)
-        return Raw(moved[:-1].reshape(self.weights.shape), float(moved[-1]))
+        return SoftmaxParameters(moved[:-1].reshape(self.weights.shape), float(moved[-1]))
 
 
 def softmax(raw: np.ndarray) -> np.ndarray:

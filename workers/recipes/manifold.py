@@ -9,22 +9,22 @@ from cmaes import CMA
 from pydantic import Field
 
 from workers.recipes.acceptance import AT_ONCE, not_offered
-from workers.recipes.best import best_first
+from workers.recipes.best import by_score
 from workers.recipes.gradient_descent import EVERYTHING, mixed
-from workers.recipes.greedy import starts
+from workers.recipes.greedy import start_decision
 from workers.types import (
     Answer,
     Decision,
-    First,
-    Found,
+    FirstAtLeast,
+    FirstResult,
     Ingredient,
-    Kitchen,
     Mix,
     Question,
+    RecipeContext,
     Soup,
     Taste,
-    Tasting,
-    Tastings,
+    TasteResult,
+    TasteResults,
 )
 
 Count = Annotated[int, Field(ge=1)]
@@ -62,19 +62,19 @@ class Manifold:
         return count * (1 + self.budget * self.max_components)
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
-        best, *queue = best_first(ingredients)
+        best, *queue = by_score(ingredients)
         groups = grouped(kitchen.components, self.max_components)
-        pot = Pot((best.name,), groups, np.ones((len(groups) + 1, 1)), best.score)
-        decisions = [starts(best, "the best single model")]
+        pot = PartialSoup((best.name,), groups, np.ones((len(groups) + 1, 1)), best.score)
+        decisions = [start_decision(best, "the best single model")]
         num_refused = 0
         while queue and num_refused != self.patience:
             heard = len(queue) if self.patience is None else self.patience - num_refused
             width = min(AT_ONCE, heard)
             mixes = tuple(pot.with_(each.name).mix for each in queue[:width])
-            found = yield First(mixes=mixes, at_least=self._bar(pot.score))
-            assert isinstance(found, Found)
+            found = yield FirstAtLeast(mixes=mixes, at_least=self._threshold(pot.score))
+            assert isinstance(found, FirstResult)
             skipped = found.tried if found.index is None else found.tried[:-1]
             for each, tasting in zip(queue, skipped, strict=False):
                 decisions.append(self._skipped(each, tasting, pot))
@@ -93,13 +93,13 @@ class Manifold:
         decisions += [not_offered(each.name, num_refused) for each in queue]
         return Soup(mix=pot.mix, score=pot.score, decisions=tuple(decisions))
 
-    def _bar(self, score: float) -> float:
+    def _threshold(self, score: float) -> float:
         # A negative log-likelihood is negative: its bar lies below it all the same.
         return score - (1 - self.tau) * abs(score)
 
     def _search(
-        self, pot: "Pot", even: "Pot", seed: int
-    ) -> Generator[Question, Answer, tuple["Pot", int]]:
+        self, pot: "PartialSoup", even: "PartialSoup", seed: int
+    ) -> Generator[Question, Answer, tuple["PartialSoup", int]]:
         """The best mix seen, the even one included, and how many were tasted beside it."""
         size = len(pot.names)
         middle, half = size / (size + 1), 0.5 / (size + 1)
@@ -113,7 +113,7 @@ class Manifold:
             asked = [search.ask() for _ in range(search.population_size)]
             pots = [pot.with_(even.names[-1], shares) for shares in asked]
             answer = yield Taste(mixes=tuple(each.mix for each in pots))
-            assert isinstance(answer, Tastings)
+            assert isinstance(answer, TasteResults)
             for each, score in zip(pots, answer.scores, strict=True):
                 best = replace(each, score=score) if score > best.score else best
             scores = [-score for score in answer.scores]
@@ -121,10 +121,12 @@ class Manifold:
             num_tastes += search.population_size
         return best, num_tastes
 
-    def _skipped(self, each: Ingredient, tasting: Tasting, pot: "Pot") -> Decision:
+    def _skipped(self, each: Ingredient, tasting: TasteResult, pot: "PartialSoup") -> Decision:
         after = tasting.score
         seen = f"{after:.4f}" if after is not None else f"at most {tasting.at_most:.4f}"
-        reason = f"mixed in evenly it scores {seen}, below {self._bar(pot.score):.4f}: no search"
+        reason = (
+            f"mixed in evenly it scores {seen}, below {self._threshold(pot.score):.4f}: no search"
+        )
         at_most = tasting.at_most if after is None else None
         return Decision(
             candidate=each.name,
@@ -136,7 +138,12 @@ class Manifold:
         )
 
     def _decided(
-        self, candidate: Ingredient, pot: "Pot", even: "Pot", tried: "Pot", num_tastes: int
+        self,
+        candidate: Ingredient,
+        pot: "PartialSoup",
+        even: "PartialSoup",
+        tried: "PartialSoup",
+        num_tastes: int,
     ) -> Decision:
         gain = tried.score - pot.score
         if self.min_delta:
@@ -158,7 +165,7 @@ class Manifold:
 
 
 @dataclass(frozen=True)
-class Pot:
+class PartialSoup:
     """A soup under way: (1 + groups, members) weights, whose first row holds outside all groups."""
 
     names: tuple[str, ...]
@@ -166,14 +173,14 @@ class Pot:
     weights: np.ndarray
     score: float
 
-    def with_(self, name: str, shares: np.ndarray | None = None) -> "Pot":
+    def with_(self, name: str, shares: np.ndarray | None = None) -> "PartialSoup":
         """With one more, where the soup so far keeps these shares of the groups; by default, and
         outside all groups, K / (K + 1)."""
         kept = np.full((len(self.weights), 1), len(self.names) / (len(self.names) + 1))
         if shares is not None:
             kept[-len(shares) :, 0] = shares
         weights = np.hstack([kept * self.weights, 1 - kept])
-        return Pot((*self.names, name), self.groups, weights, self.score)
+        return PartialSoup((*self.names, name), self.groups, weights, self.score)
 
     @property
     def mix(self) -> Mix:

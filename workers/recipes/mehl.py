@@ -8,29 +8,29 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from workers.recipes.best import best_first
+from workers.recipes.best import by_score
 from workers.recipes.gradient_descent import (
     EVERYTHING,
     Adam,
     Iterate,
-    alone,
     is_finite,
     mixed,
     num_batches,
     rows_of,
+    single_ingredient_soup,
     soup_of,
     tasted,
 )
 from workers.types import (
     Answer,
-    Geometry,
-    Gradient,
-    Grams,
+    GramMatrices,
+    GramResult,
     Ingredient,
-    Kitchen,
     Mix,
+    MixGradient,
+    MixGradientResult,
     Question,
-    Slope,
+    RecipeContext,
     Soup,
     component_of,
 )
@@ -71,16 +71,16 @@ class Mehl:
         return 1 + 3 * self.epochs * self.model_epochs * batches
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
-        ordered = best_first(ingredients)
+        ordered = by_score(ingredients)
         if len(ordered) == 1:
-            return alone(ordered[0])
+            return single_ingredient_soup(ordered[0])
         names = tuple(each.name for each in ordered)
         prefixes = rows_of(kitchen, self.by == "component")
-        grams = yield Geometry(names=names, base=kitchen.base)
-        assert isinstance(grams, Grams)
-        pool = Pool(names, prefixes, component_grams(grams, prefixes, len(names)))
+        grams = yield GramMatrices(names=names, base=kitchen.base)
+        assert isinstance(grams, GramResult)
+        pool = IngredientSpace(names, prefixes, component_grams(grams, prefixes, len(names)))
         centre, iterates = np.zeros((len(prefixes), len(names))), list[Iterate]()
         for turn, few in enumerate(self._few_at_a_time(len(names), kitchen.seed)):
             if not iterates:
@@ -100,12 +100,12 @@ class Mehl:
 
     def _descend(
         self,
-        pool: "Pool",
+        pool: "IngredientSpace",
         turn: int,
         few: list[int],
         centre: np.ndarray,
         iterates: list[Iterate],
-        kitchen: Kitchen,
+        kitchen: RecipeContext,
     ) -> Generator[Question, Answer, np.ndarray]:
         """Adds an iterate per epoch; returns the weights where it ends."""
         plane, adam = pool.plane(centre, few), Adam()
@@ -114,14 +114,14 @@ class Mehl:
         for epoch in range(self.epochs):
             losses: list[float] = []
             for batch in range(per_epoch):
-                slope = yield Gradient(
+                slope = yield MixGradient(
                     mix=pool.mix(plane.at(coefficients), plane.live),
                     components=pool.prefixes,
                     epoch=turn * self.epochs + epoch,
                     batch=batch,
                     batch_size=self.batch_size,
                 )
-                assert isinstance(slope, Slope)
+                assert isinstance(slope, MixGradientResult)
                 if not is_finite(slope):
                     return centre
                 down = clipped(plane.slope(np.array(slope.weights)), self.clip_grad)
@@ -136,7 +136,7 @@ class Mehl:
 
 
 @dataclass(frozen=True)
-class Plane:
+class SearchPlane:
     """Where a descent may go: from the centre along directions, all told in weights."""
 
     centre: np.ndarray
@@ -158,7 +158,7 @@ class Plane:
 
 
 @dataclass(frozen=True)
-class Pool:
+class IngredientSpace:
     """The ingredients: names, prefixes of the components, and how the ingredients lie in each."""
 
     names: tuple[str, ...]
@@ -166,7 +166,7 @@ class Pool:
     grams: np.ndarray
     """(components, ingredients, ingredients) inner products of displacements from the base."""
 
-    def plane(self, centre: np.ndarray, few: list[int]) -> Plane:
+    def plane(self, centre: np.ndarray, few: list[int]) -> SearchPlane:
         """Directions have length 1, or 0 where an ingredient is the centre, as if it were frozen.
 
         Since the weights of the centre sum to 1, |theta_i - c|^2 = G_ii - 2 (G c)_i + c' G c.
@@ -177,7 +177,7 @@ class Pool:
         scale = 1e-12 * np.einsum("lii->l", self.grams)[:, None]
         lengths = np.sqrt(np.where(squared > scale, squared, math.inf))
         live = np.flatnonzero(centre.any(axis=0)).tolist()
-        return Plane(centre, towards / lengths[:, :, None], tuple(sorted({*live, *few})))
+        return SearchPlane(centre, towards / lengths[:, :, None], tuple(sorted({*live, *few})))
 
     def mix(self, weights: np.ndarray, live: tuple[int, ...]) -> Mix:
         """Names also those whose weight is 0 so far: their slope is asked for."""
@@ -185,7 +185,7 @@ class Pool:
         return mixed(names, self.prefixes, weights[:, list(live)])
 
 
-def component_grams(grams: Grams, prefixes: tuple[str, ...], num: int) -> np.ndarray:
+def component_grams(grams: GramResult, prefixes: tuple[str, ...], num: int) -> np.ndarray:
     """(components, num, num): the sum over the tensors that each prefix holds."""
     found = np.zeros((len(prefixes), num, num))
     upper = np.triu_indices(num)

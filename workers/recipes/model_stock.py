@@ -5,21 +5,21 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from statistics import median
 
-from workers.recipes.best import best_first
-from workers.recipes.uniform import joins
+from workers.recipes.best import by_score
+from workers.recipes.uniform import member_decision
 from workers.types import (
     Answer,
     Component,
     Decision,
-    Geometry,
-    Grams,
+    GramMatrices,
+    GramResult,
     Ingredient,
-    Kitchen,
     Mix,
     Question,
+    RecipeContext,
     Soup,
     Taste,
-    Tastings,
+    TasteResults,
 )
 
 EPSILON = 1e-12
@@ -45,17 +45,17 @@ class ModelStock:
         return 1
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
-        ordered = best_first(ingredients)
+        ordered = by_score(ingredients)
         names = tuple(each.name for each in ordered)
-        grams = yield Geometry(names=names, base=kitchen.base)
-        assert isinstance(grams, Grams)
+        grams = yield GramMatrices(names=names, base=kitchen.base)
+        assert isinstance(grams, GramResult)
         pulls = {key: pull(gram, len(names)) for key, gram in grams.tensors.items()}
         mix = _mix(names, kitchen.base, pulls)
         answer = yield Taste(mixes=(mix,))
-        assert isinstance(answer, Tastings)
-        joined = [joins(each, len(names)) for each in ordered]
+        assert isinstance(answer, TasteResults)
+        joined = [member_decision(each, len(names)) for each in ordered]
         decisions = (*joined, _anchors(kitchen.base, pulls))
         return Soup(mix=mix, score=answer.scores[0], decisions=decisions)
 

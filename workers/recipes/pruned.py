@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from workers.recipes.acceptance import Acceptance, Held, Turn
-from workers.recipes.best import best_first
+from workers.recipes.acceptance import Acceptance, CurrentSoup, OfferResult
+from workers.recipes.best import by_score
 from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup
 
 
@@ -79,7 +79,7 @@ class _Pruning:
     best: str
     members: tuple[str, ...]
     """Best first."""
-    held: Held
+    held: CurrentSoup
     decisions: tuple[Decision, ...]
 
     def removable(self, best_removable: bool) -> list[str]:
@@ -89,12 +89,14 @@ class _Pruning:
     def without(self, name: str) -> tuple[str, ...]:
         return tuple(member for member in self.members if member != name)
 
-    def offered(self, rule: Acceptance, queue: list[str]) -> Generator[Question, Answer, Turn]:
+    def offered(
+        self, rule: Acceptance, queue: list[str]
+    ) -> Generator[Question, Answer, OfferResult]:
         return rule.offer(
             queue, lambda name: Mix.mean(self.without(name)), self.held, "the soup with it"
         )
 
-    def after(self, turn: Turn, queue: list[str]) -> "_Pruning":
+    def after(self, turn: OfferResult, queue: list[str]) -> "_Pruning":
         members = self.members if turn.index is None else self.without(queue[turn.index])
         said = tuple(
             each.model_copy(update={"candidate": f"without {each.candidate}"})
@@ -109,7 +111,7 @@ class _Pruning:
 def _everybody(
     rule: Acceptance, ingredients: tuple[Ingredient, ...]
 ) -> Generator[Question, Answer, _Pruning]:
-    members = tuple(each.name for each in best_first(ingredients))
+    members = tuple(each.name for each in by_score(ingredients))
     held = yield from rule.start(Mix.mean(members), None)
     reason = f"the mean of all {len(members)} starts with {held.score:.4f}"
     first = Decision(candidate="all", accepted=True, after=held.score, reason=reason)

@@ -3,8 +3,8 @@
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from workers.recipes.best import best_first
-from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup, Taste, Tastings
+from workers.recipes.best import by_score
+from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup, Taste, TasteResults
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Uniform:
         return 1
 
     def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
-        ordered = best_first(ingredients)
+        ordered = by_score(ingredients)
         mix = Mix.mean([each.name for each in ordered])
         answer = yield Taste(mixes=(mix,))
-        assert isinstance(answer, Tastings)
-        decisions = tuple(joins(each, len(ordered)) for each in ordered)
+        assert isinstance(answer, TasteResults)
+        decisions = tuple(member_decision(each, len(ordered)) for each in ordered)
         return Soup(mix=mix, score=answer.scores[0], decisions=decisions)
 
 
-def joins(each: Ingredient, num_members: int) -> Decision:
+def member_decision(each: Ingredient, num_members: int) -> Decision:
     reason = f"one of {num_members}, all of which belong; alone it scores {each.score:.4f}"
     return Decision(candidate=each.name, accepted=True, reason=reason)

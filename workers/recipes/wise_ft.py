@@ -6,17 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workers.recipes.best import best_first
+from workers.recipes.best import by_score
 from workers.types import (
     Answer,
     Decision,
     Ingredient,
-    Kitchen,
     Mix,
     Question,
+    RecipeContext,
     Soup,
     Taste,
-    Tastings,
+    TasteResults,
 )
 
 Alpha = Annotated[float, Field(ge=0, le=1)]
@@ -44,19 +44,19 @@ class WiseFt:
         return 1 + len(self.alphas)
 
     def path(
-        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
     ) -> tuple[tuple[float, Mix], ...]:
         """(alpha, mix) of every point that is tasted, in order: a curve of the report."""
-        members = [each.name for each in best_first(ingredients)]
+        members = [each.name for each in by_score(ingredients)]
         members = members[:1] if self.of == "best" else members
         return tuple((alpha, between(kitchen.base, members, alpha)) for alpha in self.alphas)
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: Kitchen
+        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
         mixes = tuple(mix for _, mix in self.path(ingredients, kitchen))
         answer = yield Taste(mixes=mixes)
-        assert isinstance(answer, Tastings)
+        assert isinstance(answer, TasteResults)
         chosen = answer.scores.index(max(answer.scores))
         decisions = tuple(
             _decided(alpha, score, self.alphas[chosen], i == chosen)

@@ -45,7 +45,7 @@ def _forward(order: ScoreOrder, splits: list[str], worker: WorkerContext) -> dic
     if not splits:
         return {}
     model = worker.model(order.cohort.model)
-    worker.memory_is = None
+    worker.loaded_checkpoint_id = None
     with open_weights(worker.store, order.checkpoint) as weights:
         assign_weights(model, weights, order.checkpoint.id)
     made = {}

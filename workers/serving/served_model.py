@@ -16,10 +16,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from workers.config.data import DataSpec
+from workers.config.data import DataConfig
 from workers.context import cuda_is_available
 from workers.data.augment import eval_transform
-from workers.data.decode import UNDECODABLE, decode
+from workers.data.decode import DECODE_ERRORS, decode
 from workers.data.sources import EXTENSIONS, class_folders, image_files
 from workers.errors import UserError
 from workers.models.build import preprocessing
@@ -57,7 +57,7 @@ class Served:
         """uint8 (3, H, W)"""
         try:
             return self._transform(decode(file.read_bytes()))
-        except UNDECODABLE:
+        except DECODE_ERRORS:
             return None
 
     def _forward(self, pixels: list[Tensor | None], on_image: Callable[[], object]) -> np.ndarray:
@@ -144,4 +144,4 @@ def open_served(folder: Path) -> tuple[nn.Module, dict[str, Any], tuple[str, ...
             f"{folder}/config.json names {len(labels)} labels for {model.num_classes} outputs; "
             "write label_names, one for each output, into it"
         )
-    return model.eval(), preprocessing(model, DataSpec()), labels
+    return model.eval(), preprocessing(model, DataConfig()), labels

@@ -21,7 +21,7 @@ from workers.storage import local_disk, node_cache
 T = TypeVar("T")
 Touch = Callable[[], object]
 
-SHM = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class Unusable(OSError):
@@ -134,7 +134,7 @@ def memory_folder(damage: tuple[type[Exception], ...] = ()) -> CacheFolder:
 
     Raises Unusable where somebody else took its name.
     """
-    parent = SHM if SHM.is_dir() else Path(tempfile.gettempdir())
+    parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
     path = parent / f"soupfleet-{os.getuid()}"
     try:
         path.mkdir(mode=0o700, exist_ok=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from workers.storage.checkpoints import STATE_SCALARS, STATE_TENSORS, TrainState
 from workers.storage.layout import WEIGHTS, checkpoint_dir
-from workers.storage.manifest import FileFacts, Manifest, commit
+from workers.storage.manifest import FileInfo, Manifest, commit
 from workers.storage.safetensors_writer import write_tensors
 from workers.storage.store import Bytes, Sink, Store
 from workers.types import Checkpoint, Score
@@ -56,7 +56,7 @@ def write_checkpoint(
         files[STATE_TENSORS] = _write(store, path, train_state.tensors)
     for path, data in _small_files(train_state, extra_files).items():
         store.write(f"{folder}/{path}", data)
-        files[path] = FileFacts(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        files[path] = FileInfo(size=len(data), sha256=hashlib.sha256(data).hexdigest())
     if before_manifest is not None:
         before_manifest()
     manifest = Manifest(
@@ -80,11 +80,11 @@ def _small_files(
     return files
 
 
-def _write(store: Store, path: str, tensors: Mapping[str, Tensor]) -> FileFacts:
+def _write(store: Store, path: str, tensors: Mapping[str, Tensor]) -> FileInfo:
     with store.writing(path) as sink:
         hashing = _Hashing(sink)
         write_tensors(hashing, tensors)
-    return FileFacts(size=hashing.size, sha256=hashing.sha256.hexdigest())
+    return FileInfo(size=hashing.size, sha256=hashing.sha256.hexdigest())
 
 
 class _Hashing:

@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 
 FOLDERS = ("base", "runs", "soups", "ensembles", "predictions")
-OURS = frozenset(
+STORE_ENTRIES = frozenset(
     [
         *(CONFIG, ENV, LEASE, LEDGER, SPLITS, RESULTS, ANALYSIS, SUMMARY, REPORT, SERVED, FINISH),
         *FOLDERS,

@@ -12,16 +12,16 @@ from pydantic import ValidationError
 
 from workers.storage.layout import MANIFEST, WEIGHTS, checkpoint_dir
 from workers.storage.store import CorruptFile, Store
-from workers.types import Checkpoint, Score, Value
+from workers.types import Checkpoint, FrozenModel, Score
 
 
-class FileFacts(Value):
+class FileInfo(FrozenModel):
     size: int
     """Bytes."""
     sha256: str
 
 
-class Manifest(Value):
+class Manifest(FrozenModel):
     """What a checkpoint consists of. `name` and `attempt` make its id, as in Checkpoint."""
 
     name: str
@@ -31,7 +31,7 @@ class Manifest(Value):
     """Name of the base that the run started from."""
     score: Score | None = None
     """On the selection split; None in the middle of an epoch."""
-    files: dict[str, FileFacts]
+    files: dict[str, FileInfo]
     """By path inside the checkpoint's folder."""
     extra: dict[str, Any] = {}
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from workers.config.model import ModelSpec
+from workers.config.model import ModelConfig
 from workers.context import WorkerContext
 from workers.models.build import create_model, init_head, timm_config
 from workers.models.pretrained import load_head, load_initial
@@ -47,7 +47,7 @@ def _fresh(order: BaseOrder, worker: WorkerContext) -> nn.Module:
     return model
 
 
-def _init_head(model: nn.Module, spec: ModelSpec, how: str, seed: int) -> None:
+def _init_head(model: nn.Module, spec: ModelConfig, how: str, seed: int) -> None:
     init_head(model, "timm" if how == "timm" else "zero", seed)
     if how == "checkpoint":
         load_head(model, spec)

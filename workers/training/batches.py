@@ -29,7 +29,7 @@ Plan = list[list[np.ndarray]]
 """Of an epoch: per optimizer step, the indices of each micro-batch."""
 
 
-class Intake:
+class TrainBatches:
     """The training images of one run on one rank, ready to be asked for batches."""
 
     def __init__(self, net: nn.Module, run: RunSpec, worker: WorkerContext) -> None:
@@ -37,7 +37,7 @@ class Intake:
         self._run, self._worker = run, worker
         self._config = preprocessing(net, setting.data)
         self._transform = train_transform(run.train, self._config)
-        self._learners = images.learners(run.fold)
+        self._learners = images.train_indices(run.fold)
         self._pixels = train_pixels(images, self._config, worker.progress.touch)
         self._labels = images.labels("train")
         self._mixing = Mixing(run.train, len(images.classes))
@@ -76,7 +76,7 @@ class Intake:
             pin=setting.device == "cuda",
         )
 
-    def take(self, batch: Batch, epoch: int) -> Batch:
+    def to_device(self, batch: Batch, epoch: int) -> Batch:
         """A batch on the device, normalised and mixed; mixing draws from torch's CPU generator."""
         device = self._worker.setting.device
         images, labels = (each.to(device, non_blocking=True) for each in batch)

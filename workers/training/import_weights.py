@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.context import WorkerContext
 from workers.data import eval_pixels
 from workers.errors import UserError
@@ -30,13 +30,13 @@ COUNTER = "num_batches_tracked"
 """Converted weights often lack it; nothing here reads it."""
 
 
-def require_weights(model: nn.Module, train: TrainSpec) -> None:
+def require_weights(model: nn.Module, train: TrainConfig) -> None:
     """Raises UserError, naming file and tensor, for `train.weights` that are not of this model."""
     if train.weights is not None:
         fitting_weights(model, train)
 
 
-def fitting_weights(model: nn.Module, train: TrainSpec) -> dict[str, Tensor]:
+def fitting_weights(model: nn.Module, train: TrainConfig) -> dict[str, Tensor]:
     """The tensors of `train.weights`, in memory: keys, shapes and dtypes of `model`, all finite.
 
     Raises UserError, naming file and tensor.
@@ -63,7 +63,7 @@ def adopt(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[An
     began, run = time.monotonic(), order.run
     yield Started(warm=worker.holds(run.model), gap_s=worker.gap_s())
     model = worker.model(run.model)
-    worker.memory_is = None
+    worker.loaded_checkpoint_id = None
     assign_weights(model, fitting_weights(model, run.train), f"checkpoint {run.train.weights}")
     worker.progress.touch()
     rows, labels = _selection_logits(model, worker), worker.images.labels(SELECTION)

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from workers.config.train import num_epochs_begun
 from workers.context import WorkerContext
-from workers.training.batches import Batch, Intake
+from workers.training.batches import Batch, TrainBatches
 from workers.training.lr_schedule import Schedule, patience_is_over
 from workers.training.optim import body_lr
-from workers.training.train_mode import Manner
-from workers.training.train_state import Position
-from workers.training.unfreezing import Span, span_at, spans
+from workers.training.train_mode import TrainMode
+from workers.training.train_state import TrainPosition
+from workers.training.unfreezing import UnfreezePhase, phase_at, phases
 from workers.types import RunSpec, TrainOrder, digest
 
 if TYPE_CHECKING:
-    from workers.training.recorder import Scribe
+    from workers.training.recorder import RunRecorder
 
 LOOK_S = 0.5
 """Seconds between looks at the loss on an accelerator; each look waits for the device."""
@@ -41,15 +41,15 @@ class Step:
     """What one rank learns from in one optimizer step; batches are loaded when they are asked."""
 
     images: int
-    micros: int
+    num_micro_batches: int
     batches: Iterator[Batch]
 
 
 @dataclass
-class Learner:
+class PhaseOptimizer:
     """What learns during one section of training; the next section has one of its own."""
 
-    span: Span
+    span: UnfreezePhase
     objective: nn.Module
     optimizer: Any
     """Accelerate's, around timm's."""
@@ -57,7 +57,7 @@ class Learner:
 
 
 @dataclass
-class Training:
+class TrainLoop:
     """Everything that lives during one order. `position` is all that changes besides tensors."""
 
     order: TrainOrder
@@ -66,14 +66,14 @@ class Training:
     accelerator: Any
     """Of accelerate; made in train.py, its only door."""
     net: nn.Module
-    manner: Manner
-    intake: Intake
-    position: Position
+    manner: TrainMode
+    intake: TrainBatches
+    position: TrainPosition
     average: Any = None
     """timm's moving average of the network; rank 0's, if the run keeps one."""
-    scribe: "Scribe | None" = None
+    scribe: "RunRecorder | None" = None
     """Rank 0's."""
-    learner: Learner = field(init=False)
+    learner: PhaseOptimizer = field(init=False)
     loss_sum: Tensor = field(init=False)
     """`position.loss_sum`, on the device: reading it there would wait for every step."""
     reason: str | None = None
@@ -104,9 +104,9 @@ class Training:
         return self.position.step // self.steps_per_epoch
 
     @property
-    def span(self) -> Span:
+    def span(self) -> UnfreezePhase:
         """That the next step belongs to."""
-        return span_at(self.run, self.epoch)
+        return phase_at(self.run, self.epoch)
 
     @property
     def ends_epoch(self) -> bool:
@@ -115,7 +115,7 @@ class Training:
     @property
     def is_over(self) -> bool:
         """Whether the run's patience is."""
-        in_last = self.epoch - spans(self.run)[-1].first
+        in_last = self.epoch - phases(self.run)[-1].first
         return patience_is_over(self.position.history, self.run.train.patience, in_last)
 
     @property
@@ -129,7 +129,7 @@ class Training:
         return self.images / max(time.monotonic() - self.clock, 1e-9)
 
 
-def steps(t: Training) -> Iterator[Step]:
+def steps(t: TrainLoop) -> Iterator[Step]:
     """The remaining optimizer steps, each with its first batch loaded.
 
     The plan of an epoch is a pure function, so a resume cuts off the steps already done.
@@ -144,9 +144,9 @@ def steps(t: Training) -> Iterator[Step]:
             yield Step(sum(map(len, micros)), len(micros), chain([next(batches)], rest))
 
 
-def learn(t: Training, step: Step) -> None:
+def learn(t: TrainLoop, step: Step) -> None:
     """One optimizer step: every image of it weighs the same, in whichever micro-batch it came."""
-    t.worker.memory_is = None
+    t.worker.loaded_checkpoint_id = None
     set_rates(t)
     loss = torch.zeros((), dtype=torch.float64, device=t.accelerator.device)
     for micro, batch in enumerate(step.batches):
@@ -162,19 +162,19 @@ def learn(t: Training, step: Step) -> None:
     _account(t, _agree(t, loss), step.images * t.worker.setting.ranks)
 
 
-def set_rates(t: Training) -> None:
+def set_rates(t: TrainLoop) -> None:
     """Of the step to come. Each section has a schedule with its own steps and scores."""
     first = t.learner.span.first
     scores = t.position.scores(t.epoch - first)
     t.learner.schedule.set(t.position.step - first * t.steps_per_epoch, scores)
 
 
-def _backward(t: Training, step: Step, micro: int, batch: Batch) -> Tensor:
+def _backward(t: TrainLoop, step: Step, micro: int, batch: Batch) -> Tensor:
     """Add a micro-batch's gradients; gradients cross ranks with the last one only."""
     seed, num = t.worker.setting.seed, len(batch[1])
     torch.manual_seed(_noise_seed(seed, t.run.stream, t.position.step, micro, t.worker.rank))
-    images, targets = t.intake.take(batch, t.epoch)
-    is_last = micro == step.micros - 1
+    images, targets = t.intake.to_device(batch, t.epoch)
+    is_last = micro == step.num_micro_batches - 1
     alone = contextlib.nullcontext() if is_last else t.accelerator.no_sync(t.learner.objective)
     with alone:
         loss = t.learner.objective(images, targets) * (num / step.images)
@@ -187,7 +187,7 @@ def _noise_seed(seed: int, stream: str, step: int, micro: int, rank: int) -> int
     return int(digest([seed, stream, step, micro, rank], 15), 16)
 
 
-def _agree(t: Training, loss: Tensor) -> Tensor:
+def _agree(t: TrainLoop, loss: Tensor) -> Tensor:
     """The step's mean loss over ranks; sets `reason` on all ranks alike if one is to stop."""
     asked, ranks = t.worker.progress.interrupt, t.worker.setting.ranks
     if ranks == 1:
@@ -201,7 +201,7 @@ def _agree(t: Training, loss: Tensor) -> Tensor:
     return both[0] / ranks
 
 
-def _account(t: Training, loss: Tensor, images: int) -> None:
+def _account(t: TrainLoop, loss: Tensor, images: int) -> None:
     """Book a finished step, and show it."""
     if t.ends_epoch:  # the step before this one did
         t.loss_sum.zero_()
@@ -216,7 +216,7 @@ def _account(t: Training, loss: Tensor, images: int) -> None:
         _show(t, loss.item())
 
 
-def _show(t: Training, loss: float) -> None:
+def _show(t: TrainLoop, loss: float) -> None:
     require_finite(t, loss)
     t.worker.progress.touch(
         run=t.run.id,
@@ -230,14 +230,14 @@ def _show(t: Training, loss: float) -> None:
         t.scribe.show_step(t.position.step, loss, body_lr(t.learner.optimizer))
 
 
-def require_finite(t: Training, loss: float) -> None:
+def require_finite(t: TrainLoop, loss: float) -> None:
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"run {t.run.id} diverged: its loss is {loss} at step {t.position.step}"
         )
 
 
-def read_loss(t: Training) -> float:
+def read_loss(t: TrainLoop) -> float:
     t.position.loss_sum = float(t.loss_sum.item())
     require_finite(t, t.position.loss_sum)
     return t.position.loss_sum

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.errors import UserError
 
 
-class Objective(nn.Module):
+class LossModule(nn.Module):
     """(images, labels or soft targets (B, C)) -> mean cross-entropy.
 
     Class weights multiply and are not divided out again, so that micro-batches add up to the step.
@@ -42,7 +42,7 @@ class Objective(nn.Module):
 
 
 def class_weights(
-    spec: TrainSpec, labels: np.ndarray, classes: tuple[str, ...]
+    spec: TrainConfig, labels: np.ndarray, classes: tuple[str, ...]
 ) -> np.ndarray | None:
     """float32 (C,) by class index, or None where all weigh the same.
 

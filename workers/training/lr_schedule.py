@@ -9,7 +9,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 
 WARMUP_LR = 1e-5
 """Where warm-up starts (timm's default), unless the learning rate itself is smaller."""
@@ -31,7 +31,7 @@ class Schedule:
     """
 
     def __init__(
-        self, optimizer: Optimizer, spec: TrainSpec, steps_per_epoch: int, num_epochs: int
+        self, optimizer: Optimizer, spec: TrainConfig, steps_per_epoch: int, num_epochs: int
     ) -> None:
         self._spec = spec
         self._warmup_epochs = spec.warmup_epochs if spec.warmup_epochs < num_epochs else 0
@@ -74,7 +74,7 @@ class Schedule:
         return scheduler
 
 
-def _cycles(spec: TrainSpec) -> float:
+def _cycles(spec: TrainConfig) -> float:
     """Length of all cycles together over that of the first one."""
     return sum(spec.lr_cycle_mul**i for i in range(spec.lr_cycle_limit))
 

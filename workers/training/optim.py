@@ -19,7 +19,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.errors import UserError
 
 LOOKAHEAD = "lookahead_"
@@ -40,7 +40,7 @@ def require_optimizer(name: str) -> None:
     )
 
 
-def create_optimizer(model: nn.Module, spec: TrainSpec, head: set[str]) -> Optimizer:
+def create_optimizer(model: nn.Module, spec: TrainConfig, head: set[str]) -> Optimizer:
     """timm's optimizer over the parameters of `model` that require gradients.
 
     `head` holds the names of the classifier's parameters, which learn at `head_lr`.
@@ -59,7 +59,7 @@ def create_optimizer(model: nn.Module, spec: TrainSpec, head: set[str]) -> Optim
     return optimizer
 
 
-def parameter_groups(model: nn.Module, spec: TrainSpec, head: set[str]) -> list[ParameterGroup]:
+def parameter_groups(model: nn.Module, spec: TrainConfig, head: set[str]) -> list[ParameterGroup]:
     """Groups `{names, weight_decay, lr_scale}`; each trained parameter lies in exactly one.
 
     As in timm, vectors, biases and what the model exempts itself do not decay, and with
@@ -94,7 +94,7 @@ def layer_of(model: nn.Module) -> dict[str, int]:
     return groups
 
 
-def _scale(spec: TrainSpec, below_top: int, in_head: bool) -> float:
+def _scale(spec: TrainConfig, below_top: int, in_head: bool) -> float:
     if in_head and spec.head_lr is not None:
         return spec.head_lr / spec.lr
     return float((spec.layer_decay or 1.0) ** below_top)
@@ -116,7 +116,7 @@ def body_lr(optimizer: Optimizer) -> float:
     return float(group["lr"]) / float(group.get("lr_scale", 1.0))
 
 
-def create_average(net: nn.Module, spec: TrainSpec) -> ModelEmaV3 | None:
+def create_average(net: nn.Module, spec: TrainConfig) -> ModelEmaV3 | None:
     """The exponential moving average of the network's weights and statistics, if the run keeps one.
 
     It starts as the network is; `update(net, step)` follows each step, counted from 1.

@@ -21,11 +21,11 @@ from workers.storage.checkpoints import TrainState
 from workers.storage.manifest import read_manifest
 from workers.storage.predictions import write_predictions
 from workers.training.run_log import RunLog
-from workers.types import SELECTION, AnyEvent, Checkpointed, Evaluated, Score, TrainOrder, ema_of
+from workers.types import SELECTION, AnyEvent, Checkpointed, Evaluated, Score, TrainOrder, ema_id
 
 
 @dataclass(frozen=True)
-class Judged:
+class Evaluation:
     """One network on the splits that a run is scored on."""
 
     step: int
@@ -33,26 +33,26 @@ class Judged:
     logits: dict[str, np.ndarray]
 
 
-class Scribe:
+class RunRecorder:
     """Of one order; a context, so that the writer's thread and the log end with it."""
 
     def __init__(self, worker: WorkerContext, order: TrainOrder, attempt: int) -> None:
         self._worker, self._order, self._attempt = worker, order, attempt
         self._base = _base_of(worker, order)
         self._writer = CheckpointWriter(worker.store)
-        own, run = order.own, order.run
+        own, run = order.own_checkpoint, order.run
         self._log = RunLog(worker.store, run, attempt, own.step)
         fold = None if run.fold is None else f"fold:{run.fold}"
         self._held_out = fold
         self._splits = (SELECTION, fold) if fold else (SELECTION,)
         self._scores: dict[str, Score | None] = {}
-        self._judged: dict[str, Judged] = {}
+        self._judged: dict[str, Evaluation] = {}
         """The latest evaluation, by run: its own and its moving average's."""
-        self._log.say(
+        self._log.log(
             f"training from {order.start.id} at step {own.step} to step {order.stop_step}"
         )
 
-    def __enter__(self) -> "Scribe":
+    def __enter__(self) -> "RunRecorder":
         return self
 
     def __exit__(
@@ -62,7 +62,7 @@ class Scribe:
         traceback: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._log.say(f"ended by {type(error).__name__}: {error}")
+            self._log.log(f"ended by {type(error).__name__}: {error}")
         try:
             self._writer.__exit__(kind, error, traceback)
         finally:
@@ -79,8 +79,8 @@ class Scribe:
         run = self._order.run.id
         self._judged = {run: self._judge(net, step)}
         if average is not None:
-            self._judged[ema_of(run)] = self._judge(average, step)
-        own, averaged = self._judged[run].scores, self._judged.get(ema_of(run))
+            self._judged[ema_id(run)] = self._judge(average, step)
+        own, averaged = self._judged[run].scores, self._judged.get(ema_id(run))
         evaluated = Evaluated(
             step=step,
             epoch=epoch,
@@ -92,7 +92,7 @@ class Scribe:
         self._tell_epoch(evaluated)
         return evaluated
 
-    def _judge(self, net: nn.Module, step: int) -> Judged:
+    def _judge(self, net: nn.Module, step: int) -> Evaluation:
         worker, touch = self._worker, self._worker.progress.touch
         prepared = preprocessing(net, worker.setting.data)
         scores, values = {}, {}
@@ -105,15 +105,15 @@ class Scribe:
                 on_batch=lambda _: touch(),
             )
             scores[split] = score(values[split], worker.images.labels(split))
-        return Judged(step, scores, values)
+        return Evaluation(step, scores, values)
 
     def save(self, net: nn.Module, average: nn.Module | None, step: int, state: TrainState) -> None:
         """Hand the checkpoint of `step` to the background writer, with its score if it has one; the
         moving average's before it, so that who goes on from the run's own finds both."""
-        self._log.say(f"checkpoint at step {step}")
+        self._log.log(f"checkpoint at step {step}")
         run = self._order.run.id
         if average is not None:
-            self._submit(ema_of(run), average, step, None)
+            self._submit(ema_id(run), average, step, None)
         self._submit(run, net, step, state)
 
     def _submit(self, run: str, net: nn.Module, step: int, state: TrainState | None) -> None:
@@ -139,7 +139,7 @@ class Scribe:
             before_manifest=before_manifest,
         )
 
-    def written(self) -> Iterator[AnyEvent]:
+    def completed(self) -> Iterator[AnyEvent]:
         """Checkpoints that became complete since the last look."""
         for checkpoint in self._writer.done():
             yield Checkpointed(checkpoint=checkpoint, score=self._scores.pop(checkpoint.name))
@@ -148,7 +148,7 @@ class Scribe:
         """All that is left to become complete; waits for it."""
         for checkpoint in self._writer.flush():
             yield Checkpointed(checkpoint=checkpoint, score=self._scores.pop(checkpoint.name))
-        self._log.say(f"done; checkpoints held training up for {self._writer.stall_s:.2f} s")
+        self._log.log(f"done; checkpoints held training up for {self._writer.stall_s:.2f} s")
 
     def _write_predictions(self, checkpoint_id: str, split: str, values: np.ndarray) -> None:
         images = self._worker.images
@@ -161,7 +161,7 @@ class Scribe:
             top1 += f", {self._held_out} top-1 {100 * told.held_out.top1:.2f} %"
         if told.ema:
             top1 += f", moving average {100 * told.ema.top1:.2f} %"
-        self._log.say(
+        self._log.log(
             f"epoch {told.epoch} (step {told.step}): loss {told.loss:.4f}, {top1}, "
             f"{told.images_per_s:.1f} images/s"
         )
@@ -175,7 +175,7 @@ class Scribe:
 
 def _base_of(worker: WorkerContext, order: TrainOrder) -> str | None:
     """Name of the base that the weights go back to."""
-    if order.own.name.startswith("base/"):
-        return order.own.name
-    manifest = read_manifest(worker.store, order.own.id)
+    if order.own_checkpoint.name.startswith("base/"):
+        return order.own_checkpoint.name
+    manifest = read_manifest(worker.store, order.own_checkpoint.id)
     return manifest.base if manifest else None

@@ -8,85 +8,89 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.context import WorkerContext
 from workers.merging.blend import blend
 from workers.models.pretrained import assign_weights
 from workers.storage.checkpoints import TrainState, load_train_state, open_state, open_weights
 from workers.training import train_state
-from workers.training.loop import Training, set_rates
+from workers.training.loop import TrainLoop, set_rates
 from workers.training.optim import body_lr, create_average
-from workers.training.train_state import Position
+from workers.training.train_state import TrainPosition
 from workers.types import Checkpoint, Mix, TrainOrder
 
 
-def network(order: TrainOrder, worker: WorkerContext) -> nn.Module:
+def starting_weights(order: TrainOrder, worker: WorkerContext) -> nn.Module:
     """The warm network with the start's weights; nothing is loaded if it already is the start.
 
     What the worker keeps of the run's training stays, though its network may have tasted soups or
     been given merged weights since.
     """
     net = worker.model(order.run.model, order.run.train.drop_path)
-    start = order.own if order.pulls else order.start
-    if worker.memory_is != start.id:
-        worker.memory_is = None
+    start = order.own_checkpoint if order.is_pull else order.start
+    if worker.loaded_checkpoint_id != start.id:
+        worker.loaded_checkpoint_id = None
         with open_weights(worker.store, start) as weights:
             assign_weights(net, weights, start.id)
-        worker.memory_is = start.id
+        worker.loaded_checkpoint_id = start.id
     return net
 
 
-def pull(t: Training) -> None:
+def pull_towards_mean(t: TrainLoop) -> None:
     """Of merge.method: pull. Own weights, moved towards the merged ones, the less the lower the
     learning rate of the step to come (PAPA, Jolicoeur-Martineau et al., 2024). Statistics move,
     too."""
-    if not t.order.pulls:
+    if not t.order.is_pull:
         return
     set_rates(t)
     mix = _towards(t.order, body_lr(t.learner.optimizer) / t.run.train.lr)
-    places = {each.name: each for each in (t.order.own, t.order.start)}
+    places = {each.name: each for each in (t.order.own_checkpoint, t.order.start)}
     with ExitStack() as opened:
         sources = {
             name: opened.enter_context(open_weights(t.worker.store, places[name]))
             for name in mix.names
         }
-        assign_weights(t.net, dict(blend(mix, sources)), t.order.own.id)
-    t.worker.memory_is = None
+        assign_weights(t.net, dict(blend(mix, sources)), t.order.own_checkpoint.id)
+    t.worker.loaded_checkpoint_id = None
 
 
 def _towards(order: TrainOrder, rate: float) -> Mix:
     """alpha of the own weights at the peak of the learning rate, all of them where it is zero."""
     assert order.rejoin is not None and order.rejoin.alpha is not None
     share = (1 - order.rejoin.alpha) * rate
-    return Mix(weights=((order.own.name, 1 - share), (order.start.name, share)), divisor=1.0)
+    return Mix(
+        weights=((order.own_checkpoint.name, 1 - share), (order.start.name, share)), divisor=1.0
+    )
 
 
 @dataclass
-class Momentum:
+class WarmState:
     """What a worker keeps beside the weights of the checkpoint `id`, to go on without loading."""
 
     id: str
     optimizer: Optimizer
-    position: Position
+    position: TrainPosition
     scaler: dict[str, Any] | None
     average: Any
     """timm's moving average, on rank 0 of a run that keeps one."""
 
 
-Past = Momentum | TrainState
+RestoredState = WarmState | TrainState
 
 
-def past_of(order: TrainOrder, worker: WorkerContext) -> Past | None:
+def restore(order: TrainOrder, worker: WorkerContext) -> RestoredState | None:
     """None where the run begins, at a base. What the worker has kept is taken from it."""
-    kept, worker.momentum = worker.momentum, None
-    if not order.own.name.startswith(f"{order.run.id}/"):
+    kept, worker.warm_state = worker.warm_state, None
+    if not order.own_checkpoint.name.startswith(f"{order.run.id}/"):
         return None
-    others = order.rejoin.others if order.rejoin is not None else ()
-    if isinstance(kept, Momentum) and kept.id == order.own.id and not others:
+    others = order.rejoin.peers if order.rejoin is not None else ()
+    if isinstance(kept, WarmState) and kept.id == order.own_checkpoint.id and not others:
         return kept
-    state = load_train_state(worker.store, order.own)
+    state = load_train_state(worker.store, order.own_checkpoint)
     if state is None:
-        raise ValueError(f"checkpoint {order.own.id} holds no training state to resume from")
+        raise ValueError(
+            f"checkpoint {order.own_checkpoint.id} holds no training state to resume from"
+        )
     return _averaged(state, others, worker) if others else state
 
 
@@ -99,32 +103,32 @@ def _averaged(own: TrainState, others: tuple[Checkpoint, ...], worker: WorkerCon
         states = {
             each.name: opened.enter_context(open_state(worker.store, each)) for each in others
         }
-        sources = {name: train_state.of_optimizer(state) for name, state in states.items()}
+        sources = {name: train_state.optimizer_tensors(state) for name, state in states.items()}
         mean = dict(blend(Mix.mean(list(sources)), sources))
     return replace(own, tensors={**own.tensors, **mean})
 
 
-def position_at(order: TrainOrder, past: Past | None) -> Position:
+def position_at(order: TrainOrder, past: RestoredState | None) -> TrainPosition:
     if past is None:
-        return Position(step=order.own.step)
-    return past.position if isinstance(past, Momentum) else train_state.position_of(past)
+        return TrainPosition(step=order.own_checkpoint.step)
+    return past.position if isinstance(past, WarmState) else train_state.position_of(past)
 
 
-def average_at(net: nn.Module, spec: TrainSpec, past: Past | None) -> Any:
+def average_at(net: nn.Module, spec: TrainConfig, past: RestoredState | None) -> Any:
     """The moving average as it was; a new one, equal to the network, where there is no past."""
-    if isinstance(past, Momentum):
+    if isinstance(past, WarmState):
         return past.average
     average = create_average(net, spec)
     if average is not None and past is not None:
-        train_state.give_back_average(past, average.module)
+        train_state.restore_average(past, average.module)
     return average
 
 
-def scaler_of(past: Past | None) -> dict[str, Any] | None:
+def scaler_of(past: RestoredState | None) -> dict[str, Any] | None:
     """Of the loss, where training runs in float16."""
     if past is None:
         return None
     scaler: dict[str, Any] | None = (
-        past.scaler if isinstance(past, Momentum) else past.scalars["scaler"]
+        past.scaler if isinstance(past, WarmState) else past.scalars["scaler"]
     )
     return scaler

@@ -31,7 +31,7 @@ class RunLog:
         # What an interrupted attempt drew beyond `step` is hidden by its repetition.
         self._board = SummaryWriter(f"{self._folder.name}/tensorboard", purge_step=step + 1)
 
-    def say(self, sentence: str) -> None:
+    def log(self, sentence: str) -> None:
         """Append a line with the time of day in UTC."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
         with self._path.open("a", encoding="utf-8") as file:

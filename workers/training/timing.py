@@ -16,19 +16,19 @@ from workers.context import WorkerContext
 from workers.data import eval_pixels, normalise
 from workers.models.build import create_model, head_parameter_names, preprocessing
 from workers.scoring.forward import EVAL_BATCH
-from workers.training.batches import Batch, Intake
-from workers.training.loss import Objective
+from workers.training.batches import Batch, TrainBatches
+from workers.training.loss import LossModule
 from workers.training.optim import create_average, create_optimizer
-from workers.training.train_mode import Manner
-from workers.training.unfreezing import Span, spans
-from workers.types import RunSpec, Value
+from workers.training.train_mode import TrainMode
+from workers.training.unfreezing import UnfreezePhase, phases
+from workers.types import FrozenModel, RunSpec
 
 BUDGET_S = 2.0
 """For the timed steps of a section; a slow model gets one step all the same."""
 MAX_STEPS = 20
 
 
-class Pace(Value):
+class RunTiming(FrozenModel):
     step_s: float
     """Of an optimizer step, data included; the mean over the run's sections."""
     score_image_s: float
@@ -37,7 +37,7 @@ class Pace(Value):
     """Timed, after one per section to warm up."""
 
 
-def rehearse(run: RunSpec, worker: WorkerContext) -> Pace:
+def time_run(run: RunSpec, worker: WorkerContext) -> RunTiming:
     """Time one rank of `run` on the worker's device, which nothing else should use meanwhile."""
     threads = torch.get_num_threads()
     # More than there are would tell nothing, and torch crashes when asked for very many.
@@ -47,16 +47,18 @@ def rehearse(run: RunSpec, worker: WorkerContext) -> Pace:
             run.model, len(worker.images.classes), worker.setting.data, run.train.drop_path
         ).to(worker.setting.device)
         step_s, num_steps = _time_sections(net, run, worker)
-        return Pace(step_s=step_s, score_image_s=_time_scoring(net, worker), num_steps=num_steps)
+        return RunTiming(
+            step_s=step_s, score_image_s=_time_scoring(net, worker), num_steps=num_steps
+        )
     finally:
         torch.set_num_threads(threads)
 
 
 def _time_sections(net: nn.Module, run: RunSpec, worker: WorkerContext) -> tuple[float, int]:
     """(seconds per step, steps timed): frozen layers make some sections cheaper than others."""
-    total_s, num_steps, parts = 0.0, 0, spans(run)
-    with Manner(net, run, worker.setting.device) as manner:
-        intake = Intake(net, run, worker)
+    total_s, num_steps, parts = 0.0, 0, phases(run)
+    with TrainMode(net, run, worker.setting.device) as manner:
+        intake = TrainBatches(net, run, worker)
         for span in parts:
             manner.begin(span)
             step_s, num = _time_steps(net, run, worker, intake, span)
@@ -65,16 +67,16 @@ def _time_sections(net: nn.Module, run: RunSpec, worker: WorkerContext) -> tuple
 
 
 def _time_steps(
-    net: nn.Module, run: RunSpec, worker: WorkerContext, intake: Intake, span: Span
+    net: nn.Module, run: RunSpec, worker: WorkerContext, intake: TrainBatches, span: UnfreezePhase
 ) -> tuple[float, int]:
     device = worker.setting.device
-    objective = Objective(net, run.train.smoothing, intake.weights).to(device)
+    objective = LossModule(net, run.train.smoothing, intake.weights).to(device)
     optimizer = create_optimizer(net, run.train, head_parameter_names(net))
     average = create_average(net, run.train)
     ends: list[float] = []
     for epoch, step in _steps(intake, span):
         for batch in step:
-            images, targets = intake.take(batch, epoch)
+            images, targets = intake.to_device(batch, epoch)
             with _precision(run, device):
                 loss = objective(images, targets)
             (loss / len(step)).backward()
@@ -89,7 +91,7 @@ def _time_steps(
     return (ends[-1] - ends[0]) / (len(ends) - 1), len(ends) - 1
 
 
-def _steps(intake: Intake, span: Span) -> Iterator[tuple[int, list[Batch]]]:
+def _steps(intake: TrainBatches, span: UnfreezePhase) -> Iterator[tuple[int, list[Batch]]]:
     """(epoch, micro-batches) of one optimizer step after another, epoch after epoch, no end."""
     for epoch in count(span.first):
         plan = intake.plan(epoch)

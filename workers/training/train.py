@@ -23,31 +23,39 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.context import WorkerContext
 from workers.errors import UserError
 from workers.models.build import head_parameter_names
 from workers.storage.checkpoints import TrainState
 from workers.training import train_state
-from workers.training.batches import Intake
-from workers.training.loop import Learner, Training, learn, read_loss, steps
-from workers.training.loss import Objective
+from workers.training.batches import TrainBatches
+from workers.training.loop import PhaseOptimizer, TrainLoop, learn, read_loss, steps
+from workers.training.loss import LossModule
 from workers.training.lr_schedule import Schedule
 from workers.training.optim import body_lr, create_optimizer
-from workers.training.recorder import Scribe
+from workers.training.recorder import RunRecorder
 from workers.training.resume import (
-    Momentum,
-    Past,
+    RestoredState,
+    WarmState,
     average_at,
-    network,
-    past_of,
     position_at,
-    pull,
+    pull_towards_mean,
+    restore,
     scaler_of,
+    starting_weights,
 )
-from workers.training.train_mode import Manner, contiguous
+from workers.training.train_mode import TrainMode, contiguous
 from workers.training.unfreezing import require_sections
-from workers.types import AnyEvent, Evaluated, Interrupted, Setting, Started, Trained, TrainOrder
+from workers.types import (
+    AnyEvent,
+    Evaluated,
+    Interrupted,
+    Started,
+    Trained,
+    TrainOrder,
+    WorkerConfig,
+)
 
 GANG_TIMEOUT = timedelta(hours=1)
 """Ranks wait this long for rank 0 to score and write; a hang is the heartbeat's to find."""
@@ -90,7 +98,7 @@ def train(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[An
 
 
 @contextlib.contextmanager
-def accelerated(spec: TrainSpec, setting: Setting) -> Iterator[Accelerator]:
+def accelerated(spec: TrainConfig, setting: WorkerConfig) -> Iterator[Accelerator]:
     """A fresh Accelerator; afterwards the process is as if there had been none.
 
     Accelerate's state is process-wide and would give the next order this one's precision and
@@ -116,7 +124,7 @@ def accelerated(spec: TrainSpec, setting: Setting) -> Iterator[Accelerator]:
         GradientState._reset_state()
 
 
-def _gang_settings(setting: Setting) -> list[Any]:
+def _gang_settings(setting: WorkerConfig) -> list[Any]:
     # Looking for unused parameters keeps the order of gradients in the buckets as it was in the
     # first step, so that after a resume more than two ranks add them up in the same order.
     fixed_buckets = setting.device == "cpu"
@@ -132,74 +140,74 @@ def _gang_settings(setting: Setting) -> list[Any]:
 @contextlib.contextmanager
 def _training(
     order: TrainOrder, attempt: int, worker: WorkerContext, accelerator: Accelerator
-) -> Iterator[Training]:
+) -> Iterator[TrainLoop]:
     """The order's start, brought to life; closed and remembered afterwards."""
-    net = network(order, worker)
+    net = starting_weights(order, worker)
     require_sections(net, order.run.train)
-    past = past_of(order, worker)
+    past = restore(order, worker)
     is_first = worker.rank == 0
-    with Manner(net, order.run, worker.setting.device) as manner:
-        t = Training(
+    with TrainMode(net, order.run, worker.setting.device) as manner:
+        t = TrainLoop(
             order=order,
             attempt=attempt,
             worker=worker,
             accelerator=accelerator,
             net=net,
             manner=manner,
-            intake=Intake(net, order.run, worker),
+            intake=TrainBatches(net, order.run, worker),
             position=position_at(order, past),
             average=average_at(net, order.run.train, past) if is_first else None,
-            scribe=Scribe(worker, order, attempt) if is_first else None,
+            scribe=RunRecorder(worker, order, attempt) if is_first else None,
         )
         if past is not None and order.rejoin is None:
             t.saved = order.start.step, order.start.id
         with t.scribe or contextlib.nullcontext():
             _begin_section(t, past)
             _give_back_scaler(t, past)
-            pull(t)
+            pull_towards_mean(t)
             yield t
 
 
-def _begin_section(t: Training, past: Past | None = None) -> None:
+def _begin_section(t: TrainLoop, past: RestoredState | None = None) -> None:
     """What learns from the next step on, over a fresh optimizer; or over that of the `past`, if it
     was in the same section."""
     spec = t.run.train
     if t.position.step == t.span.first * t.steps_per_epoch or _forgets(t):
         past = None
     t.manner.begin(t.span)
-    if isinstance(past, Momentum):
+    if isinstance(past, WarmState):
         raw = past.optimizer
     else:
         raw = create_optimizer(t.net, spec, head_parameter_names(t.net))
     objective, optimizer = t.accelerator.prepare(
-        Objective(t.net, spec.smoothing, t.intake.weights),
+        LossModule(t.net, spec.smoothing, t.intake.weights),
         raw,
         # The optimizer's state already lies where torch wants it (step counters on the CPU).
         device_placement=[True, False],
     )
     if isinstance(past, TrainState):
-        train_state.give_back(past, t.net, raw)
+        train_state.restore_optimizer(past, t.net, raw)
     schedule = Schedule(raw, spec, t.steps_per_epoch, t.span.num_epochs)
-    t.learner = Learner(t.span, objective, optimizer, schedule)
+    t.learner = PhaseOptimizer(t.span, objective, optimizer, schedule)
 
 
-def _forgets(t: Training) -> bool:
+def _forgets(t: TrainLoop) -> bool:
     """Whether the run was given merged weights at this very step, and a fresh optimizer for them:
     merge.optimizer_state."""
     rejoin = t.order.rejoin
-    if rejoin is None or t.position.step != rejoin.own.step:
+    if rejoin is None or t.position.step != rejoin.own_checkpoint.step:
         return False
     return rejoin.optimizer_state == "reset"
 
 
-def _end_section(t: Training) -> None:
+def _end_section(t: TrainLoop) -> None:
     """A gang's wrapper must be gone before the next one: its hooks sit on the parameters."""
     del t.learner
     t.accelerator.free_memory()
     gc.collect()
 
 
-def _give_back_scaler(t: Training, past: Past | None) -> None:
+def _give_back_scaler(t: TrainLoop, past: RestoredState | None) -> None:
     kept = scaler_of(past)
     if t.accelerator.scaler is not None and kept:
         t.accelerator.scaler.load_state_dict(kept)
@@ -208,13 +216,13 @@ def _give_back_scaler(t: Training, past: Past | None) -> None:
 # Telling and saving
 
 
-def _started(t: Training, warm: bool) -> Iterator[AnyEvent]:
+def _started(t: TrainLoop, warm: bool) -> Iterator[AnyEvent]:
     t.clock = time.monotonic()
     if t.scribe:
         yield Started(warm=warm, gap_s=t.worker.gap_s())
 
 
-def _end_epoch(t: Training) -> Iterator[AnyEvent]:
+def _end_epoch(t: TrainLoop) -> Iterator[AnyEvent]:
     """Score the run; the other ranks wait, and the clock does not run."""
     mean_loss = read_loss(t) / t.position.images
     evaluated = _evaluate(t, mean_loss) if t.scribe else None
@@ -224,14 +232,14 @@ def _end_epoch(t: Training) -> Iterator[AnyEvent]:
     t.images, t.clock = 0, time.monotonic()
 
 
-def _score_here(t: Training) -> Iterator[AnyEvent]:
+def _score_here(t: TrainLoop) -> Iterator[AnyEvent]:
     """Within an epoch, at the boundary of a sync round: for the round alone, so that patience and
     schedule see what they would have seen without it."""
     if t.scribe:
         yield _evaluate(t, read_loss(t) / t.position.images)
 
 
-def _evaluate(t: Training, mean_loss: float) -> Evaluated:
+def _evaluate(t: TrainLoop, mean_loss: float) -> Evaluated:
     assert t.scribe
     averaged = None if t.average is None else t.average.module
     with t.manner.paused(), _plain(averaged, t.run.train):
@@ -246,11 +254,11 @@ def _evaluate(t: Training, mean_loss: float) -> Evaluated:
         )
 
 
-def _plain(net: nn.Module | None, spec: TrainSpec) -> contextlib.AbstractContextManager[None]:
+def _plain(net: nn.Module | None, spec: TrainConfig) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if net is None else contiguous(net, spec.channels_last)
 
 
-def _shared_score(t: Training, evaluated: Evaluated | None) -> float:
+def _shared_score(t: TrainLoop, evaluated: Evaluated | None) -> float:
     """What patience and plateau look at: the same on all ranks, which wait here for rank 0."""
     value = 0.0
     if evaluated is not None:
@@ -262,7 +270,7 @@ def _shared_score(t: Training, evaluated: Evaluated | None) -> float:
     return float(told.item())
 
 
-def _save(t: Training) -> None:
+def _save(t: TrainLoop) -> None:
     """Hand a checkpoint of this step to the background writer."""
     read_loss(t)
     t.saved = t.position.step, f"{t.run.id}/{t.position.step:08d}-{t.attempt}"
@@ -270,7 +278,7 @@ def _save(t: Training) -> None:
         return
     averaged = None if t.average is None else t.average.module
     raw, scaler = t.learner.optimizer.optimizer, _scaler_state(t.accelerator)
-    state = train_state.take(t.net, raw, t.position, averaged, scaler=scaler)
+    state = train_state.capture(t.net, raw, t.position, averaged, scaler=scaler)
     t.scribe.save(t.net, averaged, t.position.step, state)
 
 
@@ -278,12 +286,12 @@ def _scaler_state(accelerator: Accelerator) -> dict[str, Any] | None:
     return accelerator.scaler.state_dict() if accelerator.scaler is not None else None
 
 
-def _written(t: Training) -> Iterator[AnyEvent]:
+def _written(t: TrainLoop) -> Iterator[AnyEvent]:
     if t.scribe:
-        yield from t.scribe.written()
+        yield from t.scribe.completed()
 
 
-def _finish(t: Training, began: float) -> Iterator[AnyEvent]:
+def _finish(t: TrainLoop, began: float) -> Iterator[AnyEvent]:
     """Everything safe in the store, then the last word."""
     step, is_over = t.position.step, t.is_over
     interrupted = step < t.order.stop_step and not is_over
@@ -300,7 +308,7 @@ def _finish(t: Training, began: float) -> Iterator[AnyEvent]:
         yield Trained(step=step, busy_s=time.monotonic() - began, early=early)
 
 
-def _remember(t: Training) -> None:
+def _remember(t: TrainLoop) -> None:
     """Memory is the last checkpoint, on every rank: a next order from there loads nothing."""
     if t.worker.setting.ranks > 1:
         for buffer in t.net.buffers():  # the others' BatchNorm statistics saw only their images
@@ -309,5 +317,5 @@ def _remember(t: Training) -> None:
     if step != t.position.step:
         return
     raw, scaler = t.learner.optimizer.optimizer, _scaler_state(t.accelerator)
-    t.worker.memory_is = id_
-    t.worker.momentum = Momentum(id_, raw, t.position, scaler, t.average)
+    t.worker.loaded_checkpoint_id = id_
+    t.worker.warm_state = WarmState(id_, raw, t.position, scaler, t.average)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from workers.training.unfreezing import Span, covers, learners, set_checkpointing
+from workers.training.unfreezing import UnfreezePhase, is_below, set_checkpointing, trainable_names
 from workers.types import RunSpec
 
 COMPILED_VARIANTS = 64
@@ -22,7 +22,7 @@ COMPILED_VARIANTS = 64
 to eager kernels, whose bits are others, depending on what a warm worker has done before."""
 
 
-class Manner:
+class TrainMode:
     """Of one run on one network; a context."""
 
     def __init__(self, net: nn.Module, run: RunSpec, device: str) -> None:
@@ -31,7 +31,7 @@ class Manner:
         self._modes = [(module, module.training) for module in net.modules()]
         self._undo = contextlib.ExitStack()
 
-    def __enter__(self) -> "Manner":
+    def __enter__(self) -> "TrainMode":
         self._apply()
         return self
 
@@ -56,10 +56,10 @@ class Manner:
         finally:
             self._apply()
 
-    def begin(self, span: Span) -> None:
+    def begin(self, span: UnfreezePhase) -> None:
         """Let the modules of a section learn, and no others; training mode, except for what the run
         leaves as it was."""
-        names = learners(self.net, span.modules)
+        names = trainable_names(self.net, span.modules)
         flags = zip(self.net.named_parameters(), self._learnable, strict=True)
         for (name, parameter), (_, learns) in flags:
             parameter.requires_grad_(learns and name in names)
@@ -68,9 +68,9 @@ class Manner:
             if isinstance(module, _BatchNorm) and self._is_frozen(name, module, span):
                 module.eval()
 
-    def _is_frozen(self, name: str, norm: _BatchNorm, span: Span) -> bool:
+    def _is_frozen(self, name: str, norm: _BatchNorm, span: UnfreezePhase) -> bool:
         own = list(norm.parameters(recurse=False))
-        learns = any(p.requires_grad for p in own) if own else covers(span.modules, name)
+        learns = any(p.requires_grad for p in own) if own else is_below(span.modules, name)
         return self.spec.bn_freeze or not learns
 
     def _apply(self) -> None:

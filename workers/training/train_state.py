@@ -25,7 +25,7 @@ AVERAGE = "ema."
 
 
 @dataclass
-class Position:
+class TrainPosition:
     """Where a run is. `step` optimizer steps are done; the sums belong to the current epoch."""
 
     step: int
@@ -41,10 +41,10 @@ class Position:
         return self.history[-num_epochs:] if num_epochs > 0 else []
 
 
-def take(
+def capture(
     model: nn.Module,
     optimizer: Optimizer,
-    position: Position,
+    position: TrainPosition,
     average: nn.Module | None = None,
     **also: Any,
 ) -> TrainState:
@@ -73,11 +73,11 @@ def take(
     return TrainState(tensors=tensors, scalars=scalars)
 
 
-def position_of(state: TrainState) -> Position:
-    return Position(**state.scalars["position"])
+def position_of(state: TrainState) -> TrainPosition:
+    return TrainPosition(**state.scalars["position"])
 
 
-def give_back(state: TrainState, model: nn.Module, optimizer: Optimizer) -> Position:
+def restore_optimizer(state: TrainState, model: nn.Module, optimizer: Optimizer) -> TrainPosition:
     """Put a taken state into a fresh optimizer over the same parameters."""
     tensors = _as_they_lay(state)
     names = parameter_names(model, optimizer)
@@ -96,12 +96,12 @@ def give_back(state: TrainState, model: nn.Module, optimizer: Optimizer) -> Posi
     return position_of(state)
 
 
-def of_optimizer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def optimizer_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without those of the moving average."""
     return {name: tensors[name] for name in tensors if not name.startswith(AVERAGE)}
 
 
-def give_back_average(state: TrainState, average: nn.Module) -> None:
+def restore_average(state: TrainState, average: nn.Module) -> None:
     """Put the moving average's tensors back."""
     with torch.no_grad():
         for name, tensor in average.state_dict().items():

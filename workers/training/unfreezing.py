@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.errors import UserError
 from workers.models.build import head_parameter_names
 from workers.training.optim import layer_of
@@ -21,7 +21,7 @@ HEAD, ALL = "head", "all"
 
 
 @dataclass(frozen=True)
-class Span:
+class UnfreezePhase:
     """Epochs `first` to `end` - 1, in which the same modules learn."""
 
     first: int
@@ -33,39 +33,39 @@ class Span:
         return self.end - self.first
 
 
-def spans(run: RunSpec) -> list[Span]:
+def phases(run: RunSpec) -> list[UnfreezePhase]:
     """The sections of a run, which fill its epochs; their modules are cumulative."""
     spec = run.train
     if run.role == "probe" or not spec.unfreeze:
-        return [Span(0, spec.epochs, (HEAD if run.role == "probe" else ALL,))]
+        return [UnfreezePhase(0, spec.epochs, (HEAD if run.role == "probe" else ALL,))]
     ends = [section.epoch for section in spec.unfreeze[1:]] + [spec.epochs]
     modules: tuple[str, ...] = ()
     found = []
     for section, end in zip(spec.unfreeze, ends, strict=True):
         modules += section.modules
-        found.append(Span(section.epoch, end, modules))
+        found.append(UnfreezePhase(section.epoch, end, modules))
     return found
 
 
-def span_at(run: RunSpec, epoch: int) -> Span:
+def phase_at(run: RunSpec, epoch: int) -> UnfreezePhase:
     """The section that an epoch lies in; the last one for all epochs beyond."""
-    begun = [span for span in spans(run) if span.first <= epoch]
+    begun = [span for span in phases(run) if span.first <= epoch]
     return begun[-1]
 
 
-def learners(net: nn.Module, modules: tuple[str, ...]) -> set[str]:
+def trainable_names(net: nn.Module, modules: tuple[str, ...]) -> set[str]:
     """Names of the parameters of these modules."""
     head = head_parameter_names(net) if HEAD in modules else set()
     names = [name for name, _ in net.named_parameters()]
-    return {name for name in names if name in head or covers(modules, name)}
+    return {name for name in names if name in head or is_below(modules, name)}
 
 
-def covers(modules: tuple[str, ...], name: str) -> bool:
+def is_below(modules: tuple[str, ...], name: str) -> bool:
     """Whether a module or parameter is, or lies in, one of `modules`; `head` is not looked up."""
     return any(each == ALL or f"{name}.".startswith(f"{each}.") for each in modules)
 
 
-def require_sections(model: nn.Module, spec: TrainSpec) -> None:
+def require_sections(model: nn.Module, spec: TrainConfig) -> None:
     """Raise UserError for what `train` asks of a model that it does not have: modules to unfreeze
     (nearest names), layers to decay over, gradient checkpointing."""
     for section in spec.unfreeze:
@@ -93,7 +93,7 @@ def set_checkpointing(model: nn.Module, on: bool) -> None:
 
 
 def _require_module(model: nn.Module, module: str) -> None:
-    if learners(model, (module,)):
+    if trainable_names(model, (module,)):
         return
     known = sorted({_parent(name) for name, _ in model.named_parameters()} | {HEAD, ALL})
     top = list(dict.fromkeys(name.partition(".")[0] for name in known))

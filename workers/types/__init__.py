@@ -61,39 +61,39 @@ from workers.types.orders import (
     Order,
     PreflightOrder,
     Rejoin,
-    Setting,
     TasteOrder,
     TrainOrder,
+    WorkerConfig,
     measurement_id,
 )
-from workers.types.preflight import Facts, ModelFacts, SplitFacts
+from workers.types.preflight import ModelInfo, PreflightResult, SplitInfo
 from workers.types.recipe_protocol import (
     Answer,
     Decision,
-    First,
-    Found,
-    Geometry,
-    Gradient,
-    Grams,
+    FirstAtLeast,
+    FirstResult,
+    GramMatrices,
+    GramResult,
     Ingredient,
-    Kitchen,
+    MixGradient,
+    MixGradientResult,
     Question,
-    Slope,
+    RecipeContext,
     Soup,
     Taste,
-    Tasting,
-    Tastings,
+    TasteResult,
+    TasteResults,
 )
 from workers.types.report_orders import (
+    AnalysedModel,
     AnalyseOrder,
     CompareOrder,
     DiversityOrder,
-    PointOrder,
     RetireOrder,
+    ScoreMixOrder,
     ScoreOrder,
     ServeOrder,
-    Subject,
-    Weighed,
+    WeightSpaceGroup,
 )
 from workers.types.values import (
     SELECTION,
@@ -102,19 +102,19 @@ from workers.types.values import (
     Checkpoint,
     Cohort,
     Component,
+    FrozenModel,
     Metric,
     Mix,
     Policy,
     RunSpec,
     Score,
-    Value,
+    cohort_family,
     component_of,
     digest,
-    ema_of,
-    family_of,
+    dump_without_defaults,
+    ema_id,
     model_key,
-    run_of,
-    sparse,
+    run_id_of,
 )
 
 AnyOrder = (
@@ -128,7 +128,7 @@ AnyOrder = (
     | BlendOrder
     | DiversityOrder
     | ScoreOrder
-    | PointOrder
+    | ScoreMixOrder
     | CompareOrder
     | AnalyseOrder
     | ServeOrder

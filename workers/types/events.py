@@ -5,11 +5,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from workers.types.preflight import Facts
-from workers.types.values import Checkpoint, Metric, Score, Value
+from workers.types.preflight import PreflightResult
+from workers.types.values import Checkpoint, FrozenModel, Metric, Score
 
 
-class Event(Value):
+class Event(FrozenModel):
     """A fact. `seq` is given by the ledger; order, attempt and slot by the fleet."""
 
     seq: int = -1
@@ -50,7 +50,7 @@ class Started(Event):
 
 class Preflighted(Event):
     kind: Literal["preflighted"] = "preflighted"
-    facts: Facts
+    facts: PreflightResult
 
 
 class BaseReady(Event):
@@ -116,7 +116,7 @@ class Scored(Event):
     busy_s: float
 
 
-class Delta(Value):
+class Delta(FrozenModel):
     """A paired difference to the best single model, with its 95 % bootstrap interval."""
 
     metric: Metric
@@ -127,7 +127,7 @@ class Delta(Value):
     were written without it."""
 
 
-class EnsembleResult(Value):
+class EnsembleResult(FrozenModel):
     id: str
     kind: str
     members: tuple[str, ...]

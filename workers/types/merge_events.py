@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from workers.types.events import Event
-from workers.types.recipe_protocol import Answer, Decision, Ingredient, Question, Soup, Tasting
+from workers.types.recipe_protocol import Answer, Decision, Ingredient, Question, Soup, TasteResult
 
 
 class MergeOpened(Event):
@@ -60,7 +60,7 @@ class Tasted(Event):
     kind: Literal["tasted"] = "tasted"
     mix: str
     """Key of the mix."""
-    tasting: Tasting
+    tasting: TasteResult
     cohort: str
     busy_s: float
 

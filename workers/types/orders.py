@@ -3,21 +3,28 @@ omit the attempt."""
 
 from typing import Any, Literal
 
-from workers.config.data import DataSpec
-from workers.config.model import BaseSpec, ModelSpec
-from workers.config.train import TrainSpec
-from workers.types.recipe_protocol import Answer, Geometry, Gradient, Ingredient, Kitchen, Soup
-from workers.types.values import Checkpoint, Cohort, Metric, Mix, RunSpec, Value
+from workers.config.data import DataConfig
+from workers.config.model import BaseConfig, ModelConfig
+from workers.config.train import TrainConfig
+from workers.types.recipe_protocol import (
+    Answer,
+    GramMatrices,
+    Ingredient,
+    MixGradient,
+    RecipeContext,
+    Soup,
+)
+from workers.types.values import Checkpoint, Cohort, FrozenModel, Metric, Mix, RunSpec
 
 
-class Setting(Value):
+class WorkerConfig(FrozenModel):
     """What every order of an experiment has in common; a worker is built with it."""
 
     uri: str
     """Of the experiment: `<storage>/<name>`."""
     seed: int
-    data: DataSpec
-    base: BaseSpec
+    data: DataConfig
+    base: BaseConfig
     metric: Metric
     batchnorm_samples: int
     ranks: int = 1
@@ -28,7 +35,7 @@ class Setting(Value):
     """Node-local folder for files of a remote store."""
 
 
-class Order(Value):
+class Order(FrozenModel):
     """Something to be done, once. `place`: a training slot, or the merge actor."""
 
     @property
@@ -46,15 +53,15 @@ class Order(Value):
 
 class PreflightOrder(Order):
     kind: Literal["preflight"] = "preflight"
-    models: tuple[ModelSpec, ...]
-    opts: tuple[str, ...] = ()
+    models: tuple[ModelConfig, ...]
+    optimizers: tuple[str, ...] = ()
     """Optimizers the runs will ask for."""
-    trains: tuple[tuple[str, TrainSpec], ...] = ()
+    train_configs: tuple[tuple[str, TrainConfig], ...] = ()
     """Distinct settings that only the model or timm can judge, as (model key, section): modules to
     unfreeze, auto-augment policies, layer decay."""
     round_steps: int | None = None
     """Between sync rounds, where they are counted in steps."""
-    longest: TrainSpec | None = None
+    longest_train: TrainConfig | None = None
     """Of the runs, for them."""
 
     @property
@@ -72,7 +79,7 @@ class BaseOrder(Order):
     kind: Literal["base"] = "base"
     name: str
     """`base/<hash>`."""
-    model: ModelSpec
+    model: ModelConfig
     source: Checkpoint | None = None
     """The last checkpoint of the probe or trunk; None for a fresh model."""
 
@@ -85,13 +92,13 @@ OptimizerState = Literal["keep", "reset", "average"]
 """What becomes of momentum when a run is given merged weights."""
 
 
-class Rejoin(Value):
+class Rejoin(FrozenModel):
     """The run goes on from what its cohort merged; this is where it stood by itself."""
 
-    own: Checkpoint
+    own_checkpoint: Checkpoint
     """Of the run: where its step, schedule, optimizer and moving average are."""
     optimizer_state: OptimizerState = "keep"
-    others: tuple[Checkpoint, ...] = ()
+    peers: tuple[Checkpoint, ...] = ()
     """Everyone of the round, in its order, where their optimizers' states are averaged."""
     alpha: float | None = None
     """Of `pull`: own weights count alpha, the merged ones the rest, which the schedule scales down
@@ -115,12 +122,12 @@ class TrainOrder(Order):
         return f"train-{self.run.id}-{self.stop_step:08d}"
 
     @property
-    def own(self) -> Checkpoint:
+    def own_checkpoint(self) -> Checkpoint:
         """Where the run itself stands: whose step, and whose state of training, count."""
-        return self.rejoin.own if self.rejoin is not None else self.start
+        return self.rejoin.own_checkpoint if self.rejoin is not None else self.start
 
     @property
-    def pulls(self) -> bool:
+    def is_pull(self) -> bool:
         """Own weights are moved towards the start instead of being replaced by it."""
         return self.rejoin is not None and self.rejoin.alpha is not None
 
@@ -130,11 +137,11 @@ class TrainOrder(Order):
 
 
 class GeometryOrder(Order):
-    """Read the ingredients and the base side by side; answers `Geometry`."""
+    """Read the ingredients and the base side by side; answers `GramMatrices`."""
 
     kind: Literal["geometry"] = "geometry"
     cohort: Cohort
-    question: Geometry
+    question: GramMatrices
     ingredients: tuple[Checkpoint, ...]
     """Where the ingredients and the base lie."""
     observe: bool = False
@@ -150,11 +157,11 @@ class GeometryOrder(Order):
 
 
 class GradientOrder(Order):
-    """One backward pass through a mix; answers `Gradient`."""
+    """One backward pass through a mix; answers `MixGradient`."""
 
     kind: Literal["gradient"] = "gradient"
     cohort: Cohort
-    question: Gradient
+    question: MixGradient
     ingredients: tuple[Checkpoint, ...]
     """Where the checkpoints of the mix lie, those of weight zero too."""
     observe: bool = False
@@ -169,7 +176,7 @@ class GradientOrder(Order):
         return "merge" if self.observe else "slot"
 
 
-def measurement_id(question: Geometry | Gradient, family: str, observe: bool) -> str:
+def measurement_id(question: GramMatrices | MixGradient, family: str, observe: bool) -> str:
     """Of the order that answers the question, the same for every merge that asks it."""
     what = f"observe-{question.kind}" if observe else question.kind
     return f"{what}-{family}-{question.key}"
@@ -184,7 +191,7 @@ class MergeOrder(Order):
     options: dict[str, Any] = {}
     ingredients: tuple[Ingredient, ...]
     answers: tuple[Answer, ...] = ()
-    kitchen: Kitchen | None = None
+    kitchen: RecipeContext | None = None
 
     @property
     def id(self) -> str:
@@ -203,7 +210,7 @@ class TasteOrder(Order):
     mix: Mix
     ingredients: tuple[Checkpoint, ...]
     """Where the mix's members lie."""
-    hard_first: tuple[str, ...] = ()
+    hard_images_first: tuple[str, ...] = ()
     """Checkpoint ids whose cached predictions decide which images are looked at first."""
     at_least: float | None = None
     strict: bool = False
@@ -229,13 +236,13 @@ class BlendOrder(Order):
     """Write the soup of a mix: blended, BatchNorm statistics settled, loadable by timm."""
 
     kind: Literal["blend"] = "blend"
-    soup: str
+    name: str
     """`soup/<id>`."""
     recipe: str
     cohort: Cohort
-    made: Soup
+    soup: Soup
     ingredients: tuple[Checkpoint, ...]
 
     @property
     def id(self) -> str:
-        return f"blend-{self.soup.removeprefix('soup/')}"
+        return f"blend-{self.name.removeprefix('soup/')}"

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from workers.types.values import Value
+from workers.types.values import FrozenModel
 
 
-class SplitFacts(Value):
+class SplitInfo(FrozenModel):
     count: int
     fingerprint: str
     """sha256 over (key, label, content) of every sample in split order."""
     class_counts: tuple[int, ...]
 
 
-class ModelFacts(Value):
+class ModelInfo(FrozenModel):
     num_parameters: int
     model_bytes: int
     """Of model.safetensors."""
@@ -28,13 +28,13 @@ class ModelFacts(Value):
     """timm's data config: input_size, interpolation, mean, std, crop_pct, crop_mode."""
 
 
-class Facts(Value):
+class PreflightResult(FrozenModel):
     classes: tuple[str, ...]
-    splits: dict[str, SplitFacts]
+    splits: dict[str, SplitInfo]
     """`train`, `val`, `test`, `ood:<name>`."""
     corrupt: tuple[str, ...]
     """Keys of images that do not decode; they belong to no split."""
-    models: dict[str, ModelFacts]
+    models: dict[str, ModelInfo]
     """By `model_key`."""
     folds: tuple[int, ...] = ()
     """Training images that each fold holds out; empty without data.folds."""

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workers.types.values import Mix, Value, digest, sparse
+from workers.types.values import FrozenModel, Mix, digest, dump_without_defaults
 
 
-class Ingredient(Value):
+class Ingredient(FrozenModel):
     """A candidate as a recipe sees it: a name and its score on the selection split."""
 
     name: str
@@ -16,7 +16,7 @@ class Ingredient(Value):
     score: float
 
 
-class Kitchen(Value):
+class RecipeContext(FrozenModel):
     """What a recipe may know beside its ingredients; recipes that need it take it as a second
     argument."""
 
@@ -31,7 +31,7 @@ class Kitchen(Value):
     """Images of the selection split."""
 
 
-class Tasting(Value):
+class TasteResult(FrozenModel):
     """A mix scored on the selection split, completely or until it could not reach the bar."""
 
     score: float | None
@@ -47,7 +47,7 @@ class Tasting(Value):
     """Mean cross-entropy, nats; None when stopped early, or not finite."""
 
 
-class Decision(Value):
+class Decision(FrozenModel):
     """One step of a recipe, for soup.json and the report."""
 
     candidate: str
@@ -61,7 +61,7 @@ class Decision(Value):
     reason: str
 
 
-class Soup(Value):
+class Soup(FrozenModel):
     """What a recipe returns."""
 
     mix: Mix
@@ -70,8 +70,8 @@ class Soup(Value):
     decisions: tuple[Decision, ...] = ()
 
 
-class Taste(Value):
-    """Scores of all mixes on the selection split. Answer: `Tastings`, in order."""
+class Taste(FrozenModel):
+    """Scores of all mixes on the selection split. Answer: `TasteResults`, in order."""
 
     kind: Literal["taste"] = "taste"
     mixes: tuple[Mix, ...]
@@ -84,8 +84,8 @@ class Taste(Value):
         return frozenset(name for mix in self.mixes for name, _ in mix.weights)
 
 
-class First(Value):
-    """The first mix in order that reaches the bar. Answer: `Found`."""
+class FirstAtLeast(FrozenModel):
+    """The first mix in order that reaches the bar. Answer: `FirstResult`."""
 
     kind: Literal["first"] = "first"
     mixes: tuple[Mix, ...]
@@ -101,7 +101,7 @@ class First(Value):
         return frozenset(name for mix in self.mixes for name, _ in mix.weights)
 
 
-class Tastings(Value):
+class TasteResults(FrozenModel):
     kind: Literal["tastings"] = "tastings"
     scores: tuple[float, ...]
     hits: tuple[str | None, ...] = ()
@@ -110,16 +110,16 @@ class Tastings(Value):
     """`Tasting.nll` of each mix."""
 
 
-class Found(Value):
+class FirstResult(FrozenModel):
     """`tried` are the tastings in order, up to and including the accepted one."""
 
     kind: Literal["found"] = "found"
     index: int | None
-    tried: tuple[Tasting, ...]
+    tried: tuple[TasteResult, ...]
 
 
-class Geometry(Value):
-    """Inner products of the ingredients' displacements from the base. Answer: `Grams`."""
+class GramMatrices(FrozenModel):
+    """Inner products of the ingredients' displacements from the base. Answer: `GramResult`."""
 
     kind: Literal["geometry"] = "geometry"
     names: tuple[str, ...]
@@ -127,14 +127,14 @@ class Geometry(Value):
 
     @cached_property
     def key(self) -> str:
-        return digest(sparse(self), 12)
+        return digest(dump_without_defaults(self), 12)
 
     @property
     def mentioned(self) -> frozenset[str]:
         return frozenset((*self.names, self.base))
 
 
-class Grams(Value):
+class GramResult(FrozenModel):
     """Per tensor <theta_i - theta_base, theta_j - theta_base> for i <= j, row by row, in float64;
     weights only: neither integer tensors nor BatchNorm statistics."""
 
@@ -142,10 +142,10 @@ class Grams(Value):
     tensors: dict[str, tuple[float, ...]]
 
 
-class Gradient(Value):
+class MixGradient(FrozenModel):
     """How the loss of a mix on a batch of the selection split changes with its weights: one
     backward pass through one blended model. BatchNorm statistics are blended like weights here.
-    Answer: `Slope`."""
+    Answer: `MixGradientResult`."""
 
     kind: Literal["gradient"] = "gradient"
     mix: Mix
@@ -160,14 +160,14 @@ class Gradient(Value):
 
     @cached_property
     def key(self) -> str:
-        return digest(sparse(self), 12)
+        return digest(dump_without_defaults(self), 12)
 
     @property
     def mentioned(self) -> frozenset[str]:
         return frozenset(name for name, _ in self.mix.weights)
 
 
-class Slope(Value):
+class MixGradientResult(FrozenModel):
     kind: Literal["slope"] = "slope"
     loss: float
     """Mean cross-entropy, nats."""
@@ -178,5 +178,7 @@ class Slope(Value):
     """d loss / d temperature"""
 
 
-Question = Annotated[Taste | First | Geometry | Gradient, Field(discriminator="kind")]
-Answer = Annotated[Tastings | Found | Grams | Slope, Field(discriminator="kind")]
+Question = Annotated[Taste | FirstAtLeast | GramMatrices | MixGradient, Field(discriminator="kind")]
+Answer = Annotated[
+    TasteResults | FirstResult | GramResult | MixGradientResult, Field(discriminator="kind")
+]

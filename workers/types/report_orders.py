@@ -1,9 +1,11 @@
 """Orders that judge what was made, and put it where it is looked for."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from workers.types.orders import Order
-from workers.types.values import Checkpoint, Cohort, Mix, Value, digest, sparse
+from workers.types.values import Checkpoint, Cohort, FrozenModel, Mix, digest
 
 
 class ScoreOrder(Order):
@@ -19,7 +21,7 @@ class ScoreOrder(Order):
         return f"score-{self.checkpoint.name.replace('/', '_')}"
 
 
-class PointOrder(Order):
+class ScoreMixOrder(Order):
     """Score a mix that a recipe passed on its way. Nothing is written, and nothing waits for it."""
 
     kind: Literal["point"] = "point"
@@ -75,7 +77,7 @@ class CompareOrder(Order):
         return "merge"
 
 
-class Subject(Value):
+class AnalysedModel(FrozenModel):
     """A model that is analysed by what is cached of it."""
 
     id: str
@@ -88,7 +90,7 @@ class Subject(Value):
     """Under which id they lie, if another: a soup of one member shares the member's."""
 
 
-class Weighed(Value):
+class WeightSpaceGroup(FrozenModel):
     """Ingredients of a cohort that are compared by their weights."""
 
     cohort: Cohort
@@ -102,7 +104,7 @@ class DiversityOrder(Order):
 
     kind: Literal["diversity"] = "diversity"
     merge: str
-    members: Weighed
+    members: WeightSpaceGroup
 
     @property
     def id(self) -> str:
@@ -120,17 +122,19 @@ class AnalyseOrder(Order):
     best_single: str
     """Ids of subjects."""
     served: str | None
-    subjects: tuple[Subject, ...]
-    left_out: tuple[str, ...] = ()
+    subjects: tuple[AnalysedModel, ...]
+    not_analysed: Annotated[tuple[str, ...], Field(serialization_alias="left_out")] = ()
     """Ids of ingredients that are too many to look at."""
-    weighed: tuple[Weighed, ...] = ()
+    weighed: tuple[WeightSpaceGroup, ...] = ()
     splits: tuple[str, ...]
-    way: tuple[tuple[float, float | None], ...] = ()
+    path: Annotated[tuple[tuple[float, float | None], ...], Field(serialization_alias="way")] = ()
     """(fraction, selection score) on the straight line from the best single to the served soup."""
 
     @property
     def key(self) -> str:
-        return digest(sparse(self), 12)
+        """Hash of what is analysed, under the names that ledgers know."""
+        dump = self.model_dump(mode="json", exclude_defaults=True, by_alias=True)
+        return digest(dump, 12)
 
     @property
     def id(self) -> str:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from workers.config.model import ModelSpec
-from workers.config.train import TrainSpec
+from workers.config.model import ModelConfig
+from workers.config.train import TrainConfig
 
 SELECTION = "val"
 """The only split that selects; every other split only reports."""
@@ -29,39 +29,39 @@ def digest(value: Any, length: int = 8) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def sparse(section: BaseModel) -> dict[str, Any]:
+def dump_without_defaults(section: BaseModel) -> dict[str, Any]:
     """As JSON without defaults, for hashes: a later version may add keys."""
     return section.model_dump(mode="json", exclude_defaults=True)
 
 
-def model_key(spec: ModelSpec) -> str:
+def model_key(spec: ModelConfig) -> str:
     """Names a model specification, e.g. in `Facts.models`."""
-    return digest(sparse(spec))
+    return digest(dump_without_defaults(spec))
 
 
-def ema_of(run_id: str) -> str:
+def ema_id(run_id: str) -> str:
     """Under which the checkpoints of a run's moving average lie, as those of a run."""
     return f"{run_id}-ema"
 
 
-def run_of(owner: str) -> str:
+def run_id_of(owner: str) -> str:
     """The run that an owner of checkpoints is, or whose moving average it is."""
     return owner.removesuffix("-ema")
 
 
-def family_of(cohort: str) -> str:
+def cohort_family(cohort: str) -> str:
     """Id of the cohort, without the BatchNorm policy that one of several soups was made under."""
     return cohort.partition("@")[0]
 
 
-class Value(BaseModel):
+class FrozenModel(BaseModel):
     """A frozen value: equality is identity, JSON in and out."""
 
     # JSON has no infinity; as null, a bar of -inf would not come back out of the ledger.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
-class Score(Value):
+class Score(FrozenModel):
     """Metrics of one model on one split. Fractions 0..1, nats; None where not a finite number."""
 
     count: int
@@ -81,7 +81,7 @@ class Score(Value):
         return -value if metric == "nll" else value
 
 
-class Checkpoint(Value):
+class Checkpoint(FrozenModel):
     """A complete set of weights in the store: of a run, a base or a soup.
 
     `name` is what is ordered, mixed and hashed: `<run>/<step:08d>`, `base/<hash>`, `soup/<id>`.
@@ -101,12 +101,12 @@ class Checkpoint(Value):
         return self.name if self.attempt is None else f"{self.name}-{self.attempt}"
 
 
-class Cohort(Value):
+class Cohort(FrozenModel):
     """Runs whose weights may be averaged: one base, one evaluation preprocessing, one label map."""
 
     id: str
     """With `@policy` behind it where several BatchNorm policies are compared."""
-    model: ModelSpec
+    model: ModelConfig
     base: str
     """Name of the base checkpoint, `base/<hash>`."""
     batchnorm: Policy
@@ -115,14 +115,14 @@ class Cohort(Value):
     @property
     def family(self) -> str:
         """The id without a policy: what does not depend on statistics is filed under it."""
-        return family_of(self.id)
+        return cohort_family(self.id)
 
     def under(self, policy: Policy) -> "Cohort":
         """The same runs, their mixes under another policy, to be told apart."""
         return self.model_copy(update={"id": f"{self.id}@{policy}", "batchnorm": policy})
 
 
-class RunSpec(Value):
+class RunSpec(FrozenModel):
     """One training run of the fleet, completely resolved."""
 
     id: str
@@ -135,13 +135,19 @@ class RunSpec(Value):
     replica: int = 0
     fold: int | None = None
     """The part of the training images that this run does not learn from; None for none."""
-    model: ModelSpec
-    train: TrainSpec
+    model: ModelConfig
+    train: TrainConfig
 
     @property
     def stream(self) -> str:
         """Names the run's random streams; replicas share it."""
-        parts = [self.role, self.seed, self.fold, sparse(self.model), sparse(self.train)]
+        parts = [
+            self.role,
+            self.seed,
+            self.fold,
+            dump_without_defaults(self.model),
+            dump_without_defaults(self.train),
+        ]
         return digest(parts, 16)
 
 
@@ -152,7 +158,7 @@ def component_of(key: str, prefixes: Iterable[str]) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-class Component(Value):
+class Component(FrozenModel):
     """Tensors that have weights of their own in a mix: those named `prefix`, or below it."""
 
     prefix: str
@@ -161,7 +167,7 @@ class Component(Value):
     """One for each checkpoint of the mix, in its order; over the mix's divisor."""
 
 
-class Mix(Value):
+class Mix(FrozenModel):
     """theta = (sum_i weight_i * theta_i) / divisor, in float64, in this order."""
 
     weights: tuple[tuple[str, float], ...]
@@ -195,4 +201,4 @@ class Mix(Value):
 
     @cached_property
     def key(self) -> str:
-        return digest(sparse(self), 12)
+        return digest(dump_without_defaults(self), 12)

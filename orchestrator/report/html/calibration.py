@@ -7,11 +7,11 @@ from orchestrator.report.html.plot_style import (
     PAPER,
     SINGLE,
     SOUP,
-    Absent,
-    Choice,
-    Drawing,
     Figure,
-    on,
+    FigureOrReason,
+    FigureView,
+    MissingFigure,
+    panel_axes,
     panels,
 )
 
@@ -38,13 +38,13 @@ def reported(analysis: Json) -> list[str]:
     return sorted(names, key=lambda name: name != "test")
 
 
-def reliability(analysis: Json | None) -> Drawing:
+def reliability(analysis: Json | None) -> FigureOrReason:
     """Best single and served soup side by side, before and after their temperature."""
     if analysis is None:
-        return Absent(ID, "there is no analysis.json yet")
+        return MissingFigure(ID, "there is no analysis.json yet")
     models, splits = detailed(analysis), reported(analysis)
     if not models or not splits:
-        return Absent(ID, "no model is analysed in detail")
+        return MissingFigure(ID, "no model is analysed in detail")
     temperature = {each["id"]: each["temperature"] for each in analysis["models"]}
     titles = [_title(title, temperature.get(id)) for id, title, _ in models]
     percent = {"range": [0, 102], "zeroline": False}
@@ -56,7 +56,7 @@ def reliability(analysis: Json | None) -> Drawing:
     )
     layout["showlegend"] = False
     views = {split: _view(analysis, models, split) for split in splits}
-    choices = tuple(Choice(split, view) for split, view in views.items())
+    choices = tuple(FigureView(split, view) for split, view in views.items())
     return Figure(ID, CAPTION, views[splits[0]], layout, choices if len(choices) > 1 else ())
 
 
@@ -91,7 +91,7 @@ def _diagonal(panel: int) -> Json:
         "y": [0, 100],
         "line": {"dash": "dash", "width": 1, "color": FAINT},
         "hoverinfo": "skip",
-        **on(panel),
+        **panel_axes(panel),
     }
 
 
@@ -120,5 +120,5 @@ def _curve(found: Json, name: str, color: str, panel: int) -> Json:
             "size": [5 + 19 * (count / total) ** 0.5 for _, _, count in bins],
             "line": {"width": 1, "color": PAPER},
         },
-        **on(panel),
+        **panel_axes(panel),
     }

@@ -6,10 +6,10 @@ from orchestrator.report import format
 from orchestrator.report.format import Json
 from orchestrator.report.html.plot_style import (
     DIVERGING,
-    Absent,
-    Choice,
-    Drawing,
     Figure,
+    FigureOrReason,
+    FigureView,
+    MissingFigure,
     layout_of,
 )
 
@@ -24,10 +24,10 @@ CAPTION = (
 )
 
 
-def coefficients(known: Json) -> Drawing:
+def coefficients(known: Json) -> FigureOrReason:
     """Ingredients x soups; and ingredients x components of each soup that has any."""
     if not known["soups"]:
-        return Absent(ID, "no soup has been made")
+        return MissingFigure(ID, "no soup has been made")
     rows = _ingredients(known)
     plain = [soup for soup in known["soups"] if not soup["mix"].get("components")]
     views = [("all recipes", _overview(known, plain, rows))] if plain else []
@@ -44,7 +44,7 @@ def coefficients(known: Json) -> Drawing:
         xaxis={"type": "category", "showgrid": False, "tickangle": -40},
         yaxis={"type": "category", "showgrid": False, "autorange": "reversed"},
     )
-    choices = tuple(Choice(label, [_drawn(names, *view)]) for label, view in views)
+    choices = tuple(FigureView(label, [_drawn(names, *view)]) for label, view in views)
     return Figure(ID, CAPTION, data, layout, choices if len(choices) > 1 else ())
 
 

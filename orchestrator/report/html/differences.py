@@ -7,23 +7,23 @@ from orchestrator.report.format import Json
 from orchestrator.report.html.plot_style import (
     FAINT,
     INK,
-    LOOKS,
-    Absent,
-    Drawing,
+    MARKERS,
     Figure,
-    above,
+    FigureOrReason,
+    MissingFigure,
     layout_of,
+    panel_title,
     role,
 )
 from orchestrator.report.model_rows import Row
 
 
-def differences(known: Json, rows: Iterable[Row]) -> Drawing:
+def differences(known: Json, rows: Iterable[Row]) -> FigureOrReason:
     """Soups and ensembles against the best single run, a panel per split, with intervals."""
     splits = format.splits_of(known)
     models = [row for row in rows if row.deltas]
     if not models:
-        return Absent("differences", "no soup or ensemble has been compared yet")
+        return MissingFigure("differences", "no soup or ensemble has been compared yet")
     width, gap = 1 / len(splits), 0.03
     layout = layout_of(110 + 34 * len(models), margin={"t": 34, "l": 150}, showlegend=False)
     layout["yaxis"] |= {"autorange": "reversed", "showgrid": False, "type": "category"}
@@ -36,7 +36,7 @@ def differences(known: Json, rows: Iterable[Row]) -> Drawing:
         title = {"text": f"{unit} to best single", "font": {"size": 12}}
         zero = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1.5}
         layout[f"xaxis{axis}"] = {**layout["xaxis"], **zero, "domain": domain, "title": title}
-        layout["annotations"].append(above(split, domain))
+        layout["annotations"].append(panel_title(split, domain))
         data.append(_panel(models, split, f"x{axis}"))
     caption = (
         "Difference to the best single run with its paired 95 % bootstrap interval. An interval "
@@ -69,9 +69,9 @@ def _panel(models: list[Row], split: str, axis: str) -> Json:
         },
         "marker": {
             "opacity": 1,
-            "size": [LOOKS[role(row)].size for row, _ in shown],
-            "color": [LOOKS[role(row)].color for row, _ in shown],
-            "symbol": [LOOKS[role(row)].symbol for row, _ in shown],
+            "size": [MARKERS[role(row)].size for row, _ in shown],
+            "color": [MARKERS[role(row)].color for row, _ in shown],
+            "symbol": [MARKERS[role(row)].symbol for row, _ in shown],
         },
         "text": [format.interval(delta) for _, delta in shown],
         "hovertemplate": "%{text}<extra></extra>",

@@ -8,11 +8,11 @@ from orchestrator.report.html.plot_style import (
     INK,
     SEQUENTIAL,
     SINGLE,
-    Absent,
-    Choice,
-    Drawing,
     Figure,
-    on,
+    FigureOrReason,
+    FigureView,
+    MissingFigure,
+    panel_axes,
     panels,
 )
 
@@ -38,23 +38,23 @@ ABOUT_CONFUSION = (
 )
 
 
-def bias_variance(known: Json, analysis: Json | None) -> Drawing:
+def bias_variance(known: Json, analysis: Json | None) -> FigureOrReason:
     """Stacked bars per split, of 0-1 loss and of log loss; a view per cohort."""
     if analysis is None:
-        return Absent(BIAS, "there is no analysis.json yet")
+        return MissingFigure(BIAS, "there is no analysis.json yet")
     names = {cohort["id"]: cohort["name"] for cohort in known["cohorts"]}
     found: dict[str, dict[str, Json]] = {}
     for split, each in analysis["splits"].items():
         for cohort, parts in each["bias_variance"].items():
             found.setdefault(cohort, {})[split] = parts
     if not found:
-        return Absent(BIAS, "it takes a cohort of at least two runs")
+        return MissingFigure(BIAS, "it takes a cohort of at least two runs")
     views = {cohort: _bars(by_split) for cohort, by_split in found.items()}
     layout = panels(["0-1 loss, %", "log loss, nats"], 380, yaxis={"rangemode": "tozero"})
     layout |= {"barmode": "relative", "bargap": 0.45}
     layout["legend"] = {"orientation": "h", "x": 0, "y": -0.12, "yanchor": "top"}
     choices = tuple(
-        Choice(f"{names.get(cohort, cohort)}, {_runs(found[cohort])} runs", view)
+        FigureView(f"{names.get(cohort, cohort)}, {_runs(found[cohort])} runs", view)
         for cohort, view in views.items()
     )
     first = next(iter(views.values()))
@@ -84,7 +84,7 @@ def _bar(
         "y": [sign * scale * each[key] for each in by_split.values()],
         "marker": {"color": color},
         "hovertemplate": f"{name}: %{{y:.3f}}<extra></extra>",
-        **on(panel),
+        **panel_axes(panel),
     }
 
 
@@ -104,17 +104,17 @@ def _sum(by_split: dict[str, Json], key: str, scale: int, panel: int) -> Json:
             "line": {"width": 2.5, "color": INK},
         },
         "hovertemplate": "loss of the mean run: %{y:.3f}<extra></extra>",
-        **on(panel),
+        **panel_axes(panel),
     }
 
 
-def confusion(known: Json, analysis: Json | None) -> Drawing:
+def confusion(known: Json, analysis: Json | None) -> FigureOrReason:
     """Best single and served soup side by side; a view per split."""
     if analysis is None:
-        return Absent(CONFUSION, "there is no analysis.json yet")
+        return MissingFigure(CONFUSION, "there is no analysis.json yet")
     models, splits = detailed(analysis), reported(analysis)
     if not models or not splits:
-        return Absent(CONFUSION, "no model is analysed in detail")
+        return MissingFigure(CONFUSION, "no model is analysed in detail")
     classes = analysis["classes"]
     axis = {"type": "category", "showgrid": False}
     layout = panels(
@@ -125,7 +125,7 @@ def confusion(known: Json, analysis: Json | None) -> Drawing:
         yaxis={**axis, "autorange": "reversed"},
     )
     views = {split: _matrices(analysis, models, split) for split in splits}
-    choices = tuple(Choice(split, view) for split, view in views.items())
+    choices = tuple(FigureView(split, view) for split, view in views.items())
     first = views[splits[0]]
     return Figure(CONFUSION, ABOUT_CONFUSION, first, layout, choices if len(choices) > 1 else ())
 
@@ -155,5 +155,5 @@ def _matrix(counts: list[list[int]], classes: list[str], panel: int) -> Json:
         "xgap": 1 if is_written else 0,
         "ygap": 1 if is_written else 0,
         "hovertemplate": "%{y} taken for %{x}: %{text} (%{z:.1%})<extra></extra>",
-        **on(panel),
+        **panel_axes(panel),
     }

@@ -3,17 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report import format
 from orchestrator.report.format import Json
 from orchestrator.report.html.plot_style import (
     INK,
     RUNS,
     SOUP,
-    Absent,
-    Choice,
-    Drawing,
     Figure,
+    FigureOrReason,
+    FigureView,
+    MissingFigure,
     layout_of,
     scaled,
     selection,
@@ -48,13 +48,13 @@ SOUP_LINE = (
 )
 
 
-def learning_curves(program: Program, state: State) -> Drawing:
+def learning_curves(program: ExpandedExperiment, state: State) -> FigureOrReason:
     """Selection score of every run by time or epoch, beside it that of its moving average and the
     one on what its fold holds out, and the anytime soup as a thick line."""
     metric = program.experiment.soup.metric
     curves = [(run, state.run(run.id)) for run in program.runs if state.run(run.id).curve]
     if not curves:
-        return Absent("learning-curves", "no run has finished an epoch")
+        return MissingFigure("learning-curves", "no run has finished an epoch")
     began = state.began_at or 0.0
     lines = [
         line
@@ -120,7 +120,9 @@ def _about(run: RunSpec, point: Evaluated) -> str:
     return f"{format.params(run.params)}<br>epoch {point.epoch}, loss {loss}"
 
 
-def _soups_so_far(program: Program, state: State, metric: str, began: float) -> Iterator[Json]:
+def _soups_so_far(
+    program: ExpandedExperiment, state: State, metric: str, began: float
+) -> Iterator[Json]:
     rounds = [each for each in state.merges.values() if each.opened.observe and each.soup]
     for cohort in dict.fromkeys(each.opened.cohort for each in rounds):
         ours = sorted(
@@ -139,7 +141,7 @@ def _soups_so_far(program: Program, state: State, metric: str, began: float) -> 
         }
 
 
-def _mean_epoch(program: Program, state: State, merge: MergeState) -> float:
+def _mean_epoch(program: ExpandedExperiment, state: State, merge: MergeState) -> float:
     """Epochs that the average run had behind it when the round opened."""
     points = [p for run in program.runs for p in state.run(run.id).curve.values()]
     return sum(point.time <= merge.opened.time for point in points) / len(program.runs)
@@ -151,7 +153,7 @@ def _about_round(merge: MergeState) -> str:
 
 
 def _finals(
-    program: Program, state: State, metric: str, began: float, last_epoch: float
+    program: ExpandedExperiment, state: State, metric: str, began: float, last_epoch: float
 ) -> list[Json]:
     return [
         {
@@ -182,11 +184,11 @@ def _drawn(line: Json) -> Json:
     return {**kept, "type": "scatter", "x": line["by_time"], "hovertemplate": template}
 
 
-def _by_time_or_epoch(lines: list[Json]) -> tuple[Choice, ...]:
+def _by_time_or_epoch(lines: list[Json]) -> tuple[FigureView, ...]:
     """Exchange the x axis."""
     titles = {"by_time": "minutes since the start", "by_epoch": "epochs (soups: of the mean run)"}
     return tuple(
-        Choice(
+        FigureView(
             key.replace("_", " "),
             [{"x": line[key]} for line in lines],
             {"xaxis": {"title": {"text": title}}},

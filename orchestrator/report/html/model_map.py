@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from orchestrator.report import format
 from orchestrator.report.format import Json
 from orchestrator.report.html.plot_style import (
-    Absent,
-    Choice,
-    Drawing,
     Figure,
+    FigureOrReason,
+    FigureView,
+    MissingFigure,
     Point,
     layout_of,
     traces,
@@ -26,14 +26,14 @@ CAPTION = (
 )
 
 
-def model_map(analysis: Json | None, rows: Iterable[Row]) -> Drawing:
+def model_map(analysis: Json | None, rows: Iterable[Row]) -> FigureOrReason:
     """Ingredients, soups and ensembles; a view per split."""
     if analysis is None:
-        return Absent(ID, "there is no analysis.json yet")
+        return MissingFigure(ID, "there is no analysis.json yet")
     by_model = {row.model: row for row in rows if row.model is not None}
     maps = {name: each["map"] for name, each in analysis["splits"].items() if each["map"]}
     if not maps:
-        return Absent(ID, "it takes at least three models")
+        return MissingFigure(ID, "it takes at least three models")
     first = "test" if "test" in maps else next(iter(maps))
     views = {
         name: _view(analysis, name, by_model) for name in [first, *(n for n in maps if n != first)]
@@ -46,7 +46,7 @@ def model_map(analysis: Json | None, rows: Iterable[Row]) -> Drawing:
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         margin={"t": 40},
     )
-    choices = tuple(Choice(_title(name, maps[name]), view) for name, view in views.items())
+    choices = tuple(FigureView(_title(name, maps[name]), view) for name, view in views.items())
     return Figure(ID, CAPTION + _doubts(maps), views[first], layout, choices)
 
 

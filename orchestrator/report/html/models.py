@@ -24,7 +24,7 @@ def table(head: Iterable[str], lines: Iterable[str], kind: str = "") -> str:
 def recipe_table(known: Json, analysis: Json | None, models: list[Row]) -> str:
     """The best single run, soups and ensembles: every metric, the difference, and the cost."""
     shown = [row for row in models if row.kind != "run" or row.is_best_single]
-    metric, judge = known["metric"], verdict.versus(known)
+    metric, judge = known["metric"], verdict.report_split(known)
     splits = format.splits_of(known)
     beside = [name for name in ("macro_f1", "nll", "ece", SCALED, "worst_class") if name != metric]
     head = ["model", "members", *(_split_title(known, split) for split in splits)]
@@ -124,7 +124,7 @@ def _delta_cell(delta: Json | None) -> str:
     by = format.with_sign(delta["delta"], delta["metric"])
     return (
         f'<td class="number" data-value="{delta["delta"]:.10g}">'
-        f'<b class="{verdict.judged(delta)}">{by}</b> <small>{low} to {high}</small></td>'
+        f'<b class="{verdict.verdict_of(delta)}">{by}</b> <small>{low} to {high}</small></td>'
     )
 
 

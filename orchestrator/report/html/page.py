@@ -12,7 +12,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report import format, verdict
 from orchestrator.report.format import Json
 from orchestrator.report.html.about import data, failures, fleet, loading
@@ -24,7 +24,7 @@ from orchestrator.report.html.learning_curves import learning_curves
 from orchestrator.report.html.members import members
 from orchestrator.report.html.model_map import model_map
 from orchestrator.report.html.models import all_metrics, recipe_table, run_table
-from orchestrator.report.html.plot_style import Drawing, Figure
+from orchestrator.report.html.plot_style import Figure, FigureOrReason
 from orchestrator.report.html.robustness import robustness
 from orchestrator.report.html.selection_steps import paths
 from orchestrator.report.html.sync_rounds import rounds
@@ -40,7 +40,7 @@ class Section:
 
     anchor: str
     title: str
-    parts: tuple[str | Drawing, ...]
+    parts: tuple[str | FigureOrReason, ...]
 
     @property
     def is_empty(self) -> bool:
@@ -51,11 +51,15 @@ class Section:
         return [part for part in self.parts if isinstance(part, Figure)]
 
     def html(self) -> str:
-        body = "\n".join(each if isinstance(each, str) else drawn(each) for each in self.parts)
+        body = "\n".join(
+            each if isinstance(each, str) else figure_html(each) for each in self.parts
+        )
         return f'<section id="{self.anchor}"><h2>{escape(self.title)}</h2>\n{body}</section>'
 
 
-def report_html(known: Json, program: Program, state: State, analysis: Json | None = None) -> str:
+def report_html(
+    known: Json, program: ExpandedExperiment, state: State, analysis: Json | None = None
+) -> str:
     """The page. `known` are the results, `analysis` is what analysis.json holds, if there is any;
     curves and the timeline are drawn from the state behind them."""
     sections = [each for each in _sections(known, program, state, analysis) if not each.is_empty]
@@ -76,7 +80,7 @@ def report_html(known: Json, program: Program, state: State, analysis: Json | No
 
 
 def _sections(
-    known: Json, program: Program, state: State, analysis: Json | None
+    known: Json, program: ExpandedExperiment, state: State, analysis: Json | None
 ) -> Iterator[Section]:
     models = list(rows(known))
     table = recipe_table(known, analysis, models)
@@ -118,7 +122,7 @@ def _as_script(value: Any) -> str:
     return json.dumps(value, allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\!--")
 
 
-def drawn(drawing: Drawing) -> str:
+def figure_html(drawing: FigureOrReason) -> str:
     """Its place in the page, where plotly.js draws it; or why there is none."""
     if not isinstance(drawing, Figure):
         name = drawing.id.replace("-", " ")

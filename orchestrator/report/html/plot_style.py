@@ -33,7 +33,7 @@ DIVERGING = [[0, SINGLE], [0.5, PAPER], [1, SOUP]]
 
 
 @dataclass(frozen=True)
-class Choice:
+class FigureView:
     """A button over a figure, and what it shows: each of these traces is laid over the figure's
     trace in the same place, and `layout` over its layout, one level deep."""
 
@@ -51,18 +51,18 @@ class Figure:
     caption: str
     data: list[Json]
     layout: Json
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[FigureView, ...] = ()
 
 
 @dataclass(frozen=True)
-class Absent:
+class MissingFigure:
     """A figure that cannot be drawn, and why."""
 
     id: str
     why: str
 
 
-Drawing = Figure | Absent
+FigureOrReason = Figure | MissingFigure
 
 
 def layout_of(height: int, **changes: Any) -> Json:
@@ -98,18 +98,18 @@ def selection(value: float | None, metric: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Look:
+class MarkerStyle:
     color: str
     symbol: str
     size: int
 
 
-LOOKS = {
-    "ingredients": Look(INGREDIENT, "circle", 9),
-    "best single": Look(SINGLE, "circle", 12),
-    "soups": Look(SOUP, "diamond", 10),
-    "served soup": Look(SOUP, "star", 16),
-    "ensembles": Look(ENSEMBLE, "square", 10),
+MARKERS = {
+    "ingredients": MarkerStyle(INGREDIENT, "circle", 9),
+    "best single": MarkerStyle(SINGLE, "circle", 12),
+    "soups": MarkerStyle(SOUP, "diamond", 10),
+    "served soup": MarkerStyle(SOUP, "star", 16),
+    "ensembles": MarkerStyle(ENSEMBLE, "square", 10),
 }
 """By role; drawn in this order."""
 
@@ -143,14 +143,14 @@ def traces(
     """One trace per role. Labels of all but the ingredients stand where there is room for them, in
     a plot of about `width` by `height` pixels that also shows what lies `around`; without room,
     hovering tells."""
-    important = sorted(points, key=lambda each: -LOOKS[role(each.row)].size)
+    important = sorted(points, key=lambda each: -MARKERS[role(each.row)].size)
     spots = [Spot(each.x, each.y, _label(each.row)) for each in important]
     spots += [Spot(x, y, "") for x, y in around]
     ways = placed(spots, width, height, same_scale)
     where = dict(zip(map(id, important), ways, strict=False))
     return [
         _trace(name, look, ours, [where[id(each)] for each in ours])
-        for name, look in LOOKS.items()
+        for name, look in MARKERS.items()
         if (ours := [each for each in points if role(each.row) == name])
     ]
 
@@ -159,7 +159,7 @@ def _label(row: Row) -> str:
     return "" if role(row) == "ingredients" else row.name
 
 
-def _trace(name: str, look: Look, points: list[Point], where: list[str | None]) -> Json:
+def _trace(name: str, look: MarkerStyle, points: list[Point], where: list[str | None]) -> Json:
     return {
         "type": "scatter",
         "mode": "markers+text",
@@ -200,7 +200,7 @@ def panels(titles: list[str], height: int, gap: float = 0.09, **axes: Json) -> J
         domain = [i * (width + gap), i * (width + gap) + width]
         layout[f"xaxis{number}"] = {**base_x, "domain": domain, "anchor": f"y{number}"}
         layout[f"yaxis{number}"] = {**base_y, "anchor": f"x{number}"}
-        layout["annotations"].append(above(title, domain))
+        layout["annotations"].append(panel_title(title, domain))
     return layout
 
 
@@ -209,12 +209,12 @@ def suffix(index: int) -> str:
     return "" if index == 0 else str(index + 1)
 
 
-def on(index: int) -> Json:
+def panel_axes(index: int) -> Json:
     """For a trace: which panel it is in."""
     return {"xaxis": f"x{suffix(index)}", "yaxis": f"y{suffix(index)}"}
 
 
-def above(title: str, domain: list[float]) -> Json:
+def panel_title(title: str, domain: list[float]) -> Json:
     """The title of the panel with that part of the width."""
     where = {"x": sum(domain) / 2, "y": 1, "xref": "paper", "yref": "paper"}
     anchor = {"xanchor": "center", "yanchor": "bottom"}

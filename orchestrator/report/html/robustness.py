@@ -6,10 +6,10 @@ from orchestrator.report import format
 from orchestrator.report.format import Json
 from orchestrator.report.html.plot_style import (
     BASE,
-    Absent,
-    Choice,
-    Drawing,
     Figure,
+    FigureOrReason,
+    FigureView,
+    MissingFigure,
     Point,
     layout_of,
     scaled,
@@ -31,19 +31,21 @@ CURVE = (
 )
 
 
-def robustness(known: Json, rows: Iterable[Row]) -> tuple[Drawing, ...]:
+def robustness(known: Json, rows: Iterable[Row]) -> tuple[FigureOrReason, ...]:
     """A point per model, test across and an OOD split upwards; nothing without such splits."""
     splits = format.splits_of(known)
     shifted = [name for name in splits if name.startswith("ood:")]
     return (_scatter(known, rows, shifted),) if "test" in splits and shifted else ()
 
 
-def _scatter(known: Json, rows: Iterable[Row], shifted: list[str]) -> Drawing:
+def _scatter(known: Json, rows: Iterable[Row], shifted: list[str]) -> FigureOrReason:
     models = list(rows)
     soups = [soup for soup in known["soups"] if soup["curve"]]
     views = [_view(known, models, soups, split) for split in shifted]
     if not any(views):
-        return Absent(ID, "no model has been scored on test and on an out-of-distribution split")
+        return MissingFigure(
+            ID, "no model has been scored on test and on an out-of-distribution split"
+        )
     metric = known["metric"]
     title = f"{format.METRICS[metric]}, {format.unit(metric)}"
     layout = layout_of(
@@ -55,7 +57,7 @@ def _scatter(known: Json, rows: Iterable[Row], shifted: list[str]) -> Drawing:
         margin={"t": 40},
     )
     choices = tuple(
-        Choice(split, view, {"yaxis": {"title": {"text": f"{split} {title}"}}})
+        FigureView(split, view, {"yaxis": {"title": {"text": f"{split} {title}"}}})
         for split, view in zip(shifted, views, strict=True)
     )
     caption = CAPTION + CURVE * bool(soups)

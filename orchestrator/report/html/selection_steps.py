@@ -7,10 +7,10 @@ from orchestrator.report.html.plot_style import (
     PAPER,
     SOFT,
     WORSE,
-    Absent,
-    Choice,
-    Drawing,
     Figure,
+    FigureOrReason,
+    FigureView,
+    MissingFigure,
     layout_of,
     selection,
 )
@@ -24,12 +24,12 @@ CAPTION = (
 )
 
 
-def paths(known: Json) -> Drawing:
+def paths(known: Json) -> FigureOrReason:
     """One view per recipe that tasted something; the served one first."""
     soups = sorted(known["soups"], key=lambda soup: soup["id"] != known["served"])
     tried = [(soup, steps) for soup in soups if len(steps := _steps(soup)) > 1]
     if not tried:
-        return Absent(ID, "no recipe took more than one decision by a score")
+        return MissingFigure(ID, "no recipe took more than one decision by a score")
     views = [_view(known, steps) for _, steps in tried]
     metric = known["metric"]
     title = f"{format.METRICS[metric]} on {known['selection']}, {format.unit(metric)}"
@@ -41,7 +41,7 @@ def paths(known: Json) -> Drawing:
         showlegend=False,
     )
     choices = tuple(
-        Choice(format.soup_name(known, soup), view)
+        FigureView(format.soup_name(known, soup), view)
         for (soup, _), view in zip(tried, views, strict=True)
     )
     return Figure(ID, CAPTION, views[0], layout, choices if len(choices) > 1 else ())

@@ -10,9 +10,9 @@ from orchestrator.report.html.plot_style import (
     ENSEMBLE,
     INGREDIENT,
     SOUP,
-    Choice,
-    Drawing,
     Figure,
+    FigureOrReason,
+    FigureView,
     layout_of,
 )
 
@@ -24,7 +24,7 @@ CAPTION = (
 )
 
 
-def rounds(known: Json) -> tuple[str | Drawing, ...]:
+def rounds(known: Json) -> tuple[str | FigureOrReason, ...]:
     """A figure and a table; nothing where no round merged."""
     synced = [each for each in known["rounds"] if each["mode"] == "sync"]
     if not any(each["participants"] for each in synced):
@@ -50,7 +50,7 @@ def _figure(known: Json, synced: list[Json]) -> Figure:
         hovermode="closest",
     )
     choices = tuple(
-        Choice(label, view, {"yaxis": {"title": {"text": titles[label]}}})
+        FigureView(label, view, {"yaxis": {"title": {"text": titles[label]}}})
         for label, view in views.items()
     )
     return Figure("merged-and-members", CAPTION, views["accuracy"], layout, choices)

@@ -8,9 +8,9 @@ from orchestrator.report.html.plot_style import (
     PAPER,
     RUNS,
     SOUP,
-    Absent,
-    Drawing,
     Figure,
+    FigureOrReason,
+    MissingFigure,
     layout_of,
 )
 from orchestrator.state.state import State
@@ -32,10 +32,10 @@ COLORS = {
 MAX_BARS = 5000
 
 
-def timeline(state: State) -> Drawing:
+def timeline(state: State) -> FigureOrReason:
     """A bar per order that ran to an end, a line per slot."""
     if not state.busy:
-        return Absent("timeline", "no slot has done anything yet")
+        return MissingFigure("timeline", "no slot has done anything yet")
     order_at = {(each.slot, each.time): each.order or "" for each in state.starts}
     bars = defaultdict(list)
     for slot, begin, end in state.busy[-MAX_BARS:]:

@@ -7,10 +7,10 @@ from orchestrator.report.html.plot_style import (
     SINGLE,
     SOFT,
     SOUP,
-    Absent,
-    Choice,
-    Drawing,
     Figure,
+    FigureOrReason,
+    FigureView,
+    MissingFigure,
     layout_of,
     selection,
 )
@@ -30,20 +30,20 @@ ABOUT_BARRIER = (
 )
 
 
-def cosines(known: Json, analysis: Json | None) -> Drawing:
+def cosines(known: Json, analysis: Json | None) -> FigureOrReason:
     """Ingredients x ingredients: all weights together, then component by component."""
     if analysis is None:
-        return Absent(COSINES, "there is no analysis.json yet")
+        return MissingFigure(COSINES, "there is no analysis.json yet")
     views = [view for each in analysis["geometry"] for view in _views(known, each, analysis)]
     if not views:
-        return Absent(COSINES, "it takes a cohort of at least two runs that share a base")
+        return MissingFigure(COSINES, "it takes a cohort of at least two runs that share a base")
     size = max(len(each["ids"]) for each in analysis["geometry"])
     layout = layout_of(
         150 + 30 * size,
         xaxis={"type": "category", "showgrid": False, "tickangle": -40},
         yaxis={"type": "category", "showgrid": False, "autorange": "reversed"},
     )
-    choices = tuple(Choice(label, [trace]) for label, trace in views)
+    choices = tuple(FigureView(label, [trace]) for label, trace in views)
     first = [views[0][1]]
     return Figure(COSINES, ABOUT_COSINES, first, layout, choices if len(choices) > 1 else ())
 
@@ -81,11 +81,11 @@ def _heatmap(known: Json, ids: list[str], labels: list[str], part: Json) -> Json
     }
 
 
-def barrier(known: Json, analysis: Json | None) -> Drawing:
+def barrier(known: Json, analysis: Json | None) -> FigureOrReason:
     """Selection score on the way from the best single model to the served soup."""
     found = analysis["barrier"] if analysis is not None else None
     if found is None:
-        return Absent(BARRIER, "there is no soup other than the best single run to go to")
+        return MissingFigure(BARRIER, "there is no soup other than the best single run to go to")
     metric = known["metric"]
     scores = [selection(each, metric) for each in found["score"]]
     layout = layout_of(

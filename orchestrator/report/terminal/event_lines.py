@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.experiment.resolved import Program, resolve
+from orchestrator.experiment.resolved import ExpandedExperiment, resolve
 from orchestrator.report import format
 from orchestrator.report.terminal.status import of_cohort
 from orchestrator.state.state import State
@@ -22,23 +22,23 @@ from workers.types import (
 )
 
 
-def line(program: Program, state: State, event: AnyEvent) -> str | None:
+def line(program: ExpandedExperiment, state: State, event: AnyEvent) -> str | None:
     """What there is to say of an event; None for what need not be said."""
     say = LINES.get(event.kind)
     return say(program, state, event) if say is not None else None
 
 
-def _opened(program: Program, state: State, event: Opened) -> str:
+def _opened(program: ExpandedExperiment, state: State, event: Opened) -> str:
     return f"driver {event.driver}, {event.fleet} fleet, {format.counted(event.slots, 'slot')}"
 
 
-def _preflighted(program: Program, state: State, event: Preflighted) -> str:
+def _preflighted(program: ExpandedExperiment, state: State, event: Preflighted) -> str:
     counts = format.images(event.facts)
     warned = "".join(f"; {warning}" for warning in event.facts.warnings)
     return f"preflight: {len(event.facts.classes)} classes, images: {counts}{warned}"
 
 
-def _started(program: Program, state: State, event: Started) -> str | None:
+def _started(program: ExpandedExperiment, state: State, event: Started) -> str | None:
     """Of training alone; the rest is over in a moment."""
     if event.run is None:
         return None
@@ -49,7 +49,7 @@ def _started(program: Program, state: State, event: Started) -> str | None:
     return f"run {event.run} started on {event.slot}{again}{''.join(f': {p}' for p in params)}"
 
 
-def _evaluated(program: Program, state: State, event: Evaluated) -> str:
+def _evaluated(program: ExpandedExperiment, state: State, event: Evaluated) -> str:
     metric = program.experiment.soup.metric
     judged = {"": event.score, "of its average ": event.ema, "held out ": event.held_out}
     said = ", ".join(
@@ -65,7 +65,7 @@ def _evaluated(program: Program, state: State, event: Evaluated) -> str:
     )
 
 
-def _when(program: Program, state: State, event: Evaluated) -> str:
+def _when(program: ExpandedExperiment, state: State, event: Evaluated) -> str:
     """Sync rounds may lie within an epoch."""
     facts = state.facts
     per_epoch = resolve(program, facts).steps_per_epoch if facts is not None else {}
@@ -73,7 +73,7 @@ def _when(program: Program, state: State, event: Evaluated) -> str:
     return f"step {event.step}" if within else f"epoch {event.epoch}"
 
 
-def _trained(program: Program, state: State, event: Trained) -> str | None:
+def _trained(program: ExpandedExperiment, state: State, event: Trained) -> str | None:
     """Nothing at the boundary of a sync round: the run goes on."""
     if any(run.id == event.run and run.train.weights is not None for run in program.runs):
         return f"run {event.run} is taken in"
@@ -83,12 +83,12 @@ def _trained(program: Program, state: State, event: Trained) -> str | None:
     return f"run {event.run} is trained, step {event.step}{early}"
 
 
-def _has_more(program: Program, state: State, event: Trained) -> bool:
+def _has_more(program: ExpandedExperiment, state: State, event: Trained) -> bool:
     steps = resolve(program, state.facts).num_steps if state.facts is not None else {}
     return event.step < steps.get(event.run or "", 0)
 
 
-def _merge_opened(program: Program, state: State, event: MergeOpened) -> str | None:
+def _merge_opened(program: ExpandedExperiment, state: State, event: MergeOpened) -> str | None:
     if event.observe:
         return None
     whose = of_cohort(program, state, event.cohort) + _of_fold(event)
@@ -106,7 +106,7 @@ def _of_fold(opened: MergeOpened) -> str:
     return f", fold {fold}" if fold else ""
 
 
-def _mixed(program: Program, state: State, event: Mixed) -> str:
+def _mixed(program: ExpandedExperiment, state: State, event: Mixed) -> str:
     metric = program.experiment.soup.metric
     opened = state.merges[event.merge].opened
     label = f"soup {opened.label}"
@@ -118,22 +118,22 @@ def _mixed(program: Program, state: State, event: Mixed) -> str:
     return f"{label}: val {format.METRICS[metric]} {score}, {members}"
 
 
-def _round_closed(program: Program, state: State, event: RoundClosed) -> str | None:
+def _round_closed(program: ExpandedExperiment, state: State, event: RoundClosed) -> str | None:
     """That it merged was said when it was mixed."""
     number = state.merges[event.merge].opened.round
     return None if event.soup is not None else f"round {number}: {event.reason}"
 
 
-def _rejoined(program: Program, state: State, event: Rejoined) -> str:
+def _rejoined(program: ExpandedExperiment, state: State, event: Rejoined) -> str:
     number = state.merges[event.merge].opened.round
     return f"run {event.run} came too late at step {event.step}; it goes on from round {number}"
 
 
-def _served(program: Program, state: State, event: Served) -> str:
+def _served(program: ExpandedExperiment, state: State, event: Served) -> str:
     return f"serving {event.soup}" if event.soup else "nothing to serve: no soup could be made"
 
 
-LINES: dict[str, Callable[[Program, State, Any], str | None]] = {
+LINES: dict[str, Callable[[ExpandedExperiment, State, Any], str | None]] = {
     "opened": _opened,
     "preflighted": _preflighted,
     "base_ready": lambda p, s, event: f"{event.checkpoint.name} is ready",

@@ -10,13 +10,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report import format
 from orchestrator.report.terminal import status
 from orchestrator.report.terminal.event_lines import line
 from orchestrator.report.terminal.tables import runs_table, soup_line
 from orchestrator.state.state import State
-from workers.heartbeat import Pulse
+from workers.heartbeat import Heartbeat
 from workers.types import AnyEvent
 
 REDRAW_S = 0.5
@@ -37,10 +37,10 @@ class View(Protocol):
 
     def update(
         self,
-        program: Program,
+        program: ExpandedExperiment,
         state: State,
         events: list[AnyEvent],
-        pulses: list[Pulse],
+        pulses: list[Heartbeat],
         waiting_for: str | None = None,
     ) -> None: ...
 
@@ -74,10 +74,10 @@ class LiveView:
 
     def update(
         self,
-        program: Program,
+        program: ExpandedExperiment,
         state: State,
         events: list[AnyEvent],
-        pulses: list[Pulse],
+        pulses: list[Heartbeat],
         waiting_for: str | None = None,
     ) -> None:
         for event in events:
@@ -93,14 +93,18 @@ KEPT = frozenset(["failed", "retry_decided", "gave_up", "stopped", "finish_reque
 """Kinds of events that stay on the screen of a live view."""
 
 
-def _screen(program: Program, state: State, pulses: list[Pulse], waiting_for: str | None) -> Group:
-    waits = [Text(each, style="yellow") for each in status.waits(program, state, waiting_for)]
+def _screen(
+    program: ExpandedExperiment, state: State, pulses: list[Heartbeat], waiting_for: str | None
+) -> Group:
+    waits = [
+        Text(each, style="yellow") for each in status.pending_reasons(program, state, waiting_for)
+    ]
     runs = status.runs(program, state, pulses)
     bar = _progress(program, state)
     return Group(runs_table(program, runs), soup_line(program, state), *waits, bar)
 
 
-def _progress(program: Program, state: State) -> Table:
+def _progress(program: ExpandedExperiment, state: State) -> Table:
     """A bar over the epochs of all runs, with an estimate of the time they still take."""
     done, total = status.epochs_done(program, state)
     left = status.seconds_left(program, state, time.time())
@@ -132,10 +136,10 @@ class PlainView:
 
     def update(
         self,
-        program: Program,
+        program: ExpandedExperiment,
         state: State,
         events: list[AnyEvent],
-        pulses: list[Pulse],
+        pulses: list[Heartbeat],
         waiting_for: str | None = None,
     ) -> None:
         for event in events:

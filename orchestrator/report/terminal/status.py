@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator import schedule
-from orchestrator.experiment.resolved import Program, Resolved, resolve
+from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperiment, resolve
 from orchestrator.report import format
 from orchestrator.schedule import serving, sync_rounds, training
 from orchestrator.state.state import RunState, State
-from workers.heartbeat import Pulse
-from workers.types import WORST, Geometry, Gradient, Metric, Question, RunSpec, family_of
+from workers.heartbeat import Heartbeat
+from workers.types import WORST, GramMatrices, Metric, MixGradient, Question, RunSpec, cohort_family
 
 Phase = Literal["waiting", "running", "finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
-class RunNow:
+class RunStatus:
     """A run as a line of a table shows it."""
 
     id: str
@@ -37,7 +37,7 @@ class RunNow:
 
 def phase(state: State) -> Phase:
     """Of the whole experiment, as far as its ledger tells."""
-    if serving.refusal(state) is not None:
+    if serving.preflight_refusal(state) is not None:
         return "failed"
     if state.finished is not None:
         return "finished" if state.served is not None and state.served.soup else "failed"
@@ -46,7 +46,9 @@ def phase(state: State) -> Phase:
     return "running" if state.starts else "waiting"
 
 
-def runs(program: Program, state: State, pulses: Iterable[Pulse] = ()) -> list[RunNow]:
+def runs(
+    program: ExpandedExperiment, state: State, pulses: Iterable[Heartbeat] = ()
+) -> list[RunStatus]:
     """The stages of bases that are being trained, then the runs, in configured order."""
     pulse_of = {pulse.run: pulse for pulse in pulses if pulse.run is not None}
     resolved = resolve(program, state.facts) if state.facts is not None else None
@@ -54,14 +56,18 @@ def runs(program: Program, state: State, pulses: Iterable[Pulse] = ()) -> list[R
     return [_run(program, state, resolved, spec, pulse_of.get(spec.id)) for spec in specs]
 
 
-def _stages(state: State, resolved: Resolved | None) -> list[RunSpec]:
+def _stages(state: State, resolved: ResolvedExperiment | None) -> list[RunSpec]:
     plans = resolved.plans if resolved is not None else ()
     return [stage for plan in plans if plan.final not in state.bases for stage in plan.stages]
 
 
 def _run(
-    program: Program, state: State, resolved: Resolved | None, run: RunSpec, pulse: Pulse | None
-) -> RunNow:
+    program: ExpandedExperiment,
+    state: State,
+    resolved: ResolvedExperiment | None,
+    run: RunSpec,
+    pulse: Heartbeat | None,
+) -> RunStatus:
     known = state.run(run.id)
     status, note = _status(program, state, resolved, run)
     is_running = status == "running"
@@ -72,7 +78,7 @@ def _run(
         loss = pulse.loss if pulse.loss is not None else loss
         rate = pulse.images_per_s if pulse.images_per_s is not None else rate
         note = f"silent for {pulse.silent_s:.0f} s" if pulse.silent_s > 15 else note
-    return RunNow(
+    return RunStatus(
         id=run.id,
         role=run.role,
         params=format.params(run.params),
@@ -103,7 +109,7 @@ def _slot(state: State, run: str) -> str | None:
 
 
 def _status(
-    program: Program, state: State, resolved: Resolved | None, run: RunSpec
+    program: ExpandedExperiment, state: State, resolved: ResolvedExperiment | None, run: RunSpec
 ) -> tuple[str, str]:
     """In one word, and what there is to say beyond it."""
     if resolved is not None and training.is_trained(state, resolved, run):
@@ -125,38 +131,38 @@ def _status(
     return ("stopped", state.finish_reason or "") if over else ("waiting", "")
 
 
-def _awaited_round(program: Program, state: State, run: RunSpec) -> int | None:
+def _awaited_round(program: ExpandedExperiment, state: State, run: RunSpec) -> int | None:
     """Number of the sync round that the run stands at and has not been cleared for."""
-    if state.facts is None or run not in sync_rounds.waiting(program, state):
+    if state.facts is None or run not in sync_rounds.at_boundary(program, state):
         return None
     resolved = resolve(program, state.facts)
-    if sync_rounds.clearance(program, state, resolved, run) is not None:
+    if sync_rounds.released_by(program, state, resolved, run) is not None:
         return None
     return sync_rounds.boundary_at(program, resolved, run, state.run(run.id).trained_to)
 
 
-def _failure(state: State, resolved: Resolved | None, run: RunSpec) -> str | None:
+def _failure(state: State, resolved: ResolvedExperiment | None, run: RunSpec) -> str | None:
     if resolved is None or run.role != "member":
         return state.run(run.id).failed
     return training.failure(state, resolved, run)
 
 
 @dataclass(frozen=True)
-class SoupNow:
+class SoupStatus:
     label: str
     score: float | None
     share: str
     """`4 of 6 ingredients`"""
 
 
-def soups(program: Program, state: State) -> list[SoupNow]:
+def soups(program: ExpandedExperiment, state: State) -> list[SoupStatus]:
     """The final soups once there are any; before that the newest anytime soup of each cohort."""
     made = [each for each in state.merges.values() if each.soup is not None]
     finals = [each for each in made if each.opened.is_final]
     newest = {each.opened.cohort: each for each in made if not each.opened.is_final}
     shown = finals or list(newest.values())
     return [
-        SoupNow(
+        SoupStatus(
             label=(each.opened.label if finals else f"round {each.opened.round}")
             + of_cohort(program, state, each.opened.cohort),
             score=selection_shown(each.soup.score, program.experiment.soup.metric),
@@ -167,10 +173,10 @@ def soups(program: Program, state: State) -> list[SoupNow]:
     ]
 
 
-def of_cohort(program: Program, state: State, cohort: str) -> str:
+def of_cohort(program: ExpandedExperiment, state: State, cohort: str) -> str:
     """` of test_vit`: whose soup it is, where there are several cohorts."""
     names = resolve(program, state.facts).cohort_names if state.facts is not None else {}
-    return f" of {names[family_of(cohort)]}" if len(names) > 1 else ""
+    return f" of {names[cohort_family(cohort)]}" if len(names) > 1 else ""
 
 
 def selection_shown(score: float | None, metric: Metric) -> float | None:
@@ -180,7 +186,9 @@ def selection_shown(score: float | None, metric: Metric) -> float | None:
     return -score if metric == "nll" else score
 
 
-def waits(program: Program, state: State, waiting_for: str | None = None) -> Iterator[str]:
+def pending_reasons(
+    program: ExpandedExperiment, state: State, waiting_for: str | None = None
+) -> Iterator[str]:
     """What waits, and for what, in sentences."""
     if waiting_for is not None:
         yield waiting_for
@@ -196,15 +204,15 @@ def waits(program: Program, state: State, waiting_for: str | None = None) -> Ite
 
 
 def _needed(question: Question) -> str:
-    if isinstance(question, Geometry):
+    if isinstance(question, GramMatrices):
         return f"the inner products of {len(question.names)} checkpoints"
-    if isinstance(question, Gradient):
+    if isinstance(question, MixGradient):
         return f"a gradient, batch {question.batch} of epoch {question.epoch}"
     return f"tastes of up to {len(question.mixes)} mixes"
 
 
-def _beginnings(program: Program, state: State) -> Iterator[str]:
-    refusal = serving.refusal(state)
+def _beginnings(program: ExpandedExperiment, state: State) -> Iterator[str]:
+    refusal = serving.preflight_refusal(state)
     if state.facts is None:
         yield refusal or f"{len(program.runs)} runs wait for preflight, which looks at the data."
         return
@@ -215,7 +223,7 @@ def _beginnings(program: Program, state: State) -> Iterator[str]:
             yield f"{len(waiting)} runs of {plan.model.name} wait for their base."
 
 
-def _queued(program: Program, state: State) -> Iterator[str]:
+def _queued(program: ExpandedExperiment, state: State) -> Iterator[str]:
     if state.facts is None:
         return
     held = Counter(order.what for order in state.open.values() if order.started_at is None)
@@ -227,7 +235,7 @@ def _queued(program: Program, state: State) -> Iterator[str]:
         yield f"Due, waiting for {slots} or the merge actor: {listed}."
 
 
-def epochs_done(program: Program, state: State) -> tuple[int, int]:
+def epochs_done(program: ExpandedExperiment, state: State) -> tuple[int, int]:
     """Run-epochs done, and in all; those that a run has failed or ended before never come."""
     done, total = 0, 0
     for run in program.runs:
@@ -239,7 +247,7 @@ def epochs_done(program: Program, state: State) -> tuple[int, int]:
     return done, total
 
 
-def seconds_left(program: Program, state: State, at: float) -> float | None:
+def seconds_left(program: ExpandedExperiment, state: State, at: float) -> float | None:
     """Estimate for the epochs of runs still to come, at the pace of this driver's life so far.
 
     None before the first epoch has ended.

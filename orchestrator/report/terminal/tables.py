@@ -8,12 +8,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report import format, verdict
 from orchestrator.report.format import Json
 from orchestrator.report.model_rows import Row, rows
 from orchestrator.report.terminal import status
-from orchestrator.report.terminal.status import RunNow
+from orchestrator.report.terminal.status import RunStatus
 from orchestrator.state.state import State
 from workers.storage.layout import REPORT, RESULTS, SERVED
 
@@ -28,7 +28,7 @@ def final_table(known: Json, uri: str | None = None) -> RenderableType:
     table.add_column("what", overflow="fold", style="dim")
     for split in splits:
         table.add_column(split, justify="right")
-    versus = verdict.versus(known)
+    versus = verdict.report_split(known)
     if versus is not None:
         table.add_column(f"{versus} vs best single [95 %]", justify="right")
     kind = ""
@@ -100,32 +100,34 @@ STYLES = {
 }
 
 
-def status_view(program: Program, state: State, uri: str) -> RenderableType:
+def status_view(program: ExpandedExperiment, state: State, uri: str) -> RenderableType:
     """How the experiment stands, from its ledger alone."""
     head = Text(f"{program.experiment.name}: {status.phase(state)}", style="bold")
     head.append(f"  {uri}", style="dim")
     lines: list[RenderableType] = [head, runs_table(program, status.runs(program, state))]
     lines += [soup_line(program, state)]
     if status.phase(state) in ("running", "waiting"):
-        lines += [Text(sentence, style="yellow") for sentence in status.waits(program, state)]
+        lines += [
+            Text(sentence, style="yellow") for sentence in status.pending_reasons(program, state)
+        ]
     if state.served is not None and state.served.soup is not None:
         lines += [Text(f"Served: {state.served.soup}", style="bold green")]
     return Group(*lines)
 
 
-def status_json(program: Program, state: State) -> Json:
+def status_json(program: ExpandedExperiment, state: State) -> Json:
     return {
         "state": status.phase(state),
         "name": program.experiment.name,
         "runs": [asdict(run) for run in status.runs(program, state)],
         "soups": [asdict(soup) for soup in status.soups(program, state)],
-        "waits": list(status.waits(program, state)),
+        "waits": list(status.pending_reasons(program, state)),
         "served": state.served.soup if state.served is not None else None,
         "events": state.last_seq + 1,
     }
 
 
-def runs_table(program: Program, runs: Iterable[RunNow]) -> Table:
+def runs_table(program: ExpandedExperiment, runs: Iterable[RunStatus]) -> Table:
     """At most MAX_RUNS runs, those at work first."""
     metric = program.experiment.soup.metric
     score = f"val {format.METRICS[metric]}, {format.unit(metric)}"
@@ -143,7 +145,7 @@ def runs_table(program: Program, runs: Iterable[RunNow]) -> Table:
     return table
 
 
-def _run_cells(run: RunNow, metric: str) -> list[str]:
+def _run_cells(run: RunStatus, metric: str) -> list[str]:
     name = run.id if run.role == "member" else f"{run.id} (base)"
     state = f"{run.status}: {run.note}" if run.note else run.status
     return [
@@ -158,7 +160,7 @@ def _run_cells(run: RunNow, metric: str) -> list[str]:
     ]
 
 
-def soup_line(program: Program, state: State) -> Text:
+def soup_line(program: ExpandedExperiment, state: State) -> Text:
     """The soup so far, or the final ones."""
     metric = program.experiment.soup.metric
     soups = status.soups(program, state)

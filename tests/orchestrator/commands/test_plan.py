@@ -9,7 +9,7 @@ from rich.console import Console
 
 from orchestrator.commands.estimate import Pace, kind, makespan, num_rounds, peak_bytes, seconds
 from orchestrator.commands.plan import Machine, make_plan, plan_view, size
-from orchestrator.config.sections import FleetSpec
+from orchestrator.config.sections import FleetConfig
 from orchestrator.experiment.resolved import resolve
 from tests.orchestrator.small_fleet import run_small, small_experiment
 from tests.simulator.experiment import facts, program
@@ -87,15 +87,15 @@ def test_what_does_not_fit_this_machine_is_said(tmp_path: Path) -> None:
 
 def test_slots_are_what_fits() -> None:
     machine = Machine(cpus=16, gpus=2)
-    assert machine.slots(FleetSpec(), ranks=1) == 2
-    assert machine.slots(FleetSpec(gpus_per_run=0.25), ranks=1) == 8
-    assert machine.slots(FleetSpec(gpus_per_run=2), ranks=2) == 1
-    assert machine.slots(FleetSpec(gpus_per_run=4), ranks=4) == 0
-    assert machine.slots(FleetSpec(device="cpu", cpus_per_run=3), ranks=1) == 5
-    assert machine.slots(FleetSpec(device="cpu", gpus_per_run=4), ranks=4) == 4
-    assert machine.slots(FleetSpec(max_concurrent_runs=1), ranks=1) == 1
-    assert Machine(cpus=4, gpus=0).slots(FleetSpec(), ranks=1) == 4
-    assert Machine(cpus=4, gpus=0).slots(FleetSpec(gpus_per_run=2), ranks=2) == 0
+    assert machine.slots(FleetConfig(), ranks=1) == 2
+    assert machine.slots(FleetConfig(gpus_per_run=0.25), ranks=1) == 8
+    assert machine.slots(FleetConfig(gpus_per_run=2), ranks=2) == 1
+    assert machine.slots(FleetConfig(gpus_per_run=4), ranks=4) == 0
+    assert machine.slots(FleetConfig(device="cpu", cpus_per_run=3), ranks=1) == 5
+    assert machine.slots(FleetConfig(device="cpu", gpus_per_run=4), ranks=4) == 4
+    assert machine.slots(FleetConfig(max_concurrent_runs=1), ranks=1) == 1
+    assert Machine(cpus=4, gpus=0).slots(FleetConfig(), ranks=1) == 4
+    assert Machine(cpus=4, gpus=0).slots(FleetConfig(gpus_per_run=2), ranks=2) == 0
 
 
 def test_points_of_a_curve_are_forecast_on_the_report_splits() -> None:

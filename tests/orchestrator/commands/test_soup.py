@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from orchestrator import cli, config
 from orchestrator.commands import run
 from orchestrator.commands.run import DONE, Options
-from orchestrator.commands.soup import Wish, experiment_of, soup
+from orchestrator.commands.soup import SoupRequest, experiment_of, soup
 from workers.errors import UserError
 from workers.storage.store import Store
 
@@ -55,8 +55,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _wish(place: Path, out: Path, model: str = "test_vit", **changes: Any) -> Wish:
-    wish = Wish(
+def _wish(place: Path, out: Path, model: str = "test_vit", **changes: Any) -> SoupRequest:
+    wish = SoupRequest(
         checkpoints=tuple(str(place / f"{model}_{i}.pth") for i in range(3)),
         model=model,
         data=str(place / "data"),

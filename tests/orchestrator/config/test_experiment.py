@@ -8,7 +8,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config import Experiment, dump, load, ranks, read, setting, uri, yaml_document
+from orchestrator.config import (
+    Experiment,
+    dump,
+    load,
+    num_ranks,
+    read,
+    uri,
+    worker_config,
+    yaml_document,
+)
 from workers.errors import UserError
 
 DIGITS = {"data": {"source": "digits"}, "model": {"name": "test_resnet"}}
@@ -219,13 +228,13 @@ def test_the_uri_joins_storage_and_name_and_keeps_a_query(file: Path, tmp_path: 
 
 
 def test_ranks_are_whole_gpus_and_a_share_is_one_rank(file: Path) -> None:
-    assert ranks(load(file, ["fleet.gpus_per_run=2"]), "cpu") == 2
-    assert ranks(load(file, ["fleet.gpus_per_run=0.5"]), "cuda") == 1
+    assert num_ranks(load(file, ["fleet.gpus_per_run=2"]), "cpu") == 2
+    assert num_ranks(load(file, ["fleet.gpus_per_run=0.5"]), "cuda") == 1
 
 
 def test_the_setting_is_what_the_experiment_says(file: Path, tmp_path: Path) -> None:
     experiment = load(file, ["seed=7", "soup.metric=nll", "fleet.cpus_per_run=3"])
-    made = setting(experiment, "cpu")
+    made = worker_config(experiment, "cpu")
     assert (made.seed, made.metric, made.threads, made.device) == (7, "nll", 3, "cpu")
     assert made.uri == uri(experiment) and made.data == experiment.data
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from orchestrator.commands.run import DONE, exit_code, is_finished
 from orchestrator.config import Experiment
 from orchestrator.driver import driver as driving
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.experiment.sweep import expand
 from orchestrator.schedule import training
 from orchestrator.state.state import State
@@ -71,11 +71,11 @@ def _nothing_is_performed_unordered(world: World, events: list[AnyEvent]) -> Non
     assert set(world.performed) <= set(ordered)
 
 
-def undisturbed(folder: Path, plan: Program, **fleet: Any) -> State:
+def undisturbed(folder: Path, plan: ExpandedExperiment, **fleet: Any) -> State:
     return live(World.at(folder / "calm", plan), **fleet)
 
 
-def appends(folder: Path, plan: Program, **fleet: Any) -> int:
+def appends(folder: Path, plan: ExpandedExperiment, **fleet: Any) -> int:
     world = World.at(folder / "counted", plan)
     ledger = FragileLedger(world.store, dies_at=-1, how="after")
     live(world, ledger, **fleet)
@@ -336,11 +336,11 @@ def test_a_finished_experiment_has_nothing_left_to_do(folder: Path) -> None:
 # Extended
 
 
-def extended(plan: Program, num_runs: int) -> Program:
+def extended(plan: ExpandedExperiment, num_runs: int) -> ExpandedExperiment:
     tree = plan.experiment.model_dump(mode="json")
     tree["sweep"]["seeds"] = num_runs
     experiment = Experiment.model_validate(tree)
-    return Program(experiment, expand(experiment), plan.ranks)
+    return ExpandedExperiment(experiment, expand(experiment), plan.ranks)
 
 
 def test_an_extended_experiment_runs_the_new_runs_alone(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.driver.ledger import Ledger
 from workers.errors import UserError
 from workers.storage.store import CorruptFile, Store
-from workers.types import AnyEvent, BackoffOver, Started, Stopped, Tasted, Tasting
+from workers.types import AnyEvent, BackoffOver, Started, Stopped, Tasted, TasteResult
 
 
 def events(num: int) -> list[AnyEvent]:
@@ -48,7 +48,7 @@ def test_appending_nothing_writes_nothing(store: Store) -> None:
 
 
 def test_every_event_comes_back_equal_even_with_numbers_json_lacks(store: Store) -> None:
-    tasting = Tasting(score=-math.inf, at_most=math.inf, samples=1)
+    tasting = TasteResult(score=-math.inf, at_most=math.inf, samples=1)
     written = Ledger(store).append([Tasted(mix="m", tasting=tasting, cohort="c", busy_s=0.1)])
     assert Ledger(store).replay() == written
     assert b":Infinity" not in store.read("ledger/00000000.jsonl")

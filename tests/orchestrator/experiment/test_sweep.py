@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.config import Experiment
 from orchestrator.experiment.sweep import expand
 from orchestrator.report import format
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.errors import UserError
 
 SPACE = {
@@ -108,12 +108,12 @@ def test_keys_that_came_later_leave_ids_as_they_were(sweep: dict[str, Any], ids:
     assert [run.id for run in expand(_experiment(sweep))] == ids.split()
 
 
-KEYS = [*TrainSpec.model_fields]
+KEYS = [*TrainConfig.model_fields]
 
 
 @given(st.lists(st.sampled_from(KEYS), unique=True), st.integers(0, 99))
 def test_a_default_that_is_written_down_is_the_same_run(keys: list[str], seed: int) -> None:
-    written = {key: value for key, value in TrainSpec().model_dump().items() if key in keys}
+    written = {key: value for key, value in TrainConfig().model_dump().items() if key in keys}
     sweep = {"seeds": [seed]}
     ((one,), (other,)) = (expand(_experiment(sweep, train=train)) for train in ({}, written))
     assert one.id == other.id

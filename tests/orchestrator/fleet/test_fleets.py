@@ -10,12 +10,12 @@ import pytest
 from orchestrator import schedule
 from orchestrator.commands import run
 from orchestrator.commands.run import Options
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.fleet.base import Fleet
 from orchestrator.state.reducers import CLOSING, fold
 from orchestrator.state.state import State
 from tests.faults import tiny_experiment
-from workers.heartbeat import Pulse
+from workers.heartbeat import Heartbeat
 from workers.storage.store import Store
 from workers.types import AnyEvent, AnyOrder, Failed, Ordered, TrainOrder
 
@@ -27,7 +27,7 @@ class Bench:
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.experiment = tiny_experiment.experiment(folder, *OVERRIDES)
-        self.program: Program = run.planned(self.experiment)
+        self.program: ExpandedExperiment = run.planned(self.experiment)
         self.state = State()
         self.store = Store(run.config.uri(self.experiment))
         fleet_kind = "local" if kind == "local" else "ray"
@@ -80,7 +80,7 @@ class Bench:
     def rest(self) -> None:
         """Until the fleet would take the next order."""
         deadline = time.monotonic() + 60
-        while self.fleet.room("slot", backlog=1) == 0:
+        while self.fleet.capacity("slot", backlog=1) == 0:
             assert time.monotonic() < deadline, self.fleet.waiting_for()
             self.fleet.events(0.2)
 
@@ -167,9 +167,9 @@ def test_after_a_failure_the_slot_works_and_gives_signs_of_life(bench: Bench) ->
     bench.submit(order)
     bench.events_until(lambda event: event.kind == "started")
 
-    def pulses() -> list[Pulse]:
+    def pulses() -> list[Heartbeat]:
         bench.fleet.events(0.2)  # a fleet listens for signs of life while it waits for events
-        return bench.fleet.pulses()
+        return bench.fleet.heartbeats()
 
     assert any(pulse.slot for pulse in tiny_experiment.wait_for(pulses, 60))
     bench.fleet.cancel(order.id)

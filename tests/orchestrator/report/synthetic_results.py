@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator import config, schedule
 from orchestrator.experiment import sweep
-from orchestrator.experiment.resolved import Program, distinct_models
+from orchestrator.experiment.resolved import ExpandedExperiment, distinct_models
 from orchestrator.schedule import final_merges, scoring
 from orchestrator.state.reducers import CLOSING, fold
 from orchestrator.state.state import State
@@ -31,22 +31,22 @@ from workers.types import (
     Delta,
     EnsembleResult,
     Evaluated,
-    Facts,
     Failed,
     Finished,
     Mixed,
-    ModelFacts,
+    ModelInfo,
     Opened,
     Ordered,
     Preflighted,
+    PreflightResult,
     Retired,
     Score,
     Scored,
     Served,
-    SplitFacts,
+    SplitInfo,
     Started,
     Tasted,
-    Tasting,
+    TasteResult,
     Trained,
 )
 
@@ -70,11 +70,11 @@ FINAL_VAL = (0.9175, 0.93, 0.925, 0.0, 0.9025)
 STEPS = 94
 
 
-def program(folder: Path, text: str = CONFIG) -> Program:
+def program(folder: Path, text: str = CONFIG) -> ExpandedExperiment:
     file = folder / "story.yaml"
     file.write_text(text)
     experiment = config.load(file, [f"storage={folder}/runs"])
-    return Program(experiment, sweep.expand(experiment), ranks=1)
+    return ExpandedExperiment(experiment, sweep.expand(experiment), ranks=1)
 
 
 def checkpoint(name: str, attempt: int | None = None, step: int = 0) -> Checkpoint:
@@ -93,7 +93,7 @@ def made_up(split: str, top1: float, nan: bool = False) -> Score:
 class Story:
     """Plays driver and fleet; `state` is where it stands, `events` what has happened."""
 
-    program: Program
+    program: ExpandedExperiment
     wide: float = 0.0085
     """Half of every interval."""
     diverging: int = 3
@@ -168,21 +168,19 @@ class Story:
             return list(self._train(order, attempt))
         return [known[order.kind]()]
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> PreflightResult:
         splits = {
-            name: SplitFacts(
-                count=count, fingerprint=name[0] * 64, class_counts=(count // 10,) * 10
-            )
+            name: SplitInfo(count=count, fingerprint=name[0] * 64, class_counts=(count // 10,) * 10)
             for name, count in COUNTS.items()
         }
-        facts = ModelFacts(
+        facts = ModelInfo(
             num_parameters=470_000,
             model_bytes=1_900_000,
             checkpoint_bytes=5_700_000,
             has_batchnorm=True,
             preprocessing={"input_size": [3, 32, 32]},
         )
-        return Facts(
+        return PreflightResult(
             classes=tuple(str(digit) for digit in range(10)),
             splits=splits,
             corrupt=("7/broken.png",),
@@ -241,16 +239,18 @@ class Story:
         """Of the soups among them, what they are made of."""
         made = {
             name: self.state.merges[final.id].soup
-            for final, name in final_merges.made(self.program, self.state)
+            for final, name in final_merges.written_soups(self.program, self.state)
         }
         soups = {name: soup.mix.names for name, soup in made.items() if soup is not None}
         return [member for name in names for member in soups.get(name, (name,))]
 
     def _tasted(self, order: Any) -> AnyEvent:
         top1 = made_up("val", self._mix_score(order.mix.names)).top1
-        tasting = Tasting(score=top1, at_most=top1, samples=COUNTS["val"])
+        tasting = TasteResult(score=top1, at_most=top1, samples=COUNTS["val"])
         if order.at_least is not None and top1 < order.at_least - 0.02:
-            tasting = Tasting(score=None, at_most=round(order.at_least - 0.0025, 4), samples=160)
+            tasting = TasteResult(
+                score=None, at_most=round(order.at_least - 0.0025, 4), samples=160
+            )
         return Tasted(mix=order.mix.key, tasting=tasting, cohort=order.cohort.id, busy_s=0.9)
 
     def _scored(self, order: Any) -> AnyEvent:

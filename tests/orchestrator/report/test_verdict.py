@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from orchestrator.report.results import results
-from orchestrator.report.verdict import about_ensembles, cautions, judged, verdict
+from orchestrator.report.verdict import about_ensembles, cautions, verdict, verdict_of
 from tests.orchestrator.report.synthetic_results import Story, program
 
 
@@ -36,7 +36,7 @@ def test_an_interval_across_zero_cannot_tell(tmp_path: Path) -> None:
 def test_less_is_better_for_a_loss(
     metric: str, interval: tuple[float, float], expected: str
 ) -> None:
-    assert judged({"metric": metric, "delta": 0.0, "ci95": interval}) == expected
+    assert verdict_of({"metric": metric, "delta": 0.0, "ci95": interval}) == expected
 
 
 def test_the_ensemble_is_compared_without_claiming_more_than_the_intervals(told: Story) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import schedule
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.schedule import analysis, scoring, serving
 from orchestrator.state.state import State
 from tests.simulator.experiment import program
@@ -25,7 +25,7 @@ def analysed(submitted: list[AnyOrder]) -> AnalyseOrder:
     return order
 
 
-def uniform_is_served(**sections: object) -> Program:
+def uniform_is_served(**sections: object) -> ExpandedExperiment:
     return program(4, soup={"serve": "uniform"}, **sections)  # type: ignore[arg-type]
 
 
@@ -95,7 +95,7 @@ def test_only_the_best_few_are_analysed_and_the_others_are_named(
     world = World.at(folder, program(6))
     state, submitted = lived(world)
     order = analysed(submitted)
-    singles = scoring.scored_singles(world.program, state)
+    singles = scoring.scored_variants(world.program, state)
     best = sorted(singles, key=lambda s: (-s[1].score.top1, s[0].id))[:3]  # type: ignore[union-attr]
     kept = {event.checkpoint.id for _, event in best}
     assert {each.id for each in order.subjects if each.kind == "ingredient"} == kept

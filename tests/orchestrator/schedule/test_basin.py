@@ -42,7 +42,7 @@ def test_who_lies_beyond_a_barrier_is_named_and_mixed_by_none(
     far = plan.runs[1].id
     state, _ = lived(world)
     assert state.served is not None and state.served.soup is not None
-    made = {final.recipe.label: final for final, _ in final_merges.made(plan, state)}
+    made = {final.recipe.label: final for final, _ in final_merges.written_soups(plan, state)}
     assert len(made["best"].ingredients) == 4
     for label in ("uniform", "greedy"):
         final = made[label]
@@ -74,7 +74,9 @@ def test_a_mix_that_cannot_be_tasted_leaves_its_ingredient_out(folder: Path) -> 
         return Mishap("refused", message="not finite") if bad else None
 
     state, _ = lived(World.at(folder, plan, mishaps=fails, seed=1))
-    uniform = next(f for f, _ in final_merges.made(plan, state) if f.recipe.label == "uniform")
+    uniform = next(
+        f for f, _ in final_merges.written_soups(plan, state) if f.recipe.label == "uniform"
+    )
     assert [each.run for each in uniform.ingredients] == [
         run.id for run in plan.runs if run.id != plan.runs[1].id
     ]

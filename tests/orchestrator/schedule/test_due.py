@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator import schedule
 from orchestrator.commands.run import PARTLY, exit_code
-from orchestrator.experiment.resolved import Program, resolve
+from orchestrator.experiment.resolved import ExpandedExperiment, resolve
 from orchestrator.schedule import serving, training
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
@@ -32,7 +32,7 @@ from workers.types import (
 PLAN = program(3)
 
 
-def base_of(plan: Program) -> AnyEvent:
+def base_of(plan: ExpandedExperiment) -> AnyEvent:
     resolved = resolve(plan, FACTS)
     return BaseReady(checkpoint=Checkpoint(name=resolved.plans[0].final, sha256="a", num_bytes=1))
 
@@ -220,7 +220,7 @@ def test_a_preflight_that_refuses_ends_everything_with_its_words(folder: Path) -
     world = World.at(folder, PLAN, mishaps=refuses)
     fleet = SimulatedFleet(world)
     state = driver(world, fleet).run()
-    assert "class 7 is empty" in (serving.refusal(state) or "")
+    assert "class 7 is empty" in (serving.preflight_refusal(state) or "")
     assert [order.kind for order in fleet.submitted] == ["preflight"]
 
 

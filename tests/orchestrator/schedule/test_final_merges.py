@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator import schedule
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.schedule import answers
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
@@ -17,8 +17,8 @@ from tests.simulator.world import Mishap, World
 from workers.types import (
     WORST,
     AnyOrder,
-    First,
-    Found,
+    FirstAtLeast,
+    FirstResult,
     Ingredient,
     MergeOpened,
     MergeOrder,
@@ -27,8 +27,8 @@ from workers.types import (
     Ordered,
     Taste,
     TasteOrder,
-    Tasting,
-    Tastings,
+    TasteResult,
+    TasteResults,
 )
 
 NAMES = [f"run{i}/00000010" for i in range(4)]
@@ -44,45 +44,45 @@ OPENED = MergeOpened(
 PAIRS = tuple(Mix.mean([NAMES[0], name]) for name in NAMES[1:])
 
 
-def known(**scores: Tasting) -> State:
+def known(**scores: TasteResult) -> State:
     """`a`, `b`, `c`: the three pairs."""
     keys = {"a": PAIRS[0].key, "b": PAIRS[1].key, "c": PAIRS[2].key}
     return State(tastes={("c", keys[name]): tasting for name, tasting in scores.items()})
 
 
-def whole(score: float) -> Tasting:
-    return Tasting(score=score, at_most=score, samples=40)
+def whole(score: float) -> TasteResult:
+    return TasteResult(score=score, at_most=score, samples=40)
 
 
-def bound(at_most: float) -> Tasting:
-    return Tasting(score=None, at_most=at_most, samples=8)
+def bound(at_most: float) -> TasteResult:
+    return TasteResult(score=None, at_most=at_most, samples=8)
 
 
 # Answers
 
 
 def test_a_first_is_answered_as_soon_as_those_before_the_winner_are_known() -> None:
-    question = First(mixes=PAIRS, at_least=0.6)
+    question = FirstAtLeast(mixes=PAIRS, at_least=0.6)
     assert answers.answer_to(question, known(b=whole(0.9)), OPENED) is None
     found = answers.answer_to(question, known(a=bound(0.55), b=whole(0.9)), OPENED)
-    assert found == Found(index=1, tried=(bound(0.55), whole(0.9)))
+    assert found == FirstResult(index=1, tried=(bound(0.55), whole(0.9)))
 
 
 def test_a_first_that_nothing_reaches_has_tried_all() -> None:
     tried = known(a=bound(0.5), b=whole(0.59), c=whole(0.1))
-    found = answers.answer_to(First(mixes=PAIRS, at_least=0.6), tried, OPENED)
-    assert isinstance(found, Found) and found.index is None and len(found.tried) == 3
+    found = answers.answer_to(FirstAtLeast(mixes=PAIRS, at_least=0.6), tried, OPENED)
+    assert isinstance(found, FirstResult) and found.index is None and len(found.tried) == 3
 
 
 @pytest.mark.parametrize(("strict", "index"), [(False, 0), (True, 1)])
 def test_a_tie_is_enough_unless_the_rule_is_strict(strict: bool, index: int) -> None:
     tied = known(a=whole(0.6), b=whole(0.7))
-    found = answers.answer_to(First(mixes=PAIRS, at_least=0.6, strict=strict), tied, OPENED)
-    assert isinstance(found, Found) and found.index == index
+    found = answers.answer_to(FirstAtLeast(mixes=PAIRS, at_least=0.6, strict=strict), tied, OPENED)
+    assert isinstance(found, FirstResult) and found.index == index
 
 
 def test_a_bound_that_does_not_decide_is_no_answer() -> None:
-    question = First(mixes=PAIRS, at_least=0.6)
+    question = FirstAtLeast(mixes=PAIRS, at_least=0.6)
     assert answers.answer_to(question, known(a=bound(0.6), b=whole(0.9)), OPENED) is None
     assert next(answers.unknown(question, known(a=bound(0.6)), OPENED)) == PAIRS[0]
 
@@ -91,32 +91,32 @@ def test_a_bound_answers_no_taste() -> None:
     question = Taste(mixes=PAIRS[:1])
     assert answers.answer_to(question, known(a=bound(0.3)), OPENED) is None
     found = answers.answer_to(question, known(a=whole(0.3)), OPENED)
-    assert found == Tastings(scores=(0.3,), nll=(None,))
+    assert found == TasteResults(scores=(0.3,), nll=(None,))
 
 
 def test_a_mix_of_one_is_its_ingredient() -> None:
     question = Taste(mixes=(Mix.mean([NAMES[0]]),))
-    assert answers.answer_to(question, State(), OPENED) == Tastings(scores=(0.5,), nll=(None,))
+    assert answers.answer_to(question, State(), OPENED) == TasteResults(scores=(0.5,), nll=(None,))
 
 
 def test_nothing_beyond_a_known_winner_is_tasted() -> None:
-    question = First(mixes=PAIRS, at_least=0.6)
+    question = FirstAtLeast(mixes=PAIRS, at_least=0.6)
     assert tuple(answers.unknown(question, known(b=whole(0.7)), OPENED)) == PAIRS[:1]
 
 
 def test_a_taste_that_was_given_up_counts_as_worst() -> None:
-    question = First(mixes=PAIRS, at_least=0.6)
+    question = FirstAtLeast(mixes=PAIRS, at_least=0.6)
     state = State(
         gave_up={f"taste-c-{PAIRS[0].key}-0.6": "error"},
         tastes=known(b=whole(0.7)).tastes,
     )
     found = answers.answer_to(question, state, OPENED)
-    assert isinstance(found, Found) and found.index == 1
-    assert found.tried[0] == Tasting(score=None, at_most=WORST, samples=0)
+    assert isinstance(found, FirstResult) and found.index == 1
+    assert found.tried[0] == TasteResult(score=None, at_most=WORST, samples=0)
 
 
 def test_a_taste_given_up_in_a_round_refuses_nothing_at_the_end() -> None:
-    question = First(mixes=PAIRS, at_least=0.6)
+    question = FirstAtLeast(mixes=PAIRS, at_least=0.6)
     state = State(gave_up={f"observe-c-{PAIRS[0].key}-0.6": "error"})
     assert next(answers.unknown(question, state, OPENED)) == PAIRS[0]
     observed = OPENED.model_copy(update={"observe": True})
@@ -179,7 +179,7 @@ def run_in_memory(world: World, slots: int) -> State:
         state = fold(schedule.decisions(world.program, state, world.clock), state)
         for place in ("merge", "slot"):
             due = [o for o in schedule.due(world.program, state) if o.place == place]
-            for order in due[: fleet.room(place, len(due))]:
+            for order in due[: fleet.capacity(place, len(due))]:
                 state = fold([ordered(state, order)], state)
                 fleet.submit(order, state.attempts[order.run_id or order.id])
         state = fold(fleet.events(0.0), state)
@@ -222,7 +222,7 @@ def test_a_candidate_whose_taste_was_given_up_is_refused(folder: Path) -> None:
     assert state.served is not None and state.served.soup is not None
 
 
-def _accepting_seeds(plan: Program, folder: Path):  # type: ignore[no-untyped-def]
+def _accepting_seeds(plan: ExpandedExperiment, folder: Path):  # type: ignore[no-untyped-def]
     """Seeds whose greedy takes its second candidate."""
     for seed in range(50):
         world = World.at(folder / f"seed{seed}", plan, seed=seed, writes=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.schedule import final_merges
 from orchestrator.state.state import State
 from tests.simulator.experiment import program
@@ -18,7 +18,7 @@ ASKING = "tests.simulator.probe_recipe:Asking"
 BASE = "tests.simulator.probe_recipe:OnlyBase"
 
 
-def plan(*recipes: Any, runs: int = 3, **sections: Any) -> Program:
+def plan(*recipes: Any, runs: int = 3, **sections: Any) -> ExpandedExperiment:
     soup = {"recipes": ["best", *recipes], **sections.pop("soup", {})}
     return program(runs, epochs=1, soup=soup, merge={"mode": "off"}, **sections)
 

@@ -9,7 +9,7 @@ import torch
 from orchestrator import config, schedule
 from orchestrator.commands import run
 from orchestrator.commands.run import Options
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report.results import results
 from orchestrator.schedule import final_merges, path_scores
 from orchestrator.state.state import State
@@ -23,12 +23,12 @@ from workers.models.build import preprocessing
 from workers.scoring.forward import logits
 from workers.scoring.metrics import score
 from workers.storage.checkpoints import open_weights
-from workers.types import AnyOrder, PointOrder
+from workers.types import AnyOrder, ScoreMixOrder
 
 ALPHAS = {"wise_ft": {"alphas": [0.0, 0.25, 0.5, 1.0]}}
 
 
-def plan(*recipes: Any, **sections: Any) -> Program:
+def plan(*recipes: Any, **sections: Any) -> ExpandedExperiment:
     soup = {"recipes": ["best", *recipes], **sections.pop("soup", {})}
     return program(3, epochs=1, soup=soup, merge={"mode": "off"}, **sections)
 
@@ -40,12 +40,12 @@ def lived(world: World) -> tuple[State, list[AnyOrder]]:
     return state, fleet.submitted
 
 
-def points(submitted: list[AnyOrder]) -> list[PointOrder]:
-    return [order for order in submitted if isinstance(order, PointOrder)]
+def points(submitted: list[AnyOrder]) -> list[ScoreMixOrder]:
+    return [order for order in submitted if isinstance(order, ScoreMixOrder)]
 
 
 def made(world: World, state: State, label: str) -> final_merges.Final:
-    soups = final_merges.made(world.program, state)
+    soups = final_merges.written_soups(world.program, state)
     return next(final for final, _ in soups if final.recipe.label == label)
 
 
@@ -149,7 +149,7 @@ def test_the_curve_of_a_real_fleet_is_what_a_direct_evaluation_says(tmp_path: Pa
     (soup,) = [s for s in again.results["soups"] if s["recipe"] == "wise_ft"]
     assert [each["alpha"] for each in soup["curve"]] == [tenth / 10 for tenth in range(11)]
     plan, state, store = replayed(uri)
-    worker = WorkerContext(config.setting(plan.experiment, "cpu"))
+    worker = WorkerContext(config.worker_config(plan.experiment, "cpu"))
     for each in soup["curve"]:
         assert each["scores"].keys() == {"test"}
         expected = _directly(plan, state, worker, each["alpha"])
@@ -159,9 +159,9 @@ def test_the_curve_of_a_real_fleet_is_what_a_direct_evaluation_says(tmp_path: Pa
     assert not done.worked and done.results == again.results
 
 
-def _directly(plan: Program, state: State, worker: WorkerContext, alpha: float) -> Any:
+def _directly(plan: ExpandedExperiment, state: State, worker: WorkerContext, alpha: float) -> Any:
     """(1 - alpha) * base + alpha * mean of the best checkpoints, in float64, by torch alone."""
-    (final,) = [f for f, _ in final_merges.made(plan, state) if f.recipe.name == "wise_ft"]
+    (final,) = [f for f, _ in final_merges.written_soups(plan, state) if f.recipe.name == "wise_ft"]
     places = [e.checkpoint for r in state.runs.values() for e in r.checkpoints]
     tuned = [p for p in places if p.name in {i.name for i in final.ingredients}]
     base = open_weights(worker.store, state.bases[final.cohort.base])

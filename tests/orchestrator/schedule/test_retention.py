@@ -21,7 +21,7 @@ from workers.types import (
     Preflighted,
     RetireOrder,
     Score,
-    run_of,
+    run_id_of,
 )
 
 
@@ -70,11 +70,11 @@ def test_no_order_ever_names_a_deleted_checkpoint(
         ended = known.trained_to if known.ended_early else 40
         assert known.last is not None and known.last.step == ended, "the last one is always kept"
         assert len(known.checkpoints) == ended // 10 if ingredients == "all" else True
-        assert not known.spare
-    for track in plan.tracks:
+        assert not known.duplicates
+    for track in plan.variants:
         steps = {event.checkpoint.step for event in state.run(track.id).checkpoints}
         if isinstance(ingredients, list):
-            assert steps >= {10, 30} & set(range(state.run(run_of(track.id)).trained_to + 1))
+            assert steps >= {10, 30} & set(range(state.run(run_id_of(track.id)).trained_to + 1))
 
 
 def score(top1: float) -> Score:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.experiment.resolved import Program, resolve, stage_train
+from orchestrator.experiment.resolved import ExpandedExperiment, resolve, stage_train
 from orchestrator.report.results import results
 from orchestrator.schedule import preparation
 from orchestrator.schedule.training import is_trained, status
@@ -14,15 +14,15 @@ from tests.orchestrator.driver.test_driver import soups
 from tests.simulator.experiment import facts, program
 from tests.simulator.simulator import SimulatedFleet, driver, live
 from tests.simulator.world import Mishap, World
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.types import (
     AnyOrder,
     CompareOrder,
     PreflightOrder,
     TasteOrder,
     TrainOrder,
-    ema_of,
-    run_of,
+    ema_id,
+    run_id_of,
 )
 
 FOLDS = {"folds": 3}
@@ -64,14 +64,14 @@ def test_with_folds_a_group_is_a_setting_in_order_of_its_folds(folder: Path) -> 
     first, second = plan.runs[:3], plan.runs[3:]
     expected = [
         [run.id for run in first],
-        [ema_of(run.id) for run in first],
+        [ema_id(run.id) for run in first],
         [run.id for run in second],
-        [ema_of(run.id) for run in second],
+        [ema_id(run.id) for run in second],
     ]
     assert sorted(owners(group) for group in order.stacking) == sorted(expected)
     fold_of = {run.id: run.fold for run in plan.runs}
     assert order.folds == {
-        member: fold_of[run_of(member.partition("/")[0])]
+        member: fold_of[run_id_of(member.partition("/")[0])]
         for group in order.stacking
         for member in group
     }
@@ -187,10 +187,10 @@ def test_a_run_that_ended_before_its_first_snapshot_gives_its_last(folder: Path)
 # Preflight and stages
 
 
-def judged(plan: Program) -> list[tuple[str, TrainSpec]]:
+def judged(plan: ExpandedExperiment) -> list[tuple[str, TrainConfig]]:
     (order,) = preparation.preflight(plan, State())
     assert isinstance(order, PreflightOrder)
-    return list(order.trains)
+    return list(order.train_configs)
 
 
 def test_a_sweep_of_what_needs_no_judging_asks_nothing() -> None:
@@ -209,8 +209,8 @@ def test_each_setting_that_needs_judging_is_asked_once_for_each_model() -> None:
     asked = judged(program(1, sweep={"space": space}, train=train))
     assert len(asked) == 4 and len({key for key, _ in asked}) == 2
     for _, section in asked:
-        assert TrainSpec.model_validate(section.model_dump()) == section
-        assert section.lr == TrainSpec().lr and section.layer_decay is not None
+        assert TrainConfig.model_validate(section.model_dump()) == section
+        assert section.lr == TrainConfig().lr and section.layer_decay is not None
         assert [each.epoch for each in section.unfreeze] == [0, 7]
 
 
@@ -222,7 +222,7 @@ def test_a_stage_is_judged_as_it_trains() -> None:
 
 
 def test_a_stage_has_nothing_that_judges_parts_or_averages_a_run() -> None:
-    train = TrainSpec(
+    train = TrainConfig(
         epochs=9,
         warmup_epochs=3,
         sched="plateau",
@@ -232,9 +232,9 @@ def test_a_stage_has_nothing_that_judges_parts_or_averages_a_run() -> None:
         aa="rand-m7",
     )
     found = stage_train(train, 2)
-    assert TrainSpec.model_validate(found.model_dump()) == found
-    assert found == TrainSpec(epochs=2, warmup_epochs=1, sched="none", aa="rand-m7")
-    assert stage_train(TrainSpec(epochs=9), 2) == TrainSpec(epochs=2)
+    assert TrainConfig.model_validate(found.model_dump()) == found
+    assert found == TrainConfig(epochs=2, warmup_epochs=1, sched="none", aa="rand-m7")
+    assert stage_train(TrainConfig(epochs=9), 2) == TrainConfig(epochs=2)
 
 
 # Several architectures

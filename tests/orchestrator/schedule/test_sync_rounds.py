@@ -26,7 +26,7 @@ def test_members_go_from_boundary_to_boundary_on_merged_weights(folder: Path) ->
         assert mine[0].rejoin is None
         for number, order in enumerate(mine[1:], start=1):
             assert order.start.name == f"soup/{opened[number - 1].merge}"
-            assert order.own.name == f"{run.id}/{number * PER_EPOCH:08d}"
+            assert order.own_checkpoint.name == f"{run.id}/{number * PER_EPOCH:08d}"
 
 
 def test_nobody_goes_on_before_the_round_is_settled(folder: Path) -> None:

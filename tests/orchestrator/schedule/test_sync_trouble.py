@@ -36,7 +36,7 @@ def test_who_is_late_is_left_out_and_rejoins_from_the_newest_weights(folder: Pat
     first = events(world, Rejoined)[0]
     assert first.run == late and first.step == 20
     onward = next(o for o in seen.orders if o.run.id == late and o.stop_step == 30)
-    assert onward.start.name == f"soup/{first.merge}" and onward.own.step == 20
+    assert onward.start.name == f"soup/{first.merge}" and onward.own_checkpoint.step == 20
     assert state.run(late).trained_to == 40 and state.served is not None
 
 
@@ -198,8 +198,8 @@ def test_a_state_spoilt_since_is_left_out_of_the_average(folder: Path, whose: st
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
         if not isinstance(order, TrainOrder) or order.rejoin is None or struck:
             return None
-        others = [each for each in order.rejoin.others if each.id != order.rejoin.own.id]
-        spoilt = order.rejoin.own if whose == "own" else others[0]
+        others = [each for each in order.rejoin.peers if each.id != order.rejoin.own_checkpoint.id]
+        spoilt = order.rejoin.own_checkpoint if whose == "own" else others[0]
         struck.append(spoilt.id)
         return Mishap("corrupt", checkpoint=spoilt.id)
 
@@ -216,7 +216,7 @@ def test_a_run_has_one_order_at_a_time(folder: Path) -> None:
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
         seen(order, attempt)
         if order.id.startswith("score-soup_sync") and not struck:
-            struck.append(seen.orders[-1].own.id)
+            struck.append(seen.orders[-1].own_checkpoint.id)
             return Mishap("corrupt", after=1, checkpoint=struck[0])
         return None
 

@@ -27,7 +27,7 @@ from workers.types import (
     Score,
     Started,
     Tasted,
-    Tasting,
+    TasteResult,
     Trained,
     event_adapter,
 )
@@ -97,7 +97,7 @@ def stale_words(attempt: int) -> list[AnyEvent]:
             order="taste-x",
             attempt=attempt,
             mix="m",
-            tasting=Tasting(score=1.0, at_most=1.0, samples=1),
+            tasting=TasteResult(score=1.0, at_most=1.0, samples=1),
             cohort="c",
             busy_s=1.0,
         ),
@@ -140,12 +140,12 @@ def test_a_complete_score_outlives_a_bound_of_the_same_mix() -> None:
     """A full taste and one with a bar may be in flight together."""
 
     def tasted(score: float | None, at_most: float, samples: int) -> Tasted:
-        tasting = Tasting(score=score, at_most=at_most, samples=samples)
+        tasting = TasteResult(score=score, at_most=at_most, samples=samples)
         return Tasted(mix="m", tasting=tasting, cohort="c", busy_s=2.0)
 
     words = [tasted(None, 0.9, 8), tasted(0.5, 0.5, 40), tasted(None, 0.8, 16)]
     state = told(words)
-    assert state.tastes["c", "m"] == Tasting(score=0.5, at_most=0.5, samples=64)
+    assert state.tastes["c", "m"] == TasteResult(score=0.5, at_most=0.5, samples=64)
     assert state.taste_cost["c", "m"] == 6.0
     bounds = told([tasted(None, 0.7, 8), tasted(None, 0.9, 8)])
     assert bounds.tastes["c", "m"].at_most == 0.7

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.report.results import results
 from orchestrator.schedule import retention
-from orchestrator.state.checkpoint_reducers import filed, without, without_corrupt
+from orchestrator.state.checkpoint_reducers import add_checkpoint, drop_checkpoints, drop_corrupt
 from orchestrator.state.state import RunState, State
 from tests.orchestrator.driver.test_driver import appends, outcome, soups
 from tests.simulator.experiment import program
@@ -24,8 +24,8 @@ from workers.types import (
     ScoreOrder,
     TasteOrder,
     TrainOrder,
-    ema_of,
-    run_of,
+    ema_id,
+    run_id_of,
 )
 
 AVERAGED = {"model_ema_decay": 0.999}
@@ -52,14 +52,14 @@ def test_an_average_is_an_ingredient_a_single_and_a_row(folder: Path) -> None:
     world = World.at(folder, program(2, epochs=3, train=AVERAGED, soup={"ingredients": "all"}))
     fleet = SimulatedFleet(world)
     state = driver(world, fleet).run()
-    owners = {owner for run in world.program.runs for owner in (run.id, ema_of(run.id))}
+    owners = {owner for run in world.program.runs for owner in (run.id, ema_id(run.id))}
     assert set(state.runs) == owners
     assert all(
         name.startswith(f"{owner}/") for owner, names in named(state).items() for name in names
     )
     greedy = next(m for m in state.merges.values() if m.opened.merge.startswith("greedy-"))
     assert [each.run for each in greedy.opened.ingredients] == [
-        owner for run in world.program.runs for owner in [run.id] * 3 + [ema_of(run.id)] * 3
+        owner for run in world.program.runs for owner in [run.id] * 3 + [ema_id(run.id)] * 3
     ]
     scored = {
         o.checkpoint.name.partition("/")[0] for o in fleet.submitted if isinstance(o, ScoreOrder)
@@ -92,7 +92,7 @@ def test_the_average_of_a_failed_run_is_in_no_soup(folder: Path) -> None:
 
     state = live(World.at(folder, plan, mishaps=diverges))
     members = {name for names in soups(state).values() for name in names}
-    assert members and not any(run_of(name.partition("/")[0]) == bad for name in members)
+    assert members and not any(run_id_of(name.partition("/")[0]) == bad for name in members)
 
 
 def test_an_average_made_twice_counts_once_and_its_copy_goes(folder: Path) -> None:
@@ -105,10 +105,10 @@ def test_an_average_made_twice_counts_once_and_its_copy_goes(folder: Path) -> No
     assert outcome(state) == outcome(calm)
     starts = [order.start.step for order in fleet.submitted if isinstance(order, TrainOrder)]
     assert starts == [0, 0, 10, 10]
-    twice = {f"{ema_of(run.id)}/00000020-2" for run in plan.runs}
-    assert world.deleted == twice and not any(run.spare for run in state.runs.values())
+    twice = {f"{ema_id(run.id)}/00000020-2" for run in plan.runs}
+    assert world.deleted == twice and not any(run.duplicates for run in state.runs.values())
     assert {id_ for id_ in named_ids(state) if "/00000020-1" in id_} == {
-        f"{ema_of(run.id)}/00000020-1" for run in plan.runs
+        f"{ema_id(run.id)}/00000020-1" for run in plan.runs
     }
 
 
@@ -145,7 +145,7 @@ def test_a_driver_killed_at_any_ledger_write_ends_the_same(folder: Path, how: st
             live(world, FragileLedger(world.store, dies_at, how))
         state = live(world)
         assert outcome(state) == outcome(calm)
-        assert not any(run.spare for run in state.runs.values())
+        assert not any(run.duplicates for run in state.runs.values())
 
 
 def test_lives_with_any_mishaps_end_the_same(folder: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_corrupt_last_average_takes_its_run_back_to_make_it_again(folder: Path
     fleet = SimulatedFleet(world)
     state = driver(world, fleet).run()
     again = [order for order in fleet.submitted if isinstance(order, TrainOrder)][-1]
-    assert struck and again.run.id == run_of(struck[0].partition("/")[0])
+    assert struck and again.run.id == run_id_of(struck[0].partition("/")[0])
     assert outcome(state) == outcome(calm)
     assert f"{again.run.id}/00000030-1" in world.deleted, "its own of that step was made again"
 
@@ -190,35 +190,35 @@ def made(owner: str, step: int, attempt: int) -> Checkpointed:
     checkpoint = Checkpoint(
         name=f"{owner}/{step:08d}", attempt=attempt, step=step, sha256="a", num_bytes=1
     )
-    return Checkpointed(run=run_of(owner), checkpoint=checkpoint, score=None)
+    return Checkpointed(run=run_id_of(owner), checkpoint=checkpoint, score=None)
 
 
 @given(st.permutations([(10, 1), (10, 2), (20, 1), (20, 2), (20, 3)]))
 def test_the_first_of_a_step_counts_and_the_others_are_spare(words: list[tuple[int, int]]) -> None:
     run = RunState()
     for step, attempt in [*words, *words]:
-        run = filed(run, made("r-ema", step, attempt))
+        run = add_checkpoint(run, made("r-ema", step, attempt))
     firsts = [next(word for word in words if word[0] == step) for step in (10, 20)]
     assert [(e.checkpoint.step, e.checkpoint.attempt) for e in run.checkpoints] == firsts
-    assert len(run.spare) == 3
-    bare = without(run, {checkpoint.id for checkpoint in run.spare})
-    assert bare.spare == () and bare.checkpoints == run.checkpoints
+    assert len(run.duplicates) == 3
+    bare = drop_checkpoints(run, {checkpoint.id for checkpoint in run.duplicates})
+    assert bare.duplicates == () and bare.checkpoints == run.checkpoints
 
 
 def test_a_corrupt_checkpoint_of_the_run_leaves_the_average_what_it_has() -> None:
     runs = {owner: RunState() for owner in ("r", "r-ema")}
     for step in (10, 20):
-        runs = {owner: filed(run, made(owner, step, 1)) for owner, run in runs.items()}
+        runs = {owner: add_checkpoint(run, made(owner, step, 1)) for owner, run in runs.items()}
     runs["r"] = RunState(runs["r"].checkpoints, trained_to=20, ended_early=True)
-    left = without_corrupt(runs, "r/00000020-1")
+    left = drop_corrupt(runs, "r/00000020-1")
     assert left["r-ema"] == runs["r-ema"]
     assert left["r"].trained_to == 10 and not left["r"].ended_early
-    both = without_corrupt(runs, "r-ema/00000020-1")
+    both = drop_corrupt(runs, "r-ema/00000020-1")
     assert both["r"].last is not None and both["r"].last.step == 10
-    assert [spare.id for spare in both["r"].spare] == ["r/00000020-1"]
-    older = without_corrupt(runs, "r-ema/00000010-1")
+    assert [spare.id for spare in both["r"].duplicates] == ["r/00000020-1"]
+    older = drop_corrupt(runs, "r-ema/00000010-1")
     assert older["r"] == runs["r"], "an average's older one is only gone"
-    assert without_corrupt(runs, "soup/x") == runs
+    assert drop_corrupt(runs, "soup/x") == runs
 
 
 def test_a_spare_is_retired_even_if_its_name_is_needed(folder: Path) -> None:
@@ -227,8 +227,8 @@ def test_a_spare_is_retired_even_if_its_name_is_needed(folder: Path) -> None:
     mind = driver(world, SimulatedFleet(world))
     state = mind.run()
     world.store.delete(LEASE)
-    owner = ema_of(plan.runs[0].id)
+    owner = ema_id(plan.runs[0].id)
     extra = made(owner, state.run(owner).checkpoints[-1].checkpoint.step, 7)
-    runs = {**state.runs, owner: filed(state.run(owner), extra)}
+    runs = {**state.runs, owner: add_checkpoint(state.run(owner), extra)}
     (order,) = retention.checkpoints(plan, State(facts=state.facts, runs=runs))
     assert extra.checkpoint in order.checkpoints  # type: ignore[union-attr]

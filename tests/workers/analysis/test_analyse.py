@@ -14,7 +14,7 @@ from workers.scoring.metrics import ece, nll, score
 from workers.storage.layout import ANALYSIS, WEIGHTS, checkpoint_dir
 from workers.storage.manifest import read_manifest
 from workers.storage.predictions import read_predictions, write_predictions
-from workers.types import Analysed, AnalyseOrder, CompareOrder, Subject, Weighed
+from workers.types import Analysed, AnalysedModel, AnalyseOrder, CompareOrder, WeightSpaceGroup
 
 SPLITS = ("val", "test")
 
@@ -41,19 +41,19 @@ def order_for(pool: Pool) -> AnalyseOrder:
     assert base is not None
     ids = [each.id for each in pool.members]
     components = ("blocks.0", "head")
-    runs = (Subject(id=each, kind="ingredient", label=each, cohort="c") for each in ids)
+    runs = (AnalysedModel(id=each, kind="ingredient", label=each, cohort="c") for each in ids)
     return AnalyseOrder(
         best_single=ids[0],
         served="soup/s",
         subjects=(
             *runs,
-            Subject(id="soup/s", kind="soup", label="uniform", cohort="c"),
-            Subject(id="soup/b", kind="soup", label="best", cohort="c", predictions=ids[0]),
-            Subject(id="soft_voting", kind="ensemble", label="soft_voting"),
-            Subject(id="stacking", kind="ensemble", label="stacking"),
+            AnalysedModel(id="soup/s", kind="soup", label="uniform", cohort="c"),
+            AnalysedModel(id="soup/b", kind="soup", label="best", cohort="c", predictions=ids[0]),
+            AnalysedModel(id="soft_voting", kind="ensemble", label="soft_voting"),
+            AnalysedModel(id="stacking", kind="ensemble", label="stacking"),
         ),
         weighed=(
-            Weighed(
+            WeightSpaceGroup(
                 cohort=pool.cohort,
                 base=base.checkpoint,
                 ingredients=pool.members,

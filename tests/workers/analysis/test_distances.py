@@ -6,7 +6,7 @@ from scipy.special import rel_entr, softmax
 from scipy.stats import entropy
 
 from tests.workers.analysis.synthetic_logits import labels_of, logits_of
-from workers.analysis.distances import SMALLEST, distances, evenly, num_images
+from workers.analysis.distances import SMALLEST, distances, evenly_spaced, num_images
 
 LABELS = labels_of(0, count=50)
 MODELS = {f"m{i}": logits_of(i, LABELS, heat=1 + i / 4) for i in range(4)}
@@ -57,5 +57,5 @@ def test_sure_models_that_contradict_each_other_are_finitely_far_apart() -> None
 def test_images_are_evenly_spaced_where_all_would_be_too_many() -> None:
     assert num_images(4, 10, 500) == 500
     assert num_images(40, 1000, 50_000) == 400
-    assert evenly(10, 10).tolist() == list(range(10))
-    assert evenly(10, 4).tolist() == [0, 2, 5, 7]
+    assert evenly_spaced(10, 10).tolist() == list(range(10))
+    assert evenly_spaced(10, 4).tolist() == [0, 2, 5, 7]

@@ -13,7 +13,7 @@ from workers.context import WorkerContext
 from workers.merging.batchnorm import statistics
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.checkpoints import open_weights
-from workers.types import Checkpoint, Cohort, Weighed
+from workers.types import Checkpoint, Cohort, WeightSpaceGroup
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Around:
     """A base and models around it."""
 
     worker: WorkerContext
-    weighed: Weighed
+    weighed: WeightSpaceGroup
 
 
 PREFIXES = ("layer1", "fc")
@@ -40,7 +40,8 @@ def around(tmp_path_factory: pytest.TempPathFactory) -> Around:
         made.append(write_checkpoint(worker.store, f"run{i}/{1:08d}", 0, 1, moved))
     cohort = Cohort(id="c", model=RESNET, base=base.name, batchnorm="recompute")
     return Around(
-        worker, Weighed(cohort=cohort, base=base, ingredients=tuple(made), components=PREFIXES)
+        worker,
+        WeightSpaceGroup(cohort=cohort, base=base, ingredients=tuple(made), components=PREFIXES),
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from workers.config.train import AffineSpec, PerspectiveSpec, TrainSpec
+from workers.config.train import AffineConfig, PerspectiveConfig, TrainConfig
 
 PREPROCESSING: dict[str, Any] = {
     "input_size": [3, 24, 24],
@@ -49,9 +49,9 @@ def pictures(num: int = 8, width: int = 40, height: int = 32) -> Pictures:
     )
 
 
-def _affines() -> st.SearchStrategy[AffineSpec]:
+def _affines() -> st.SearchStrategy[AffineConfig]:
     return st.builds(
-        AffineSpec,
+        AffineConfig,
         degrees=st.sampled_from([0.0, 15.0, 180.0]),
         translate=st.sampled_from([None, (0.1, 0.3)]),
         scale=st.sampled_from([None, (0.8, 1.2)]),
@@ -59,15 +59,15 @@ def _affines() -> st.SearchStrategy[AffineSpec]:
     )
 
 
-def specs() -> st.SearchStrategy[TrainSpec]:
+def specs() -> st.SearchStrategy[TrainConfig]:
     probability = st.sampled_from([0.0, 0.5, 1.0])
     return st.builds(
-        TrainSpec,
+        TrainConfig,
         crop=st.sampled_from(["center", (0.35, 1.0), (0.08, 0.5)]),
         hflip=probability,
         vflip=probability,
         affine=st.none() | _affines(),
-        perspective=st.none() | st.builds(PerspectiveSpec, distortion_scale=probability),
+        perspective=st.none() | st.builds(PerspectiveConfig, distortion_scale=probability),
         aa=st.none() | st.sampled_from(POLICIES),
         color_jitter=st.sampled_from([None, 0.0, 0.4, 1.5]),
         grayscale=probability,

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import to_pil_image
 
 from tests.workers.data.augmentations import POLICIES, PREPROCESSING, pictures, specs
-from workers.config.train import AffineSpec, PerspectiveSpec, TrainSpec
+from workers.config.train import AffineConfig, PerspectiveConfig, TrainConfig
 from workers.data import normalise, require_policy, train_transform
 from workers.data.augment import Crop, eval_transform
 from workers.errors import UserError
@@ -35,7 +35,7 @@ def _seeded(transform: Callable[[Image.Image], Any], image: Image.Image, seed: i
     return transform(image)
 
 
-def _timm(spec: TrainSpec) -> Callable[[Image.Image], torch.Tensor]:
+def _timm(spec: TrainConfig) -> Callable[[Image.Image], torch.Tensor]:
     """timm's transform of the same options, as its own training makes it, but for our crop."""
     transform = create_transform(
         input_size=tuple(PREPROCESSING["input_size"]),
@@ -78,7 +78,7 @@ def test_the_crop_is_timms_but_for_rounding(interpolation: str) -> None:
     ids=str,
 )
 def test_what_timm_has_is_bit_for_bit_timms(options: dict[str, Any]) -> None:
-    spec = TrainSpec(**options)
+    spec = TrainConfig(**options)
     ours, theirs = train_transform(spec, PREPROCESSING), _timm(spec)
     for seed, image in enumerate(pictures()):
         x = _seeded(ours, image, seed)
@@ -89,8 +89,8 @@ def test_what_timm_has_is_bit_for_bit_timms(options: dict[str, Any]) -> None:
 
 def test_erasing_is_timms_on_what_normalise_gives() -> None:
     image = pictures(1, 24, 24)[0]
-    still = train_transform(TrainSpec(**STILL), AS_IT_IS)(image)
-    erased = train_transform(TrainSpec(**STILL, reprob=1.0), AS_IT_IS)
+    still = train_transform(TrainConfig(**STILL), AS_IT_IS)(image)
+    erased = train_transform(TrainConfig(**STILL, reprob=1.0), AS_IT_IS)
     timms = RandomErasing(1.0, mode="pixel", device="cpu")
     for seed in range(5):
         expected = _seeded(lambda _: timms(normalise(still, AS_IT_IS)), image, seed)
@@ -101,7 +101,7 @@ def test_erasing_is_timms_on_what_normalise_gives() -> None:
 def test_centre_crop_is_that_of_evaluation() -> None:
     for mode in ("center", "squash", "border"):
         preprocessing = PREPROCESSING | {"crop_mode": mode}
-        training = train_transform(TrainSpec(**STILL), preprocessing)
+        training = train_transform(TrainConfig(**STILL), preprocessing)
         evaluation = eval_transform(preprocessing, normalize=False)
         for image in pictures():
             assert torch.equal(training(image), evaluation(image))
@@ -113,11 +113,11 @@ def test_centre_crop_is_that_of_evaluation() -> None:
         {"crop": (0.2, 0.6)},
         {"hflip": 1},
         {"vflip": 1},
-        {"affine": AffineSpec(degrees=45)},
-        {"affine": AffineSpec(translate=(0.4, 0.4))},
-        {"affine": AffineSpec(scale=(0.4, 0.6))},
-        {"affine": AffineSpec(shear=40)},
-        {"perspective": PerspectiveSpec(p=1)},
+        {"affine": AffineConfig(degrees=45)},
+        {"affine": AffineConfig(translate=(0.4, 0.4))},
+        {"affine": AffineConfig(scale=(0.4, 0.6))},
+        {"affine": AffineConfig(shear=40)},
+        {"perspective": PerspectiveConfig(p=1)},
         {"color_jitter": 0.5},
         {"grayscale": 1},
         {"aa": "rand-m9-p1"},
@@ -128,9 +128,9 @@ def test_centre_crop_is_that_of_evaluation() -> None:
 )
 def test_every_operation_changes_the_image_and_keeps_its_shape(options: dict[str, Any]) -> None:
     image = pictures(1, 24, 24)[0]
-    still = train_transform(TrainSpec(**STILL), AS_IT_IS)(image)
+    still = train_transform(TrainConfig(**STILL), AS_IT_IS)(image)
     assert np.array_equal(still.permute(1, 2, 0).numpy(), np.asarray(image))
-    transform = train_transform(TrainSpec(**(STILL | options)), AS_IT_IS)
+    transform = train_transform(TrainConfig(**(STILL | options)), AS_IT_IS)
     changed = [_seeded(transform, image, seed) for seed in range(4)]
     if "reprob" in options:
         still = normalise(still, AS_IT_IS)
@@ -141,15 +141,15 @@ def test_every_operation_changes_the_image_and_keeps_its_shape(options: dict[str
 def test_warps_are_torchvisions_and_bring_in_the_mean_colour() -> None:
     image = pictures(1, 24, 24)[0]
     colour = [124, 116, 104]
-    affine = AffineSpec(degrees=30, translate=(0.2, 0.1), scale=(0.5, 0.9), shear=20)
+    affine = AffineConfig(degrees=30, translate=(0.2, 0.1), scale=(0.5, 0.9), shear=20)
     cases = {
         "affine": v2.RandomAffine(30, (0.2, 0.1), (0.5, 0.9), 20, 2, colour),
         "perspective": v2.RandomPerspective(0.8, 1.0, 2, colour),
     }
-    options = {"affine": affine, "perspective": PerspectiveSpec(distortion_scale=0.8, p=1)}
+    options = {"affine": affine, "perspective": PerspectiveConfig(distortion_scale=0.8, p=1)}
     plain = Image.new("RGB", (24, 24), tuple(colour))
     for name, theirs in cases.items():
-        ours = train_transform(TrainSpec(**STILL, **{name: options[name]}), AS_IT_IS)
+        ours = train_transform(TrainConfig(**STILL, **{name: options[name]}), AS_IT_IS)
         for seed in range(5):
             x = _seeded(ours, image, seed).permute(1, 2, 0).numpy()
             assert np.array_equal(x, np.asarray(_seeded(theirs, image, seed)))
@@ -157,20 +157,20 @@ def test_warps_are_torchvisions_and_bring_in_the_mean_colour() -> None:
 
 
 def test_grayscale_comes_after_all_colours() -> None:
-    spec = TrainSpec(aa="rand-m9", color_jitter=0.9, grayscale=1, affine=AffineSpec(degrees=9))
+    spec = TrainConfig(aa="rand-m9", color_jitter=0.9, grayscale=1, affine=AffineConfig(degrees=9))
     red, green, blue = _seeded(train_transform(spec, PREPROCESSING), pictures(1)[0], 0)
     assert torch.equal(red, green) and torch.equal(green, blue)
 
 
 def test_a_policy_does_not_silence_colour_jitter() -> None:
-    transform = train_transform(TrainSpec(**STILL, aa="rand-n0", color_jitter=0.5), AS_IT_IS)
+    transform = train_transform(TrainConfig(**STILL, aa="rand-n0", color_jitter=0.5), AS_IT_IS)
     image = pictures(1, 24, 24)[0]
     assert not torch.equal(_seeded(transform, image, 0), _seeded(transform, image, 1))
 
 
 @settings(max_examples=60, deadline=None)
 @given(spec=specs())
-def test_any_augmentation_gives_a_whole_image_that_only_its_seed_decides(spec: TrainSpec) -> None:
+def test_any_augmentation_gives_a_whole_image_that_only_its_seed_decides(spec: TrainConfig) -> None:
     transform, again = (train_transform(spec, PREPROCESSING) for _ in range(2))
     image = pictures(1)[0]
     before = image.tobytes()
@@ -192,7 +192,7 @@ def test_any_augmentation_gives_a_whole_image_that_only_its_seed_decides(spec: T
     ],
 )
 def test_an_unknown_augmentation_policy_is_a_users_mistake(policy: str) -> None:
-    spec = TrainSpec(aa=policy)
+    spec = TrainConfig(aa=policy)
     for check in (require_policy, lambda spec: train_transform(spec, PREPROCESSING)):
         with pytest.raises(UserError, match=f"train.aa '{policy}'.*write e.g."):
             check(spec)
@@ -200,18 +200,18 @@ def test_an_unknown_augmentation_policy_is_a_users_mistake(policy: str) -> None:
 
 def test_policies_of_timm_pass() -> None:
     for policy in (*POLICIES, None, "rand", "augmix", "rand-m9-mstd0.5-inc1-p0.3"):
-        require_policy(TrainSpec(aa=policy))
+        require_policy(TrainConfig(aa=policy))
 
 
 def test_affine_ranges_are_checked_with_the_configuration() -> None:
     for options in ({"translate": (0.1, 1.5)}, {"scale": (1.2, 0.8)}, {"scale": (0, 1)}):
         with pytest.raises(ValidationError):
-            AffineSpec(**options)
+            AffineConfig(**options)
 
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "v0", "rand-m10-n4"])
 def test_the_strongest_posterizing_leaves_a_bit(policy: str) -> None:
     """Pillow 13 refuses none; one image in a hundred would end the run."""
-    transform = train_transform(TrainSpec(aa=policy), PREPROCESSING)
+    transform = train_transform(TrainConfig(aa=policy), PREPROCESSING)
     for seed in range(300):
         assert _seeded(transform, pictures(1)[0], seed).shape == (3, 24, 24)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from workers.config.data import DataSpec
+from workers.config.data import DataConfig
 from workers.data import Images, Sample, TrainPixels, eval_pixels, train_pixels
 from workers.data.decode import decode, reduce
 from workers.data.pixel_cache import CachedImages, DecodedImages, content_key
@@ -59,7 +59,7 @@ def found(paths: list[Path], mode: str = "disk", split: str = "train") -> Images
         Sample(split, path.name, str(path), 0, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in paths
     ]
-    return Images(("a", "b"), samples, DataSpec(cache=mode))  # type: ignore[arg-type]
+    return Images(("a", "b"), samples, DataConfig(cache=mode))  # type: ignore[arg-type]
 
 
 def some(tmp_path: Path, mode: str = "disk", num: int = 12) -> Images:
@@ -137,11 +137,11 @@ def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(tmp_path: Path) -> N
 def test_cache_size_is_obeyed_and_names_another_file(tmp_path: Path, folder: Path) -> None:
     images = some(tmp_path)
     train_pixels(images, CONFIG)
-    images.spec = DataSpec(cache="disk", cache_size=8)
+    images.spec = DataConfig(cache="disk", cache_size=8)
     images.pixels.clear()
     small = train_pixels(images, CONFIG)
     assert min(small.tensor(3).shape[1:]) == 8 and len(files(folder)) == 2
-    images.spec = DataSpec(cache="disk")
+    images.spec = DataConfig(cache="disk")
     oblong = train_pixels(images, {**CONFIG, "input_size": [3, 14, 21]})
     assert min(oblong[3].size) == SHORTER and len(files(folder)) == 2  # as for 14 x 14
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.image_folders import write_classes
-from workers.config.data import DataSpec
-from workers.data import Images, survey
-from workers.data.split import deal_folds
+from workers.config.data import DataConfig
+from workers.data import Images, scan
+from workers.data.split import assign_folds
 from workers.errors import UserError
 from workers.storage.store import Store
 
@@ -23,7 +23,7 @@ def test_folds_are_even_in_every_class_and_altogether(
     sizes: list[int], num: int, seed: int
 ) -> None:
     images = [(label, f"{label}-{i}") for label, size in enumerate(sizes) for i in range(size)]
-    folds = deal_folds(images, num, seed)
+    folds = assign_folds(images, num, seed)
     assert folds.keys() == {content for _, content in images}
     assert set(folds.values()) <= set(range(num))
     for label in range(len(sizes)):
@@ -36,20 +36,20 @@ def test_folds_are_even_in_every_class_and_altogether(
 @given(LABELLED, st.integers(2, 5), st.integers(0, 9), st.randoms(use_true_random=False))
 def test_the_order_of_the_images_does_not_matter(images, num, seed, random) -> None:  # type: ignore[no-untyped-def]
     shuffled = random.sample(images, len(images))
-    assert deal_folds(images, num, seed) == deal_folds(shuffled, num, seed)
+    assert assign_folds(images, num, seed) == assign_folds(shuffled, num, seed)
 
 
 @given(LABELLED, st.integers(2, 5), st.integers(0, 9))
 def test_every_content_has_one_fold_and_copies_are_balanced(
     images: list[tuple[int, str]], num: int, seed: int
 ) -> None:
-    folds = deal_folds(images, num, seed)
+    folds = assign_folds(images, num, seed)
     assert folds.keys() == {content for _, content in images}
     classes: dict[str, set[int]] = defaultdict(set)
     for label, content in images:
         classes[content].add(label)
     pure = [pair for pair in images if len(classes[pair[1]]) == 1]
-    alone = deal_folds(pure, num, seed)
+    alone = assign_folds(pure, num, seed)
     for label in range(4):
         sizes = Counter(content for each, content in pure if each == label)
         counts = Counter(dict.fromkeys(range(num), 0))
@@ -60,23 +60,23 @@ def test_every_content_has_one_fold_and_copies_are_balanced(
 
 def test_seeds_deal_differently() -> None:
     images = [(0, str(i)) for i in range(40)]
-    assert deal_folds(images, 4, 0) != deal_folds(images, 4, 1)
+    assert assign_folds(images, 4, 0) != assign_folds(images, 4, 1)
 
 
 def test_folds_partition_what_val_and_test_leave(tmp_path: Path) -> None:
     write_classes(tmp_path / "data", {"a": 23, "b": 20, "c": 9})
-    whole = DataSpec(root=str(tmp_path / "data"))
+    whole = DataConfig(root=str(tmp_path / "data"))
     spec = whole.model_copy(update={"folds": 3})
-    plain, _, _ = survey(whole, seed=4)
-    images, _, _ = survey(spec, seed=4)
+    plain, _, _ = scan(whole, seed=4)
+    images, _, _ = scan(spec, seed=4)
     assert images.split_names == plain.split_names
-    assert plain.fold_counts == () and plain.learners(None).tolist() == list(range(38))
+    assert plain.fold_counts == () and plain.train_indices(None).tolist() == list(range(38))
     assert all(images.fingerprint(split) == plain.fingerprint(split) for split in plain.split_names)
     held_out = [set(images.keys(f"fold:{k}")) for k in range(3)]
     assert set.union(*held_out) == set(images.keys("train"))
     assert images.fold_counts == tuple(map(len, held_out)) == (13, 13, 12)
     for k in range(3):
-        learners = images.learners(k)
+        learners = images.train_indices(k)
         assert learners.dtype == np.int64
         assert {images.keys("train")[i] for i in learners} == set(images.keys("train")) - held_out[
             k
@@ -94,9 +94,9 @@ def test_folds_partition_what_val_and_test_leave(tmp_path: Path) -> None:
 
 def test_more_folds_than_the_rarest_class_has_images_are_refused(tmp_path: Path) -> None:
     write_classes(tmp_path, {"a": 30, "rare": 6})
-    assert survey(DataSpec(root=str(tmp_path), folds=4), seed=0)[0].fold_counts == (6, 6, 6, 6)
+    assert scan(DataConfig(root=str(tmp_path), folds=4), seed=0)[0].fold_counts == (6, 6, 6, 6)
     with pytest.raises(UserError) as caught:
-        survey(DataSpec(root=str(tmp_path), folds=5), seed=0)
+        scan(DataConfig(root=str(tmp_path), folds=5), seed=0)
     message = str(caught.value)
     assert "data.folds=5" in message and "'rare' has 4" in message and "at most 4" in message
 
@@ -107,10 +107,10 @@ def test_copies_do_not_make_a_class_large_enough(tmp_path: Path) -> None:
     for i, file in enumerate(files[3:]):
         file.write_bytes(files[i % 3].read_bytes())
     with pytest.raises(UserError, match="'b' has 1 .*leave data.folds out"):
-        survey(DataSpec(root=str(tmp_path), folds=2), seed=0)
+        scan(DataConfig(root=str(tmp_path), folds=2), seed=0)
 
 
 def test_digits_have_folds_too() -> None:
-    images, _, _ = survey(DataSpec(source="digits", folds=5), seed=0)
+    images, _, _ = scan(DataConfig(source="digits", folds=5), seed=0)
     assert max(images.fold_counts) - min(images.fold_counts) <= 1
     assert sum(images.fold_counts) == images.count("train")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.workers.data.augmentations import PREPROCESSING, pictures, specs
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.data import epoch_order, step_batches, train_batches, train_transform
 
 ROOT = Path(__file__).parents[3]
@@ -33,7 +33,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 def test_every_step_is_shared_evenly_and_no_image_comes_twice(
     n: int, batch_size: int, accumulate: int, ranks: int, micro: int | None
 ) -> None:
-    spec = TrainSpec(batch_size=batch_size, grad_accum_steps=accumulate)
+    spec = TrainConfig(batch_size=batch_size, grad_accum_steps=accumulate)
     order = epoch_order(n, 0, "stream", 1)
     plans = [step_batches(order, spec, ranks, rank, micro) for rank in range(ranks)]
     whole = [step_batches(order, spec, ranks, rank) for rank in range(ranks)]
@@ -67,7 +67,7 @@ def test_orders_differ_by_seed_stream_and_epoch() -> None:
 
 
 def _read(
-    spec: TrainSpec,
+    spec: TrainConfig,
     plan: list[np.ndarray] = PLAN,
     workers: int = 0,
     seed: int = 0,
@@ -90,7 +90,7 @@ def _equal(some: list[Batch], others: list[Batch]) -> bool:
 @settings(max_examples=40, deadline=None)
 @given(spec=specs(), scramble=st.integers(0, 2**32 - 1), order=st.permutations(range(8)))
 def test_a_sample_does_not_depend_on_what_was_read_before(
-    spec: TrainSpec, scramble: int, order: list[int]
+    spec: TrainConfig, scramble: int, order: list[int]
 ) -> None:
     batches = _read(spec)
     assert [x.shape for x, _ in batches] == [(3, 3, 24, 24), (3, 3, 24, 24), (2, 3, 24, 24)]
@@ -107,12 +107,12 @@ def test_a_sample_does_not_depend_on_what_was_read_before(
 
 @settings(max_examples=8, deadline=None)
 @given(spec=specs())
-def test_a_batch_does_not_depend_on_the_number_of_loader_processes(spec: TrainSpec) -> None:
+def test_a_batch_does_not_depend_on_the_number_of_loader_processes(spec: TrainConfig) -> None:
     alone = _read(spec)
     assert _equal(alone, _read(spec, workers=1)) and _equal(alone, _read(spec, workers=2))
 
 
-EVERYTHING = TrainSpec(
+EVERYTHING = TrainConfig(
     **{"aa": "augmix-m3-w3", "color_jitter": 0.3, "reprob": 0.5, "grayscale": 0.2},
     **{"affine": {"degrees": 20}, "perspective": {"p": 0.5}},
 )
@@ -120,7 +120,7 @@ EVERYTHING = TrainSpec(
 
 @pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "augmix-m3-w3"])
 def test_seeds_streams_and_epochs_differ(aa: str) -> None:
-    spec = TrainSpec(aa=aa)
+    spec = TrainConfig(aa=aa)
     batches = [_read(spec), _read(spec, seed=1), _read(spec, stream="t"), _read(spec, epoch=1)]
     for i, some in enumerate(batches):
         assert _equal(some, some)
@@ -155,7 +155,7 @@ def test_loader_processes_use_one_thread_and_no_global_generator_here() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("workers", [0, 2])
 def test_pinned_batches_are_pinned(workers: int) -> None:
-    transform = train_transform(TrainSpec(), PREPROCESSING)
+    transform = train_transform(TrainConfig(), PREPROCESSING)
     pinned = list(train_batches(pictures(), LABELS, transform, PLAN, 0, "s", 0, workers, pin=True))
     assert all(x.is_pinned() and y.is_pinned() for x, y in pinned)
-    assert _equal(pinned, _read(TrainSpec()))
+    assert _equal(pinned, _read(TrainConfig()))

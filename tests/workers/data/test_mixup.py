@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.data import Mixing
 
 C = 7
@@ -22,13 +22,13 @@ def _batch(size: int, side: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _mix(
-    spec: TrainSpec, size: int, seed: int, epoch: int = 0
+    spec: TrainConfig, size: int, seed: int, epoch: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(seed)
     return Mixing(spec, C).mix(*_batch(size), epoch)
 
 
-def _rates(spec: TrainSpec, num: int = 600) -> tuple[float, float]:
+def _rates(spec: TrainConfig, num: int = 600) -> tuple[float, float]:
     """Shares of micro-batches mixed by MixUp and by CutMix."""
     mixing, (x, y) = Mixing(spec, C), _batch(3, side=40)
     torch.manual_seed(0)
@@ -46,7 +46,11 @@ def _rates(spec: TrainSpec, num: int = 600) -> tuple[float, float]:
 def test_targets_weigh_each_class_by_its_share_of_the_pixels(
     size: int, seed: int, alpha: float
 ) -> None:
-    for spec in (TrainSpec(mixup=alpha), TrainSpec(cutmix=alpha), TrainSpec(mixup=1, cutmix=1)):
+    for spec in (
+        TrainConfig(mixup=alpha),
+        TrainConfig(cutmix=alpha),
+        TrainConfig(mixup=1, cutmix=1),
+    ):
         x, y = _batch(size)
         mixed, targets = _mix(spec, size, seed)
         assert mixed.shape == x.shape and mixed.dtype == targets.dtype == torch.float32
@@ -63,7 +67,7 @@ def test_targets_weigh_each_class_by_its_share_of_the_pixels(
 def test_cutmix_pastes_one_rectangle_whose_area_is_lambda() -> None:
     areas = []
     for seed in range(300):
-        mixed, targets = _mix(TrainSpec(cutmix=1.0), 4, seed)
+        mixed, targets = _mix(TrainConfig(cutmix=1.0), 4, seed)
         pasted = mixed[1, 0] == 1
         assert ((mixed[1, 0] == 2) | pasted).all()
         area = pasted.float().mean().item()
@@ -78,8 +82,8 @@ def test_cutmix_pastes_one_rectangle_whose_area_is_lambda() -> None:
 def test_bits_are_torchvisions() -> None:
     x, y = _batch(5)
     for spec, theirs in (
-        (TrainSpec(mixup=0.4, mixup_prob=1.0), v2.MixUp(alpha=0.4, num_classes=C)),
-        (TrainSpec(cutmix=0.4, mixup_prob=1.0), v2.CutMix(alpha=0.4, num_classes=C)),
+        (TrainConfig(mixup=0.4, mixup_prob=1.0), v2.MixUp(alpha=0.4, num_classes=C)),
+        (TrainConfig(cutmix=0.4, mixup_prob=1.0), v2.CutMix(alpha=0.4, num_classes=C)),
     ):
         torch.manual_seed(3)
         torch.rand(())  # whether to mix at all
@@ -88,31 +92,33 @@ def test_bits_are_torchvisions() -> None:
 
 
 def test_probabilities_are_those_asked_for() -> None:
-    mixups, cutmixes = _rates(TrainSpec(mixup=1, cutmix=1, mixup_prob=0.6, mixup_switch_prob=0.25))
+    mixups, cutmixes = _rates(
+        TrainConfig(mixup=1, cutmix=1, mixup_prob=0.6, mixup_switch_prob=0.25)
+    )
     assert mixups == pytest.approx(0.45, abs=0.06) and cutmixes == pytest.approx(0.15, abs=0.05)
-    assert _rates(TrainSpec(mixup=1, mixup_switch_prob=1.0), 50) == (1, 0)
-    assert _rates(TrainSpec(cutmix=1, mixup_switch_prob=0.0), 50) == (0, 1)
-    assert _rates(TrainSpec(mixup=1, mixup_prob=0.0), 50) == (0, 0)
+    assert _rates(TrainConfig(mixup=1, mixup_switch_prob=1.0), 50) == (1, 0)
+    assert _rates(TrainConfig(cutmix=1, mixup_switch_prob=0.0), 50) == (0, 1)
+    assert _rates(TrainConfig(mixup=1, mixup_prob=0.0), 50) == (0, 0)
 
 
 def test_unmixed_batches_are_left_as_they_are() -> None:
     x, y = _batch(3)
-    off = TrainSpec(mixup=1, mixup_off_epoch=2)
+    off = TrainConfig(mixup=1, mixup_off_epoch=2)
     for spec, epoch in (
-        (TrainSpec(), 0),
+        (TrainConfig(), 0),
         (off, 2),
         (off, 3),
-        (TrainSpec(cutmix=1, mixup_prob=0), 0),
+        (TrainConfig(cutmix=1, mixup_prob=0), 0),
     ):
         mixed, targets = Mixing(spec, C).mix(x, y, epoch)
         assert mixed is x and targets is y
     assert [Mixing(off, C).off_at(epoch) for epoch in range(4)] == [False, False, True, True]
-    assert not Mixing(TrainSpec(mixup=1), C).off_at(10**6)
+    assert not Mixing(TrainConfig(mixup=1), C).off_at(10**6)
     assert _mix(off, 3, seed=0, epoch=1)[1].shape == (3, C)
 
 
 def test_only_torchs_own_generator_decides() -> None:
-    spec = TrainSpec(mixup=1, cutmix=1)
+    spec = TrainConfig(mixup=1, cutmix=1)
     for seed in range(10):
         first = _mix(spec, 4, seed)
         random.seed(seed)
@@ -129,12 +135,12 @@ def test_only_torchs_own_generator_decides() -> None:
 
 def test_one_image_alone_cannot_be_mixed() -> None:
     with pytest.raises(AssertionError, match="two or more"):
-        _mix(TrainSpec(mixup=1), 1, 0)
+        _mix(TrainConfig(mixup=1), 1, 0)
 
 
 @pytest.mark.gpu
 def test_a_gpu_mixes_as_the_cpu_does() -> None:
-    for spec in (TrainSpec(mixup=0.4), TrainSpec(cutmix=1.0)):
+    for spec in (TrainConfig(mixup=0.4), TrainConfig(cutmix=1.0)):
         x, y = _batch(6)
         torch.manual_seed(1)
         expected = Mixing(spec, C).mix(x, y, 0)

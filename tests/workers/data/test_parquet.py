@@ -10,8 +10,8 @@ import pytest
 
 from tests.image_folders import write_classes
 from tests.shard_writers import listed, write_parquet
-from workers.config.data import DataSpec
-from workers.data import survey
+from workers.config.data import DataConfig
+from workers.data import scan
 from workers.data.remote_files import Files
 from workers.data.sources import parquet
 from workers.data.sources.parquet import Rows
@@ -24,13 +24,13 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "folder"
 
 
-def spec_of(root: Path, **settings: Any) -> DataSpec:
-    return DataSpec(source="parquet", root=str(root), **{"train": "a.parquet", **settings})
+def spec_of(root: Path, **settings: Any) -> DataConfig:
+    return DataConfig(source="parquet", root=str(root), **{"train": "a.parquet", **settings})
 
 
 def refusal(root: Path, **settings: Any) -> str:
     with pytest.raises(UserError) as caught:
-        survey(spec_of(root, **settings), seed=0)
+        scan(spec_of(root, **settings), seed=0)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -41,7 +41,7 @@ def test_rows_are_images_with_their_labels(
     tmp_path: Path, pictures: Path, names: bool, hub: bool
 ) -> None:
     write_parquet(pictures, tmp_path / "a.parquet", names, hub)
-    images, corrupt, warnings = survey(spec_of(tmp_path), seed=0)
+    images, corrupt, warnings = scan(spec_of(tmp_path), seed=0)
     assert images.classes == (("ant", "bee") if names or hub else ("0", "1"))
     assert not corrupt and not warnings
     rows = listed(pictures)
@@ -55,7 +55,7 @@ def test_rows_are_images_with_their_labels(
 
 def test_the_order_of_the_classes_can_be_given(tmp_path: Path, pictures: Path) -> None:
     write_parquet(pictures, tmp_path / "a.parquet", names=True)
-    images, _, _ = survey(spec_of(tmp_path, classes=["bee", "ant"]), seed=0)
+    images, _, _ = scan(spec_of(tmp_path, classes=["bee", "ant"]), seed=0)
     assert images.classes == ("bee", "ant") and images.class_counts("train") == (6, 6)
 
 
@@ -69,7 +69,7 @@ def test_other_columns_and_kinds_of_columns(tmp_path: Path, pictures: Path) -> N
     }
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     spec = spec_of(tmp_path, image_column="picture", label_column="species")
-    assert survey(spec, seed=0)[0].classes == ("ant", "bee")
+    assert scan(spec, seed=0)[0].classes == ("ant", "bee")
 
 
 def test_several_files_and_given_splits(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_several_files_and_given_splits(tmp_path: Path) -> None:
     spec = spec_of(
         tmp_path, train="data/train-*.parquet", val="data/val.parquet", test="data/test.parquet"
     )
-    images, _, _ = survey(spec, seed=0)
+    images, _, _ = scan(spec, seed=0)
     assert [images.count(split) for split in images.split_names] == [16, 8, 8]
 
 

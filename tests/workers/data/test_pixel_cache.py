@@ -8,9 +8,9 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 
 from tests.image_folders import write_classes
-from workers.config.data import DataSpec
-from workers.config.model import ModelSpec
-from workers.data import eval_pixels, normalise, survey
+from workers.config.data import DataConfig
+from workers.config.model import ModelConfig
+from workers.data import eval_pixels, normalise, scan
 from workers.models.build import create_model, preprocessing
 
 
@@ -22,9 +22,9 @@ def test_pixels_and_normalise_are_timms_transform_bit_for_bit(
     tmp_path: Path, name: str, size: tuple[int, int]
 ) -> None:
     write_classes(tmp_path, {"a": 4, "b": 4}, size=size)
-    spec = DataSpec(root=str(tmp_path), image_size=32 if name != "test_efficientnet" else None)
-    images, _, _ = survey(spec, seed=0)
-    model = create_model(ModelSpec(name=name), 2, spec)
+    spec = DataConfig(root=str(tmp_path), image_size=32 if name != "test_efficientnet" else None)
+    images, _, _ = scan(spec, seed=0)
+    model = create_model(ModelConfig(name=name), 2, spec)
     config = preprocessing(model, spec)
     overrides = {"img_size": 32} if spec.image_size else {}
     theirs = create_transform(**resolve_model_data_config(model, args=overrides))
@@ -36,10 +36,10 @@ def test_pixels_and_normalise_are_timms_transform_bit_for_bit(
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
 def test_every_crop_mode_and_crop_pct_is_timms(tmp_path: Path, mode: str) -> None:
     write_classes(tmp_path, {"a": 3, "b": 3}, size=(31, 47))
-    spec = DataSpec(root=str(tmp_path), image_size=24, crop_pct=0.8)
-    images, _, _ = survey(spec, seed=0)
+    spec = DataConfig(root=str(tmp_path), image_size=24, crop_pct=0.8)
+    images, _, _ = scan(spec, seed=0)
     overlay = {"pretrained_cfg_overlay": {"crop_mode": mode, "interpolation": "bilinear"}}
-    model = create_model(ModelSpec(name="test_resnet", kwargs=overlay), 2, spec)
+    model = create_model(ModelConfig(name="test_resnet", kwargs=overlay), 2, spec)
     config = preprocessing(model, spec)
     assert (config["crop_pct"], config["crop_mode"]) == (0.8, mode)
     data = resolve_model_data_config(model, args={"img_size": 24, "crop_pct": 0.8})
@@ -48,9 +48,9 @@ def test_every_crop_mode_and_crop_pct_is_timms(tmp_path: Path, mode: str) -> Non
 
 
 def test_the_first_n_pixels_are_those_of_the_whole_split_and_kept() -> None:
-    images, _, _ = survey(DataSpec(source="digits"), seed=0)
+    images, _, _ = scan(DataConfig(source="digits"), seed=0)
     model = timm.create_model("test_resnet", num_classes=10)
-    config = preprocessing(model, DataSpec(source="digits", image_size=16))
+    config = preprocessing(model, DataConfig(source="digits", image_size=16))
     whole = eval_pixels(images, "val", config)
     assert whole.dtype == torch.uint8 and whole.shape == (images.count("val"), 3, 16, 16)
     assert torch.equal(eval_pixels(images, "val", config, count=5), whole[:5])

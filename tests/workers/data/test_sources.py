@@ -15,8 +15,8 @@ from pyarrow import fs
 
 from tests.image_folders import write_classes
 from tests.shard_writers import write_parquet, write_shards
-from workers.config.data import DataSpec
-from workers.data import Images, survey
+from workers.config.data import DataConfig
+from workers.data import Images, scan
 from workers.data.remote_files import Files, join, shown
 from workers.errors import UserError
 from workers.storage.store import Store
@@ -85,8 +85,8 @@ def packed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def shards_of(root: str, **settings: Any) -> DataSpec:
-    return DataSpec(source="webdataset", root=root, train="{0..2}.tar", **settings)
+def shards_of(root: str, **settings: Any) -> DataConfig:
+    return DataConfig(source="webdataset", root=root, train="{0..2}.tar", **settings)
 
 
 def told_apart(images: Images) -> dict[str, list[tuple[int, str]]]:
@@ -108,15 +108,15 @@ def test_the_same_images_are_in_the_same_order_from_any_source(
 ) -> None:
     upload(packed / "shards", s3_uri)
     specs = [
-        DataSpec(root=str(packed / "folder"), folds=3),
-        DataSpec(root=str(packed), train="folder", classes=["ant", "bee", "cat"], folds=3),
+        DataConfig(root=str(packed / "folder"), folds=3),
+        DataConfig(root=str(packed), train="folder", classes=["ant", "bee", "cat"], folds=3),
         shards_of(str(packed / "shards"), folds=3),
         shards_of(f"file://{packed}/shards", folds=3),
         shards_of(serve(packed / "shards", Ranges), folds=3),
         shards_of(s3_uri, folds=3),
-        DataSpec(source="parquet", root=str(packed), train="hub.parquet", folds=3),
+        DataConfig(source="parquet", root=str(packed), train="hub.parquet", folds=3),
     ]
-    surveyed = [survey(spec, seed=3)[0] for spec in specs]
+    surveyed = [scan(spec, seed=3)[0] for spec in specs]
     first = surveyed[0]
     assert {*told_apart(first)} == {"train", "val", "test", "fold:0", "fold:1", "fold:2"}
     for images in surveyed[1:]:
@@ -128,7 +128,7 @@ def test_the_same_images_are_in_the_same_order_from_any_source(
 
 def test_images_travel_to_other_processes_and_through_the_store(packed: Path, serve: Serve) -> None:
     spec = shards_of(serve(packed / "shards", Ranges))
-    images, _, _ = survey(spec, seed=0)
+    images, _, _ = scan(spec, seed=0)
     expected = [images.content("train", i) for i in range(images.count("train"))]
     images.save(Store(str(packed / "store")))
     for again in (
@@ -141,7 +141,7 @@ def test_images_travel_to_other_processes_and_through_the_store(packed: Path, se
 
 
 def test_stored_order_goes_through_each_file_once(packed: Path) -> None:
-    images, _, _ = survey(shards_of(str(packed / "shards")), seed=0)
+    images, _, _ = scan(shards_of(str(packed / "shards")), seed=0)
     order = images.stored_order("train")
     assert sorted(order.tolist()) == list(range(images.count("train")))
     places = [(images.samples("train")[i].path, images.samples("train")[i].offset) for i in order]
@@ -149,8 +149,8 @@ def test_stored_order_goes_through_each_file_once(packed: Path) -> None:
 
 
 def test_a_parquet_file_is_read_over_http(packed: Path, serve: Serve) -> None:
-    spec = DataSpec(source="parquet", root=serve(packed, Ranges), train="hub.parquet")
-    images, _, _ = survey(spec, seed=0)
+    spec = DataConfig(source="parquet", root=serve(packed, Ranges), train="hub.parquet")
+    images, _, _ = scan(spec, seed=0)
     assert images.keys("train")[0].startswith("hub.parquet/")
     assert images.classes == ("ant", "bee", "cat")
 
@@ -158,7 +158,7 @@ def test_a_parquet_file_is_read_over_http(packed: Path, serve: Serve) -> None:
 def test_a_server_without_ranges_is_refused(packed: Path, serve: Serve) -> None:
     url = serve(packed / "shards", Whole)
     with pytest.raises(UserError, match="range of bytes"):
-        survey(shards_of(url, classes=["ant", "bee", "cat"]), seed=0)
+        scan(shards_of(url, classes=["ant", "bee", "cat"]), seed=0)
 
 
 def test_what_is_not_on_a_server_or_in_a_bucket_is_named(
@@ -168,11 +168,11 @@ def test_what_is_not_on_a_server_or_in_a_bucket_is_named(
     for root in (serve(packed / "shards", Ranges), s3_uri):
         spec = shards_of(root).model_copy(update={"train": {"x": "{0..4}.tar"}})
         with pytest.raises(UserError, match=r"names 3\.tar"):
-            survey(spec, seed=0)
+            scan(spec, seed=0)
     with pytest.raises(UserError, match=r"there are 0\.tar, 1\.tar, 2\.tar"):
-        survey(spec, seed=0)
+        scan(spec, seed=0)
     globbed = spec.model_copy(update={"train": {"x": "*.tar"}})
-    assert survey(globbed, seed=0)[0].classes == ("ant", "bee", "cat")
+    assert scan(globbed, seed=0)[0].classes == ("ant", "bee", "cat")
 
 
 def test_a_place_that_does_not_answer_is_no_mistake_of_the_user(
@@ -180,12 +180,12 @@ def test_a_place_that_does_not_answer_is_no_mistake_of_the_user(
 ) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(OSError, match=r"http://127\.0\.0\.1:9/.* does not answer") as caught:
-        survey(shards_of("http://127.0.0.1:9/data?token=secret"), seed=0)
+        scan(shards_of("http://127.0.0.1:9/data?token=secret"), seed=0)
     assert not isinstance(caught.value, FileNotFoundError) and "secret" not in str(caught.value)
 
 
 def test_a_file_that_vanishes_later_is_an_error_not_a_skip(packed: Path, serve: Serve) -> None:
-    images, _, _ = survey(shards_of(serve(packed / "shards", Ranges)), seed=0)
+    images, _, _ = scan(shards_of(serve(packed / "shards", Ranges)), seed=0)
     for shard in (packed / "shards").glob("*.tar"):
         shard.unlink()
     with pytest.raises(OSError, match=r"\.tar"):
@@ -194,18 +194,18 @@ def test_a_file_that_vanishes_later_is_an_error_not_a_skip(packed: Path, serve: 
 
 def test_a_folder_source_is_local(packed: Path) -> None:
     with pytest.raises(UserError, match="reads local folders"):
-        survey(DataSpec(root="s3://bucket/images"), seed=0)
+        scan(DataConfig(root="s3://bucket/images"), seed=0)
 
 
 def test_nonsense_uris_are_refused_in_a_sentence() -> None:
     with pytest.raises(UserError, match="not a place that can be opened"):
-        survey(shards_of("nonsense://x/y"), seed=0)
+        scan(shards_of("nonsense://x/y"), seed=0)
 
 
 def test_a_class_folder_outside_the_list_is_refused(packed: Path) -> None:
-    spec = DataSpec(root=str(packed / "folder"), classes=["ant", "cat"])
+    spec = DataConfig(root=str(packed / "folder"), classes=["ant", "cat"])
     with pytest.raises(UserError, match="'bee' that data.classes does not have"):
-        survey(spec, seed=0)
+        scan(spec, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -222,13 +222,13 @@ def test_a_bad_class_list_is_refused(packed: Path, classes: Any, said: str) -> N
     (packed / "object.json").write_text('{"ant": 0}')
     (packed / "broken.json").write_text('["ant", ')
     with pytest.raises(UserError, match=said):
-        survey(DataSpec(root=str(packed), train="folder", classes=classes), seed=0)
+        scan(DataConfig(root=str(packed), train="folder", classes=classes), seed=0)
 
 
 def test_the_order_of_the_list_is_the_order_of_the_labels(packed: Path) -> None:
     (packed / "names.txt").write_text("cat\nbee\nant\n")
-    spec = DataSpec(root=str(packed), train="folder", classes="names.txt")
-    images, _, _ = survey(spec, seed=0)
+    spec = DataConfig(root=str(packed), train="folder", classes="names.txt")
+    images, _, _ = scan(spec, seed=0)
     assert images.classes == ("cat", "bee", "ant")
     key, label = images.keys("train")[0], int(images.labels("train")[0])
     assert key.split("/")[1] == images.classes[label]
@@ -259,7 +259,7 @@ def test_forked_processes_read_remote_images(
 ) -> None:
     upload(packed / "shards", s3_uri)
     root = s3_uri if place == "s3" else serve(packed / "shards", Ranges)
-    images, _, _ = survey(shards_of(root), seed=0)
+    images, _, _ = scan(shards_of(root), seed=0)
     expected = [images.content("train", i) for i in range(6)]
     forking = multiprocessing.get_context("fork")
     receiver, sender = forking.Pipe(duplex=False)

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.data.split import set_aside
+from workers.data.split import assign_splits
 
 FRACTIONS = {"val": 0.15, "test": 0.2}
 
@@ -13,7 +13,7 @@ FRACTIONS = {"val": 0.15, "test": 0.2}
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.integers(0, 9))
 def test_shares_are_exact_for_images_that_all_differ(sizes: list[int], seed: int) -> None:
     samples = [(label, f"{label}-{i}") for label, size in enumerate(sizes) for i in range(size)]
-    splits = set_aside(samples, FRACTIONS, seed)
+    splits = assign_splits(samples, FRACTIONS, seed)
     assert splits.keys() == {content for _, content in samples}
     for label, size in enumerate(sizes):
         counts = Counter(split for content, split in splits.items() if content[0] == str(label))
@@ -30,4 +30,4 @@ def test_shares_are_exact_for_images_that_all_differ(sizes: list[int], seed: int
 )
 def test_the_order_of_the_samples_does_not_matter(samples, seed, random) -> None:  # type: ignore[no-untyped-def]
     shuffled = random.sample(samples, len(samples))
-    assert set_aside(samples, FRACTIONS, seed) == set_aside(shuffled, FRACTIONS, seed)
+    assert assign_splits(samples, FRACTIONS, seed) == assign_splits(shuffled, FRACTIONS, seed)

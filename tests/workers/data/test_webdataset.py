@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.image_folders import write_classes
 from tests.shard_writers import write_shards, write_tar
-from workers.config.data import DataSpec
-from workers.data import survey
+from workers.config.data import DataConfig
+from workers.data import scan
 from workers.errors import UserError
 
 Members = dict[str, bytes | tarfile.TarInfo]
@@ -33,13 +33,13 @@ def samples(num: int) -> Members:
     }
 
 
-def spec_of(root: Path, **settings: object) -> DataSpec:
-    return DataSpec(source="webdataset", root=str(root), **{"train": "a.tar", **settings})
+def spec_of(root: Path, **settings: object) -> DataConfig:
+    return DataConfig(source="webdataset", root=str(root), **{"train": "a.tar", **settings})
 
 
 def refusal(root: Path, **settings: object) -> str:
     with pytest.raises(UserError) as caught:
-        survey(spec_of(root, **settings), seed=0)
+        scan(spec_of(root, **settings), seed=0)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -56,7 +56,7 @@ def test_shards_are_found_by_pattern_and_read_by_place(tmp_path: Path) -> None:
     shards = [tmp_path / "wds" / f"train-{i:03d}.tar" for i in range(3)]
     classes = write_shards(tmp_path / "folder", shards)
     spec = spec_of(tmp_path / "wds", train="train-{000..002}.tar", classes=classes)
-    images, corrupt, warnings = survey(spec, seed=0)
+    images, corrupt, warnings = scan(spec, seed=0)
     assert images.classes == ("ant", "bee") and not corrupt and not warnings
     assert sum(map(images.count, images.split_names)) == 18
     for split in images.split_names:
@@ -66,7 +66,7 @@ def test_shards_are_found_by_pattern_and_read_by_place(tmp_path: Path) -> None:
             file = tmp_path / "folder" / name / f"{stem}.png"
             assert images.content(split, i) == file.read_bytes()
             assert images.classes[images.labels(split)[i]] == name
-    globbed, _, _ = survey(spec.model_copy(update={"train": {"x": "train-*.tar"}}), seed=0)
+    globbed, _, _ = scan(spec.model_copy(update={"train": {"x": "train-*.tar"}}), seed=0)
     assert globbed.keys("val") == images.keys("val")
 
 
@@ -75,7 +75,7 @@ def test_given_splits_are_taken_as_they_are(tmp_path: Path) -> None:
         write_classes(tmp_path / split, {"a": 4, "b": 4}, seed=i)
         write_shards(tmp_path / split, [tmp_path / f"{split}.tar"], "json")
     spec = spec_of(tmp_path, train="train.tar", val="val.tar", test="test.tar", ood="far.tar")
-    images, _, _ = survey(spec, seed=0)
+    images, _, _ = scan(spec, seed=0)
     assert images.split_names == ("train", "val", "test", "ood:far.tar")
     assert [images.class_counts(split) for split in images.split_names] == [(4, 4)] * 4
     assert all(key.startswith("test.tar/") for key in images.keys("test"))
@@ -94,7 +94,7 @@ def test_labels_are_numbers_or_names_in_cls_or_json(tmp_path: Path) -> None:
     for i, (suffix, content) in enumerate(labels * 4):
         members |= {f"./{i}.png": picture(i), f"./{i}.{suffix}": content, f"./{i}.pyd": b"\x80"}
     write_tar(tmp_path / "a.tar", members)
-    images, _, _ = survey(spec_of(tmp_path, classes=["cat", "dog"]), seed=0)
+    images, _, _ = scan(spec_of(tmp_path, classes=["cat", "dog"]), seed=0)
     found = {
         int(key.rpartition("/")[2]) % 6: int(label)
         for split in images.split_names
@@ -105,11 +105,11 @@ def test_labels_are_numbers_or_names_in_cls_or_json(tmp_path: Path) -> None:
 
 def test_classes_come_from_the_list_the_file_beside_or_the_labels(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(20))
-    assert survey(spec_of(tmp_path), seed=0)[0].classes == ("0", "1")
+    assert scan(spec_of(tmp_path), seed=0)[0].classes == ("0", "1")
     (tmp_path / "classes.json").write_text(json.dumps(["x", "y"]))
-    assert survey(spec_of(tmp_path), seed=0)[0].classes == ("x", "y")
+    assert scan(spec_of(tmp_path), seed=0)[0].classes == ("x", "y")
     (tmp_path / "names.txt").write_text("one\ntwo\nthree\n")
-    images, _, warnings = survey(spec_of(tmp_path, classes="names.txt"), seed=0)
+    images, _, warnings = scan(spec_of(tmp_path, classes="names.txt"), seed=0)
     assert images.classes == ("one", "two", "three")
     assert "train has no image of 1 class(es): three" in warnings
 
@@ -119,7 +119,7 @@ def test_numbers_are_classes_in_numeric_order(tmp_path: Path) -> None:
     for i in range(30):
         members[f"{i:03d}.cls"] = b"%d" % (2, 10, 100)[i % 3]
     write_tar(tmp_path / "a.tar", members)
-    assert survey(spec_of(tmp_path), seed=0)[0].classes == ("2", "10", "100")
+    assert scan(spec_of(tmp_path), seed=0)[0].classes == ("2", "10", "100")
 
 
 def test_a_label_outside_the_classes_is_named(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_missing_shard_is_named_with_what_is_there(tmp_path: Path) -> None:
     assert "matches no file" in refusal(tmp_path, train="c-*.tar")
     assert "is a folder" in refusal(tmp_path, train=".")
     assert "data.root is not set" in str(
-        pytest.raises(UserError, survey, DataSpec(source="webdataset"), 0).value
+        pytest.raises(UserError, scan, DataConfig(source="webdataset"), 0).value
     )
 
 
@@ -236,7 +236,7 @@ def test_a_shard_named_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_shard_that_shrinks_later_is_an_error_not_a_skip(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(12))
-    images, _, _ = survey(spec_of(tmp_path), seed=0)
+    images, _, _ = scan(spec_of(tmp_path), seed=0)
     os.truncate(tmp_path / "a.tar", 600)
     with pytest.raises(OSError, match=r"a\.tar ends before"):
         [images.image("train", i) for i in range(images.count("train"))]
@@ -245,7 +245,7 @@ def test_a_shard_that_shrinks_later_is_an_error_not_a_skip(tmp_path: Path) -> No
 @pytest.mark.skipif("SOUPFLEET_DATA" not in os.environ, reason="needs SOUPFLEET_DATA")
 def test_a_real_shard_surveys_cleanly() -> None:
     root = Path(os.environ["SOUPFLEET_DATA"]) / "cub100_128"
-    images, corrupt, warnings = survey(spec_of(root, train="train-000000.tar"), seed=0)
+    images, corrupt, warnings = scan(spec_of(root, train="train-000000.tar"), seed=0)
     assert len(images.classes) == 100 and not corrupt
     assert sum(map(images.count, images.split_names)) > 300
     key, label = images.keys("train")[0], images.labels("train")[0]

@@ -10,7 +10,7 @@ from torch import nn
 from tests.workers.small_soups import NUM_SAMPLES, RESNET, Pool, make_pool
 from workers.data import eval_pixels, normalise
 from workers.merging import batchnorm
-from workers.merging.taste import mix_into
+from workers.merging.taste import load_mix
 from workers.models.build import preprocessing
 from workers.storage.checkpoints import open_weights
 from workers.types import Mix
@@ -24,7 +24,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 def mixed(pool: Pool, policy: str, mix: Mix) -> dict[str, torch.Tensor]:
     model = pool.worker.model(RESNET)
     cohort = pool.cohort.model_copy(update={"batchnorm": policy})
-    mix_into(model, mix, cohort, pool.members, pool.worker)
+    load_mix(model, mix, cohort, pool.members, pool.worker)
     return {key: tensor.clone() for key, tensor in model.state_dict().items()}
 
 

@@ -15,11 +15,11 @@ from workers.storage.checkpoints import open_weights
 from workers.types import (
     Checkpoint,
     Component,
-    Gradient,
     GradientOrder,
     Measured,
     Mix,
-    Slope,
+    MixGradient,
+    MixGradientResult,
     component_of,
 )
 
@@ -35,7 +35,7 @@ def everyone(pool: Pool) -> tuple[Checkpoint, ...]:
     return (*pool.members, pool.base)
 
 
-def question_of(pool: Pool, **changes: object) -> Gradient:
+def question_of(pool: Pool, **changes: object) -> MixGradient:
     """Every weight another one, the base's and a negative one among them; a short last batch."""
     components = COMPONENTS[pool.cohort.model.name]
     names = [each.name for each in everyone(pool)]
@@ -48,13 +48,13 @@ def question_of(pool: Pool, **changes: object) -> Gradient:
         ),
     )
     given = {"mix": mix, "components": components, "epoch": 1, "batch": 2, "batch_size": 64}
-    return Gradient(**{**given, "temperature": 1.3, **changes})
+    return MixGradient(**{**given, "temperature": 1.3, **changes})
 
 
-def slope(pool: Pool, question: Gradient) -> Slope:
+def slope(pool: Pool, question: MixGradient) -> MixGradientResult:
     order = GradientOrder(cohort=pool.cohort, question=question, ingredients=everyone(pool))
     (event,) = gradient(order, 0, pool.worker)
-    assert isinstance(event, Measured) and isinstance(event.answer, Slope)
+    assert isinstance(event, Measured) and isinstance(event.answer, MixGradientResult)
     assert event.key == question.key and event.cohort == "c"
     assert event.samples == len(batch_of(question, pool.worker.setting.seed, 150))
     return event.answer
@@ -63,7 +63,7 @@ def slope(pool: Pool, question: Gradient) -> Slope:
 class Direct:
     """The loss as a function of the table of weights, everything in memory, in float64."""
 
-    def __init__(self, pool: Pool, question: Gradient) -> None:
+    def __init__(self, pool: Pool, question: MixGradient) -> None:
         worker = pool.worker
         self.question = question
         self.net = copy.deepcopy(worker.model(pool.cohort.model)).double().eval()
@@ -138,7 +138,7 @@ def test_the_warm_model_is_left_clean_and_frozen_parameters_stay_frozen(pool: Po
     first = next(model.parameters()).requires_grad_(False)
     try:
         slope(pool, question_of(pool))
-        assert not first.requires_grad and pool.worker.memory_is is None
+        assert not first.requires_grad and pool.worker.loaded_checkpoint_id is None
         assert all(parameter.grad is None for parameter in model.parameters())
         assert sum(not parameter.requires_grad for parameter in model.parameters()) == 1
     finally:

@@ -10,7 +10,7 @@ from workers.errors import UserError
 from workers.merging import gram as module
 from workers.merging.gram import geometry, grams_of
 from workers.storage.checkpoints import open_weights
-from workers.types import Geometry, GeometryOrder, Grams, Measured
+from workers.types import GeometryOrder, GramMatrices, GramResult, Measured
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 
 def measured(pool: Pool) -> Measured:
-    question = Geometry(names=pool.names, base=pool.base.name)
+    question = GramMatrices(names=pool.names, base=pool.base.name)
     places = (*pool.members, pool.base)
     order = GeometryOrder(cohort=pool.cohort, question=question, ingredients=places)
     (event,) = geometry(order, 0, pool.worker)
@@ -29,7 +29,7 @@ def measured(pool: Pool) -> Measured:
 
 def test_every_tensor_of_weights_has_its_gram_and_statistics_have_none(pool: Pool) -> None:
     answer = measured(pool).answer
-    assert isinstance(answer, Grams)
+    assert isinstance(answer, GramResult)
     model = pool.worker.model(pool.cohort.model)
     assert set(answer.tensors) == set(filter(_is_weight, model.state_dict()))
     base = open_weights(pool.worker.store, pool.base)
@@ -62,7 +62,7 @@ def test_blocks_change_nothing_but_rounding(num: int, size: int, block: int) -> 
 
 def test_what_did_not_move_has_products_of_zero_and_integers_have_none() -> None:
     base = {"w": torch.ones(3), "steps": torch.tensor(3)}
-    assert grams_of({"b": base, "a": base}, ("a",), "b") == Grams(tensors={"w": (0.0,)})
+    assert grams_of({"b": base, "a": base}, ("a",), "b") == GramResult(tensors={"w": (0.0,)})
 
 
 def test_a_diverged_or_foreign_ingredient_is_refused_by_name() -> None:

@@ -5,22 +5,22 @@ from typing import Any
 
 import pytest
 
-from workers.config.data import DataSpec
-from workers.config.model import BaseSpec
+from workers.config.data import DataConfig
+from workers.config.model import BaseConfig
 from workers.context import WorkerContext
 from workers.errors import UserError
 from workers.merging.recipe_driver import merge
 from workers.types import (
     Answer,
     Asked,
-    First,
-    Found,
+    FirstAtLeast,
+    FirstResult,
     Ingredient,
     MergeOrder,
     Mix,
     Mixed,
-    Setting,
-    Tasting,
+    TasteResult,
+    WorkerConfig,
 )
 
 POOL = tuple(
@@ -31,11 +31,11 @@ POOL = tuple(
 
 @pytest.fixture
 def worker(tmp_path: Path) -> WorkerContext:
-    setting = Setting(
+    setting = WorkerConfig(
         uri=str(tmp_path),
         seed=0,
-        data=DataSpec(source="digits"),
-        base=BaseSpec(),
+        data=DataConfig(source="digits"),
+        base=BaseConfig(),
         metric="top1",
         batchnorm_samples=64,
     )
@@ -55,14 +55,14 @@ def test_a_merge_asks_then_continues_from_its_answers_then_gives_its_soup(
     asked = outcome(worker)
     names = [each.name for each in POOL]
     assert isinstance(asked, Asked) and asked.merge == "m"
-    assert asked.question == First(
+    assert asked.question == FirstAtLeast(
         mixes=(Mix.mean(names[:2]), Mix.mean([names[0], names[2]])), at_least=0.8
     )
-    accepted = Found(index=0, tried=(Tasting(score=0.85, at_most=0.85, samples=9),))
+    accepted = FirstResult(index=0, tried=(TasteResult(score=0.85, at_most=0.85, samples=9),))
     asked = outcome(worker, accepted)
     assert isinstance(asked, Asked)
-    assert asked.question == First(mixes=(Mix.mean(names),), at_least=0.85)
-    refused = Found(index=None, tried=(Tasting(score=None, at_most=0.5, samples=3),))
+    assert asked.question == FirstAtLeast(mixes=(Mix.mean(names),), at_least=0.85)
+    refused = FirstResult(index=None, tried=(TasteResult(score=None, at_most=0.5, samples=3),))
     mixed = outcome(worker, accepted, refused)
     assert isinstance(mixed, Mixed)
     assert (mixed.soup.mix, mixed.soup.score) == (Mix.mean(names[:2]), 0.85)
@@ -70,7 +70,7 @@ def test_a_merge_asks_then_continues_from_its_answers_then_gives_its_soup(
 
 def test_the_options_of_the_order_reach_the_recipe(worker: WorkerContext) -> None:
     asked = outcome(worker, options={"tie": "strict"})
-    assert isinstance(asked, Asked) and isinstance(asked.question, First)
+    assert isinstance(asked, Asked) and isinstance(asked.question, FirstAtLeast)
     assert asked.question.strict
 
 

@@ -7,12 +7,12 @@ from scipy.special import softmax
 from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
 from workers.data import eval_pixels
 from workers.errors import UserError
-from workers.merging.taste import hard_first, mix_into, taste
+from workers.merging.taste import hard_images_first, load_mix, taste
 from workers.models.build import preprocessing
 from workers.scoring.forward import EVAL_BATCH, logits
 from workers.scoring.metrics import score
 from workers.storage.predictions import read_predictions
-from workers.types import Mix, Tasted, TasteOrder, Tasting
+from workers.types import Mix, Tasted, TasteOrder, TasteResult
 
 
 @pytest.fixture(scope="module", params=[VIT, RESNET], ids=lambda spec: spec.name)
@@ -20,9 +20,11 @@ def pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return make_pool(tmp_path_factory.mktemp("pool"), request.param)
 
 
-def tasted(pool: Pool, mix: Mix, **bar: object) -> Tasting:
+def tasted(pool: Pool, mix: Mix, **bar: object) -> TasteResult:
     ids = tuple(each.id for each in pool.members)
-    order = TasteOrder(cohort=pool.cohort, mix=mix, ingredients=pool.members, hard_first=ids, **bar)
+    order = TasteOrder(
+        cohort=pool.cohort, mix=mix, ingredients=pool.members, hard_images_first=ids, **bar
+    )
     (event,) = taste(order, 0, pool.worker)
     assert isinstance(event, Tasted)
     assert event.mix == mix.key
@@ -32,12 +34,12 @@ def tasted(pool: Pool, mix: Mix, **bar: object) -> Tasting:
 def test_a_complete_taste_is_the_score_of_the_mixed_model(pool: Pool) -> None:
     mix = Mix.mean(pool.names)
     model = pool.worker.model(pool.cohort.model)
-    mix_into(model, mix, pool.cohort, pool.members, pool.worker)
+    load_mix(model, mix, pool.cohort, pool.members, pool.worker)
     config = preprocessing(model, pool.worker.setting.data)
     found = logits(model, eval_pixels(pool.worker.images, "val", config), config, "cpu")
     expected = score(found, pool.worker.images.labels("val")).top1
     whole = score(found, pool.worker.images.labels("val"))
-    assert tasted(pool, mix) == Tasting(
+    assert tasted(pool, mix) == TasteResult(
         score=expected, at_most=expected, samples=150, nll=whole.nll
     )
 
@@ -98,7 +100,7 @@ def test_images_that_most_get_wrong_come_first_then_those_hardly_right(
     pool: Pool,
 ) -> None:
     ids = tuple(each.id for each in pool.members)
-    queue = hard_first(ids, pool.worker)
+    queue = hard_images_first(ids, pool.worker)
     cached = [read_predictions(pool.worker.store, each, "val") for each in ids]
     wrong = sum((found.argmax(1) != labels).astype(int) for _, labels, found in cached)
     assert sorted(queue.tolist()) == list(range(150))
@@ -108,9 +110,9 @@ def test_images_that_most_get_wrong_come_first_then_those_hardly_right(
 
 
 def test_without_cached_predictions_images_keep_the_order_of_the_split(pool: Pool) -> None:
-    assert hard_first((), pool.worker).tolist() == list(range(150))
+    assert hard_images_first((), pool.worker).tolist() == list(range(150))
     some = (pool.members[0].id, "nobody/00000001-0")
-    assert hard_first(some, pool.worker).tolist() == list(range(150))
+    assert hard_images_first(some, pool.worker).tolist() == list(range(150))
 
 
 def test_the_other_metrics_look_at_every_image(pool: Pool) -> None:
@@ -127,9 +129,9 @@ def test_the_other_metrics_look_at_every_image(pool: Pool) -> None:
 
 
 def test_a_taste_forgets_what_training_left_in_memory(pool: Pool) -> None:
-    pool.worker.memory_is = pool.members[0].id
+    pool.worker.loaded_checkpoint_id = pool.members[0].id
     tasted(pool, Mix.mean(pool.names[:2]))
-    assert pool.worker.memory_is is None
+    assert pool.worker.loaded_checkpoint_id is None
 
 
 def test_a_member_of_another_architecture_is_refused_by_name(pool: Pool) -> None:

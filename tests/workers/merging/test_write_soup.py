@@ -9,9 +9,9 @@ import timm
 import torch
 
 from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
-from workers.config.model import ModelSpec
+from workers.config.model import ModelConfig
 from workers.data import eval_pixels, normalise
-from workers.merging.taste import mix_into
+from workers.merging.taste import load_mix
 from workers.merging.write_soup import SoupFile, blend_soup, rebuild
 from workers.models.build import preprocessing
 from workers.scoring.forward import logits
@@ -31,7 +31,7 @@ def blended(
     decisions = (Decision(candidate=names[0], accepted=True, after=0.5, reason="first"),)
     made = Soup(mix=Mix.mean(names), score=0.5, decisions=decisions)
     order = BlendOrder(
-        soup=soup, recipe="greedy", cohort=pool.cohort, made=made, ingredients=pool.members
+        name=soup, recipe="greedy", cohort=pool.cohort, soup=made, ingredients=pool.members
     )
     (event,) = blend_soup(order, attempt, pool.worker)
     assert isinstance(event, Blended)
@@ -80,7 +80,7 @@ def test_plain_timm_loads_what_is_served_and_gives_the_same_answers(pool: Pool) 
     plain = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert plain.pretrained_cfg["label_names"] == list(pool.worker.images.classes)
     model = pool.worker.model(pool.cohort.model)
-    mix_into(model, Mix.mean(pool.names), pool.cohort, pool.members, pool.worker)
+    load_mix(model, Mix.mean(pool.names), pool.cohort, pool.members, pool.worker)
     config = preprocessing(model, pool.worker.setting.data)
     pixels = eval_pixels(pool.worker.images, "val", config)[:64]
     with torch.inference_mode():
@@ -99,7 +99,7 @@ def test_the_readme_beside_the_soup_says_how_to_load_it_and_what_is_in_it(pool: 
 
 
 def test_the_readme_of_an_architecture_of_ours_says_what_to_import_first(tmp_path: Path) -> None:
-    pool = make_pool(tmp_path, ModelSpec(name="test_resnet", head="se"))
+    pool = make_pool(tmp_path, ModelConfig(name="test_resnet", head="se"))
     list(serve(ServeOrder(soup=blended(pool, pool.names)), 0, pool.worker))
     text = files(pool, "soup")["README.md"].decode()
     assert "import workers.model" in text and text.index("workers.models.build") < text.index(

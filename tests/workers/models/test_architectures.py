@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from workers.config.data import DataSpec
-from workers.config.model import ModelSpec
-from workers.config.train import TrainSpec
+from workers.config.data import DataConfig
+from workers.config.model import ModelConfig
+from workers.config.train import TrainConfig
 from workers.data import normalise
 from workers.merging.batchnorm import recompute, statistics
 from workers.models.build import (
@@ -70,7 +70,7 @@ def _cases() -> list[Any]:
 
 @pytest.mark.parametrize(("name", "head"), _cases())
 def test_it_learns_is_scored_and_is_rebuilt(tmp_path: Path, name: str, head: Any) -> None:
-    spec, data = ModelSpec(name=name, head=head), DataSpec(image_size=SIZE.get(name, 64))
+    spec, data = ModelConfig(name=name, head=head), DataConfig(image_size=SIZE.get(name, 64))
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = create_model(spec, len(CLASSES), data)
@@ -84,7 +84,7 @@ def test_it_learns_is_scored_and_is_rebuilt(tmp_path: Path, name: str, head: Any
 
 
 def _learn(model: nn.Module, images: torch.Tensor) -> None:
-    train = TrainSpec(opt="sgd", lr=1e-3)
+    train = TrainConfig(opt="sgd", lr=1e-3)
     optimizer = create_optimizer(model, train, head_parameter_names(model))
     before = copy.deepcopy(model.state_dict())
     loss = nn.functional.cross_entropy(model.train()(images), torch.tensor([0, 3]))
@@ -112,7 +112,7 @@ def _recompute(model: nn.Module, pixels: torch.Tensor, config: dict[str, Any]) -
 
 
 def _rebuild(
-    folder: Path, model: nn.Module, spec: ModelSpec, data: DataSpec, images: torch.Tensor
+    folder: Path, model: nn.Module, spec: ModelConfig, data: DataConfig, images: torch.Tensor
 ) -> None:
     config = timm_config(model, spec, CLASSES, data)
     (folder / "config.json").write_text(json.dumps(config))
@@ -126,8 +126,8 @@ def _rebuild(
 
 def test_scores_come_from_any_of_them() -> None:
     for name in ("soupfleet_test_resnet_vit", "test_vit", "mobilenetv2_035"):
-        data = DataSpec(image_size=32)
-        model = create_model(ModelSpec(name=name, head="se"), len(CLASSES), data)
+        data = DataConfig(image_size=32)
+        model = create_model(ModelConfig(name=name, head="se"), len(CLASSES), data)
         pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
         found = logits(model, pixels, preprocessing(model, data), "cpu")
         assert found.shape == (3, 5) and torch.from_numpy(found).isfinite().all()

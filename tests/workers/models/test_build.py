@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from workers.config.data import DataSpec
-from workers.config.model import ModelSpec
+from workers.config.data import DataConfig
+from workers.config.model import ModelConfig
 from workers.errors import UserError
 from workers.models.build import (
     create_model,
@@ -27,7 +27,7 @@ from workers.models.build import (
 )
 from workers.models.pretrained import assign_weights, load_initial
 
-SMALL = DataSpec(image_size=32)
+SMALL = DataConfig(image_size=32)
 REAL = [
     ("mobilenetv2_035", {"pad_type": "same"}, "mobilenetv2_035_imagenet1k_backbone"),
     ("mobilenetv2_100", {"pad_type": "same"}, "mobilenetv2_100_imagenet1k_deq"),
@@ -44,10 +44,10 @@ def real_weights(name: str) -> str:
 
 def fresh(name: str, seed: int = 0, **fields: Any) -> nn.Module:
     torch.manual_seed(seed)
-    return create_model(ModelSpec(name=name, **fields), 5, SMALL)
+    return create_model(ModelConfig(name=name, **fields), 5, SMALL)
 
 
-def refusal(model: nn.Module, spec: ModelSpec) -> str:
+def refusal(model: nn.Module, spec: ModelConfig) -> str:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UserError) as caught:
         load_initial(model, spec)
@@ -58,9 +58,9 @@ def refusal(model: nn.Module, spec: ModelSpec) -> str:
 
 def test_an_unknown_name_is_answered_with_near_ones() -> None:
     with pytest.raises(UserError, match="resnet18"):
-        create_model(ModelSpec(name="resnet81"), 5, SMALL)
+        create_model(ModelConfig(name="resnet81"), 5, SMALL)
     with pytest.raises(UserError, match="no_such_tag"):
-        create_model(ModelSpec(name="resnet18.no_such_tag"), 5, SMALL)
+        create_model(ModelConfig(name="resnet18.no_such_tag"), 5, SMALL)
 
 
 def test_arguments_that_timm_does_not_take_are_named() -> None:
@@ -81,7 +81,7 @@ def test_same_seed_same_model_and_images_of_the_configured_size_fit(name: str) -
 
 def test_preprocessing_is_timms_and_survives_json() -> None:
     model = fresh("test_vit")
-    for data in (SMALL, DataSpec(), DataSpec(crop_pct=0.5)):
+    for data in (SMALL, DataConfig(), DataConfig(crop_pct=0.5)):
         config = preprocessing(model, data)
         args = {"img_size": data.image_size, "crop_pct": data.crop_pct}
         theirs = resolve_model_data_config(model, args=args)
@@ -102,7 +102,7 @@ def test_a_zero_head_is_zero_and_a_timm_head_is_seeded() -> None:
         init_head(model, "zero", 0)
         assert all(not model.get_parameter(n).any() for n in head)
         torch.manual_seed(7)
-        as_timm = create_model(ModelSpec(name=name), 5, SMALL)
+        as_timm = create_model(ModelConfig(name=name), 5, SMALL)
         torch.manual_seed(0)
         before = torch.rand(1)
         torch.manual_seed(0)
@@ -121,7 +121,7 @@ def test_initial_weights_are_copied_and_the_head_is_not(tmp_path: Path, suffix: 
     else:
         save_file(donor.state_dict(), file)
     head = {name: model.get_parameter(name).clone() for name in head_parameter_names(model)}
-    load_initial(model, ModelSpec(name="test_resnet", checkpoint=str(file)))
+    load_initial(model, ModelConfig(name="test_resnet", checkpoint=str(file)))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, head.get(name, donor.state_dict()[name]))
 
@@ -131,24 +131,24 @@ def test_position_embeddings_are_resampled_to_the_image_size(tmp_path: Path) -> 
     donor = timm.create_model("test_vit", num_classes=1000)
     save_file(donor.state_dict(), tmp_path / "w.safetensors")
     model = fresh("test_vit", 1)
-    load_initial(model, ModelSpec(name="test_vit", checkpoint=str(tmp_path / "w.safetensors")))
+    load_initial(model, ModelConfig(name="test_vit", checkpoint=str(tmp_path / "w.safetensors")))
     assert model.state_dict()["pos_embed"].shape != donor.state_dict()["pos_embed"].shape
     assert torch.equal(model.state_dict()["norm.weight"], donor.state_dict()["norm.weight"])
 
 
 def test_weights_of_another_architecture_are_refused_by_tensor_and_shapes(tmp_path: Path) -> None:
     save_file(fresh("test_resnet").state_dict(), tmp_path / "resnet.safetensors")
-    spec = ModelSpec(name="test_vit", checkpoint=str(tmp_path / "resnet.safetensors"))
+    spec = ModelConfig(name="test_vit", checkpoint=str(tmp_path / "resnet.safetensors"))
     assert "cls_token" in refusal(fresh("test_vit"), spec)
     weights = fresh("test_resnet").state_dict()
     weights["layer1.0.conv1.weight"] = torch.zeros(3, 4)
     save_file(weights, tmp_path / "wide.safetensors")
-    spec = ModelSpec(name="test_resnet", checkpoint=str(tmp_path / "wide.safetensors"))
+    spec = ModelConfig(name="test_resnet", checkpoint=str(tmp_path / "wide.safetensors"))
     message = refusal(fresh("test_resnet"), spec)
     assert "layer1.0.conv1.weight" in message and "[3, 4]" in message and "3, 3]" in message
     weights = fresh("test_resnet").state_dict() | {"layer9.weight": torch.zeros(2)}
     save_file(weights, tmp_path / "deep.safetensors")
-    spec = ModelSpec(name="test_resnet", checkpoint=str(tmp_path / "deep.safetensors"))
+    spec = ModelConfig(name="test_resnet", checkpoint=str(tmp_path / "deep.safetensors"))
     assert "layer9.weight" in refusal(fresh("test_resnet"), spec)
 
 
@@ -168,7 +168,7 @@ def test_a_planted_pickle_is_refused_and_not_executed(tmp_path: Path, how: str) 
         file.write_bytes(pickle.dumps(Malicious(marker)))
     else:
         torch.save(content, file, _use_new_zipfile_serialization=how == "torch")
-    message = refusal(fresh("test_resnet"), ModelSpec(name="test_resnet", checkpoint=str(file)))
+    message = refusal(fresh("test_resnet"), ModelConfig(name="test_resnet", checkpoint=str(file)))
     assert "weights.pth needs unpickling" in message and ".safetensors" in message
     assert not marker.exists()
 
@@ -179,14 +179,14 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, name: str) -> Non
         (tmp_path / name).write_text("these are no weights, but a long enough text")
     elif name != "absent.pth":
         (tmp_path / name).write_bytes(b"")
-    spec = ModelSpec(name="test_resnet", checkpoint=str(tmp_path / name))
+    spec = ModelConfig(name="test_resnet", checkpoint=str(tmp_path / name))
     assert name in refusal(fresh("test_resnet"), spec)
 
 
 @pytest.mark.parametrize(("name", "kwargs", "file"), REAL)
 def test_real_weights_load_at_96_pixels(name: str, kwargs: dict[str, Any], file: str) -> None:
-    spec = ModelSpec(name=name, kwargs=kwargs, checkpoint=real_weights(file))
-    model = create_model(spec, 7, DataSpec(image_size=96))
+    spec = ModelConfig(name=name, kwargs=kwargs, checkpoint=real_weights(file))
+    model = create_model(spec, 7, DataConfig(image_size=96))
     load_initial(model, spec)
     stored, live = load_file(real_weights(file)), model.state_dict()
     for tensor in sorted(live.keys() - head_parameter_names(model) - {"pos_embed"}):
@@ -195,7 +195,7 @@ def test_real_weights_load_at_96_pixels(name: str, kwargs: dict[str, Any], file:
 
 
 def test_real_weights_of_a_wider_network_are_refused() -> None:
-    spec = ModelSpec(name="mobilenetv2_035", checkpoint=real_weights(REAL[1][2]))
+    spec = ModelConfig(name="mobilenetv2_035", checkpoint=real_weights(REAL[1][2]))
     message = refusal(create_model(spec, 7, SMALL), spec)
     assert "conv_stem.weight" in message and "[32, 3, 3, 3]" in message
 
@@ -215,8 +215,8 @@ def test_real_weights_of_a_wider_network_are_refused() -> None:
 def test_plain_timm_rebuilds_model_preprocessing_and_labels(
     tmp_path: Path, name: str, kwargs: dict[str, Any]
 ) -> None:
-    spec, classes = ModelSpec(name=name, kwargs=kwargs), ("ant", "bee", "cat", "dog", "elk")
-    data = DataSpec(image_size=48, crop_pct=0.75)
+    spec, classes = ModelConfig(name=name, kwargs=kwargs), ("ant", "bee", "cat", "dog", "elk")
+    data = DataConfig(image_size=48, crop_pct=0.75)
     model = create_model(spec, 5, data).eval()
     config = json.dumps(timm_config(model, spec, classes, data))
     (tmp_path / "config.json").write_text(config)
@@ -241,5 +241,5 @@ def test_assigned_weights_must_fit_exactly() -> None:
 
 
 def test_weights_that_nobody_published_are_a_users_mistake() -> None:
-    spec = ModelSpec(name="mobilenetv2_035", pretrained=True)  # timm has an architecture only
+    spec = ModelConfig(name="mobilenetv2_035", pretrained=True)  # timm has an architecture only
     assert "model.checkpoint" in refusal(fresh("mobilenetv2_035"), spec)

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from workers.config.data import DataSpec
-from workers.config.model import ModelSpec
+from workers.config.data import DataConfig
+from workers.config.model import ModelConfig
 from workers.errors import UserError
 from workers.models.build import (
     create_model,
@@ -27,7 +27,7 @@ from workers.models.pretrained import load_initial
 from workers.serving.served_model import open_served
 from workers.types import model_key
 
-SMALL = DataSpec(image_size=32)
+SMALL = DataConfig(image_size=32)
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 HEADS = ("se", "attention")
 NAMES = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "mobilenetv3_small_050")
@@ -47,12 +47,12 @@ with torch.inference_mode():
 
 def fresh(name: str, head: Any, seed: int = 0, **fields: Any) -> nn.Module:
     torch.manual_seed(seed)
-    model = create_model(ModelSpec(name=name, head=head, **fields), 5, SMALL)
+    model = create_model(ModelConfig(name=name, head=head, **fields), 5, SMALL)
     init_head(model, "timm", seed)
     return model
 
 
-def serve(folder: Path, model: nn.Module, spec: ModelSpec) -> dict[str, Any]:
+def serve(folder: Path, model: nn.Module, spec: ModelConfig) -> dict[str, Any]:
     """As a soup lies in the store."""
     folder.mkdir()
     config = timm_config(model, spec, CLASSES, SMALL)
@@ -77,7 +77,7 @@ def test_a_head_adds_parameters_and_leaves_all_names_of_the_backbone(name: str, 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", NAMES)
 def test_timm_rebuilds_what_is_served_bit_for_bit(tmp_path: Path, name: str, head: Any) -> None:
-    spec = ModelSpec(name=name, head=head)
+    spec = ModelConfig(name=name, head=head)
     model = fresh(name, head).eval()
     config = serve(tmp_path / "soup", model, spec)
     again, config_of_it, labels = open_served(tmp_path / "soup")
@@ -91,7 +91,7 @@ def test_timm_rebuilds_what_is_served_bit_for_bit(tmp_path: Path, name: str, hea
 
 
 def test_another_process_needs_one_import(tmp_path: Path) -> None:
-    spec = ModelSpec(name="test_resnet", head="se")
+    spec = ModelConfig(name="test_resnet", head="se")
     model = fresh("test_resnet", "se").eval()
     serve(tmp_path / "soup", model, spec)
     save_file({"images": IMAGES}, tmp_path / "images.safetensors")
@@ -102,7 +102,7 @@ def test_another_process_needs_one_import(tmp_path: Path) -> None:
 
 
 def test_a_served_folder_without_the_head_is_refused(tmp_path: Path) -> None:
-    spec = ModelSpec(name="test_resnet", head="se")
+    spec = ModelConfig(name="test_resnet", head="se")
     serve(tmp_path / "soup", fresh("test_resnet", "se"), spec)
     plain = fresh("test_resnet", "linear")
     save_file(plain.state_dict(), tmp_path / "soup" / "model.safetensors")
@@ -157,7 +157,9 @@ def test_a_plain_checkpoint_is_asked_for_nothing_of_the_head(
     donor, model = fresh(name, "linear", 1), fresh(name, head, 2)
     save_file(donor.state_dict(), tmp_path / "w.safetensors")
     own = {n: model.get_parameter(n).clone() for n in head_parameter_names(model)}
-    load_initial(model, ModelSpec(name=name, head=head, checkpoint=str(tmp_path / "w.safetensors")))
+    load_initial(
+        model, ModelConfig(name=name, head=head, checkpoint=str(tmp_path / "w.safetensors"))
+    )
     for tensor, value in model.state_dict().items():
         assert torch.equal(value, own[tensor] if tensor in own else donor.state_dict()[tensor])
 
@@ -166,7 +168,7 @@ def test_a_checkpoint_that_has_such_a_head_gives_its_backbone(tmp_path: Path) ->
     donor, model = fresh("test_resnet", "se", 1), fresh("test_resnet", "se", 2)
     save_file(donor.state_dict(), tmp_path / "w.safetensors")
     own = {n: model.get_parameter(n).clone() for n in head_parameter_names(model)}
-    spec = ModelSpec(name="test_resnet", head="se", checkpoint=str(tmp_path / "w.safetensors"))
+    spec = ModelConfig(name="test_resnet", head="se", checkpoint=str(tmp_path / "w.safetensors"))
     load_initial(model, spec)
     assert all(torch.equal(model.get_parameter(n), value) for n, value in own.items())
     assert torch.equal(model.state_dict()["conv1.0.weight"], donor.state_dict()["conv1.0.weight"])
@@ -180,7 +182,7 @@ def test_published_weights_reach_the_backbone(tmp_path: Path, name: str, head: A
     save_file(donor.state_dict(), tmp_path / "w.safetensors")
     # timm's place for them, without its download.
     kwargs = {"pretrained_cfg_overlay": {"file": str(tmp_path / "w.safetensors")}}
-    spec = ModelSpec(name=name, head=head, pretrained=True, kwargs=kwargs)
+    spec = ModelConfig(name=name, head=head, pretrained=True, kwargs=kwargs)
     model = create_model(spec, 5, SMALL)
     load_initial(model, spec)
     names = model.state_dict().keys() - head_parameter_names(model)
@@ -192,7 +194,9 @@ def test_the_norm_of_averaged_tokens_is_that_of_attended_ones(tmp_path: Path) ->
     weights = donor.state_dict()
     weights["fc_norm.weight"] = torch.full_like(weights["fc_norm.weight"], 3.0)
     save_file(weights, tmp_path / "w.safetensors")
-    spec = ModelSpec(name="test_vit4", head="attention", checkpoint=str(tmp_path / "w.safetensors"))
+    spec = ModelConfig(
+        name="test_vit4", head="attention", checkpoint=str(tmp_path / "w.safetensors")
+    )
     load_initial(model, spec)
     assert torch.equal(model.state_dict()["norm.weight"], weights["fc_norm.weight"])
 
@@ -211,20 +215,20 @@ def test_squeeze_and_excitation_sees_every_token_and_timm_pools(tmp_path: Path) 
 @pytest.mark.parametrize("name", ["test_mambaout", "mixer_s32_224"])
 def test_a_network_without_a_place_for_it_is_refused(name: str, head: Any) -> None:
     with pytest.raises(UserError, match=f"head: {head} has no place in {name}.*head: linear"):
-        create_model(ModelSpec(name=name, head=head), 5, DataSpec())
+        create_model(ModelConfig(name=name, head=head), 5, DataConfig())
 
 
 def test_arguments_and_names_that_a_head_takes_itself_are_refused() -> None:
-    pooled = ModelSpec(name="test_resnet", head="attention", kwargs={"global_pool": "max"})
+    pooled = ModelConfig(name="test_resnet", head="attention", kwargs={"global_pool": "max"})
     with pytest.raises(UserError, match="global_pool is set by model.head"):
         create_model(pooled, 5, SMALL)
     with pytest.raises(UserError, match=r"write model\.head: se"):
-        create_model(ModelSpec(name="soupfleet_se"), 5, SMALL)
+        create_model(ModelConfig(name="soupfleet_se"), 5, SMALL)
     with pytest.raises(UserError, match="resnet18"):
-        create_model(ModelSpec(name="resnet81", head="se"), 5, SMALL)
+        create_model(ModelConfig(name="resnet81", head="se"), 5, SMALL)
 
 
 def test_a_head_makes_another_cohort() -> None:
-    specs = [ModelSpec(name="test_resnet", head=head) for head in ("linear", *HEADS)]
+    specs = [ModelConfig(name="test_resnet", head=head) for head in ("linear", *HEADS)]
     assert len({model_key(spec) for spec in specs}) == 3
-    assert model_key(specs[0]) == model_key(ModelSpec(name="test_resnet"))
+    assert model_key(specs[0]) == model_key(ModelConfig(name="test_resnet"))

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from timm.models import group_parameters
 from torch import nn
 
-from workers.config.data import DataSpec
-from workers.config.model import ModelSpec
+from workers.config.data import DataConfig
+from workers.config.model import ModelConfig
 from workers.errors import UserError
 from workers.models.build import create_model, head_parameter_names, init_head, timm_config
 from workers.models.pretrained import load_initial
@@ -20,13 +20,13 @@ from workers.models.resnext_vit import VIT
 from workers.serving.served_model import open_served
 
 TINY = "soupfleet_test_resnet_vit"
-SMALL = DataSpec(image_size=32)
+SMALL = DataConfig(image_size=32)
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 def fresh(name: str = TINY, seed: int = 0, **fields: Any) -> nn.Module:
     torch.manual_seed(seed)
-    model = create_model(ModelSpec(name=name, **fields), 5, SMALL)
+    model = create_model(ModelConfig(name=name, **fields), 5, SMALL)
     init_head(model, "timm", seed)
     return model
 
@@ -42,10 +42,10 @@ def test_a_plain_checkpoint_makes_a_hybrid_that_answers_like_the_plain_network(
     donor, model = fresh("test_resnet", 1), fresh(seed=2)
     save_file(donor.state_dict(), tmp_path / "w.safetensors")
     before = {name: model.state_dict()[name].clone() for name in block_of(model)}
-    spec = ModelSpec(name=TINY, checkpoint=str(tmp_path / "w.safetensors"))
+    spec = ModelConfig(name=TINY, checkpoint=str(tmp_path / "w.safetensors"))
     if pretrained:  # timm's place for it, without its download
         kwargs = {"pretrained_cfg_overlay": {"file": str(tmp_path / "w.safetensors")}}
-        spec = ModelSpec(name=TINY, pretrained=True, kwargs=kwargs)
+        spec = ModelConfig(name=TINY, pretrained=True, kwargs=kwargs)
         model = fresh(seed=2, kwargs=kwargs)
     load_initial(model, spec)
     state = model.state_dict()
@@ -57,13 +57,13 @@ def test_a_plain_checkpoint_makes_a_hybrid_that_answers_like_the_plain_network(
 def test_a_hybrids_own_checkpoint_brings_its_block_along(tmp_path: Path) -> None:
     donor, model = fresh(seed=1), fresh(seed=2)
     save_file(donor.state_dict(), tmp_path / "w.safetensors")
-    load_initial(model, ModelSpec(name=TINY, checkpoint=str(tmp_path / "w.safetensors")))
+    load_initial(model, ModelConfig(name=TINY, checkpoint=str(tmp_path / "w.safetensors")))
     for name in donor.state_dict().keys() - head_parameter_names(donor):
         assert torch.equal(model.state_dict()[name], donor.state_dict()[name])
     half = {name: t for name, t in donor.state_dict().items() if name != f"{VIT}.up.bias"}
     save_file(half, tmp_path / "half.safetensors")
     with pytest.raises(UserError, match=rf"no tensor {VIT}\.up\.bias"):
-        load_initial(model, ModelSpec(name=TINY, checkpoint=str(tmp_path / "half.safetensors")))
+        load_initial(model, ModelConfig(name=TINY, checkpoint=str(tmp_path / "half.safetensors")))
 
 
 def test_the_block_is_seeded_and_learns_once_its_last_layer_has_left_zero() -> None:
@@ -105,7 +105,7 @@ def test_layers_are_grouped_with_the_block_right_below_the_head() -> None:
 
 @pytest.mark.parametrize("head", ["linear", "se", "attention"])
 def test_timm_rebuilds_a_hybrid_with_any_head_bit_for_bit(tmp_path: Path, head: Any) -> None:
-    spec = ModelSpec(name=TINY, head=head, kwargs={"vit_depth": 2})
+    spec = ModelConfig(name=TINY, head=head, kwargs={"vit_depth": 2})
     torch.manual_seed(0)
     model = create_model(spec, 5, SMALL)
     for parameter in model.parameters():
@@ -119,7 +119,7 @@ def test_timm_rebuilds_a_hybrid_with_any_head_bit_for_bit(tmp_path: Path, head: 
 
 
 def test_half_a_hybrid_is_not_served(tmp_path: Path) -> None:
-    model, spec = fresh("test_resnet"), ModelSpec(name=TINY)
+    model, spec = fresh("test_resnet"), ModelConfig(name=TINY)
     config = timm_config(fresh(), spec, tuple("abcde"), SMALL)
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(model.state_dict(), tmp_path / "model.safetensors")

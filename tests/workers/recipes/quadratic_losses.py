@@ -14,17 +14,17 @@ from workers.merging.recipe_driver import advance
 from workers.recipes import AnyRecipe
 from workers.types import (
     Answer,
-    Geometry,
-    Gradient,
-    Grams,
+    GramMatrices,
+    GramResult,
     Ingredient,
-    Kitchen,
     Mix,
+    MixGradient,
+    MixGradientResult,
     Question,
-    Slope,
+    RecipeContext,
     Soup,
     Taste,
-    Tastings,
+    TasteResults,
 )
 
 Weights = dict[str, Tensor]
@@ -39,7 +39,7 @@ class Bench:
     members: dict[str, Weights]
     images: Tensor
     labels: Tensor
-    kitchen: Kitchen
+    kitchen: RecipeContext
     asked: list[Question] = field(default_factory=list)
 
     @cached_property
@@ -73,7 +73,7 @@ class Bench:
             right = (logits.argmax(1) == self.labels).double().mean()
             return float(right), float(self.loss(weights, slice(None)))
 
-    def batch(self, question: Gradient) -> slice:
+    def batch(self, question: MixGradient) -> slice:
         start = question.batch * question.batch_size
         return slice(start, start + question.batch_size)
 
@@ -81,22 +81,22 @@ class Bench:
         self.asked.append(question)
         if isinstance(question, Taste):
             judged = [self.judged(mix) for mix in question.mixes]
-            return Tastings(scores=tuple(j[0] for j in judged), nll=tuple(j[1] for j in judged))
-        if isinstance(question, Geometry):
+            return TasteResults(scores=tuple(j[0] for j in judged), nll=tuple(j[1] for j in judged))
+        if isinstance(question, GramMatrices):
             return self._grams(question)
-        assert isinstance(question, Gradient)
+        assert isinstance(question, MixGradient)
         return self._slope(question)
 
-    def _grams(self, question: Geometry) -> Grams:
+    def _grams(self, question: GramMatrices) -> GramResult:
         assert question.base == self.kitchen.base
         tensors = {}
         for key, zero in self.base.items():
             deltas = torch.stack([(self.members[n][key] - zero).flatten() for n in question.names])
             gram = (deltas @ deltas.T).numpy()
             tensors[key] = tuple(gram[np.triu_indices(len(gram))].tolist())
-        return Grams(tensors=tensors)
+        return GramResult(tensors=tensors)
 
-    def _slope(self, question: Gradient) -> Slope:
+    def _slope(self, question: MixGradient) -> MixGradientResult:
         """Autograd to the blended tensors, then a projection for every prefix and checkpoint."""
         blend = {k: t.requires_grad_() for k, t in self.blended(question.mix).items()}
         temperature = torch.tensor(question.temperature, dtype=torch.float64, requires_grad=True)
@@ -114,7 +114,7 @@ class Bench:
                 )
             )
         warmer = slopes["temperature"].item()
-        return Slope(loss=loss.item(), weights=tuple(rows), temperature=warmer)
+        return MixGradientResult(loss=loss.item(), weights=tuple(rows), temperature=warmer)
 
     def cooked(self, recipe: AnyRecipe) -> tuple[Soup, list[Answer]]:
         """Asked again from the start after every answer, as in a fleet."""
@@ -144,6 +144,8 @@ def bench(num: int = 3, num_images: int = 24, seed: int = 0) -> Bench:
     base = {key: tensor.detach().clone() for key, tensor in net.named_parameters()}
     members = {name: {k: _near(t) for k, t in base.items()} for name in "abcdefgh"[:num]}
     components = ("patch_embed", *(f"blocks.{i}" for i in range(len(net.blocks))), "norm", "head")
-    kitchen = Kitchen(base="base/0", components=components, seed=seed, num_selection=num_images)
+    kitchen = RecipeContext(
+        base="base/0", components=components, seed=seed, num_selection=num_images
+    )
     images = torch.randn(num_images, 3, 32, 32, dtype=torch.float64)
     return Bench(net, base, members, images, torch.randint(4, (num_images,)), kitchen)

@@ -9,20 +9,20 @@ from workers.merging.recipe_driver import advance
 from workers.recipes import AnyRecipe
 from workers.types import (
     Answer,
-    First,
-    Found,
+    FirstAtLeast,
+    FirstResult,
     Ingredient,
-    Kitchen,
     Mix,
+    RecipeContext,
     Soup,
     Taste,
-    Tasting,
-    Tastings,
+    TasteResult,
+    TasteResults,
 )
 
 NUM_IMAGES = 20
 """So few that ties are common."""
-KITCHEN = Kitchen(base="base/b", seed=5, num_selection=NUM_IMAGES)
+KITCHEN = RecipeContext(base="base/b", seed=5, num_selection=NUM_IMAGES)
 
 
 class Table:
@@ -58,33 +58,33 @@ class Table:
 tables = st.builds(Table, seed=st.integers(0, 10**6), num=st.integers(1, 9))
 
 
-def answer(table: Table, question: First | Taste, stops_early: bool) -> Answer:
+def answer(table: Table, question: FirstAtLeast | Taste, stops_early: bool) -> Answer:
     if isinstance(question, Taste):
         hits = tuple(table.hits(mix) for mix in question.mixes) if question.hits else ()
-        return Tastings(scores=tuple(table.score(mix) for mix in question.mixes), hits=hits)
+        return TasteResults(scores=tuple(table.score(mix) for mix in question.mixes), hits=hits)
     tried = []
     for index, mix in enumerate(question.mixes):
         score = table.score(mix)
         met = question.is_met_by(score)
         if met or not stops_early:
-            tried.append(Tasting(score=score, at_most=score, samples=NUM_IMAGES))
+            tried.append(TasteResult(score=score, at_most=score, samples=NUM_IMAGES))
         else:
-            tried.append(Tasting(score=None, at_most=question.at_least - 0.01, samples=7))
+            tried.append(TasteResult(score=None, at_most=question.at_least - 0.01, samples=7))
         if met:
-            return Found(index=index, tried=tuple(tried))
-    return Found(index=None, tried=tuple(tried))
+            return FirstResult(index=index, tried=tuple(tried))
+    return FirstResult(index=None, tried=tuple(tried))
 
 
 def cooked(
     table: Table, recipe: AnyRecipe, stops_early: bool = True
-) -> tuple[Soup, list[First | Taste]]:
+) -> tuple[Soup, list[FirstAtLeast | Taste]]:
     """The soup, and every question on the way."""
     answers: list[Answer] = []
-    questions: list[First | Taste] = []
+    questions: list[FirstAtLeast | Taste] = []
     while True:
         outcome = advance(recipe, table.pool, tuple(answers), KITCHEN)
         if isinstance(outcome, Soup):
             return outcome, questions
-        assert isinstance(outcome, First | Taste)
+        assert isinstance(outcome, FirstAtLeast | Taste)
         questions.append(outcome)
         answers.append(answer(table, outcome, stops_early))

@@ -14,7 +14,17 @@ from workers.recipes import load
 from workers.recipes.acceptance import mcnemar
 from workers.recipes.greedy import Greedy
 from workers.recipes.pruned import Pruned
-from workers.types import WORST, First, Found, Ingredient, Mix, Soup, Taste, Tasting, Tastings
+from workers.types import (
+    WORST,
+    FirstAtLeast,
+    FirstResult,
+    Ingredient,
+    Mix,
+    Soup,
+    Taste,
+    TasteResult,
+    TasteResults,
+)
 
 STEPWISE = ["greedy", "greedy_random", "greedy_replacement", "pruned", "pruned_rounds"]
 POOL = tuple(Ingredient(name=n, run=n, score=0.1) for n in "ab")
@@ -49,9 +59,9 @@ def test_a_gain_below_the_minimum_is_refused_and_patience_ends_the_offers(
 def test_patience_names_those_it_did_not_hear_and_never_asks_for_them() -> None:
     pool = tuple(Ingredient(name=n, run=n, score=0.5) for n in "abcdef")
     asked = advance(Greedy(patience=2), pool, ())
-    assert isinstance(asked, First) and len(asked.mixes) == 2
-    bound = Tasting(score=None, at_most=0.4, samples=3)
-    soup = advance(Greedy(patience=2), pool, (Found(index=None, tried=(bound, bound)),))
+    assert isinstance(asked, FirstAtLeast) and len(asked.mixes) == 2
+    bound = TasteResult(score=None, at_most=0.4, samples=3)
+    soup = advance(Greedy(patience=2), pool, (FirstResult(index=None, tried=(bound, bound)),))
     assert isinstance(soup, Soup)
     assert [each.candidate for each in soup.decisions] == list("abcdef")
     said = [each.reason for each in soup.decisions]
@@ -60,17 +70,17 @@ def test_patience_names_those_it_did_not_hear_and_never_asks_for_them() -> None:
 
 def test_a_minimum_gain_is_met_by_exactly_so_many_images() -> None:
     asked = advance(Greedy(min_delta=0.2), POOL, ())
-    assert isinstance(asked, First) and 0.3 - 1e-9 < asked.at_least < 0.3 < 0.1 + 0.2
-    exact = Found(index=0, tried=(Tasting(score=0.3, at_most=0.3, samples=100),))
+    assert isinstance(asked, FirstAtLeast) and 0.3 - 1e-9 < asked.at_least < 0.3 < 0.1 + 0.2
+    exact = FirstResult(index=0, tried=(TasteResult(score=0.3, at_most=0.3, samples=100),))
     soup = advance(Greedy(min_delta=0.2), POOL, (exact,))
     assert isinstance(soup, Soup) and soup.mix == Mix.mean(["a", "b"])
-    less = Found(index=None, tried=(Tasting(score=0.295, at_most=0.295, samples=200),))
+    less = FirstResult(index=None, tried=(TasteResult(score=0.295, at_most=0.295, samples=200),))
     soup = advance(Greedy(min_delta=0.2), POOL, (less,))
     assert isinstance(soup, Soup)
     assert soup.decisions[1].reason == (
         "raises the score from 0.1000 to 0.2950, and the rule asks for at least 0.3000"
     )
-    tie = Found(index=None, tried=(Tasting(score=0.1, at_most=0.1, samples=100),))
+    tie = FirstResult(index=None, tried=(TasteResult(score=0.1, at_most=0.1, samples=100),))
     soup = advance(Greedy(min_delta=0.2), POOL, (tie,))
     assert isinstance(soup, Soup) and not soup.decisions[1].accepted
 
@@ -89,7 +99,7 @@ def test_so_many_images_are_a_tie_whatever_the_size_of_the_split(
     before, after = right / num, (right + gain) / num
     pool = tuple(Ingredient(name=n, run=n, score=before) for n in "ab")
     asked = advance(load("greedy", {"tie": tie, "min_delta": gain / num}), pool, ())
-    assert isinstance(asked, First)
+    assert isinstance(asked, FirstAtLeast)
     assert asked.is_met_by(after) == (tie == "accept")
     assert asked.is_met_by((right + gain + 1) / num)
     assert not asked.is_met_by((right + gain - 1) / num)
@@ -146,12 +156,12 @@ def test_the_p_value_is_that_of_the_exact_binomial_test(pairs: list[tuple[bool, 
 
 
 def test_what_could_not_be_tasted_is_refused_in_words() -> None:
-    lost = Found(index=None, tried=(Tasting(score=None, at_most=WORST, samples=0),))
+    lost = FirstResult(index=None, tried=(TasteResult(score=None, at_most=WORST, samples=0),))
     soup = advance(Greedy(), POOL, (lost,))
     assert isinstance(soup, Soup)
     assert soup.decisions[1].reason == "its taste was given up, so its score is not known"
-    known = Tastings(scores=(0.5,), hits=("f0",))
-    unknown = Tastings(scores=(WORST,), hits=(None,))
+    known = TasteResults(scores=(0.5,), hits=("f0",))
+    unknown = TasteResults(scores=(WORST,), hits=(None,))
     tested = Greedy(test="mcnemar")
     for answers in ((known, unknown), (unknown, known)):
         soup = advance(tested, POOL, answers)
@@ -160,8 +170,10 @@ def test_what_could_not_be_tasted_is_refused_in_words() -> None:
 
 
 def test_under_the_test_a_reason_tells_images_and_p() -> None:
-    better = Tastings(scores=(0.9,), hits=("ff",))
-    soup = advance(Greedy(test="mcnemar"), POOL, (Tastings(scores=(0.1,), hits=("01",)), better))
+    better = TasteResults(scores=(0.9,), hits=("ff",))
+    soup = advance(
+        Greedy(test="mcnemar"), POOL, (TasteResults(scores=(0.1,), hits=("01",)), better)
+    )
     assert isinstance(soup, Soup)
     assert soup.decisions[1].reason == (
         "gains 7 images and loses 0 against the best soup so far, 0.1000: p = 0.016 by McNemar's "

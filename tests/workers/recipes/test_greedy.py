@@ -15,7 +15,7 @@ from workers.recipes import load
 from workers.recipes.greedy import Greedy
 from workers.recipes.greedy_random import GreedyRandom
 from workers.recipes.greedy_replacement import GreedyReplacement
-from workers.types import Answer, First, Found, Ingredient, Mix, Soup, Tasting
+from workers.types import Answer, FirstAtLeast, FirstResult, Ingredient, Mix, Soup, TasteResult
 
 
 def textbook(table: Table, order: list[Ingredient], strict: bool) -> tuple[list[str], float, int]:
@@ -154,9 +154,12 @@ def test_greedy_with_replacement_grows_the_bag_of_the_textbook(
 
 def test_a_further_pass_says_so_and_the_first_that_changes_nothing_is_the_last() -> None:
     pool = tuple(Ingredient(name=n, run=n, score=s) for n, s in zip("ab", (0.5, 0.4), strict=True))
-    better = Tasting(score=0.6, at_most=0.6, samples=20)
-    worse = Tasting(score=0.1, at_most=0.1, samples=20)
-    first, last = Found(index=0, tried=(better,)), Found(index=None, tried=(worse, worse))
+    better = TasteResult(score=0.6, at_most=0.6, samples=20)
+    worse = TasteResult(score=0.1, at_most=0.1, samples=20)
+    first, last = (
+        FirstResult(index=0, tried=(better,)),
+        FirstResult(index=None, tried=(worse, worse)),
+    )
     soup = advance(GreedyReplacement(passes=9), pool, (first, last))
     assert isinstance(soup, Soup)
     assert [each.candidate for each in soup.decisions] == ["a", "b", "a", "b"]
@@ -170,15 +173,15 @@ def test_greedy_asks_what_it_always_asked() -> None:
     pool = tuple(Ingredient(name=f"r{i}", run=f"r{i}", score=1 - i / 1000) for i in range(70))
     asked = advance(Greedy(), pool, ())
     mixes = tuple(Mix.mean(["r0", f"r{i}"]) for i in range(1, 65))
-    assert asked == First(mixes=mixes, at_least=1.0, strict=False)
-    bound = Tasting(score=None, at_most=0.9, samples=3)
-    found = Found(index=None, tried=(bound,) * 64)
-    assert advance(Greedy(), pool, (found,)) == First(
+    assert asked == FirstAtLeast(mixes=mixes, at_least=1.0, strict=False)
+    bound = TasteResult(score=None, at_most=0.9, samples=3)
+    found = FirstResult(index=None, tried=(bound,) * 64)
+    assert advance(Greedy(), pool, (found,)) == FirstAtLeast(
         mixes=tuple(Mix.mean(["r0", f"r{i}"]) for i in range(65, 70)), at_least=1.0
     )
-    full = Tasting(score=1.0, at_most=1.0, samples=20)
-    then = advance(Greedy(), pool, (Found(index=1, tried=(bound, full)),))
-    assert isinstance(then, First)
+    full = TasteResult(score=1.0, at_most=1.0, samples=20)
+    then = advance(Greedy(), pool, (FirstResult(index=1, tried=(bound, full)),))
+    assert isinstance(then, FirstAtLeast)
     assert (then.mixes[0], len(then.mixes)) == (Mix.mean(["r0", "r2", "r3"]), 64)
 
 
@@ -186,11 +189,13 @@ def test_every_candidate_gets_a_reason_with_its_numbers() -> None:
     pool = tuple(
         Ingredient(name=n, run=n, score=s) for n, s in zip("abcd", (9, 8, 7, 6), strict=True)
     )
-    full = Tasting(score=10, at_most=10, samples=20)
-    tie = Tasting(score=10, at_most=10, samples=20)
-    worse = Tasting(score=9.5, at_most=9.5, samples=20)
+    full = TasteResult(score=10, at_most=10, samples=20)
+    tie = TasteResult(score=10, at_most=10, samples=20)
+    worse = TasteResult(score=9.5, at_most=9.5, samples=20)
     soup = advance(
-        Greedy(), pool, (Found(index=0, tried=(full,)), Found(index=None, tried=(worse, tie)))
+        Greedy(),
+        pool,
+        (FirstResult(index=0, tried=(full,)), FirstResult(index=None, tried=(worse, tie))),
     )
     assert isinstance(soup, Soup)
     assert [each.reason for each in soup.decisions] == [
@@ -200,8 +205,8 @@ def test_every_candidate_gets_a_reason_with_its_numbers() -> None:
         "keeps the score at 10.0000, and the rule accepts ties",
     ]
     assert [b.before == a.after for a, b in pairwise(soup.decisions[:3])] == [True, True]
-    stopped = Tasting(score=None, at_most=8.5, samples=12)
-    soup = advance(Greedy(), pool[:2], (Found(index=None, tried=(stopped,)),))
+    stopped = TasteResult(score=None, at_most=8.5, samples=12)
+    soup = advance(Greedy(), pool[:2], (FirstResult(index=None, tried=(stopped,)),))
     assert isinstance(soup, Soup)
     assert soup.mix.single == "a"
     assert soup.decisions[1].at_most == 8.5
@@ -214,4 +219,4 @@ def test_every_candidate_gets_a_reason_with_its_numbers() -> None:
 def test_an_answer_that_does_not_fit_the_question_is_our_mistake() -> None:
     pool = tuple(Ingredient(name=n, run=n, score=1.0) for n in "abc")
     with pytest.raises(AssertionError, match="found does not answer first"):
-        advance(Greedy(), pool, (Found(index=None, tried=()),))
+        advance(Greedy(), pool, (FirstResult(index=None, tried=()),))

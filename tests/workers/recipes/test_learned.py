@@ -10,7 +10,7 @@ from tests.workers.recipes.quadratic_losses import Bench, bench
 from workers.merging.recipe_driver import advance
 from workers.recipes.gradient_descent import Adam, Iterate, best_of
 from workers.recipes.learned import Learned, softmax, softmax_slope
-from workers.types import Gradient, Mix, Slope, Soup, Taste, Tastings
+from workers.types import Mix, MixGradient, MixGradientResult, Soup, Taste, TasteResults
 
 
 def textbook(bench: Bench, recipe: Learned, names: list[str]) -> list[list[tuple[float, ...]]]:
@@ -48,7 +48,7 @@ def test_every_step_is_that_of_autograd_through_all_ingredients(by: str) -> None
     assert len(steps) == 2 * 3, "24 images are three batches, the last of 4"
     tastes = sum(isinstance(each, Taste) for each in here.asked)
     assert tastes + 2 * 2 == recipe.most_tastes(len(here.pool)), "an epoch's slopes cost two"
-    asked = [each for each in here.asked if isinstance(each, Gradient)]
+    asked = [each for each in here.asked if isinstance(each, MixGradient)]
     assert [(each.epoch, each.batch) for each in asked[:4]] == [(0, 0), (0, 1), (0, 2), (1, 0)]
     for question, expected in zip(asked[1:], steps, strict=False):
         np.testing.assert_allclose(_rows(question.mix), expected, rtol=1e-9, atol=1e-12)
@@ -115,8 +115,8 @@ def test_a_replayed_recipe_asks_what_it_asked_before() -> None:
 
 def test_a_loss_that_is_no_number_ends_the_descent_with_the_best_so_far() -> None:
     here = bench()
-    start = Tastings(scores=(0.5,), nll=(1.0,))
-    broken = Slope(loss=float("nan"), weights=((1.0, 1.0, 1.0),), temperature=0.0)
+    start = TasteResults(scores=(0.5,), nll=(1.0,))
+    broken = MixGradientResult(loss=float("nan"), weights=((1.0, 1.0, 1.0),), temperature=0.0)
     soup = advance(Learned(), here.pool, (start, broken), here.kitchen)
     assert isinstance(soup, Soup)
     assert soup.mix == Mix.mean([each.name for each in _best_first(here)])
@@ -124,10 +124,10 @@ def test_a_loss_that_is_no_number_ends_the_descent_with_the_best_so_far() -> Non
 
 def test_patience_ends_a_descent_that_does_not_gain() -> None:
     here = bench()
-    answers: list = [Tastings(scores=(0.5,), nll=(1.0,))]  # type: ignore[type-arg]
-    flat = Slope(loss=1.0, weights=((0.1, 0.0, 0.0),), temperature=0.0)
+    answers: list = [TasteResults(scores=(0.5,), nll=(1.0,))]  # type: ignore[type-arg]
+    flat = MixGradientResult(loss=1.0, weights=((0.1, 0.0, 0.0),), temperature=0.0)
     for _ in range(2):
-        answers += [flat, Tastings(scores=(0.4,), nll=(1.0,))]
+        answers += [flat, TasteResults(scores=(0.4,), nll=(1.0,))]
     recipe = Learned(epochs=9, patience=2, batch_size=24)
     assert isinstance(advance(recipe, here.pool, tuple(answers), here.kitchen), Soup)
 

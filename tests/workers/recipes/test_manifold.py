@@ -12,16 +12,16 @@ from workers.merging.recipe_driver import advance
 from workers.recipes.manifold import Manifold, grouped
 from workers.types import (
     Answer,
-    First,
-    Found,
+    FirstAtLeast,
+    FirstResult,
     Ingredient,
-    Kitchen,
     Mix,
     Question,
+    RecipeContext,
     Soup,
     Taste,
-    Tasting,
-    Tastings,
+    TasteResult,
+    TasteResults,
 )
 
 COMPONENTS = ("stem", "block1", "block2", "head")
@@ -39,7 +39,9 @@ class Kettle:
             for i in range(num)
         }
         self.goal = {key: rng.normal(size=3) / 3 for key in ("cls", *COMPONENTS)}
-        self.kitchen = Kitchen(base="base/0", components=COMPONENTS, seed=seed, num_selection=50)
+        self.kitchen = RecipeContext(
+            base="base/0", components=COMPONENTS, seed=seed, num_selection=50
+        )
         self.asked: list[Question] = []
         self.pool = tuple(
             Ingredient(name=name, run=name.split("/")[0], score=self.judged(model))
@@ -68,18 +70,20 @@ class Kettle:
     def answer(self, question: Question, stops_early: bool) -> Answer:
         self.asked.append(question)
         if isinstance(question, Taste):
-            return Tastings(scores=tuple(self.score(mix) for mix in question.mixes))
-        assert isinstance(question, First)
+            return TasteResults(scores=tuple(self.score(mix) for mix in question.mixes))
+        assert isinstance(question, FirstAtLeast)
         tried = []
         for index, mix in enumerate(question.mixes):
             score = self.score(mix)
             if question.is_met_by(score):
-                tried.append(Tasting(score=score, at_most=score, samples=50))
-                return Found(index=index, tried=tuple(tried))
+                tried.append(TasteResult(score=score, at_most=score, samples=50))
+                return FirstResult(index=index, tried=tuple(tried))
             bound = random.Random(mix.key).uniform(score, question.at_least)
             seen = None if stops_early else score
-            tried.append(Tasting(score=seen, at_most=bound if stops_early else score, samples=9))
-        return Found(index=None, tried=tuple(tried))
+            tried.append(
+                TasteResult(score=seen, at_most=bound if stops_early else score, samples=9)
+            )
+        return FirstResult(index=None, tried=tuple(tried))
 
     def cooked(self, recipe: Manifold, stops_early: bool = False) -> tuple[Soup, list[Answer]]:
         answers: list[Answer] = []
@@ -158,7 +162,7 @@ def test_it_makes_the_textbooks_soup_whatever_is_stopped_early(
     kettle: Kettle, recipe: Manifold, stops_early: bool
 ) -> None:
     soup, answers = kettle.cooked(recipe, stops_early)
-    tastes = sum(len(a.tried if isinstance(a, Found) else a.scores) for a in answers)  # type: ignore[union-attr]
+    tastes = sum(len(a.tried if isinstance(a, FirstResult) else a.scores) for a in answers)  # type: ignore[union-attr]
     assert tastes <= recipe.most_tastes(len(kettle.pool))
     members, model, score = textbook(kettle, recipe)
     assert list(soup.mix.names) == members
@@ -194,7 +198,7 @@ def test_a_search_stays_within_its_budget_and_its_bounds() -> None:
 def test_a_hopeless_candidate_gets_no_search_and_a_reason() -> None:
     kettle = Kettle(seed=1, num=2)
     best, other = sorted(kettle.pool, key=lambda each: -each.score)
-    bad = Found(index=None, tried=(Tasting(score=None, at_most=0.1, samples=9),))
+    bad = FirstResult(index=None, tried=(TasteResult(score=None, at_most=0.1, samples=9),))
     soup = advance(Manifold(), kettle.pool, (bad,), kettle.kitchen)
     assert isinstance(soup, Soup)
     assert soup.mix.single == best.name
@@ -205,7 +209,7 @@ def test_a_hopeless_candidate_gets_no_search_and_a_reason() -> None:
 
 def test_patience_names_those_it_did_not_hear() -> None:
     kettle = Kettle(seed=1, num=3)
-    bad = Found(index=None, tried=(Tasting(score=None, at_most=0.1, samples=9),))
+    bad = FirstResult(index=None, tried=(TasteResult(score=None, at_most=0.1, samples=9),))
     soup = advance(Manifold(patience=1), kettle.pool, (bad,), kettle.kitchen)
     assert isinstance(soup, Soup)
     assert soup.decisions[2].reason == "not offered after 1 refusal"
@@ -214,16 +218,16 @@ def test_patience_names_those_it_did_not_hear() -> None:
 @pytest.mark.parametrize("score", [0.8, -0.8])
 def test_the_bar_lies_below_the_score_whatever_its_sign(score: float) -> None:
     pool = tuple(Ingredient(name=n, run=n, score=score) for n in "ab")
-    asked = advance(Manifold(), pool, (), Kitchen(base="base/0"))
-    assert isinstance(asked, First)
+    asked = advance(Manifold(), pool, (), RecipeContext(base="base/0"))
+    assert isinstance(asked, FirstAtLeast)
     assert asked.at_least == pytest.approx(score - 0.0016)
 
 
 def test_a_model_without_components_has_one_share() -> None:
     kettle = Kettle(seed=3, num=3)
     kitchen = kettle.kitchen.model_copy(update={"components": ()})
-    even = Tasting(score=0.9, at_most=0.9, samples=50)
-    answers = (Found(index=0, tried=(even,)),)
+    even = TasteResult(score=0.9, at_most=0.9, samples=50)
+    answers = (FirstResult(index=0, tried=(even,)),)
     asked = advance(Manifold(), kettle.pool, answers, kitchen)
     assert isinstance(asked, Taste)
     assert len(asked.mixes) == 4 and not any(mix.components for mix in asked.mixes)

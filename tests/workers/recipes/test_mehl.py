@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.workers.recipes.quadratic_losses import Bench, bench
 from workers.merging.recipe_driver import advance
 from workers.recipes.mehl import Mehl, clipped, schedule
-from workers.types import Geometry, Gradient, Mix, Soup, Taste
+from workers.types import GramMatrices, Mix, MixGradient, Soup, Taste
 
 
 def blocks(here: Bench, recipe: Mehl) -> list[list[str]]:
@@ -74,7 +74,7 @@ def test_every_step_is_that_of_autograd_through_all_directions(recipe: Mehl) -> 
     here = bench(num=4)
     here.cooked(recipe)
     best_first = [each.name for each in sorted(here.pool, key=lambda i: (-i.score, i.run))]
-    asked = [each for each in here.asked if isinstance(each, Gradient)]
+    asked = [each for each in here.asked if isinstance(each, MixGradient)]
     rng = np.random.default_rng(here.kitchen.seed).permutation(4).tolist()
     few = [
         [best_first[i] for i in sorted(rng[at : at + recipe.model_batch])]
@@ -103,7 +103,7 @@ def test_the_weights_sum_to_one_and_leave_the_hull() -> None:
 def test_few_at_a_time_name_only_the_models_they_need() -> None:
     here = bench(num=4)
     here.cooked(Mehl(model_batch=2, epochs=1, batch_size=24))
-    asked = [each for each in here.asked if isinstance(each, Gradient)]
+    asked = [each for each in here.asked if isinstance(each, MixGradient)]
     assert [len(each.mix.weights) for each in asked] == [2, 4]
     assert [weight for _, weight in asked[1].mix.weights].count(0.0) == 2
     assert [each.epoch for each in asked] == [0, 1]
@@ -143,7 +143,7 @@ def test_a_replayed_recipe_asks_what_it_asked_before() -> None:
     here = bench()
     recipe = Mehl(epochs=1, batch_size=8, model_batch=2)
     soup, answers = here.cooked(recipe)
-    assert isinstance(here.asked[0], Geometry)
+    assert isinstance(here.asked[0], GramMatrices)
     for num, asked in enumerate(here.asked):
         assert advance(recipe, here.pool[::-1], tuple(answers[:num]), here.kitchen) == asked
     assert advance(recipe, here.pool[::-1], tuple(answers), here.kitchen) == soup

@@ -17,9 +17,9 @@ from workers.merging.recipe_driver import advance
 from workers.recipes import load
 from workers.recipes.model_stock import pull
 from workers.storage.checkpoints import open_weights
-from workers.types import Geometry, Ingredient, Kitchen, Mix, Soup, Taste, Tastings
+from workers.types import GramMatrices, Ingredient, Mix, RecipeContext, Soup, Taste, TasteResults
 
-KITCHEN = Kitchen(base="base/b")
+KITCHEN = RecipeContext(base="base/b")
 
 
 def pooled(names: tuple[str, ...]) -> tuple[Ingredient, ...]:
@@ -30,11 +30,11 @@ def made(sources: dict[str, dict[str, Tensor]], skip: tuple[str, ...] = ()) -> S
     """Through the questions, as the machine asks them."""
     names = tuple(name for name in sources if name != KITCHEN.base)
     recipe, pool = load("model_stock"), pooled(names)
-    assert advance(recipe, pool, (), KITCHEN) == Geometry(names=names, base=KITCHEN.base)
+    assert advance(recipe, pool, (), KITCHEN) == GramMatrices(names=names, base=KITCHEN.base)
     grams = grams_of(sources, names, KITCHEN.base, skip)
     taste = advance(recipe, pool, (grams,), KITCHEN)
     assert isinstance(taste, Taste)
-    soup = advance(recipe, pool, (grams, Tastings(scores=(0.7,))), KITCHEN)
+    soup = advance(recipe, pool, (grams, TasteResults(scores=(0.7,))), KITCHEN)
     assert isinstance(soup, Soup) and taste.mixes == (soup.mix,) and soup.score == 0.7
     return soup
 

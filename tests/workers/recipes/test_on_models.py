@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.workers.small_soups import VIT, Pool, make_pool
 from workers.data import eval_pixels, normalise
 from workers.merging.recipe_driver import advance
-from workers.merging.taste import mix_into, taste
+from workers.merging.taste import load_mix, taste
 from workers.models.build import preprocessing
 from workers.recipes import load
 from workers.storage.checkpoint_writer import write_checkpoint
@@ -21,17 +21,17 @@ from workers.storage.layout import checkpoint_dir
 from workers.types import (
     Answer,
     Checkpoint,
-    First,
-    Found,
+    FirstAtLeast,
+    FirstResult,
     Ingredient,
-    Kitchen,
     Mix,
+    RecipeContext,
     Soup,
     Taste,
     Tasted,
     TasteOrder,
-    Tasting,
-    Tastings,
+    TasteResult,
+    TasteResults,
 )
 
 Weights = dict[str, Tensor]
@@ -91,7 +91,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 def _state(pool: Pool, index: int) -> Weights:
-    mix_into(
+    load_mix(
         pool.worker.model(VIT),
         Mix.mean([pool.names[index]]),
         pool.cohort,
@@ -103,40 +103,40 @@ def _state(pool: Pool, index: int) -> Weights:
 
 def made(bench: Bench, name: str, **options: object) -> tuple[Soup, Weights]:
     """The soup by orders to a worker, and the weights that it blends."""
-    kitchen = Kitchen(base=bench.base.name, seed=1, num_selection=150)
+    kitchen = RecipeContext(base=bench.base.name, seed=1, num_selection=150)
     recipe, answers = load(name, options), list[Answer]()
     while not isinstance(
         outcome := advance(recipe, bench.ingredients, tuple(answers), kitchen), Soup
     ):
-        assert isinstance(outcome, First | Taste)
+        assert isinstance(outcome, FirstAtLeast | Taste)
         answers.append(_answer(bench, outcome))
     model = bench.pool.worker.model(VIT)
     places = (*bench.pool.members, bench.base)
-    mix_into(model, outcome.mix, bench.pool.cohort, places, bench.pool.worker)
+    load_mix(model, outcome.mix, bench.pool.cohort, places, bench.pool.worker)
     return outcome, {key: tensor.clone() for key, tensor in model.state_dict().items()}
 
 
-def _answer(bench: Bench, question: First | Taste) -> Answer:
+def _answer(bench: Bench, question: FirstAtLeast | Taste) -> Answer:
     if isinstance(question, Taste):
         tasted = [_tasted(bench, mix, hits=question.hits) for mix in question.mixes]
         scores = tuple(each.score for each in tasted if each.score is not None)
         hits = tuple(each.hits for each in tasted) if question.hits else ()
-        return Tastings(scores=scores, hits=hits)
-    tried: list[Tasting] = []
+        return TasteResults(scores=scores, hits=hits)
+    tried: list[TasteResult] = []
     for i, mix in enumerate(question.mixes):
         bar = {"at_least": question.at_least, "strict": question.strict}
         tried.append(_tasted(bench, mix, **bar))
         if tried[-1].score is not None and question.is_met_by(tried[-1].score):
-            return Found(index=i, tried=tuple(tried))
-    return Found(index=None, tried=tuple(tried))
+            return FirstResult(index=i, tried=tuple(tried))
+    return FirstResult(index=None, tried=tuple(tried))
 
 
-def _tasted(bench: Bench, mix: Mix, **how: object) -> Tasting:
+def _tasted(bench: Bench, mix: Mix, **how: object) -> TasteResult:
     order = TasteOrder(
         cohort=bench.pool.cohort,
         mix=mix,
         ingredients=(*bench.pool.members, bench.base),
-        hard_first=tuple(each.id for each in bench.pool.members),
+        hard_images_first=tuple(each.id for each in bench.pool.members),
         **how,
     )
     (event,) = taste(order, 0, bench.pool.worker)

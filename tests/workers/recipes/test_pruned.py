@@ -9,7 +9,7 @@ from workers.errors import UserError
 from workers.merging.recipe_driver import advance
 from workers.recipes import load
 from workers.recipes.pruned import Pruned, PrunedRounds
-from workers.types import First, Mix, Soup, Taste
+from workers.types import FirstAtLeast, Mix, Soup, Taste
 
 ties = st.sampled_from(["accept", "strict"])
 
@@ -100,7 +100,7 @@ def test_patience_ends_a_pass_and_every_step_is_told() -> None:
     first = advance(recipe, table.pool, ())
     assert isinstance(first, Taste)
     asked = advance(recipe, table.pool, (answer(table, first, True),))
-    assert isinstance(asked, First) and len(asked.mixes) == 2
+    assert isinstance(asked, FirstAtLeast) and len(asked.mixes) == 2
     soup, _ = cooked(table, recipe)
     assert isinstance(soup, Soup) and len(soup.mix.names) == 6
     assert soup.decisions[0].candidate == "all"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
-from workers.config.model import ModelSpec
+from workers.config.model import ModelConfig
 from workers.merging.gradient import gradient
 from workers.merging.gram import geometry
 from workers.merging.recipe_driver import advance
@@ -13,21 +13,21 @@ from workers.merging.taste import taste
 from workers.recipes import load
 from workers.types import (
     Answer,
-    Geometry,
     GeometryOrder,
-    Gradient,
     GradientOrder,
+    GramMatrices,
     Ingredient,
-    Kitchen,
     Measured,
     Mix,
+    MixGradient,
     Question,
+    RecipeContext,
     Soup,
     Taste,
     Tasted,
     TasteOrder,
-    Tasting,
-    Tastings,
+    TasteResult,
+    TasteResults,
 )
 
 COMPONENTS = {
@@ -36,12 +36,12 @@ COMPONENTS = {
 }
 
 
-def kitchen_of(pool: Pool) -> Kitchen:
+def kitchen_of(pool: Pool) -> RecipeContext:
     components = COMPONENTS[pool.cohort.model.name]
-    return Kitchen(base=pool.cohort.base, components=components, num_selection=150)
+    return RecipeContext(base=pool.cohort.base, components=components, num_selection=150)
 
 
-def tasted(pool: Pool, mix: Mix) -> Tasting:
+def tasted(pool: Pool, mix: Mix) -> TasteResult:
     order = TasteOrder(cohort=pool.cohort, mix=mix, ingredients=pool.members)
     (event,) = taste(order, 0, pool.worker)
     assert isinstance(event, Tasted)
@@ -53,13 +53,13 @@ def answer(pool: Pool, question: Question) -> Answer:
     if isinstance(question, Taste):
         found = [tasted(pool, mix) for mix in question.mixes]
         scores = tuple(each.at_most for each in found)
-        return Tastings(scores=scores, nll=tuple(each.nll for each in found))
+        return TasteResults(scores=scores, nll=tuple(each.nll for each in found))
     cohort, worker = pool.cohort, pool.worker
-    if isinstance(question, Geometry):
+    if isinstance(question, GramMatrices):
         order = GeometryOrder(cohort=cohort, question=question, ingredients=everyone)
         (event,) = geometry(order, 0, worker)
     else:
-        assert isinstance(question, Gradient)
+        assert isinstance(question, MixGradient)
         ask = GradientOrder(cohort=cohort, question=question, ingredients=everyone)
         (event,) = gradient(ask, 0, worker)
     assert isinstance(event, Measured)
@@ -70,7 +70,7 @@ def answer(pool: Pool, question: Question) -> Answer:
     "model", [VIT, pytest.param(RESNET, marks=pytest.mark.slow)], ids=lambda spec: str(spec.name)
 )
 def test_descents_end_no_worse_than_the_mean_and_where_a_replay_ends(
-    tmp_path: Path, model: ModelSpec
+    tmp_path: Path, model: ModelConfig
 ) -> None:
     pool = make_pool(tmp_path, model)
     ingredients = tuple(

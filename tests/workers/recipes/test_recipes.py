@@ -9,14 +9,14 @@ from workers.errors import UserError
 from workers.merging.recipe_driver import advance
 from workers.recipes import RECIPES, load, most_tastes
 from workers.recipes.greedy import Greedy
-from workers.types import Found, Ingredient, Kitchen, Mix, Soup, Taste, Tastings
+from workers.types import FirstResult, Ingredient, Mix, RecipeContext, Soup, Taste, TasteResults
 
 POOL = (
     Ingredient(name="b/00000010", run="b", score=0.8),
     Ingredient(name="c/00000010", run="c", score=0.9),
     Ingredient(name="a/00000010", run="a", score=0.9),
 )
-KITCHEN = Kitchen(base="base/0", components=("stem", "head"), num_selection=10)
+KITCHEN = RecipeContext(base="base/0", components=("stem", "head"), num_selection=10)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def test_uniform_asks_for_the_score_of_its_mix_and_takes_everybody() -> None:
     recipe = load("uniform")
     mix = Mix.mean(["a/00000010", "c/00000010", "b/00000010"])
     assert advance(recipe, POOL, ()) == Taste(mixes=(mix,))
-    soup = advance(recipe, POOL, (Tastings(scores=(0.7,)),))
+    soup = advance(recipe, POOL, (TasteResults(scores=(0.7,)),))
     assert isinstance(soup, Soup)
     assert (soup.mix, soup.score) == (mix, 0.7)
     assert all(each.accepted for each in soup.decisions)
@@ -116,5 +116,5 @@ def test_no_recipe_asks_for_more_than_a_forecast_counts(name: str, seed: int) ->
     recipe, table = load(name), Table(seed, num=6)
     _, questions = cooked(table, recipe)
     answers = [answer(table, question, stops_early=False) for question in questions]
-    tastes = sum(len(a.tried if isinstance(a, Found) else a.scores) for a in answers)
+    tastes = sum(len(a.tried if isinstance(a, FirstResult) else a.scores) for a in answers)
     assert tastes <= most_tastes(recipe, 6)

@@ -9,7 +9,7 @@ from workers.errors import UserError
 from workers.merging.recipe_driver import advance
 from workers.recipes import load
 from workers.recipes.wise_ft import WiseFt, between
-from workers.types import Ingredient, Mix, Soup, Taste, Tastings
+from workers.types import Ingredient, Mix, Soup, Taste, TasteResults
 
 POOL = tuple(Ingredient(name=n, run=n, score=s) for n, s in zip("ab", (0.5, 0.6), strict=True))
 
@@ -59,7 +59,7 @@ def test_the_ends_are_the_base_and_what_others_taste_anyway(of: str, names: list
 
 
 def test_a_reason_says_which_alpha_was_better() -> None:
-    soup = advance(WiseFt(alphas=(0.25, 0.75)), POOL, (Tastings(scores=(0.7, 0.7)),), KITCHEN)
+    soup = advance(WiseFt(alphas=(0.25, 0.75)), POOL, (TasteResults(scores=(0.7, 0.7)),), KITCHEN)
     assert isinstance(soup, Soup)
     assert [each.reason for each in soup.decisions] == [
         "the highest selection score, 0.7000",

@@ -8,21 +8,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from workers.config.data import DataSpec
-from workers.config.model import ModelSpec
+from workers.config.data import DataConfig
+from workers.config.model import ModelConfig
 from workers.models.build import create_model, preprocessing
 from workers.scoring.forward import EVAL_BATCH, logits
 from workers.storage.layout import predictions_path
 from workers.storage.predictions import read_predictions, write_predictions
 from workers.storage.store import Store
 
-DATA = DataSpec(source="digits", image_size=32)
+DATA = DataConfig(source="digits", image_size=32)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "mobilenetv2_035"])
 def test_logits_of_an_image_do_not_depend_on_its_neighbours(name: str) -> None:
     torch.manual_seed(0)
-    model = create_model(ModelSpec(name=name), 10, DATA)
+    model = create_model(ModelConfig(name=name), 10, DATA)
     config = preprocessing(model, DATA)
     pixels = torch.randint(0, 256, (EVAL_BATCH * 2 + 7, 3, 32, 32), dtype=torch.uint8)
     done: list[int] = []
@@ -35,7 +35,7 @@ def test_logits_of_an_image_do_not_depend_on_its_neighbours(name: str) -> None:
 
 
 def test_every_module_is_left_in_the_mode_it_was_in() -> None:
-    model = create_model(ModelSpec(name="test_resnet"), 10, DATA).train()
+    model = create_model(ModelConfig(name="test_resnet"), 10, DATA).train()
     frozen = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
     before = [module.training for module in model.modules()]
     statistics = frozen.running_mean

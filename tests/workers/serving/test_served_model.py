@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 import workers.serving
 from tests.image_folders import write_classes
-from workers.config.data import DataSpec
-from workers.config.model import ModelSpec
+from workers.config.data import DataConfig
+from workers.config.model import ModelConfig
 from workers.data import Images, Sample, eval_pixels
 from workers.errors import UserError
 from workers.models.build import create_model, timm_config
@@ -20,7 +20,7 @@ from workers.scoring.metrics import score
 from workers.serving.served_model import evaluate_folder, open_served
 
 LABELS = ("ant", "bee", "cow")
-DATA = DataSpec(image_size=32, crop_pct=0.9)
+DATA = DataConfig(image_size=32, crop_pct=0.9)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def served(tmp_path: Path) -> Path:
     """What the serve order leaves, as far as loading goes."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    spec = ModelSpec(name="test_resnet")
+    spec = ModelConfig(name="test_resnet")
     model = create_model(spec, len(LABELS), DATA)
     folder = tmp_path / "soup"
     folder.mkdir()

@@ -8,7 +8,7 @@ import pytest
 from workers.errors import UserError
 from workers.storage.layout import checkpoint_dir, ensemble_dir, predictions_path, run_file
 from workers.storage.manifest import (
-    FileFacts,
+    FileInfo,
     Manifest,
     commit,
     complete,
@@ -34,7 +34,7 @@ def write_manifest(store: Store, attempt: int, step: int, data: bytes = b"weight
         name=f"r1/{step:08d}",
         attempt=attempt,
         step=step,
-        files={"model.safetensors": FileFacts(size=len(data), sha256=sha256(data))},
+        files={"model.safetensors": FileInfo(size=len(data), sha256=sha256(data))},
     )
     store.write(f"{checkpoint_dir(manifest.checkpoint.id)}/model.safetensors", data)
     commit(store, manifest)

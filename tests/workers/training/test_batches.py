@@ -13,9 +13,9 @@ from workers.context import WorkerContext
 from workers.data import normalise
 from workers.errors import UserError
 from workers.models.build import preprocessing
-from workers.training.batches import Intake
-from workers.training.loss import Objective
-from workers.types import RunSpec, Setting
+from workers.training.batches import TrainBatches
+from workers.training.loss import LossModule
+from workers.types import RunSpec, WorkerConfig
 
 WEIGHTS = np.array([0.5, 2.0, 1.0], np.float32)
 LOGITS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
@@ -23,68 +23,70 @@ LABELS = torch.tensor([0, 1, 2, 1, 0, 0, 2, 1])
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+def setting(tmp_path_factory: pytest.TempPathFactory) -> WorkerConfig:
     return make_setting(tmp_path_factory.mktemp("store"), folds=2)
 
 
-def _intake(setting: Setting, run: RunSpec) -> tuple[WorkerContext, nn.Module, Intake]:
+def _intake(setting: WorkerConfig, run: RunSpec) -> tuple[WorkerContext, nn.Module, TrainBatches]:
     worker = WorkerContext(setting)
     net = worker.model(run.model)
-    return worker, net, Intake(net, run, worker)
+    return worker, net, TrainBatches(net, run, worker)
 
 
 def test_without_weights_it_is_the_mean_cross_entropy() -> None:
-    loss = Objective(nn.Identity(), 0.1)(LOGITS, LABELS)
+    loss = LossModule(nn.Identity(), 0.1)(LOGITS, LABELS)
     assert torch.allclose(loss, functional.cross_entropy(LOGITS, LABELS, label_smoothing=0.1))
 
 
 def test_class_weights_multiply_and_are_not_divided_out() -> None:
     each = functional.cross_entropy(LOGITS, LABELS, reduction="none")
     expected = (each * torch.from_numpy(WEIGHTS)[LABELS]).mean()
-    assert torch.allclose(Objective(nn.Identity(), 0.0, WEIGHTS)(LOGITS, LABELS), expected)
+    assert torch.allclose(LossModule(nn.Identity(), 0.0, WEIGHTS)(LOGITS, LABELS), expected)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_labels_and_one_hot_targets_mean_the_same(weights: np.ndarray | None) -> None:
-    objective = Objective(nn.Identity(), 0.2, weights)
+    objective = LossModule(nn.Identity(), 0.2, weights)
     soft = functional.one_hot(LABELS, 3).float()
     assert torch.allclose(objective(LOGITS, LABELS), objective(LOGITS, soft))
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_micro_batches_add_up(weights: np.ndarray | None) -> None:
-    objective = Objective(nn.Identity(), 0.1, weights)
+    objective = LossModule(nn.Identity(), 0.1, weights)
     parts = [slice(0, 3), slice(3, 8)]
     shares = [objective(LOGITS[p], LABELS[p]) * len(LABELS[p]) / len(LABELS) for p in parts]
     assert torch.allclose(objective(LOGITS, LABELS), torch.stack(shares).sum())
 
 
 def test_weights_are_no_part_of_the_state() -> None:
-    assert not Objective(nn.Identity(), 0.0, WEIGHTS).state_dict()
+    assert not LossModule(nn.Identity(), 0.0, WEIGHTS).state_dict()
 
 
-def test_a_fold_learns_from_the_others(setting: Setting) -> None:
+def test_a_fold_learns_from_the_others(setting: WorkerConfig) -> None:
     run = make_run(model=RESNET, grad_accum_steps=2).model_copy(update={"fold": 1})
     worker, _, intake = _intake(setting, run)
     seen = np.concatenate([micro for micros in intake.plan(0) for micro in micros])
-    expected = worker.images.learners(1)
+    expected = worker.images.train_indices(1)
     assert sorted(seen) == list(expected) and len(expected) < NUM_TRAIN
     assert intake.steps_per_epoch == len(intake.plan(3)) == 2
 
 
-def test_uint8_batches_are_normalised_and_mixed_by_the_generator(setting: Setting) -> None:
+def test_uint8_batches_are_normalised_and_mixed_by_the_generator(setting: WorkerConfig) -> None:
     run = make_run(model=RESNET, mixup=0.5)
     worker, net, intake = _intake(setting, run)
     batch = next(intake.batches(intake.plan(0), 0))
     assert batch[0].dtype == torch.uint8
     torch.manual_seed(1)
-    images, targets = intake.take(batch, 0)
+    images, targets = intake.to_device(batch, 0)
     assert images.dtype == torch.float32 and targets.shape == (4, 10)
     torch.manual_seed(1)
-    again, _ = intake.take(batch, 0)
-    other, _ = intake.take(batch, 0)
+    again, _ = intake.to_device(batch, 0)
+    other, _ = intake.to_device(batch, 0)
     assert torch.equal(images, again) and not torch.equal(images, other)
-    plain = Intake(net, make_run(model=RESNET, channels_last=True), worker).take(batch, 0)
+    plain = TrainBatches(net, make_run(model=RESNET, channels_last=True), worker).to_device(
+        batch, 0
+    )
     config = preprocessing(net, setting.data)
     assert torch.equal(plain[0], normalise(batch[0], config)) and torch.equal(plain[1], batch[1])
     assert plain[0].is_contiguous(memory_format=torch.channels_last)

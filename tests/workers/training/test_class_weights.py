@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.errors import UserError
 from workers.training.loss import class_weights
 
@@ -15,7 +15,7 @@ CLASSES = ("ant", "bee", "cow", "dog")
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=50))
 def test_balanced_classes_pull_alike_and_images_weigh_one_on_average(labels: list[int]) -> None:
-    weights = class_weights(TrainSpec(class_weights="balanced"), np.array(labels), CLASSES)
+    weights = class_weights(TrainConfig(class_weights="balanced"), np.array(labels), CLASSES)
     assert weights is not None and weights.dtype == np.float32 and weights.shape == (4,)
     counts = np.bincount(labels, minlength=4)
     present = np.unique(labels)
@@ -28,9 +28,9 @@ def test_balanced_classes_pull_alike_and_images_weigh_one_on_average(labels: lis
 
 def test_named_classes_weigh_what_they_are_given_and_others_one() -> None:
     labels = np.array([0, 1, 1])
-    weights = class_weights(TrainSpec(class_weights={"dog": 3, "ant": 0.5}), labels, CLASSES)
+    weights = class_weights(TrainConfig(class_weights={"dog": 3, "ant": 0.5}), labels, CLASSES)
     assert weights is not None and weights.tolist() == [0.5, 1, 1, 3]
-    assert class_weights(TrainSpec(), labels, CLASSES) is None
+    assert class_weights(TrainConfig(), labels, CLASSES) is None
 
 
 def test_a_wrong_weight_is_a_users_mistake() -> None:
@@ -40,4 +40,4 @@ def test_a_wrong_weight_is_a_users_mistake() -> None:
         ({"dog": float("nan")}, "above 0"),
     ):
         with pytest.raises(UserError, match=f"train.class_weights: .*{words}"):
-            class_weights(TrainSpec(class_weights=weights), np.array([0]), CLASSES)
+            class_weights(TrainConfig(class_weights=weights), np.array([0]), CLASSES)

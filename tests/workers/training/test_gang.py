@@ -22,7 +22,7 @@ from tests.workers.small_runs import (
 from workers.context import WorkerContext
 from workers.storage.manifest import read_manifest
 from workers.training.train import train
-from workers.types import AnyEvent, Checkpoint, RunSpec, Setting, TrainOrder
+from workers.types import AnyEvent, Checkpoint, RunSpec, TrainOrder, WorkerConfig
 
 RANKS = 2
 MODELS = {"vit": VIT, "resnet": RESNET}
@@ -33,7 +33,7 @@ class Heard:
     """What one rank yielded for one order, and what it held afterwards."""
 
     events: list[AnyEvent]
-    memory_is: str | None
+    loaded_checkpoint_id: str | None
     weights: dict[str, np.ndarray]
     history: list[float]
     """Scores of the epochs, as this rank knows them."""
@@ -54,7 +54,7 @@ def _featured() -> RunSpec:
 
 
 def _rank(
-    rank: int, setting: Setting, bases: dict[str, Checkpoint], ports: list[int], answers: Any
+    rank: int, setting: WorkerConfig, bases: dict[str, Checkpoint], ports: list[int], answers: Any
 ) -> None:
     """One rank's life: order after order on one warm worker, each in a process group of its own."""
     torch.set_num_threads(1)
@@ -66,8 +66,8 @@ def _rank(
         order = TrainOrder(run=run, start=start, stop_step=last_step(run, RANKS))
         events = list(train(order, attempt, worker))
         state = {k: v.numpy().copy() for k, v in worker.model(run.model).state_dict().items()}
-        history = worker.momentum.position.history
-        heard[title] = Heard(events, worker.memory_is, state, list(history))
+        history = worker.warm_state.position.history
+        heard[title] = Heard(events, worker.loaded_checkpoint_id, state, list(history))
 
     for name, base in bases.items():
         perform(f"{name} cold", _run(name), base, 0)
@@ -130,7 +130,7 @@ def test_ranks_end_with_equal_weights_under_the_networks_own_names(
     heard: dict[int, dict[str, Heard]], name: str
 ) -> None:
     one, other = (heard[rank][f"{name} cold"] for rank in range(RANKS))
-    assert one.memory_is == other.memory_is == checkpoints(one.events)[-1].id
+    assert one.loaded_checkpoint_id == other.loaded_checkpoint_id == checkpoints(one.events)[-1].id
     assert not any(key.startswith("module.") for key in one.weights)
     for key, values in one.weights.items():
         assert (values == other.weights[key]).all(), key

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.workers.small_soups import DATA, Pool, make_pool
-from workers.config.model import ModelSpec
-from workers.config.train import TrainSpec
+from workers.config.model import ModelConfig
+from workers.config.train import TrainConfig
 from workers.dispatch import perform
 from workers.errors import UserError
 from workers.models.build import create_model
@@ -24,7 +24,7 @@ from workers.storage.predictions import read_predictions
 from workers.training.import_weights import adopt, fitting_weights
 from workers.types import SELECTION, RunSpec, TrainOrder
 
-RESNET = ModelSpec(name="test_resnet")
+RESNET = ModelConfig(name="test_resnet")
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def _saved(folder: Path, content: Any) -> TrainSpec:
+def _saved(folder: Path, content: Any) -> TrainConfig:
     file = folder / "model.pth.tar"
     torch.save(content, file)
-    return TrainSpec(weights=str(file))
+    return TrainConfig(weights=str(file))
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", None])
@@ -153,7 +153,7 @@ def test_an_adopted_checkpoint_is_the_very_same_with_the_same_score(pool: Pool) 
         tensors = {name: tensor.clone() for name, tensor in weights.items()}
     file = Path(worker.setting.uri) / "elsewhere.safetensors"
     save_file(tensors, file)
-    run = RunSpec(id="foreign", model=RESNET, train=TrainSpec(weights=str(file)))
+    run = RunSpec(id="foreign", model=RESNET, train=TrainConfig(weights=str(file)))
     start = member.model_copy(update={"name": pool.cohort.base, "attempt": None})
     order = TrainOrder(run=run, start=start, stop_step=1)
     started, committed, trained = perform(worker, order, attempt=2)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.training.lr_schedule import AFTER_RESTART, Schedule, num_decays, patience_is_over
 
 STEPS_PER_EPOCH = 5
@@ -23,7 +23,10 @@ def _optimizer(lr: float, scale: float = 0.5) -> torch.optim.Optimizer:
 
 
 def _rates(
-    spec: TrainSpec, steps: range, scores: tuple[float, ...] = (), per_epoch: int = STEPS_PER_EPOCH
+    spec: TrainConfig,
+    steps: range,
+    scores: tuple[float, ...] = (),
+    per_epoch: int = STEPS_PER_EPOCH,
 ) -> list[float]:
     optimizer = _optimizer(spec.lr)
     schedule = Schedule(optimizer, spec, per_epoch, spec.epochs)
@@ -52,7 +55,7 @@ def _rates(
 def test_the_rate_is_a_function_of_the_step_and_the_scores_alone(
     options: dict[str, object],
 ) -> None:
-    spec = TrainSpec.model_validate(
+    spec = TrainConfig.model_validate(
         {"epochs": 4, "warmup_epochs": 1, "min_lr": 1e-4, "lr": 0.1, **options}
     )
     steps, scores = range(4 * STEPS_PER_EPOCH), (0.5, 0.5, 0.4, 0.4)
@@ -63,7 +66,7 @@ def test_the_rate_is_a_function_of_the_step_and_the_scores_alone(
 
 @pytest.mark.parametrize("sched", ["cosine", "poly", "tanh"])
 def test_the_rate_warms_up_and_then_falls_to_its_minimum(sched: str) -> None:
-    spec = TrainSpec.model_validate(
+    spec = TrainConfig.model_validate(
         {"sched": sched, "epochs": 4, "warmup_epochs": 1, "lr": 0.1, "min_lr": 0.01}
     )
     rates = _rates(spec, range(4 * STEPS_PER_EPOCH + 1))
@@ -73,7 +76,7 @@ def test_the_rate_warms_up_and_then_falls_to_its_minimum(sched: str) -> None:
 
 
 def test_one_cycle_is_timms() -> None:
-    spec = TrainSpec(epochs=4, warmup_epochs=1, lr=0.1, min_lr=0.01)
+    spec = TrainConfig(epochs=4, warmup_epochs=1, lr=0.1, min_lr=0.01)
     optimizer = _optimizer(0.1)
     timms = CosineLRScheduler(
         optimizer,
@@ -100,7 +103,7 @@ def test_cycles_fill_the_epochs_and_each_begins_at_its_peak(
     sched: str, limit: int, mul: float, per_epoch: int
 ) -> None:
     cycles = {"lr_cycle_limit": limit, "lr_cycle_mul": mul, "lr_cycle_decay": 0.5}
-    spec = TrainSpec.model_validate({"sched": sched, "epochs": limit * 4, "lr": 1.0, **cycles})
+    spec = TrainConfig.model_validate({"sched": sched, "epochs": limit * 4, "lr": 1.0, **cycles})
     steps = spec.epochs * per_epoch
     rates = _rates(spec, range(steps), per_epoch=per_epoch)
     first = steps / sum(mul**i for i in range(limit))
@@ -120,19 +123,19 @@ def test_cycles_fill_the_epochs_and_each_begins_at_its_peak(
 
 
 def test_steps_decay_at_the_beginning_of_their_epochs() -> None:
-    spec = TrainSpec(sched="step", epochs=6, decay_epochs=2, decay_rate=0.1, lr=1.0)
+    spec = TrainConfig(sched="step", epochs=6, decay_epochs=2, decay_rate=0.1, lr=1.0)
     assert _rates(spec, range(9, 12)) == pytest.approx([1.0, 0.1, 0.1])
-    spec = TrainSpec(sched="multistep", epochs=6, decay_milestones=(2, 3), decay_rate=0.1, lr=1.0)
+    spec = TrainConfig(sched="multistep", epochs=6, decay_milestones=(2, 3), decay_rate=0.1, lr=1.0)
     assert _rates(spec, range(9, 12)) == pytest.approx([1.0, 0.1, 0.1])
     assert _rates(spec, range(14, 16)) == pytest.approx([0.1, 0.01])
 
 
 def test_without_a_schedule_the_rate_stays() -> None:
-    assert _rates(TrainSpec(sched="none", lr=0.1, epochs=2), range(10)) == [0.1] * 10
+    assert _rates(TrainConfig(sched="none", lr=0.1, epochs=2), range(10)) == [0.1] * 10
 
 
 def test_a_plateau_decays_after_warm_up_and_down_to_the_minimum() -> None:
-    spec = TrainSpec(
+    spec = TrainConfig(
         sched="plateau",
         epochs=8,
         warmup_epochs=2,
@@ -147,7 +150,7 @@ def test_a_plateau_decays_after_warm_up_and_down_to_the_minimum() -> None:
 
 def test_warm_up_that_does_not_fit_a_section_is_left_out() -> None:
     optimizer = _optimizer(0.1)
-    Schedule(optimizer, TrainSpec(epochs=5, warmup_epochs=2, lr=0.1), 10, 2).set(0)
+    Schedule(optimizer, TrainConfig(epochs=5, warmup_epochs=2, lr=0.1), 10, 2).set(0)
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 

@@ -25,21 +25,21 @@ from workers.types import (
     OptimizerState,
     Rejoin,
     RunSpec,
-    Setting,
     TrainOrder,
-    Weighed,
+    WeightSpaceGroup,
+    WorkerConfig,
 )
 
 BOUNDARY, STOP = 3, 6
 
 
 @pytest.fixture
-def setting(tmp_path: Path) -> Setting:
+def setting(tmp_path: Path) -> WorkerConfig:
     return make_setting(tmp_path)
 
 
 @pytest.fixture
-def base(setting: Setting) -> Checkpoint:
+def base(setting: WorkerConfig) -> Checkpoint:
     return make_base(setting, VIT)
 
 
@@ -56,11 +56,11 @@ def perform(worker: WorkerContext, order: TrainOrder) -> list[AnyEvent]:
     return list(train(order, 0, worker))
 
 
-def weights(setting: Setting, checkpoint: Checkpoint) -> dict[str, Tensor]:
+def weights(setting: WorkerConfig, checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in open_weights(Store(setting.uri), checkpoint).items()}
 
 
-def soup_of(setting: Setting, *members: Checkpoint) -> Checkpoint:
+def soup_of(setting: WorkerConfig, *members: Checkpoint) -> Checkpoint:
     every = [weights(setting, each) for each in members]
     mean = {k: sum(each[k].double() for each in every) / len(every) for k in every[0]}
     tensors = {k: v.to(every[0][k].dtype) for k, v in mean.items()}  # type: ignore[union-attr]
@@ -68,7 +68,7 @@ def soup_of(setting: Setting, *members: Checkpoint) -> Checkpoint:
 
 
 def resumed_as(
-    setting: Setting, like: Checkpoint, tensors: dict[str, Tensor], state: TrainState
+    setting: WorkerConfig, like: Checkpoint, tensors: dict[str, Tensor], state: TrainState
 ) -> Checkpoint:
     """A checkpoint of the same run and step with these weights and this state."""
     return write_checkpoint(Store(setting.uri), like.name, 9, like.step, tensors, train_state=state)
@@ -79,14 +79,14 @@ def last(events: list[AnyEvent]) -> Checkpoint:
 
 
 @pytest.fixture
-def stood(setting: Setting, base: Checkpoint) -> tuple[Checkpoint, ...]:
+def stood(setting: WorkerConfig, base: Checkpoint) -> tuple[Checkpoint, ...]:
     """Where three members stand at the boundary, in the middle of an epoch."""
     worker = WorkerContext(setting)
     return tuple(up_to_the_boundary(worker, member(id_), base) for id_ in "abc")
 
 
 def reference(
-    setting: Setting, stood: tuple[Checkpoint, ...], policy: OptimizerState
+    setting: WorkerConfig, stood: tuple[Checkpoint, ...], policy: OptimizerState
 ) -> TrainState:
     """What the first member must bring along, worked out by hand."""
     states = [load_train_state(Store(setting.uri), each) for each in stood]
@@ -106,7 +106,7 @@ def reference(
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("policy", ["keep", "reset", "average"])
 def test_weights_are_the_merged_ones_and_the_optimizer_follows_its_policy(
-    setting: Setting,
+    setting: WorkerConfig,
     stood: tuple[Checkpoint, ...],
     policy: OptimizerState,
     warm: bool,
@@ -114,7 +114,7 @@ def test_weights_are_the_merged_ones_and_the_optimizer_follows_its_policy(
 ) -> None:
     run, merged = member("a"), soup_of(setting, *stood)
     others = stood if policy == "average" else ()
-    rejoin = Rejoin(own=stood[0], optimizer_state=policy, others=others)
+    rejoin = Rejoin(own_checkpoint=stood[0], optimizer_state=policy, peers=others)
     worker = WorkerContext(setting)
     if warm:
         up_to_the_boundary(worker, run, base)
@@ -128,18 +128,18 @@ def test_weights_are_the_merged_ones_and_the_optimizer_follows_its_policy(
     assert last(events).sha256 == last(expected).sha256
 
 
-def test_the_policies_differ(setting: Setting, stood: tuple[Checkpoint, ...]) -> None:
+def test_the_policies_differ(setting: WorkerConfig, stood: tuple[Checkpoint, ...]) -> None:
     merged, found = soup_of(setting, *stood), set()
     for policy in ("keep", "reset", "average"):
         others = stood if policy == "average" else ()
-        rejoin = Rejoin(own=stood[0], optimizer_state=policy, others=others)
+        rejoin = Rejoin(own_checkpoint=stood[0], optimizer_state=policy, peers=others)
         order = TrainOrder(run=member("a"), start=merged, stop_step=STOP, rejoin=rejoin)
         found.add(last(perform(WorkerContext(setting), order)).sha256)
     assert len(found) == 3
 
 
 def test_pull_moves_towards_the_merged_weights_with_the_learning_rate(
-    setting: Setting, stood: tuple[Checkpoint, ...]
+    setting: WorkerConfig, stood: tuple[Checkpoint, ...]
 ) -> None:
     """Cosine over twelve steps: at the third, (1 + cos(pi / 4)) / 2 of the rate is left."""
     merged = soup_of(setting, *stood)
@@ -159,7 +159,7 @@ def test_pull_moves_towards_the_merged_weights_with_the_learning_rate(
         run=member("a"),
         start=merged,
         stop_step=STOP,
-        rejoin=Rejoin(own=stood[0], alpha=0.75),
+        rejoin=Rejoin(own_checkpoint=stood[0], alpha=0.75),
     )
     events = perform(WorkerContext(setting), order)
     found, hoped = (weights(setting, last(each)) for each in (events, expected))
@@ -169,7 +169,7 @@ def test_pull_moves_towards_the_merged_weights_with_the_learning_rate(
 
 
 def test_diversity_is_that_of_weights_and_of_labels(
-    setting: Setting, base: Checkpoint, stood: tuple[Checkpoint, ...]
+    setting: WorkerConfig, base: Checkpoint, stood: tuple[Checkpoint, ...]
 ) -> None:
     start = weights(setting, base)
     moved = [
@@ -191,7 +191,7 @@ def test_diversity_is_that_of_weights_and_of_labels(
 
 
 def test_a_member_alone_has_no_diversity(
-    setting: Setting, base: Checkpoint, stood: tuple[Checkpoint, ...]
+    setting: WorkerConfig, base: Checkpoint, stood: tuple[Checkpoint, ...]
 ) -> None:
     (event,) = diversity(_diversity_order(base, stood[:1]), 0, WorkerContext(setting))
     assert isinstance(event, Diversity)
@@ -200,5 +200,5 @@ def test_a_member_alone_has_no_diversity(
 
 def _diversity_order(base: Checkpoint, members: tuple[Checkpoint, ...]) -> DiversityOrder:
     cohort = Cohort(id="c", model=VIT, base=base.name, batchnorm="none")
-    weighed = Weighed(cohort=cohort, base=base, ingredients=members, components=())
+    weighed = WeightSpaceGroup(cohort=cohort, base=base, ingredients=members, components=())
     return DiversityOrder(merge="sync-c-0001", members=weighed)

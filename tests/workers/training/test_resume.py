@@ -17,12 +17,12 @@ from tests.workers.small_runs import (
     make_setting,
     perform,
 )
-from workers.config.model import ModelSpec
-from workers.config.train import AffineSpec, PerspectiveSpec
+from workers.config.model import ModelConfig
+from workers.config.train import AffineConfig, PerspectiveConfig
 from workers.context import WorkerContext
 from workers.storage.layout import WEIGHTS, checkpoint_dir
 from workers.storage.store import Store
-from workers.types import AnyEvent, Checkpoint, RunSpec, Setting, ema_of
+from workers.types import AnyEvent, Checkpoint, RunSpec, WorkerConfig, ema_id
 
 PARTS = {"test_vit": ("blocks.1", "norm", "blocks"), "test_resnet": ("layer4", "bn1", "layer3.0")}
 NAMES = count()
@@ -34,8 +34,8 @@ AUGMENTATION: dict[str, st.SearchStrategy[Any]] = {
     "vflip": st.sampled_from([0.0, 0.5]),
     "color_jitter": st.sampled_from([None, 0.3]),
     "grayscale": st.sampled_from([0.0, 0.3]),
-    "affine": st.sampled_from([None, AffineSpec(degrees=20, translate=(0.1, 0.1), shear=5)]),
-    "perspective": st.sampled_from([None, PerspectiveSpec()]),
+    "affine": st.sampled_from([None, AffineConfig(degrees=20, translate=(0.1, 0.1), shear=5)]),
+    "perspective": st.sampled_from([None, PerspectiveConfig()]),
     "reprob": st.sampled_from([0.0, 0.5]),
     "mixup": st.sampled_from([0.0, 0.4]),
     "cutmix": st.sampled_from([0.0, 1.0]),
@@ -83,7 +83,7 @@ SCHEDULES: st.SearchStrategy[dict[str, Any]] = st.one_of(
 
 @st.composite
 def runs(draw: st.DrawFn) -> RunSpec:
-    model: ModelSpec = draw(st.sampled_from([VIT, RESNET]))
+    model: ModelConfig = draw(st.sampled_from([VIT, RESNET]))
     options = draw(st.fixed_dictionaries(AUGMENTATION | OPTIMISATION)) | draw(SCHEDULES)
     parts = st.sampled_from(PARTS[model.name])
     later = [{"epoch": 1, "modules": draw(parts)}, {"epoch": 2, "modules": ["all"]}]
@@ -94,22 +94,22 @@ def runs(draw: st.DrawFn) -> RunSpec:
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+def setting(tmp_path_factory: pytest.TempPathFactory) -> WorkerConfig:
     return make_setting(tmp_path_factory.mktemp("store"), folds=2)
 
 
 @pytest.fixture(scope="module")
-def bases(setting: Setting) -> dict[str, Checkpoint]:
+def bases(setting: WorkerConfig) -> dict[str, Checkpoint]:
     return {model.name: make_base(setting, model) for model in (VIT, RESNET)}
 
 
-def _last_bytes(setting: Setting, run: RunSpec, events: list[AnyEvent]) -> dict[str, bytes]:
+def _last_bytes(setting: WorkerConfig, run: RunSpec, events: list[AnyEvent]) -> dict[str, bytes]:
     """Every file of the last checkpoint, with optimizer state and history, and its average's."""
     store, last, files = Store(setting.uri), checkpoints(events)[-1], {}
     for file in (WEIGHTS, "train_state.safetensors", "train_state.json"):
         files[file] = store.read(f"{checkpoint_dir(last.id)}/{file}")
     if run.train.model_ema_decay is not None:
-        average = f"{ema_of(run.id)}/{last.step:08d}-{last.attempt}"
+        average = f"{ema_id(run.id)}/{last.step:08d}-{last.attempt}"
         files["average"] = store.read(f"{checkpoint_dir(average)}/{WEIGHTS}")
     return files
 
@@ -121,9 +121,9 @@ def _told(events: list[AnyEvent]) -> list[Any]:
     return [*told, *((e.step, e.early) for e in events if e.kind == "trained")]
 
 
-def _check(setting: Setting, base: Checkpoint, run: RunSpec, where: float) -> None:
+def _check(setting: WorkerConfig, base: Checkpoint, run: RunSpec, where: float) -> None:
     steps_per_epoch = run.train.steps_per_epoch(
-        len(WorkerContext(setting).images.learners(run.fold)), ranks=1
+        len(WorkerContext(setting).images.train_indices(run.fold)), ranks=1
     )
     total = run.train.epochs * steps_per_epoch
     whole = perform(WorkerContext(setting), run, base, total)
@@ -149,7 +149,7 @@ def _check(setting: Setting, base: Checkpoint, run: RunSpec, where: float) -> No
 )
 @given(run=runs(), where=st.floats(0, 0.999))
 def test_a_run_taken_up_again_warm_or_cold_is_the_same_run(
-    setting: Setting, bases: dict[str, Checkpoint], run: RunSpec, where: float
+    setting: WorkerConfig, bases: dict[str, Checkpoint], run: RunSpec, where: float
 ) -> None:
     _check(setting, bases[run.model.name], run, where)
 
@@ -158,6 +158,6 @@ def test_a_run_taken_up_again_warm_or_cold_is_the_same_run(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(run=runs(), where=st.floats(0, 0.999))
 def test_many_runs_taken_up_again_are_the_same_runs(
-    setting: Setting, bases: dict[str, Checkpoint], run: RunSpec, where: float
+    setting: WorkerConfig, bases: dict[str, Checkpoint], run: RunSpec, where: float
 ) -> None:
     _check(setting, bases[run.model.name], run, where)

@@ -6,7 +6,7 @@ import torch
 
 from tests.workers.small_runs import RESNET, make_run, make_setting
 from workers.context import WorkerContext
-from workers.training.timing import rehearse
+from workers.training.timing import time_run
 
 
 def test_every_section_of_a_run_is_timed(tmp_path: Path) -> None:
@@ -20,6 +20,6 @@ def test_every_section_of_a_run_is_timed(tmp_path: Path) -> None:
         class_weights="balanced",
     ).model_copy(update={"fold": 1})
     worker = WorkerContext(make_setting(tmp_path, folds=2))
-    pace = rehearse(run, worker)
+    pace = time_run(run, worker)
     assert pace.num_steps >= 2 and pace.step_s > 0 and pace.score_image_s > 0
-    assert torch.get_num_threads() == 1 and worker.memory_is is None
+    assert torch.get_num_threads() == 1 and worker.loaded_checkpoint_id is None

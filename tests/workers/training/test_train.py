@@ -24,7 +24,7 @@ from tests.workers.small_runs import (
     make_setting,
     perform,
 )
-from workers.config.model import ModelSpec
+from workers.config.model import ModelConfig
 from workers.context import WorkerContext
 from workers.errors import UserError
 from workers.scoring.metrics import score
@@ -33,7 +33,7 @@ from workers.storage.manifest import read_manifest
 from workers.storage.predictions import read_predictions
 from workers.storage.store import Store
 from workers.training.train import accelerated, train
-from workers.types import Checkpoint, RunSpec, Setting, TrainOrder
+from workers.types import Checkpoint, RunSpec, TrainOrder, WorkerConfig
 
 HARD: dict[str, Any] = {
     "grad_accum_steps": 2,  # 22 images in steps of 8: the last one is short
@@ -47,30 +47,30 @@ HARD: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+def setting(tmp_path_factory: pytest.TempPathFactory) -> WorkerConfig:
     return make_setting(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
-def vit_base(setting: Setting) -> Checkpoint:
+def vit_base(setting: WorkerConfig) -> Checkpoint:
     return make_base(setting, VIT)
 
 
 @pytest.fixture(scope="module")
-def resnet_base(setting: Setting) -> Checkpoint:
+def resnet_base(setting: WorkerConfig) -> Checkpoint:
     return make_base(setting, RESNET)
 
 
-def _bytes(setting: Setting, checkpoint: Checkpoint) -> bytes:
+def _bytes(setting: WorkerConfig, checkpoint: Checkpoint) -> bytes:
     return Store(setting.uri).read(f"{checkpoint_dir(checkpoint.id)}/{WEIGHTS}")
 
 
-def _in_fresh_process(setting: Setting, run: RunSpec, start: Checkpoint, attempt: int) -> None:
+def _in_fresh_process(setting: WorkerConfig, run: RunSpec, start: Checkpoint, attempt: int) -> None:
     torch.set_num_threads(1)
     perform(WorkerContext(setting), run, start, attempt=attempt)
 
 
-def test_a_run_yields_its_events_in_order(setting: Setting, vit_base: Checkpoint) -> None:
+def test_a_run_yields_its_events_in_order(setting: WorkerConfig, vit_base: Checkpoint) -> None:
     run = make_run("events")
     events = perform(WorkerContext(setting), run, vit_base)
     kinds = [event.kind for event in events]
@@ -83,7 +83,7 @@ def test_a_run_yields_its_events_in_order(setting: Setting, vit_base: Checkpoint
     assert [e.score for e in events if e.kind == "checkpoint"] == [e.score for e in evaluated]
 
 
-def test_a_run_learns(setting: Setting, resnet_base: Checkpoint) -> None:
+def test_a_run_learns(setting: WorkerConfig, resnet_base: Checkpoint) -> None:
     """Twenty epochs on 22 images: a network that did not get their loss down would not learn."""
     run = make_run("learns", RESNET, epochs=20, hflip=0, crop=(1, 1), lr=5e-3, checkpoint_every=20)
     events = perform(WorkerContext(setting), run, resnet_base)
@@ -92,7 +92,7 @@ def test_a_run_learns(setting: Setting, resnet_base: Checkpoint) -> None:
 
 
 def test_a_checkpoint_is_the_bare_network_with_predictions_and_score(
-    setting: Setting, resnet_base: Checkpoint
+    setting: WorkerConfig, resnet_base: Checkpoint
 ) -> None:
     store, worker = Store(setting.uri), WorkerContext(setting)
     last = checkpoints(perform(worker, make_run("files", RESNET), resnet_base))[-1]
@@ -106,7 +106,7 @@ def test_a_checkpoint_is_the_bare_network_with_predictions_and_score(
     assert score(values, labels) == manifest.score
 
 
-def test_the_diary_lies_in_the_store(setting: Setting, vit_base: Checkpoint) -> None:
+def test_the_diary_lies_in_the_store(setting: WorkerConfig, vit_base: Checkpoint) -> None:
     store, run = Store(setting.uri), make_run("diary")
     perform(WorkerContext(setting), run, vit_base, stop=6)
     perform(WorkerContext(setting), run, vit_base, stop=6)
@@ -121,7 +121,7 @@ def test_the_diary_lies_in_the_store(setting: Setting, vit_base: Checkpoint) -> 
     + [(opt, 2) for opt in ("nadamw", "lion", "lamb", "adafactor", "lookahead_adam")],
 )
 def test_a_run_taken_up_again_writes_the_same_bytes(
-    setting: Setting, vit_base: Checkpoint, opt: str, cut: int
+    setting: WorkerConfig, vit_base: Checkpoint, opt: str, cut: int
 ) -> None:
     """Two epochs of three steps, dropout and stochastic depth on, stopped at every step."""
     run = make_run(f"cut-{opt}", opt=opt, **HARD)
@@ -136,7 +136,7 @@ def test_a_run_taken_up_again_writes_the_same_bytes(
 
 
 def test_a_run_taken_up_again_in_another_process_writes_the_same_bytes(
-    setting: Setting, resnet_base: Checkpoint
+    setting: WorkerConfig, resnet_base: Checkpoint
 ) -> None:
     run = make_run("moved", RESNET, opt="adamw", **HARD)
     written = checkpoints(perform(WorkerContext(setting), run, resnet_base))
@@ -149,7 +149,7 @@ def test_a_run_taken_up_again_in_another_process_writes_the_same_bytes(
     assert there is not None and there.checkpoint.sha256 == written[-1].sha256
 
 
-def test_a_resumed_epoch_reports_the_same_loss(setting: Setting, vit_base: Checkpoint) -> None:
+def test_a_resumed_epoch_reports_the_same_loss(setting: WorkerConfig, vit_base: Checkpoint) -> None:
     run = make_run("sums", **HARD)
     events = perform(WorkerContext(setting), run, vit_base)
     middle = checkpoints(events)[0]
@@ -160,13 +160,13 @@ def test_a_resumed_epoch_reports_the_same_loss(setting: Setting, vit_base: Check
 
 
 def test_segments_on_a_warm_worker_write_the_same_bytes_and_load_nothing(
-    setting: Setting, vit_base: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    setting: WorkerConfig, vit_base: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run("segments", **HARD)
     whole = checkpoints(perform(WorkerContext(setting), run, vit_base))[-1]
     worker = WorkerContext(setting)
     first = checkpoints(perform(worker, run, vit_base, stop=4, attempt=1))[-1]
-    assert worker.memory_is == first.id
+    assert worker.loaded_checkpoint_id == first.id
 
     def refuse(*_: Any) -> None:
         raise AssertionError("loaded something")
@@ -178,7 +178,7 @@ def test_segments_on_a_warm_worker_write_the_same_bytes_and_load_nothing(
 
 
 def test_a_soup_is_started_from_with_fresh_momentum_at_its_step(
-    setting: Setting, vit_base: Checkpoint
+    setting: WorkerConfig, vit_base: Checkpoint
 ) -> None:
     from workers.storage.checkpoint_writer import write_checkpoint
     from workers.storage.checkpoints import open_weights
@@ -191,7 +191,7 @@ def test_a_soup_is_started_from_with_fresh_momentum_at_its_step(
 
 
 def test_placement_and_history_of_a_worker_do_not_change_the_bytes(
-    setting: Setting, vit_base: Checkpoint, resnet_base: Checkpoint
+    setting: WorkerConfig, vit_base: Checkpoint, resnet_base: Checkpoint
 ) -> None:
     run = make_run("placed", RESNET, drop_path=0.2)
     cold = checkpoints(perform(WorkerContext(setting), run, resnet_base))[-1]
@@ -203,7 +203,7 @@ def test_placement_and_history_of_a_worker_do_not_change_the_bytes(
 
 
 def test_replicas_write_the_same_bytes_and_seeds_do_not(
-    setting: Setting, vit_base: Checkpoint
+    setting: WorkerConfig, vit_base: Checkpoint
 ) -> None:
     run = make_run("original")
     replica = run.model_copy(update={"id": "replica", "replica": 1})
@@ -216,11 +216,11 @@ def test_replicas_write_the_same_bytes_and_seeds_do_not(
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole_step(
-    setting: Setting, vit_base: Checkpoint
+    setting: WorkerConfig, vit_base: Checkpoint
 ) -> None:
     """Equal but for rounding: sums of float32 in another order, through 3 steps of SGD. Without
     dropout, since that is drawn per micro-batch; short last step included."""
-    plain = ModelSpec(name="test_vit")
+    plain = ModelConfig(name="test_vit")
     run = make_run("micro", plain, opt="sgd", epochs=1, batch_size=8)
     worker = WorkerContext(setting)
     order = TrainOrder(run=run, start=vit_base, stop_step=3)
@@ -234,7 +234,9 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_step(
         assert (whole[name] - pieces[name]).abs().max() <= 1e-3 * moved + 1e-7
 
 
-def test_a_probe_trains_the_classifier_alone(setting: Setting, resnet_base: Checkpoint) -> None:
+def test_a_probe_trains_the_classifier_alone(
+    setting: WorkerConfig, resnet_base: Checkpoint
+) -> None:
     run = make_run("probe", RESNET).model_copy(update={"role": "probe"})
     worker = WorkerContext(setting)
     perform(worker, run, resnet_base, stop=6)
@@ -247,7 +249,7 @@ def test_a_probe_trains_the_classifier_alone(setting: Setting, resnet_base: Chec
 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_frozen_batchnorm_keeps_its_statistics_through_every_epoch(
-    setting: Setting, resnet_base: Checkpoint, freeze: bool
+    setting: WorkerConfig, resnet_base: Checkpoint, freeze: bool
 ) -> None:
     run = make_run(f"freeze-{freeze}", RESNET, bn_freeze=freeze)
     last = checkpoints(perform(WorkerContext(setting), run, resnet_base))[-1]
@@ -257,7 +259,7 @@ def test_frozen_batchnorm_keeps_its_statistics_through_every_epoch(
     assert all(kept) if freeze else not any(kept)
 
 
-def test_bfloat16_training_scores_in_float32(setting: Setting, vit_base: Checkpoint) -> None:
+def test_bfloat16_training_scores_in_float32(setting: WorkerConfig, vit_base: Checkpoint) -> None:
     """The network itself stays unpatched, so that its scores mean the same everywhere."""
     worker = WorkerContext(setting)
     last = checkpoints(perform(worker, make_run("bf16", amp_dtype="bfloat16"), vit_base, 6))[-1]
@@ -266,19 +268,21 @@ def test_bfloat16_training_scores_in_float32(setting: Setting, vit_base: Checkpo
     assert {t.dtype for t in load_file(f"{folder}/model.safetensors").values()} == {torch.float32}
 
 
-def test_a_diverged_run_raises_its_name_and_step(setting: Setting, vit_base: Checkpoint) -> None:
+def test_a_diverged_run_raises_its_name_and_step(
+    setting: WorkerConfig, vit_base: Checkpoint
+) -> None:
     run = make_run("wild", opt="sgd", lr=1e30)
     with pytest.raises(FloatingPointError, match=r"run wild diverged: its loss is .* at step \d+"):
         perform(WorkerContext(setting), run, vit_base)
     assert b"FloatingPointError" in Store(setting.uri).read("runs/wild/logs/attempt-0.log")
 
 
-def test_float16_on_a_cpu_is_refused(setting: Setting, vit_base: Checkpoint) -> None:
+def test_float16_on_a_cpu_is_refused(setting: WorkerConfig, vit_base: Checkpoint) -> None:
     with pytest.raises(UserError, match="train.amp_dtype: float16 needs a GPU"):
         perform(WorkerContext(setting), make_run("half", amp_dtype="float16"), vit_base)
 
 
-def test_one_accelerator_follows_another_in_one_process(setting: Setting) -> None:
+def test_one_accelerator_follows_another_in_one_process(setting: WorkerConfig) -> None:
     for amp_dtype, expected in (("bfloat16", "bf16"), ("none", "no")):
         with accelerated(make_run(amp_dtype=amp_dtype).train, setting) as accelerator:
             assert accelerator.mixed_precision == expected
@@ -286,14 +290,14 @@ def test_one_accelerator_follows_another_in_one_process(setting: Setting) -> Non
             assert not state._shared_state
 
 
-def test_an_exception_leaves_no_accelerator_behind(setting: Setting) -> None:
+def test_an_exception_leaves_no_accelerator_behind(setting: WorkerConfig) -> None:
     with pytest.raises(RuntimeError), accelerated(make_run().train, setting):
         raise RuntimeError
     assert not AcceleratorState._shared_state
 
 
 def test_a_warm_start_takes_well_under_a_tenth_of_a_second(
-    setting: Setting, vit_base: Checkpoint
+    setting: WorkerConfig, vit_base: Checkpoint
 ) -> None:
     """The best of five, because the machine may be busy; measured 0.02 s on a busy core."""
     worker, gaps = WorkerContext(setting), []
@@ -305,7 +309,7 @@ def test_a_warm_start_takes_well_under_a_tenth_of_a_second(
     assert gaps[0] is None and min(gaps[1:]) < 0.1
 
 
-def test_the_state_of_training_is_plain_json(setting: Setting, vit_base: Checkpoint) -> None:
+def test_the_state_of_training_is_plain_json(setting: WorkerConfig, vit_base: Checkpoint) -> None:
     last = checkpoints(perform(WorkerContext(setting), make_run("json"), vit_base, 6))[-1]
     folder = f"runs/json/checkpoints/{last.step:08d}-0"
     state = json.loads(Store(setting.uri).read(f"{folder}/train_state.json"))

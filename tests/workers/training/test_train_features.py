@@ -17,14 +17,14 @@ from tests.workers.small_runs import (
     make_setting,
     perform,
 )
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.context import WorkerContext
 from workers.errors import UserError
 from workers.scoring.metrics import score
 from workers.storage.manifest import read_manifest
 from workers.storage.predictions import read_predictions
 from workers.storage.store import Store
-from workers.types import Checkpoint, RunSpec, Setting, ema_of
+from workers.types import Checkpoint, RunSpec, WorkerConfig, ema_id
 
 STILL: dict[str, Any] = {"epochs": 4, "lr": 1e-12, "sched": "none", "bn_freeze": True}
 """Learns so little that no score changes."""
@@ -32,16 +32,18 @@ GRADUAL = ({"epoch": 0, "modules": "head"}, {"epoch": 1, "modules": "layer4"})
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+def setting(tmp_path_factory: pytest.TempPathFactory) -> WorkerConfig:
     return make_setting(tmp_path_factory.mktemp("store"), folds=2)
 
 
 @pytest.fixture(scope="module")
-def base(setting: Setting) -> Checkpoint:
+def base(setting: WorkerConfig) -> Checkpoint:
     return make_base(setting, RESNET)
 
 
-def _weights(setting: Setting, run: str, step: int, attempt: int = 0) -> dict[str, torch.Tensor]:
+def _weights(
+    setting: WorkerConfig, run: str, step: int, attempt: int = 0
+) -> dict[str, torch.Tensor]:
     folder = f"{setting.uri}/runs/{run}/checkpoints/{step:08d}-{attempt}"
     tensors: dict[str, torch.Tensor] = load_file(f"{folder}/model.safetensors")
     return tensors
@@ -55,12 +57,12 @@ def _changed(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> se
 
 
 def test_a_moving_average_is_committed_scored_and_predicted_before_the_network(
-    setting: Setting, base: Checkpoint
+    setting: WorkerConfig, base: Checkpoint
 ) -> None:
     run, store = make_run("averaged", RESNET, model_ema_decay=0.5), Store(setting.uri)
     events = perform(WorkerContext(setting), run, base)
     names = [checkpoint.name for checkpoint in checkpoints(events)]
-    ids = [run.id, ema_of(run.id)]
+    ids = [run.id, ema_id(run.id)]
     assert names == [f"{ids[1]}/00000006", f"{ids[0]}/00000006"] + [
         f"{ids[1]}/00000012",
         f"{ids[0]}/00000012",
@@ -77,11 +79,11 @@ def test_a_moving_average_is_committed_scored_and_predicted_before_the_network(
     assert not store.exists(f"runs/{ids[1]}/checkpoints/00000012-0/train_state.json")
 
 
-def test_a_moving_average_is_that_of_the_weights(setting: Setting, base: Checkpoint) -> None:
+def test_a_moving_average_is_that_of_the_weights(setting: WorkerConfig, base: Checkpoint) -> None:
     run = make_run("every-step", RESNET, model_ema_decay=0.75, checkpoint_every="1 steps")
     perform(WorkerContext(setting), run, base, stop=3)
     raw = [_weights(setting, run.id, step) for step in (1, 2, 3)]
-    found = _weights(setting, ema_of(run.id), 3)
+    found = _weights(setting, ema_id(run.id), 3)
     for name in ("fc.weight", "conv1.0.weight"):
         # timm's average begins after the first step.
         expected = 0.75 * (0.75 * raw[0][name] + 0.25 * raw[1][name]) + 0.25 * raw[2][name]
@@ -91,7 +93,9 @@ def test_a_moving_average_is_that_of_the_weights(setting: Setting, base: Checkpo
 # Patience
 
 
-def test_patience_ends_a_run_at_a_scored_checkpoint(setting: Setting, base: Checkpoint) -> None:
+def test_patience_ends_a_run_at_a_scored_checkpoint(
+    setting: WorkerConfig, base: Checkpoint
+) -> None:
     run = make_run("patient", RESNET, patience=2, checkpoint_every=4, **STILL)
     events = perform(WorkerContext(setting), run, base)
     assert events[-1].kind == "trained" and events[-1].early and events[-1].step == 18
@@ -100,7 +104,7 @@ def test_patience_ends_a_run_at_a_scored_checkpoint(setting: Setting, base: Chec
 
 
 def test_a_run_that_gets_better_or_ends_anyway_is_not_early(
-    setting: Setting, base: Checkpoint
+    setting: WorkerConfig, base: Checkpoint
 ) -> None:
     run = make_run("ends", RESNET, patience=1, **STILL | {"epochs": 2})
     last = perform(WorkerContext(setting), run, base)[-1]
@@ -108,7 +112,7 @@ def test_a_run_that_gets_better_or_ends_anyway_is_not_early(
 
 
 def test_a_run_whose_patience_is_over_goes_no_further_when_taken_up_again(
-    setting: Setting, base: Checkpoint
+    setting: WorkerConfig, base: Checkpoint
 ) -> None:
     """As when a driver dies between the last checkpoint and the news that the run has ended."""
     run = make_run("over", RESNET, patience=1, **STILL)
@@ -117,16 +121,18 @@ def test_a_run_whose_patience_is_over_goes_no_further_when_taken_up_again(
     events = perform(worker, run, end, attempt=1, stop=last_step(run))
     assert [event.kind for event in events] == ["trained"]
     assert events[0].kind == "trained" and events[0].early and events[0].step == 12
-    assert worker.memory_is == end.id
+    assert worker.loaded_checkpoint_id == end.id
 
 
-def test_an_end_by_patience_goes_before_an_interruption(setting: Setting, base: Checkpoint) -> None:
+def test_an_end_by_patience_goes_before_an_interruption(
+    setting: WorkerConfig, base: Checkpoint
+) -> None:
     run = make_run("both", RESNET, patience=1, **STILL)
     events = interrupted_after(WorkerContext(setting), run, base, 12)
     assert events[-1].kind == "trained" and events[-1].early
 
 
-def test_patience_waits_for_the_last_section(setting: Setting, base: Checkpoint) -> None:
+def test_patience_waits_for_the_last_section(setting: WorkerConfig, base: Checkpoint) -> None:
     sections = [{"epoch": 0, "modules": "head"}, {"epoch": 2, "modules": "all"}]
     run = make_run("waits", RESNET, patience=1, unfreeze=sections, **STILL)
     last = perform(WorkerContext(setting), run, base)[-1]
@@ -136,11 +142,11 @@ def test_patience_waits_for_the_last_section(setting: Setting, base: Checkpoint)
 # Folds
 
 
-def test_a_fold_is_scored_on_what_it_has_not_seen(setting: Setting, base: Checkpoint) -> None:
+def test_a_fold_is_scored_on_what_it_has_not_seen(setting: WorkerConfig, base: Checkpoint) -> None:
     run = make_run("fold", RESNET, model_ema_decay=0.5).model_copy(update={"fold": 1})
     worker = WorkerContext(setting)
     images, store = worker.images, worker.store
-    steps = run.train.steps_per_epoch(len(images.learners(1)), 1)
+    steps = run.train.steps_per_epoch(len(images.train_indices(1)), 1)
     events = perform(worker, run, base, 2 * steps)
     evaluated = [event for event in events if event.kind == "evaluated"]
     assert [event.step for event in evaluated] == [steps, 2 * steps]
@@ -158,7 +164,7 @@ def test_a_fold_is_scored_on_what_it_has_not_seen(setting: Setting, base: Checkp
 # Sections
 
 
-def test_a_section_moves_its_modules_and_no_others(setting: Setting, base: Checkpoint) -> None:
+def test_a_section_moves_its_modules_and_no_others(setting: WorkerConfig, base: Checkpoint) -> None:
     run = make_run("gradual", RESNET, unfreeze=GRADUAL)
     worker = WorkerContext(setting)
     perform(worker, run, base)
@@ -172,7 +178,7 @@ def test_a_section_moves_its_modules_and_no_others(setting: Setting, base: Check
 
 
 def test_a_section_begins_the_schedule_and_the_optimizer_anew(
-    setting: Setting, base: Checkpoint
+    setting: WorkerConfig, base: Checkpoint
 ) -> None:
     sections = [{"epoch": epoch, "modules": "all"} for epoch in (0, 1)]
     run = make_run("restarts", RESNET, unfreeze=sections, lr=0.01, checkpoint_every="1 steps")
@@ -186,7 +192,7 @@ def test_a_section_begins_the_schedule_and_the_optimizer_anew(
 # What stays
 
 
-def test_no_feature_of_one_run_reaches_the_next(setting: Setting, base: Checkpoint) -> None:
+def test_no_feature_of_one_run_reaches_the_next(setting: WorkerConfig, base: Checkpoint) -> None:
     plain = make_run("plain", RESNET)
     cold = checkpoints(perform(WorkerContext(setting), plain, base))[-1]
     worker = WorkerContext(setting)
@@ -207,7 +213,7 @@ def test_no_feature_of_one_run_reaches_the_next(setting: Setting, base: Checkpoi
 
 
 def test_scores_of_channels_last_are_those_of_the_plain_network(
-    setting: Setting, base: Checkpoint
+    setting: WorkerConfig, base: Checkpoint
 ) -> None:
     """A mix of one checkpoint is that checkpoint, to the last bit of its logits."""
     from workers.data import eval_pixels
@@ -216,7 +222,7 @@ def test_scores_of_channels_last_are_those_of_the_plain_network(
 
     run = make_run("last", RESNET, channels_last=True, model_ema_decay=0.5)
     perform(WorkerContext(setting), run, base)
-    for id_ in (run.id, ema_of(run.id)):
+    for id_ in (run.id, ema_id(run.id)):
         worker = WorkerContext(setting)
         net = worker.model(RESNET)
         net.load_state_dict(_weights(setting, id_, 12))
@@ -226,19 +232,21 @@ def test_scores_of_channels_last_are_those_of_the_plain_network(
 
 
 def test_what_the_model_does_not_have_is_refused_when_training_begins(
-    setting: Setting, base: Checkpoint
+    setting: WorkerConfig, base: Checkpoint
 ) -> None:
     wrong = RunSpec(
         id="wrong",
         model=RESNET,
-        train=TrainSpec(unfreeze=[{"epoch": 0, "modules": "nothing"}]),  # type: ignore[list-item]
+        train=TrainConfig(unfreeze=[{"epoch": 0, "modules": "nothing"}]),  # type: ignore[list-item]
     )
     with pytest.raises(UserError, match="train.unfreeze"):
         perform(WorkerContext(setting), wrong, base)
 
 
 @pytest.mark.slow
-def test_a_compiled_run_taken_up_again_is_the_same_run(setting: Setting, base: Checkpoint) -> None:
+def test_a_compiled_run_taken_up_again_is_the_same_run(
+    setting: WorkerConfig, base: Checkpoint
+) -> None:
     torch._dynamo.reset()
     run = make_run("compiled", RESNET, compile=True)
     whole = checkpoints(perform(WorkerContext(setting), run, base))[-1]

@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.workers.small_runs import RESNET, make_run
 from workers.errors import UserError
-from workers.training.train_mode import Manner, contiguous
-from workers.training.unfreezing import Span, spans
+from workers.training.train_mode import TrainMode, contiguous
+from workers.training.unfreezing import UnfreezePhase, phases
 
-ALL = Span(0, 2, ("all",))
+ALL = UnfreezePhase(0, 2, ("all",))
 EVERYTHING: dict[str, Any] = {"channels_last": True, "grad_checkpointing": True, "bn_freeze": True}
 
 
@@ -36,8 +36,8 @@ def test_a_network_is_afterwards_as_it_was() -> None:
     net.get_parameter("conv1.0.weight").requires_grad_(False)
     before = _looks(net)
     run = make_run(model=RESNET, **EVERYTHING, unfreeze=[{"epoch": 0, "modules": "layer4"}])
-    with pytest.raises(RuntimeError), Manner(net, run, "cpu") as manner:
-        manner.begin(spans(run)[0])
+    with pytest.raises(RuntimeError), TrainMode(net, run, "cpu") as manner:
+        manner.begin(phases(run)[0])
         changed = _looks(net)
         raise RuntimeError
     assert all(old != new for old, new in zip(before[:3], changed[:3], strict=True))
@@ -48,7 +48,7 @@ def test_a_pause_shows_the_plain_network_and_keeps_what_learns() -> None:
     net = _net()
     plain = _looks(net)
     run = make_run(model=RESNET, **EVERYTHING)
-    with Manner(net, run, "cpu") as manner:
+    with TrainMode(net, run, "cpu") as manner:
         manner.begin(ALL)
         learning = _looks(net)
         with manner.paused():
@@ -59,15 +59,15 @@ def test_a_pause_shows_the_plain_network_and_keeps_what_learns() -> None:
 def test_a_parameter_that_never_learns_is_not_unfrozen() -> None:
     net = _net()
     net.get_parameter("conv1.0.weight").requires_grad_(False)
-    with Manner(net, make_run(model=RESNET), "cpu") as manner:
+    with TrainMode(net, make_run(model=RESNET), "cpu") as manner:
         manner.begin(ALL)
         assert not net.get_parameter("conv1.0.weight").requires_grad
 
 
 def test_batchnorm_of_a_frozen_part_keeps_its_statistics() -> None:
     net = _net()
-    with Manner(net, make_run(model=RESNET), "cpu") as manner:
-        manner.begin(Span(0, 1, ("layer4",)))
+    with TrainMode(net, make_run(model=RESNET), "cpu") as manner:
+        manner.begin(UnfreezePhase(0, 1, ("layer4",)))
         norms = {n: m.training for n, m in net.named_modules() if isinstance(m, _BatchNorm)}
         assert all(training == name.startswith("layer4.") for name, training in norms.items())
         manner.begin(ALL)
@@ -80,7 +80,7 @@ def test_gradients_are_the_same_with_checkpointing() -> None:
     net = _net("test_vit")
     for on in (False, True):
         copied = copy.deepcopy(net)
-        with Manner(copied, make_run(grad_checkpointing=on), "cpu") as manner:
+        with TrainMode(copied, make_run(grad_checkpointing=on), "cpu") as manner:
             manner.begin(ALL)
             copied(nn.functional.interpolate(inputs, 160)).sum().backward()
         gradients.append([p.grad for p in copied.parameters()])
@@ -90,7 +90,7 @@ def test_gradients_are_the_same_with_checkpointing() -> None:
 
 def test_a_model_that_cannot_checkpoint_is_refused_and_left_alone() -> None:
     with pytest.raises(UserError, match="train.grad_checkpointing"):
-        Manner(nn.Linear(2, 2), make_run(grad_checkpointing=True), "cpu").__enter__()
+        TrainMode(nn.Linear(2, 2), make_run(grad_checkpointing=True), "cpu").__enter__()
 
 
 def test_a_copy_in_channels_last_is_plain_for_a_while() -> None:
@@ -105,7 +105,7 @@ def test_a_copy_in_channels_last_is_plain_for_a_while() -> None:
 def test_tf32_is_for_training_alone() -> None:
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32
-    with Manner(_net(), make_run(model=RESNET, tf32=True), "cuda"):
+    with TrainMode(_net(), make_run(model=RESNET, tf32=True), "cuda"):
         assert matmul.allow_tf32
     assert matmul.allow_tf32 == before
 
@@ -114,7 +114,7 @@ def test_tf32_is_for_training_alone() -> None:
 def test_a_compiled_network_is_compiled_in_training_alone() -> None:
     net = _net()
     inputs = torch.randn(2, 3, 32, 32)
-    with Manner(net, make_run(model=RESNET, compile=True), "cpu") as manner:
+    with TrainMode(net, make_run(model=RESNET, compile=True), "cpu") as manner:
         manner.begin(ALL)
         eager = copy.deepcopy(net)  # of a compiled network, the copy is not
         assert net._compiled_call_impl is not None and eager._compiled_call_impl is None

@@ -5,9 +5,15 @@ import timm
 from torch import nn
 
 from tests.workers.small_runs import RESNET, make_run
-from workers.config.train import TrainSpec
+from workers.config.train import TrainConfig
 from workers.errors import UserError
-from workers.training.unfreezing import Span, learners, require_sections, span_at, spans
+from workers.training.unfreezing import (
+    UnfreezePhase,
+    phase_at,
+    phases,
+    require_sections,
+    trainable_names,
+)
 
 GRADUAL = ({"epoch": 0, "modules": "head"}, {"epoch": 2, "modules": ["layer4", "layer3.0"]})
 
@@ -17,30 +23,32 @@ def _resnet() -> nn.Module:
     return net
 
 
-def _spec(**options: object) -> TrainSpec:
-    return TrainSpec.model_validate({"epochs": 5, **options})
+def _spec(**options: object) -> TrainConfig:
+    return TrainConfig.model_validate({"epochs": 5, **options})
 
 
 def test_sections_fill_the_epochs_and_add_up() -> None:
     run = make_run(model=RESNET, epochs=5, unfreeze=GRADUAL)
-    first, second = spans(run)
-    assert first == Span(0, 2, ("head",)) and first.num_epochs == 2
-    assert second == Span(2, 5, ("head", "layer4", "layer3.0"))
-    assert [span_at(run, epoch) for epoch in (0, 1, 2, 4, 5)] == [first] * 2 + [second] * 3
+    first, second = phases(run)
+    assert first == UnfreezePhase(0, 2, ("head",)) and first.num_epochs == 2
+    assert second == UnfreezePhase(2, 5, ("head", "layer4", "layer3.0"))
+    assert [phase_at(run, epoch) for epoch in (0, 1, 2, 4, 5)] == [first] * 2 + [second] * 3
 
 
 def test_without_sections_everything_learns_and_a_probe_is_its_head() -> None:
-    assert spans(make_run(epochs=2)) == [Span(0, 2, ("all",))]
+    assert phases(make_run(epochs=2)) == [UnfreezePhase(0, 2, ("all",))]
     probe = make_run(epochs=2).model_copy(update={"role": "probe"})
-    assert spans(probe) == [Span(0, 2, ("head",))]
+    assert phases(probe) == [UnfreezePhase(0, 2, ("head",))]
 
 
 def test_a_module_is_named_by_itself_and_never_by_half_its_name() -> None:
     net = _resnet()
-    assert learners(net, ("head",)) == {"fc.weight", "fc.bias"}
-    assert learners(net, ("all",)) == {name for name, _ in net.named_parameters()}
-    assert learners(net, ("layer4",)) == {n for n in learners(net, ("all",)) if "layer4." in n}
-    assert learners(net, ("layer",)) == set()
+    assert trainable_names(net, ("head",)) == {"fc.weight", "fc.bias"}
+    assert trainable_names(net, ("all",)) == {name for name, _ in net.named_parameters()}
+    assert trainable_names(net, ("layer4",)) == {
+        n for n in trainable_names(net, ("all",)) if "layer4." in n
+    }
+    assert trainable_names(net, ("layer",)) == set()
 
 
 def test_an_unknown_module_is_refused_with_the_nearest_names() -> None:

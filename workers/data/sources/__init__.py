@@ -5,17 +5,17 @@ config -> files of each pool -> (label, place of the bytes) of every image -> Fo
 
 from collections.abc import Callable
 
-from workers.config.data import DataSpec
+from workers.config.data import DataConfig
 from workers.data.remote_files import Files
 from workers.data.sources.digits import digit_image, find_digits
 from workers.data.sources.folder import EXTENSIONS, class_folders, find_in_folders, image_files
-from workers.data.sources.image_ref import Found, Reader
+from workers.data.sources.image_ref import ImageRef, Reader
 from workers.data.sources.parquet import Rows, find_in_parquet
 from workers.data.sources.webdataset import find_in_shards
 
 __all__ = [
     "EXTENSIONS",
-    "Found",
+    "ImageRef",
     "Reader",
     "class_folders",
     "digit_image",
@@ -26,8 +26,8 @@ __all__ = [
 
 
 def find_images(
-    spec: DataSpec, touch: Callable[[], object] = lambda: None
-) -> tuple[tuple[str, ...], list[Found]]:
+    spec: DataConfig, touch: Callable[[], object] = lambda: None
+) -> tuple[tuple[str, ...], list[ImageRef]]:
     """Class names in order, and every image of every pool. `touch` is called as work goes on.
 
     Raises UserError for what is missing or cannot be used, OSError for a place that does not
@@ -42,6 +42,6 @@ def find_images(
     return find_in_folders(spec, Files())
 
 
-def reader(spec: DataSpec) -> Reader:
+def reader(spec: DataConfig) -> Reader:
     """Reads what `find_images` found; opens nothing yet, and travels to other processes."""
     return Rows(Files(), spec.image_column) if spec.source == "parquet" else Files()

@@ -3,13 +3,13 @@
 import difflib
 import json
 
-from workers.config.data import DataSpec
+from workers.config.data import DataConfig
 from workers.data.remote_files import Files, join, shown
-from workers.data.sources.image_ref import Found, Labelled, some
+from workers.data.sources.image_ref import ImageRef, LabelledRef, some
 from workers.errors import UserError
 
 
-def class_list(spec: DataSpec, files: Files, root: str) -> tuple[str, ...] | None:
+def class_list(spec: DataConfig, files: Files, root: str) -> tuple[str, ...] | None:
     """What `data.classes` says; None when it is absent."""
     if spec.classes is None:
         return None
@@ -50,9 +50,9 @@ def _checked(names: list[str] | tuple[str, ...], where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def settle(
-    images: list[Labelled], given: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], list[Found]]:
+def to_class_indices(
+    images: list[LabelledRef], given: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], list[ImageRef]]:
     """Class names and images with the index of their class.
 
     With a list of classes a whole number is an index into it, and a text one of its names. Else
@@ -68,11 +68,11 @@ def settle(
     for image in images:
         if image.label not in index:
             raise UserError(_outside(image, classes))
-        found.append(Found(*image[:3], index[image.label], *image[4:]))
+        found.append(ImageRef(*image[:3], index[image.label], *image[4:]))
     return classes, found
 
 
-def _classes_of(images: list[Labelled]) -> tuple[tuple[str, ...], list[int]]:
+def _classes_of(images: list[LabelledRef]) -> tuple[tuple[str, ...], list[int]]:
     """Names of the classes; and in the same order their numbers, if that is what labels are."""
     labels = {image.label: image.key for image in reversed(images)}
     numbers = sorted(label for label in labels if isinstance(label, int))
@@ -91,7 +91,7 @@ def _classes_of(images: list[Labelled]) -> tuple[tuple[str, ...], list[int]]:
     return classes, numbers
 
 
-def _outside(image: Labelled, classes: tuple[str, ...]) -> str:
+def _outside(image: LabelledRef, classes: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(str(image.label), classes, n=1)
     hint = f"; the nearest is {near[0]!r}" if near and isinstance(image.label, str) else ""
     return (

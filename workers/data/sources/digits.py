@@ -5,20 +5,20 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from workers.config.data import DataSpec
-from workers.data.sources.image_ref import Found
+from workers.config.data import DataConfig
+from workers.data.sources.image_ref import ImageRef
 from workers.errors import UserError
 
 
-def find_digits(spec: DataSpec) -> tuple[tuple[str, ...], list[Found]]:
+def find_digits(spec: DataConfig) -> tuple[tuple[str, ...], list[ImageRef]]:
     for setting in ("root", "train", "val", "test", "ood", "classes"):
-        if getattr(spec, setting) != DataSpec.model_fields[setting].default:
+        if getattr(spec, setting) != DataConfig.model_fields[setting].default:
             raise UserError(
                 f"data.{setting} has no meaning with data.source=digits, which needs no folder; "
                 "remove it, or set data.source=folder"
             )
     labels = _digits()[1]
-    found = [Found("train", str(i), "", int(label)) for i, label in enumerate(labels)]
+    found = [ImageRef("train", str(i), "", int(label)) for i, label in enumerate(labels)]
     return tuple(str(digit) for digit in range(10)), found
 
 

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from workers.config.data import DataSpec
+from workers.config.data import DataConfig
 from workers.data.remote_files import Files, is_remote
 from workers.data.sources.classes import class_list
-from workers.data.sources.image_ref import Found, some
+from workers.data.sources.image_ref import ImageRef, some
 from workers.data.sources.split_files import data_root, report_pools
 from workers.errors import UserError
 
@@ -15,7 +15,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}
 
 
-def find_in_folders(spec: DataSpec, files: Files) -> tuple[tuple[str, ...], list[Found]]:
+def find_in_folders(spec: DataConfig, files: Files) -> tuple[tuple[str, ...], list[ImageRef]]:
     """Class names in order, and every image of every pool."""
     if spec.root is not None and is_remote(spec.root):
         raise UserError(
@@ -38,7 +38,7 @@ def find_in_folders(spec: DataSpec, files: Files) -> tuple[tuple[str, ...], list
     return classes, found
 
 
-def _classes(root: Path, spec: DataSpec, trains: list[Path]) -> tuple[str, ...]:
+def _classes(root: Path, spec: DataConfig, trains: list[Path]) -> tuple[str, ...]:
     """Of the training folders; without any, of the selection images."""
     if trains or spec.val is None:
         return _common_classes(trains, "data.train")
@@ -105,7 +105,7 @@ def _refuse_unknown_classes(
         )
 
 
-def _walk(root: Path, pool: str, folder: Path, classes: tuple[str, ...]) -> Iterator[Found]:
+def _walk(root: Path, pool: str, folder: Path, classes: tuple[str, ...]) -> Iterator[ImageRef]:
     for label, name in enumerate(classes):
         class_folder = folder / name
         if not class_folder.is_dir():
@@ -117,7 +117,7 @@ def _walk(root: Path, pool: str, folder: Path, classes: tuple[str, ...]) -> Iter
                 "fill it, or remove it everywhere"
             )
         for file in files:
-            yield Found(pool, _key(root, pool, folder, file), str(file), label)
+            yield ImageRef(pool, _key(root, pool, folder, file), str(file), label)
 
 
 def image_files(class_folder: Path) -> list[Path]:

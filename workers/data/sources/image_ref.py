@@ -3,7 +3,7 @@
 from typing import NamedTuple, Protocol
 
 
-class Found(NamedTuple):
+class ImageRef(NamedTuple):
     """`pool` is the split it comes from, `train` before `val` and `test` are set aside."""
 
     pool: str
@@ -17,7 +17,7 @@ class Found(NamedTuple):
     """Bytes; None for all of the file, or of the row."""
 
 
-class Labelled(NamedTuple):
+class LabelledRef(NamedTuple):
     """Likewise, with the label as its file has it: a whole number or a class name."""
 
     pool: str

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from workers.config.data import DataSpec
+from workers.config.data import DataConfig
 from workers.data.remote_files import Files, shown
-from workers.data.sources.classes import class_list, settle
-from workers.data.sources.image_ref import Found, Labelled, some
+from workers.data.sources.classes import class_list, to_class_indices
+from workers.data.sources.image_ref import ImageRef, LabelledRef, some
 from workers.data.sources.split_files import DataFile, data_files, data_root, in_each
 from workers.errors import UserError
 
@@ -27,19 +27,19 @@ KEPT_BYTES = 256 << 20
 
 
 def find_in_parquet(
-    spec: DataSpec, files: Files, touch: Callable[[], object]
-) -> tuple[tuple[str, ...], list[Found]]:
+    spec: DataConfig, files: Files, touch: Callable[[], object]
+) -> tuple[tuple[str, ...], list[ImageRef]]:
     """Class names in order, and every image of every pool."""
     root = data_root(spec)
     among = data_files(spec, files, root, ".parquet")
 
-    def index(file: DataFile) -> list[Labelled]:
+    def index(file: DataFile) -> list[LabelledRef]:
         touch()
         return _index(file, spec, files)
 
     given = class_list(spec, files, root)
     images = [image for each in in_each(files, root, among, index, ".parquet") for image in each]
-    return settle(images, given or _hub_classes(among[0], files, spec.label_column))
+    return to_class_indices(images, given or _hub_classes(among[0], files, spec.label_column))
 
 
 class Rows:
@@ -100,13 +100,13 @@ class Rows:
         return sum(int(column.nbytes) for column in self._groups.values())
 
 
-def _index(file: DataFile, spec: DataSpec, files: Files) -> list[Labelled]:
+def _index(file: DataFile, spec: DataConfig, files: Files) -> list[LabelledRef]:
     """Every row, with its label; no image is read."""
     with files.open(file.uri) as opened:
         return _rows(file, spec, _parquet(file, opened))
 
 
-def _rows(file: DataFile, spec: DataSpec, parquet: pq.ParquetFile) -> list[Labelled]:
+def _rows(file: DataFile, spec: DataConfig, parquet: pq.ParquetFile) -> list[LabelledRef]:
     schema = parquet.schema_arrow
     for setting, column in (("image", spec.image_column), ("label", spec.label_column)):
         if column not in schema.names:
@@ -119,7 +119,7 @@ def _rows(file: DataFile, spec: DataSpec, parquet: pq.ParquetFile) -> list[Label
     if not labels:
         raise UserError(f"{file.name} has no rows; leave it out, or write it again")
     return [
-        Labelled(file.pool, f"{file.name}/{row}", file.uri, label, row)
+        LabelledRef(file.pool, f"{file.name}/{row}", file.uri, label, row)
         for row, label in enumerate(labels)
     ]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
-from workers.config.data import DataSpec
+from workers.config.data import DataConfig
 from workers.data.remote_files import Files, first_line, is_http, is_remote, join, shown
 from workers.data.sources.image_ref import some
 from workers.errors import UserError
@@ -22,7 +22,7 @@ class DataFile(NamedTuple):
     uri: str
 
 
-def data_root(spec: DataSpec) -> str:
+def data_root(spec: DataConfig) -> str:
     """Absolute local path, or URI. Raises UserError if there is no such folder."""
     if spec.root is None:
         inside = {"folder": ", each with one folder of images per class"}.get(spec.source, "")
@@ -40,7 +40,7 @@ def data_root(spec: DataSpec) -> str:
     return root
 
 
-def report_pools(spec: DataSpec) -> Iterator[tuple[str, str, str]]:
+def report_pools(spec: DataConfig) -> Iterator[tuple[str, str, str]]:
     """(pool, setting, path) of all pools that are given beside `train`."""
     if spec.val is not None:
         yield "val", "data.val", spec.val
@@ -50,7 +50,7 @@ def report_pools(spec: DataSpec) -> Iterator[tuple[str, str, str]]:
         yield f"ood:{name}", f"data.ood.{name}", path
 
 
-def data_files(spec: DataSpec, files: Files, root: str, suffix: str) -> list[DataFile]:
+def data_files(spec: DataConfig, files: Files, root: str, suffix: str) -> list[DataFile]:
     """Every file of every pool, in the order of the patterns. UserError if one comes twice."""
     trains = [("train", "data.train", pattern) for pattern in spec.train.values()]
     found: dict[str, DataFile] = {}

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from workers.config.data import DataSpec
+from workers.config.data import DataConfig
 from workers.data.remote_files import Files, is_remote, join
-from workers.data.sources.classes import class_list, read_class_list, settle
+from workers.data.sources.classes import class_list, read_class_list, to_class_indices
 from workers.data.sources.folder import EXTENSIONS
-from workers.data.sources.image_ref import Found, Labelled
+from workers.data.sources.image_ref import ImageRef, LabelledRef
 from workers.data.sources.split_files import DataFile, data_files, data_root, in_each
 from workers.errors import UserError
 
@@ -42,18 +42,18 @@ class _Sample:
 
 
 def find_in_shards(
-    spec: DataSpec, files: Files, touch: Callable[[], object]
-) -> tuple[tuple[str, ...], list[Found]]:
+    spec: DataConfig, files: Files, touch: Callable[[], object]
+) -> tuple[tuple[str, ...], list[ImageRef]]:
     """Class names in order, and every image of every pool."""
     root = data_root(spec)
     shards = data_files(spec, files, root, ".tar")
     given = class_list(spec, files, root) or _classes_beside(shards[0], files)
 
-    def index(shard: DataFile) -> list[Labelled]:
+    def index(shard: DataFile) -> list[LabelledRef]:
         return _index(shard, files, touch)
 
     images = [image for each in in_each(files, root, shards, index, ".tar") for image in each]
-    return settle(images, given)
+    return to_class_indices(images, given)
 
 
 def _classes_beside(shard: DataFile, files: Files) -> tuple[str, ...] | None:
@@ -65,7 +65,7 @@ def _classes_beside(shard: DataFile, files: Files) -> tuple[str, ...] | None:
         return None
 
 
-def _index(shard: DataFile, files: Files, touch: Callable[[], object]) -> list[Labelled]:
+def _index(shard: DataFile, files: Files, touch: Callable[[], object]) -> list[LabelledRef]:
     """Every image of a shard. UserError, one sentence, for a shard that cannot be used."""
     images = []
     with files.open(shard.uri) as file:
@@ -165,7 +165,7 @@ def _twice(shard: DataFile, key: str) -> str:
     )
 
 
-def _labelled(shard: DataFile, sample: _Sample, file: BinaryIO) -> Labelled | None:
+def _labelled(shard: DataFile, sample: _Sample, file: BinaryIO) -> LabelledRef | None:
     """None for what is neither image nor label."""
     suffix = next((suffix for suffix in LABELS if suffix in sample.members), None)
     value = None
@@ -187,7 +187,7 @@ def _labelled(shard: DataFile, sample: _Sample, file: BinaryIO) -> Labelled | No
             f"with a whole number or a class name, or a .json with it under {', '.join(JSON_KEYS)}"
         )
     offset, size = sample.members[sample.images[0]]
-    return Labelled(shard.pool, f"{shard.name}/{sample.key}", shard.uri, value, offset, size)
+    return LabelledRef(shard.pool, f"{shard.name}/{sample.key}", shard.uri, value, offset, size)
 
 
 def _label(suffix: str, content: bytes) -> int | str | None:

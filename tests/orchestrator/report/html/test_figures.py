@@ -12,7 +12,7 @@ from orchestrator.report.html.errors import bias_variance, confusion
 from orchestrator.report.html.labels import Spot, placed
 from orchestrator.report.html.model_map import model_map
 from orchestrator.report.html.models import recipe_table
-from orchestrator.report.html.plot_style import Absent, Drawing, Figure
+from orchestrator.report.html.plot_style import Figure, FigureOrReason, MissingFigure
 from orchestrator.report.html.robustness import robustness
 from orchestrator.report.html.selection_steps import paths
 from orchestrator.report.html.weight_space import barrier, cosines
@@ -22,7 +22,7 @@ from tests.orchestrator.report.synthetic_analysis import COMPONENTS, Tale
 from tests.orchestrator.report.synthetic_results import Story
 
 
-def figure(drawing: Drawing) -> Figure:
+def figure(drawing: FigureOrReason) -> Figure:
     assert isinstance(drawing, Figure)
     return drawing
 
@@ -125,7 +125,7 @@ def test_what_an_analysis_lacks_is_left_out(tale: Tale) -> None:
     models = list(rows(tale.known))
     drawings = [model_map(poor, models), cosines(tale.known, poor), barrier(tale.known, poor)]
     drawings += [reliability(poor), confusion(tale.known, poor), bias_variance(tale.known, poor)]
-    assert all(isinstance(each, Absent) and each.why for each in drawings)
+    assert all(isinstance(each, MissingFigure) and each.why for each in drawings)
     assert list(undetectable(tale.known, poor)) == []
 
 

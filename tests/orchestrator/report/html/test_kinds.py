@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from orchestrator.experiment.resolved import Program
+from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report.csv_files import run_csv, summary_csv
 from orchestrator.report.html.learning_curves import learning_curves
 from orchestrator.report.html.page import report_html
@@ -22,7 +22,7 @@ from tests.simulator.simulator import live
 from tests.simulator.world import World
 from workers.types import Trained
 
-Told = tuple[Program, State, World]
+Told = tuple[ExpandedExperiment, State, World]
 
 
 @pytest.fixture(scope="module")

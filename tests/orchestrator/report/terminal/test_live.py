@@ -8,7 +8,7 @@ from orchestrator.report.terminal.live import LiveView, PlainView, open_view
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
 from tests.orchestrator.report.synthetic_results import BEGAN, Story, program
-from workers.heartbeat import Pulse
+from workers.heartbeat import Heartbeat
 
 
 def _console(terminal: bool) -> Console:
@@ -52,7 +52,7 @@ def test_a_live_view_keeps_failures_and_shows_runs_and_soup(tmp_path: Path) -> N
     story = Story(program(tmp_path)).tell("evaluated", 5)
     console = _console(terminal=True)
     running = next(r for r in status.runs(story.program, story.state) if r.status == "running")
-    pulse = Pulse(slot=running.slot or "", run=running.id, loss=0.1234, images_per_s=512.0)
+    pulse = Heartbeat(slot=running.slot or "", run=running.id, loss=0.1234, images_per_s=512.0)
     with LiveView(console) as view:
         view.update(story.program, story.state, story.events, [pulse], "Ray waits for 1 GPU")
     text = _shown(console)
