@@ -127,15 +127,14 @@ def _preload() -> None:
     import sklearn.datasets  # noqa: F401
     import torch
     import torch.utils.tensorboard  # noqa: F401
-    import workers.actors
-    import workers.base
-    import workers.compare
-    import workers.merge
-    import workers.soups
-    import workers.tasting
-    import workers.train  # noqa: F401
 
-    import orchestrator.report.html  # noqa: F401
+    import workers.merging.recipe_driver
+    import workers.merging.taste
+    import workers.merging.write_soup
+    import workers.ray_actor
+    import workers.scoring.compare
+    import workers.training.base_model
+    import workers.training.train  # noqa: F401
 
     torch.set_num_threads(1)
 

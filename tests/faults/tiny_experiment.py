@@ -81,7 +81,7 @@ class Command:
     """`python -m orchestrator run tiny.yaml` in a session of its own."""
 
     def __init__(self, folder: Path, *arguments: str, faults: Faults = ()) -> None:
-        """`faults` are planted in every process; see planted/sitecustomize.py."""
+        """`faults` are planted in every process; see injected/sitecustomize.py."""
         self.uri = str(folder / "runs" / "tiny")
         command = [sys.executable, "-m", "orchestrator", "run", str(config_file(folder))]
         command += ["--storage", str(folder / "runs"), "--plain", *arguments]
@@ -141,7 +141,7 @@ def peek(folder: Path) -> list[dict[str, Any]]:
 
 def _planted(folder: Path, faults: Faults) -> dict[str, str]:
     marked = [{**fault, "mark": str(folder / f"fault-{n}")} for n, fault in enumerate(faults)]
-    path = f"{ROOT / 'tests' / 'faults' / 'planted'}{os.pathsep}{ROOT}"
+    path = f"{ROOT / 'tests' / 'faults' / 'injected'}{os.pathsep}{ROOT}"
     return {"FAULTS": json.dumps(marked), "PYTHONPATH": path}
 
 

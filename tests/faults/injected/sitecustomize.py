@@ -17,12 +17,11 @@ Faults = list[dict[str, Any]]
 
 
 def plant(faults: Faults) -> None:
-    import workers.progress
+    import workers.heartbeat
+    import workers.storage.store
 
-    import workers.storage
-
-    _interrupt(workers.progress.Progress, [fault for fault in faults if "order" in fault])
-    _tear(workers.storage.Store, [fault for fault in faults if "write" in fault])
+    _interrupt(workers.heartbeat.Progress, [fault for fault in faults if "order" in fault])
+    _tear(workers.storage.store.Store, [fault for fault in faults if "write" in fault])
 
 
 def _interrupt(progress: Any, faults: Faults) -> None:

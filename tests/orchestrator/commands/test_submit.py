@@ -76,7 +76,7 @@ def test_the_working_folder_holds_the_code_and_the_resolved_configuration(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
     )
     driver, types, uri, lr = done.stdout.split()
-    assert driver == str(folder / "orchestrator" / "config.py")
+    assert driver == str(folder / "orchestrator" / "config" / "__init__.py")
     assert types == str(folder / "workers" / "types" / "__init__.py")
     assert (uri, lr) == (str(tmp_path / "here" / "small"), "0.5")
     assert uri == config.uri(experiment)

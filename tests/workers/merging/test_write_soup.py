@@ -95,14 +95,14 @@ def test_the_readme_beside_the_soup_says_how_to_load_it_and_what_is_in_it(pool: 
     assert f"| {pool.names[0]} | yes | first |" in text
     assert "Selection score (top1, higher is better): 0.5000" in text
     assert "Classes, in the order of the outputs: 0, 1, 2" in text
-    assert "workers.models.build" not in text  # plain timm knows the architecture
+    assert "workers.model" not in text  # plain timm knows the architecture
 
 
 def test_the_readme_of_an_architecture_of_ours_says_what_to_import_first(tmp_path: Path) -> None:
     pool = make_pool(tmp_path, ModelConfig(name="test_resnet", head="se"))
     list(serve(ServeOrder(soup=blended(pool, pool.names)), 0, pool.worker))
     text = files(pool, "soup")["README.md"].decode()
-    assert "import workers.model" in text and text.index("workers.models.build") < text.index(
+    assert "import workers.model" in text and text.index("workers.model") < text.index(
         "import timm"
     )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import workers.serving
+import workers.serving.served_model
 from tests.image_folders import write_classes
 from workers.config.data import DataConfig
 from workers.config.model import ModelConfig
@@ -53,7 +53,7 @@ def test_the_score_is_that_of_the_images_one_by_one(
     found = logits(model, eval_pixels(images, "x", preprocessing), preprocessing, "cpu")
     expected = score(found, np.array(labels))
     assert evaluate_folder(served, data) == expected and expected.count == 135
-    monkeypatch.setattr(workers.serving, "BLOCK", 64)
+    monkeypatch.setattr(workers.serving.served_model, "BLOCK", 64)
     assert evaluate_folder(served, data) == expected
 
 
