@@ -171,8 +171,8 @@ def test_segments_on_a_warm_worker_write_the_same_bytes_and_load_nothing(
     def refuse(*_: Any) -> None:
         raise AssertionError("loaded something")
 
-    monkeypatch.setattr("workers.storage.checkpoints.open_weights", refuse)
-    monkeypatch.setattr("workers.storage.checkpoints.load_train_state", refuse)
+    monkeypatch.setattr("workers.training.resume.open_weights", refuse)
+    monkeypatch.setattr("workers.training.resume.load_train_state", refuse)
     second = perform(worker, run, first, attempt=2)
     assert checkpoints(second)[-1].sha256 == whole.sha256
 
