@@ -64,7 +64,6 @@ from workers.types.orders import (
     TasteOrder,
     TrainOrder,
     WorkerConfig,
-    measurement_id,
 )
 from workers.types.preflight import ModelInfo, PreflightResult, SplitInfo
 from workers.types.recipe_protocol import (
