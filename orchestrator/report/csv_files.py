@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.experiment.resolved import ExpandedExperiment
-from orchestrator.report.results import SCORES, Json, results
+from orchestrator.report.results import SCORES, Json, collect_results
 from orchestrator.state.state import State
 from workers.types import SELECTION
 
-JUDGED = {"score": SELECTION, "held_out": "held out", "ema": f"ema {SELECTION}"}
+CURVE_SCORES = {"score": SELECTION, "held_out": "held out", "ema": f"ema {SELECTION}"}
 """Scores of a point of a learning curve -> what their columns are called."""
 ABOUT = ("kind", "id", "label", "cohort", "status", "served", "members", "params")
 FIRST = ("top1", "macro_f1", "nll", "ece")
@@ -31,7 +31,7 @@ def summary_csv(
     `known` are the results, if they have been worked out already; `analysis` is what
     analysis.json holds, if there is any.
     """
-    known = known if known is not None else results(program, state)
+    known = known if known is not None else collect_results(program, state)
     splits = [name for name in known["splits"] if name != "train"]
     rows = [*_runs(known), *_soups(known), *_ensembles(known)]
     scored = [
@@ -43,11 +43,11 @@ def summary_csv(
     return _csv([*ABOUT, *columns, *COST, *later], scored)
 
 
-Row = tuple[str | None, Json, Json, Json]
+_ModelScores = tuple[str | None, Json, Json, Json]
 """The model's id in analysis.json, what it is, its scores by split, its differences by split."""
 
 
-def _runs(known: Json) -> Iterable[Row]:
+def _runs(known: Json) -> Iterable[_ModelScores]:
     for run in known["runs"]:
         kind = "ema" if run["role"] == "ema" else "run"
         about = {"kind": kind, "label": run["id"], "members": 1}
@@ -56,7 +56,7 @@ def _runs(known: Json) -> Iterable[Row]:
         yield run["representative"], {**about, **keys, "params": params}, run["scores"], {}
 
 
-def _soups(known: Json) -> Iterable[Row]:
+def _soups(known: Json) -> Iterable[_ModelScores]:
     for soup in known["soups"]:
         about = {"kind": "soup", "label": soup["recipe"], "members": len(soup["members"])}
         served = "yes" if soup["id"] == known["served"] else ""
@@ -65,7 +65,7 @@ def _soups(known: Json) -> Iterable[Row]:
         yield soup["id"], {**about, **keys, **cost}, soup["scores"], soup["vs_best_single"]
 
 
-def _ensembles(known: Json) -> Iterable[Row]:
+def _ensembles(known: Json) -> Iterable[_ModelScores]:
     for ensemble in known["ensembles"]:
         about = {"kind": "ensemble", "id": ensemble["id"], "label": ensemble["kind"]}
         members = len(ensemble["members"])
@@ -101,19 +101,23 @@ def run_csv(state: State, run_id: str) -> str:
     """The learning curve of a run: one row per epoch, in order of step."""
     curve = state.run(run_id).curve
     points = [curve[step] for step in sorted(curve)]
-    judged = [key for key in JUDGED if any(getattr(point, key) is not None for point in points)]
+    judged = [
+        key for key in CURVE_SCORES if any(getattr(point, key) is not None for point in points)
+    ]
     facts = ["epoch", "step", "time", "loss", "lr", "images_per_s"]
     rows = [
         {name: getattr(point, name) for name in facts}
         | {
-            f"{JUDGED[key]} {name}": getattr(found, name)
+            f"{CURVE_SCORES[key]} {name}": getattr(found, name)
             for key in judged
             if (found := getattr(point, key)) is not None
             for name in SCORES
         }
         for point in points
     ]
-    return _csv([*facts, *(f"{JUDGED[key]} {name}" for key in judged for name in SCORES)], rows)
+    return _csv(
+        [*facts, *(f"{CURVE_SCORES[key]} {name}" for key in judged for name in SCORES)], rows
+    )
 
 
 def _csv(columns: list[str], rows: Iterable[dict[str, Any]]) -> str:

@@ -51,7 +51,7 @@ def rows(known: Json) -> Iterator[Row]:
         yield Row(
             "soup",
             soup["id"],
-            format.soup_name(known, soup),
+            format.soup_label(known, soup),
             format.share(soup),
             "done",
             soup["scores"],
@@ -63,7 +63,7 @@ def rows(known: Json) -> Iterator[Row]:
     for each in known["ensembles"]:
         about = f"{len(each['members'])} models, {len(each['members'])} times the work per image"
         about += f", {format.fitted(each)}" if each["fitted_on"] else ""
-        name, scores = format.ensemble(each["kind"]), each["scores"]
+        name, scores = format.ensemble_name(each["kind"]), each["scores"]
         yield Row(
             "ensemble",
             each["id"],

@@ -71,7 +71,7 @@ def report_split(known: Json) -> str | None:
 
 
 def _what(known: Json, soup: Json) -> str:
-    name = format.soup_name(known, soup)
+    name = format.soup_label(known, soup)
     return f"{name}, {format.share(soup)}"
 
 
@@ -93,7 +93,7 @@ def _itself(known: Json, soup: Json, split: str) -> str:
 def _shown(known: Json, model: Json, split: str | None) -> str:
     metric = known["metric"]
     value = format.score_of(model["scores"], split or "", metric)
-    return f"{format.shown(value, metric)} {format.unit(metric)}"
+    return f"{format.score_text(value, metric)} {format.unit(metric)}"
 
 
 def _difference(delta: Json) -> str:
@@ -119,7 +119,7 @@ def _about_ensemble(known: Json, soup: Json, ensemble: Json, split: str) -> str 
     if ours is None or theirs is None:
         return None
     times = len(ensemble["members"])
-    name = format.ensemble(ensemble["kind"]).capitalize()
+    name = format.ensemble_name(ensemble["kind"]).capitalize()
     name += f" ({format.fitted(ensemble)})" if ensemble["fitted_on"] else ""
     by = format.with_sign(ours["delta"] - theirs["delta"], ours["metric"])
     unit = format.difference_unit(ours["metric"])
@@ -165,7 +165,7 @@ def _outside(known: Json) -> list[str]:
         if decision["reason"].startswith("outside the basin")
     }
     named = ", ".join(sorted(found))
-    which = f"{format.counted(len(found), 'ingredient')} outside the basin of the best one"
+    which = f"{format.count_of(len(found), 'ingredient')} outside the basin of the best one"
     return [f"Left out of every mixture: {which} ({named})."] if found else []
 
 
@@ -181,9 +181,9 @@ def _far_below(known: Json) -> Iterator[str]:
         if sign * (lowest - ours) > far:
             unit = format.unit(metric)
             yield (
-                f"The soup {format.soup_name(known, soup)} scores {format.shown(ours, metric)} "
+                f"The soup {format.soup_label(known, soup)} scores {format.score_text(ours, metric)} "
                 f"{unit} on {split}, far below each of its members (the lowest "
-                f"{format.shown(lowest, metric)} {unit}): no straight line joins them all, so try "
+                f"{format.score_text(lowest, metric)} {unit}): no straight line joins them all, so try "
                 "soup.basin, which leaves out who lies beyond a barrier."
             )
 

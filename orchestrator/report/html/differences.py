@@ -18,7 +18,7 @@ from orchestrator.report.html.plot_style import (
 from orchestrator.report.model_rows import Row
 
 
-def differences(known: Json, rows: Iterable[Row]) -> FigureOrReason:
+def differences_figure(known: Json, rows: Iterable[Row]) -> FigureOrReason:
     """Soups and ensembles against the best single run, a panel per split, with intervals."""
     splits = format.splits_of(known)
     models = [row for row in rows if row.deltas]

@@ -14,7 +14,7 @@ def members(known: Json) -> Iterator[str]:
     for soup in ordered:
         chip = ' <span class="chip">served</span>' if soup["id"] == known["served"] else ""
         open_ = " open" if soup["id"] == known["served"] else ""
-        name = escape(format.soup_name(known, soup))
+        name = escape(format.soup_label(known, soup))
         yield (
             f"<details{open_}><summary><b>{name}</b>{chip} {_facts(soup)}"
             f"</summary>{_decisions(soup, params, known['metric'])}</details>"
@@ -23,7 +23,7 @@ def members(known: Json) -> Iterator[str]:
 
 def _facts(soup: Json) -> str:
     tasted = (
-        f"{format.counted(soup['tastes'], 'taste')}, {soup['samples_forwarded']} images looked at"
+        f"{format.count_of(soup['tastes'], 'taste')}, {soup['samples_forwarded']} images looked at"
         if soup["tastes"]
         else "nothing had to be tasted"
     )
@@ -59,14 +59,14 @@ def _line(number: int, decision: Json, what: str, metric: str, runs: list[str | 
     if decision["run"] is not None and runs.count(decision["run"]) > 1:
         name += f" step {int(decision['candidate'].partition('/')[2].partition('-')[0])}"
     said = "accepted" if decision["accepted"] else "refused"
-    with_it = format.selection(decision["after"], metric)
+    with_it = format.selection_text(decision["after"], metric)
     if decision["after"] is None and decision["at_most"] is not None:
         bound = "at least" if metric == "nll" else "at most"
-        with_it = f"{bound} {format.selection(decision['at_most'], metric)}"
+        with_it = f"{bound} {format.selection_text(decision['at_most'], metric)}"
     return (
         f'<tr class="{said}"><td class="number">{number}</td>'
         f'<td title="{escape(decision["candidate"])}">{escape(name)}</td>'
         f'<td class="what">{escape(what)}</td><td><span class="chip">{said}</span></td>'
-        f'<td class="number">{format.selection(decision["before"], metric)}</td>'
+        f'<td class="number">{format.selection_text(decision["before"], metric)}</td>'
         f'<td class="number">{with_it}</td><td>{escape(decision["reason"])}</td></tr>'
     )

@@ -46,7 +46,7 @@ SHORT = {
 
 def _about(known: Json, judge: str | None) -> str:
     metric = known["metric"]
-    name = format.METRICS[metric]
+    name = format.METRIC_NAMES[metric]
     said = f"<p>{name[0].upper()}{name[1:]} in {format.unit(metric)} by split (images). "
     if judge is None:
         return said + "</p>"
@@ -114,7 +114,7 @@ def number(shown: str, value: float | None = None, below: str = "") -> str:
 
 def _score_cell(row: Row, split: str, metric: str) -> str:
     value = format.score_of(row.scores, split, metric)
-    return number(format.shown(value, metric), value)
+    return number(format.score_text(value, metric), value)
 
 
 def _delta_cell(delta: Json | None) -> str:
@@ -142,7 +142,7 @@ def _beside_cell(analysis: Json | None, row: Row, split: str, name: str) -> str:
         if name == SCALED
         else format.score_of(row.scores, split, metric)
     )
-    return number(format.shown(value, metric), value)
+    return number(format.score_text(value, metric), value)
 
 
 def _scaled(analysis: Json | None, row: Row, split: str) -> float | None:
@@ -177,7 +177,10 @@ def _run_line(row: Row, splits: list[str], metric: str) -> str:
 def all_metrics(known: Json, models: list[Row]) -> str:
     """Everything that was scored, folded away."""
     splits = format.splits_of(known)
-    head = ["model", *(f"{split} {format.METRICS[name]}" for split in splits for name in SCORES)]
+    head = [
+        "model",
+        *(f"{split} {format.METRIC_NAMES[name]}" for split in splits for name in SCORES),
+    ]
     lines = [_every_score(row, splits) for row in models]
     return (
         "<details><summary>Every metric of every model on every split</summary>"

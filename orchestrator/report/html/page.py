@@ -16,26 +16,26 @@ from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report import format, verdict
 from orchestrator.report.format import Json
 from orchestrator.report.html.about import data, failures, fleet, loading
-from orchestrator.report.html.calibration import reliability
-from orchestrator.report.html.coefficients import coefficients
-from orchestrator.report.html.differences import differences
-from orchestrator.report.html.errors import bias_variance, confusion
+from orchestrator.report.html.calibration import reliability_figure
+from orchestrator.report.html.coefficients import coefficients_figure
+from orchestrator.report.html.differences import differences_figure
+from orchestrator.report.html.errors import bias_variance_figure, confusion_figure
 from orchestrator.report.html.learning_curves import learning_curves
 from orchestrator.report.html.members import members
-from orchestrator.report.html.model_map import model_map
+from orchestrator.report.html.model_map import model_map_figure
 from orchestrator.report.html.models import all_metrics, recipe_table, run_table
 from orchestrator.report.html.plot_style import Figure, FigureOrReason
-from orchestrator.report.html.robustness import robustness
-from orchestrator.report.html.selection_steps import paths
-from orchestrator.report.html.sync_rounds import rounds
+from orchestrator.report.html.robustness import robustness_figures
+from orchestrator.report.html.selection_steps import selection_steps_figure
+from orchestrator.report.html.sync_rounds import round_parts
 from orchestrator.report.html.timeline import timeline
-from orchestrator.report.html.weight_space import barrier, cosines
+from orchestrator.report.html.weight_space import barrier_figure, cosines_figure
 from orchestrator.report.model_rows import rows
 from orchestrator.state.state import State
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of the page; `parts` are HTML and figures, in order."""
 
     anchor: str
@@ -64,7 +64,7 @@ def report_html(
     curves and the timeline are drawn from the state behind them."""
     sections = [each for each in _sections(known, program, state, analysis) if not each.is_empty]
     figures = [asdict(figure) for each in sections for figure in each.figures]
-    runs = format.counted(len(format.trained(known)), "run")
+    runs = format.count_of(len(format.trained(known)), "run")
     return Template(_resource("page.html")).substitute(
         title=escape(f"{known['name']}: soup of {runs}"),
         name=escape(known["name"]),
@@ -81,29 +81,29 @@ def report_html(
 
 def _sections(
     known: Json, program: ExpandedExperiment, state: State, analysis: Json | None
-) -> Iterator[Section]:
+) -> Iterator[PageSection]:
     models = list(rows(known))
     table = recipe_table(known, analysis, models)
-    yield Section(
-        "recipes", "Recipes", (table, differences(known, models), all_metrics(known, models))
+    yield PageSection(
+        "recipes", "Recipes", (table, differences_figure(known, models), all_metrics(known, models))
     )
-    yield Section("shift", "On shifted data", robustness(known, models))
-    yield Section("alike", "Who predicts alike", (model_map(analysis, models),))
-    chosen = (paths(known), coefficients(known), *members(known))
-    yield Section("choices", "What is in the soups, and why", chosen)
-    weights = (cosines(known, analysis), barrier(known, analysis))
-    yield Section("weights", "In weight space", weights)
+    yield PageSection("shift", "On shifted data", robustness_figures(known, models))
+    yield PageSection("alike", "Who predicts alike", (model_map_figure(analysis, models),))
+    chosen = (selection_steps_figure(known), coefficients_figure(known), *members(known))
+    yield PageSection("choices", "What is in the soups, and why", chosen)
+    weights = (cosines_figure(known, analysis), barrier_figure(known, analysis))
+    yield PageSection("weights", "In weight space", weights)
     wrong = (
-        *(reliability(analysis), bias_variance(known, analysis)),
-        confusion(known, analysis),
+        *(reliability_figure(analysis), bias_variance_figure(known, analysis)),
+        confusion_figure(known, analysis),
     )
-    yield Section("errors", "Errors", wrong)
-    yield Section("runs", "Runs", (learning_curves(program, state), run_table(known, models)))
-    yield Section("rounds", "Merged while training", rounds(known))
-    yield Section("failures", "What went wrong", (failures(known),))
-    yield Section("fleet", "The fleet", (fleet(known), timeline(state)))
-    yield Section("data", "The data", (data(known),))
-    yield Section("load", "Load the soup", (loading(known),))
+    yield PageSection("errors", "Errors", wrong)
+    yield PageSection("runs", "Runs", (learning_curves(program, state), run_table(known, models)))
+    yield PageSection("rounds", "Merged while training", round_parts(known))
+    yield PageSection("failures", "What went wrong", (failures(known),))
+    yield PageSection("fleet", "The fleet", (fleet(known), timeline(state)))
+    yield PageSection("data", "The data", (data(known),))
+    yield PageSection("load", "Load the soup", (loading(known),))
 
 
 def _resource(name: str) -> str:
@@ -140,7 +140,7 @@ def _facts(known: Json, state: State) -> str:
     models = ", ".join(dict.fromkeys(cohort["model"] for cohort in known["cohorts"]))
     began = state.began_at
     when = datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d %H:%M UTC") if began else ""
-    runs = format.counted(len(format.trained(known)), "run")
+    runs = format.count_of(len(format.trained(known)), "run")
     parts = [models, runs, f"{format.duration(known['wall_s'])}", when]
     return " · ".join(escape(part) for part in parts if part)
 

@@ -90,7 +90,7 @@ def scaled(value: float | None, metric: str) -> float | None:
     return 100 * value if format.is_fraction(metric) else value
 
 
-def selection(value: float | None, metric: str) -> float | None:
+def selection_value(value: float | None, metric: str) -> float | None:
     """A number that recipes maximise, on the axis of its metric."""
     if value is None or value <= WORST:
         return None
@@ -123,7 +123,7 @@ def role(row: Row) -> str:
 
 
 @dataclass(frozen=True)
-class Point:
+class ModelPoint:
     """A model somewhere in a plane."""
 
     row: Row
@@ -134,7 +134,7 @@ class Point:
 
 
 def traces(
-    points: list[Point],
+    points: list[ModelPoint],
     width: float,
     height: float,
     same_scale: bool = False,
@@ -159,7 +159,7 @@ def _label(row: Row) -> str:
     return "" if role(row) == "ingredients" else row.name
 
 
-def _trace(name: str, look: MarkerStyle, points: list[Point], where: list[str | None]) -> Json:
+def _trace(name: str, look: MarkerStyle, points: list[ModelPoint], where: list[str | None]) -> Json:
     return {
         "type": "scatter",
         "mode": "markers+text",

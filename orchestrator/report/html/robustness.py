@@ -10,28 +10,28 @@ from orchestrator.report.html.plot_style import (
     FigureOrReason,
     FigureView,
     MissingFigure,
-    Point,
+    ModelPoint,
     layout_of,
     scaled,
     traces,
 )
 from orchestrator.report.model_rows import Row
 
-ID = "robustness"
+_ID = "robustness"
 WIDTH, HEIGHT = 1080, 500
-CAPTION = (
+_CAPTION = (
     "Each point is a model: to the right it is better on test, upwards on the shifted data. A "
     "model above and to the right of another is better on both; the best single run is what a "
     "soup has to beat. Hover for numbers."
 )
-CURVE = (
+_CURVE_CAPTION = (
     " A dotted line is what a recipe passed on its way from the base (alpha 0) to the fine-tuned "
     "weights (1), scored when everything was chosen: where it runs above its ends, some alpha "
     "between is more robust than both."
 )
 
 
-def robustness(known: Json, rows: Iterable[Row]) -> tuple[FigureOrReason, ...]:
+def robustness_figures(known: Json, rows: Iterable[Row]) -> tuple[FigureOrReason, ...]:
     """A point per model, test across and an OOD split upwards; nothing without such splits."""
     splits = format.splits_of(known)
     shifted = [name for name in splits if name.startswith("ood:")]
@@ -44,10 +44,10 @@ def _scatter(known: Json, rows: Iterable[Row], shifted: list[str]) -> FigureOrRe
     views = [_view(known, models, soups, split) for split in shifted]
     if not any(views):
         return MissingFigure(
-            ID, "no model has been scored on test and on an out-of-distribution split"
+            _ID, "no model has been scored on test and on an out-of-distribution split"
         )
     metric = known["metric"]
-    title = f"{format.METRICS[metric]}, {format.unit(metric)}"
+    title = f"{format.METRIC_NAMES[metric]}, {format.unit(metric)}"
     layout = layout_of(
         HEIGHT,
         xaxis={"title": {"text": f"test {title}"}},
@@ -60,8 +60,8 @@ def _scatter(known: Json, rows: Iterable[Row], shifted: list[str]) -> FigureOrRe
         FigureView(split, view, {"yaxis": {"title": {"text": f"{split} {title}"}}})
         for split, view in zip(shifted, views, strict=True)
     )
-    caption = CAPTION + CURVE * bool(soups)
-    return Figure(ID, caption, views[0], layout, choices if len(choices) > 1 else ())
+    caption = _CAPTION + _CURVE_CAPTION * bool(soups)
+    return Figure(_ID, caption, views[0], layout, choices if len(choices) > 1 else ())
 
 
 def _view(known: Json, rows: list[Row], soups: list[Json], split: str) -> list[Json]:
@@ -73,9 +73,9 @@ def _view(known: Json, rows: list[Row], soups: list[Json], split: str) -> list[J
     return [*curves, *traces(points, WIDTH, HEIGHT - 130, around=passed)]
 
 
-def _point(known: Json, row: Row, split: str) -> Point | None:
+def _point(known: Json, row: Row, split: str) -> ModelPoint | None:
     at = _place(known, row.scores, split)
-    return None if at is None else Point(row, *at[:2], f"{row.about}<br>{at[2]}")
+    return None if at is None else ModelPoint(row, *at[:2], f"{row.about}<br>{at[2]}")
 
 
 def _place(known: Json, scores: Json, split: str) -> tuple[float, float, str] | None:
@@ -87,7 +87,7 @@ def _place(known: Json, scores: Json, split: str) -> tuple[float, float, str] | 
     x, y = scaled(inside, metric), scaled(outside, metric)
     assert x is not None and y is not None
     unit = format.unit(metric)
-    shown = [format.shown(value, metric) for value in (inside, outside)]
+    shown = [format.score_text(value, metric) for value in (inside, outside)]
     said = f"test {shown[0]} {unit}, {split} {shown[1]} {unit}"
     return x, y, said
 
@@ -99,7 +99,7 @@ def _curve(known: Json, soup: Json, split: str) -> Json:
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": f"{format.soup_name(known, soup)}, alpha 0 to 1",
+        "name": f"{format.soup_label(known, soup)}, alpha 0 to 1",
         "x": [x for _, x, _, _ in points],
         "y": [y for _, _, y, _ in points],
         "customdata": [f"<b>alpha {alpha:g}</b><br>{said}" for alpha, _, _, said in points],

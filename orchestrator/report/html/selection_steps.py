@@ -12,11 +12,11 @@ from orchestrator.report.html.plot_style import (
     FigureView,
     MissingFigure,
     layout_of,
-    selection,
+    selection_value,
 )
 
-ID = "paths"
-CAPTION = (
+_ID = "paths"
+_CAPTION = (
     "What a recipe tried, in its order. Filled: accepted; hollow: refused; a triangle pointing "
     "down: stopped early, the score is at most this. The line is the score of the soup as it "
     "stood; that of wise_ft is its curve from the base (alpha 0) to the fine-tuned model (1). All "
@@ -24,15 +24,15 @@ CAPTION = (
 )
 
 
-def paths(known: Json) -> FigureOrReason:
+def selection_steps_figure(known: Json) -> FigureOrReason:
     """One view per recipe that tasted something; the served one first."""
     soups = sorted(known["soups"], key=lambda soup: soup["id"] != known["served"])
     tried = [(soup, steps) for soup in soups if len(steps := _steps(soup)) > 1]
     if not tried:
-        return MissingFigure(ID, "no recipe took more than one decision by a score")
+        return MissingFigure(_ID, "no recipe took more than one decision by a score")
     views = [_view(known, steps) for _, steps in tried]
     metric = known["metric"]
-    title = f"{format.METRICS[metric]} on {known['selection']}, {format.unit(metric)}"
+    title = f"{format.METRIC_NAMES[metric]} on {known['selection']}, {format.unit(metric)}"
     layout = layout_of(
         420,
         xaxis={"type": "category", "tickangle": -40, "showgrid": False},
@@ -41,10 +41,10 @@ def paths(known: Json) -> FigureOrReason:
         showlegend=False,
     )
     choices = tuple(
-        FigureView(format.soup_name(known, soup), view)
+        FigureView(format.soup_label(known, soup), view)
         for (soup, _), view in zip(tried, views, strict=True)
     )
-    return Figure(ID, CAPTION, views[0], layout, choices if len(choices) > 1 else ())
+    return Figure(_ID, _CAPTION, views[0], layout, choices if len(choices) > 1 else ())
 
 
 def _steps(soup: Json) -> list[Json]:
@@ -66,7 +66,7 @@ def _view(known: Json, steps: list[Json]) -> list[Json]:
             "mode": "lines",
             "name": "soup so far",
             "x": names,
-            "y": [selection(each, metric) for each in _standing(steps)],
+            "y": [selection_value(each, metric) for each in _standing(steps)],
             "line": {"color": SOFT, "width": 2, "shape": _shape(steps)},
             "hoverinfo": "skip",
             "connectgaps": True,
@@ -76,7 +76,7 @@ def _view(known: Json, steps: list[Json]) -> list[Json]:
             "mode": "markers",
             "name": "candidates",
             "x": names,
-            "y": [selection(_reached(each), metric) for each in steps],
+            "y": [selection_value(_reached(each), metric) for each in steps],
             "customdata": [_told(known, each) for each in steps],
             "hovertemplate": "%{customdata}<extra></extra>",
             "marker": {

@@ -16,7 +16,7 @@ from orchestrator.report.html.plot_style import (
     layout_of,
 )
 
-CAPTION = (
+_CAPTION = (
     "At the end of each round: every member before the merge (dots), their mean, and the merged "
     "weights that they went on from, or were pulled towards (thick). On the selection split. "
     "Diversity says whether the members still differ: the cosine of what two of them moved from "
@@ -24,7 +24,7 @@ CAPTION = (
 )
 
 
-def rounds(known: Json) -> tuple[str | FigureOrReason, ...]:
+def round_parts(known: Json) -> tuple[str | FigureOrReason, ...]:
     """A figure and a table; nothing where no round merged."""
     synced = [each for each in known["rounds"] if each["mode"] == "sync"]
     if not any(each["participants"] for each in synced):
@@ -53,7 +53,7 @@ def _figure(known: Json, synced: list[Json]) -> Figure:
         FigureView(label, view, {"yaxis": {"title": {"text": titles[label]}}})
         for label, view in views.items()
     )
-    return Figure("merged-and-members", CAPTION, views["accuracy"], layout, choices)
+    return Figure("merged-and-members", _CAPTION, views["accuracy"], layout, choices)
 
 
 def _scored(known: Json, synced: list[Json], metric: str, scale: float) -> list[Json]:

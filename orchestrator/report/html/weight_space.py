@@ -12,11 +12,11 @@ from orchestrator.report.html.plot_style import (
     FigureView,
     MissingFigure,
     layout_of,
-    selection,
+    selection_value,
 )
 
 COSINES, BARRIER = "cosines", "barrier"
-MAX_WRITTEN = 24
+_MAX_LABELLED_ROWS = 24
 ABOUT_COSINES = (
     "The angle between what two runs learned: the cosine of their displacements from the base. 1: "
     "the same direction; 0: nothing in common. Runs that resemble no other are rarely worth "
@@ -30,7 +30,7 @@ ABOUT_BARRIER = (
 )
 
 
-def cosines(known: Json, analysis: Json | None) -> FigureOrReason:
+def cosines_figure(known: Json, analysis: Json | None) -> FigureOrReason:
     """Ingredients x ingredients: all weights together, then component by component."""
     if analysis is None:
         return MissingFigure(COSINES, "there is no analysis.json yet")
@@ -64,7 +64,7 @@ def _heatmap(known: Json, ids: list[str], labels: list[str], part: Json) -> Json
         for label, distance in zip(labels, part["distance"], strict=True)
     ]
     values = part["cosines"]
-    is_written = len(ids) <= MAX_WRITTEN
+    is_written = len(ids) <= _MAX_LABELLED_ROWS
     return {
         "type": "heatmap",
         "x": [format.short_name(known, each) for each in ids],
@@ -81,17 +81,17 @@ def _heatmap(known: Json, ids: list[str], labels: list[str], part: Json) -> Json
     }
 
 
-def barrier(known: Json, analysis: Json | None) -> FigureOrReason:
+def barrier_figure(known: Json, analysis: Json | None) -> FigureOrReason:
     """Selection score on the way from the best single model to the served soup."""
     found = analysis["barrier"] if analysis is not None else None
     if found is None:
         return MissingFigure(BARRIER, "there is no soup other than the best single run to go to")
     metric = known["metric"]
-    scores = [selection(each, metric) for each in found["score"]]
+    scores = [selection_value(each, metric) for each in found["score"]]
     layout = layout_of(
         300,
         xaxis={"title": {"text": "part of the way from the best single run to the served soup"}},
-        yaxis={"title": {"text": f"{format.METRICS[metric]} on val, {format.unit(metric)}"}},
+        yaxis={"title": {"text": f"{format.METRIC_NAMES[metric]} on val, {format.unit(metric)}"}},
         showlegend=False,
     )
     ends = [SINGLE, *[SOFT] * (len(scores) - 2), SOUP]
