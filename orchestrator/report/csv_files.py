@@ -23,7 +23,7 @@ LATER = ("worst_class", "mcnemar_p", "ece_scaled")
 def summary_csv(
     program: ExpandedExperiment,
     state: State,
-    known: Json | None = None,
+    results: Json | None = None,
     analysis: Json | None = None,
 ) -> str:
     """Runs, soups and ensembles; per split the scores, and the difference to the best single.
@@ -31,9 +31,9 @@ def summary_csv(
     `known` are the results, if they have been worked out already; `analysis` is what
     analysis.json holds, if there is any.
     """
-    known = known if known is not None else collect_results(program, state)
-    splits = [name for name in known["splits"] if name != "train"]
-    rows = [*_runs(known), *_soups(known), *_ensembles(known)]
+    results = results if results is not None else collect_results(program, state)
+    splits = [name for name in results["splits"] if name != "train"]
+    rows = [*_runs(results), *_soups(results), *_ensembles(results)]
     scored = [
         {**about, **_flat(scores, deltas), **_scaled(analysis, model)}
         for model, about, scores, deltas in rows
@@ -47,8 +47,8 @@ _ModelScores = tuple[str | None, Json, Json, Json]
 """The model's id in analysis.json, what it is, its scores by split, its differences by split."""
 
 
-def _runs(known: Json) -> Iterable[_ModelScores]:
-    for run in known["runs"]:
+def _runs(results: Json) -> Iterable[_ModelScores]:
+    for run in results["runs"]:
         kind = "ema" if run["role"] == "ema" else "run"
         about = {"kind": kind, "label": run["id"], "members": 1}
         params = json.dumps(run["params"])
@@ -56,17 +56,17 @@ def _runs(known: Json) -> Iterable[_ModelScores]:
         yield run["representative"], {**about, **keys, "params": params}, run["scores"], {}
 
 
-def _soups(known: Json) -> Iterable[_ModelScores]:
-    for soup in known["soups"]:
+def _soups(results: Json) -> Iterable[_ModelScores]:
+    for soup in results["soups"]:
         about = {"kind": "soup", "label": soup["recipe"], "members": len(soup["members"])}
-        served = "yes" if soup["id"] == known["served"] else ""
+        served = "yes" if soup["id"] == results["served"] else ""
         keys = {"id": soup["id"], "cohort": soup["cohort"], "served": served, "status": "done"}
         cost = {key: soup[key] for key in COST}
         yield soup["id"], {**about, **keys, **cost}, soup["scores"], soup["vs_best_single"]
 
 
-def _ensembles(known: Json) -> Iterable[_ModelScores]:
-    for ensemble in known["ensembles"]:
+def _ensembles(results: Json) -> Iterable[_ModelScores]:
+    for ensemble in results["ensembles"]:
         about = {"kind": "ensemble", "id": ensemble["id"], "label": ensemble["kind"]}
         members = len(ensemble["members"])
         row = {**about, "members": members, "status": "done"}

@@ -77,14 +77,14 @@ def about_run(run: Json) -> str:
     return params(run["params"]) + early
 
 
-def trained(known: Json) -> list[Json]:
+def trained(results: Json) -> list[Json]:
     """The runs; rows of their moving averages are left out."""
-    return [run for run in known["runs"] if run["role"] != "ema"]
+    return [run for run in results["runs"] if run["role"] != "ema"]
 
 
-def soup_label(known: Json, soup: Json) -> str:
+def soup_label(results: Json, soup: Json) -> str:
     """The recipe; with several cohorts also whose soup it is."""
-    names = {cohort["id"]: cohort["name"] for cohort in known["cohorts"]}
+    names = {cohort["id"]: cohort["name"] for cohort in results["cohorts"]}
     several = len(names) > 1
     return f"{soup['recipe']} of {names[soup['cohort']]}" if several else str(soup["recipe"])
 
@@ -105,18 +105,18 @@ def is_base(checkpoint: str) -> bool:
     return checkpoint.startswith("base/")
 
 
-def short_name(known: Json, checkpoint: str) -> str:
+def short_name(results: Json, checkpoint: str) -> str:
     """What a checkpoint is, in a word: the run's id, the soup's recipe, `base`."""
     if is_base(checkpoint):
         return "base"
-    soup = next((each for each in known["soups"] if each["id"] == checkpoint), None)
-    return soup_label(known, soup) if soup is not None else checkpoint.partition("/")[0]
+    soup = next((each for each in results["soups"] if each["id"] == checkpoint), None)
+    return soup_label(results, soup) if soup is not None else checkpoint.partition("/")[0]
 
 
-def model_name(known: Json, checkpoint: str) -> str:
+def model_name(results: Json, checkpoint: str) -> str:
     """As `short_name`, with what the sweep set for a run."""
-    name = short_name(known, checkpoint)
-    run = next((each for each in known["runs"] if each["id"] == name), None)
+    name = short_name(results, checkpoint)
+    run = next((each for each in results["runs"] if each["id"] == name), None)
     if run is None or not run["params"]:
         return name
     about = params(run["params"])
@@ -140,6 +140,16 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def fleet_use(results: Json) -> str:
+    """How long the experiment took, and how busy its slots were."""
+    used = results["fleet_efficiency"]
+    return (
+        f"{duration(results['wall_s'])} in all. Slots were at work {percent(used['value'])} of the "
+        f"time in which there was work for them, and {percent(used['whole_wall'])} of the whole "
+        "time."
+    )
+
+
 def percent(fraction: float | None) -> str:
     return UNKNOWN if fraction is None else f"{100 * fraction:.0f} %"
 
@@ -154,9 +164,9 @@ def fitted(ensemble: Json) -> str:
     return f"fitted {on}" if on.startswith("out of") else f"fitted on {on}"
 
 
-def splits_of(known: Json) -> list[str]:
+def splits_of(results: Json) -> list[str]:
     """The scored splits: selection first, then those that only report."""
-    return [name for name in known["splits"] if name != "train"]
+    return [name for name in results["splits"] if name != "train"]
 
 
 def difference_unit(metric: str) -> str:

@@ -24,19 +24,19 @@ _CAPTION = (
 )
 
 
-def coefficients_figure(known: Json) -> FigureOrReason:
+def coefficients_figure(results: Json) -> FigureOrReason:
     """Ingredients x soups; and ingredients x components of each soup that has any."""
-    if not known["soups"]:
+    if not results["soups"]:
         return MissingFigure(_ID, "no soup has been made")
-    rows = _ingredients(known)
-    plain = [soup for soup in known["soups"] if not soup["mix"].get("components")]
-    views = [("all recipes", _overview(known, plain, rows))] if plain else []
+    rows = _ingredients(results)
+    plain = [soup for soup in results["soups"] if not soup["mix"].get("components")]
+    views = [("all recipes", _overview(results, plain, rows))] if plain else []
     views += [
-        (format.soup_label(known, soup), _by_component(soup, rows))
-        for soup in known["soups"]
+        (format.soup_label(results, soup), _by_component(soup, rows))
+        for soup in results["soups"]
         if soup["mix"].get("components")
     ]
-    names = _names(known, rows)
+    names = _names(results, rows)
     data = [_drawn(names, *views[0][1])]
     longest = max(len(column) for _, (columns, _) in views for column in columns)
     layout = layout_of(
@@ -52,16 +52,16 @@ _View = tuple[list[str], list[list[float | None]]]
 """Names of columns, and rows of coefficients."""
 
 
-def _ingredients(known: Json) -> list[str]:
+def _ingredients(results: Json) -> list[str]:
     """Ids of what any soup was made from: by run and step, bases last."""
-    used = {member for soup in known["soups"] for member, _ in soup["mix"]["weights"]}
-    place = {run["id"]: number for number, run in enumerate(known["runs"])}
+    used = {member for soup in results["soups"] for member, _ in soup["mix"]["weights"]}
+    place = {run["id"]: number for number, run in enumerate(results["runs"])}
     return sorted(used, key=lambda each: (place.get(each.partition("/")[0], len(place)), each))
 
 
-def _names(known: Json, rows: list[str]) -> list[str]:
+def _names(results: Json, rows: list[str]) -> list[str]:
     """Of the rows, all different: those of one name would be drawn over each other."""
-    names = [format.model_name(known, each) for each in rows]
+    names = [format.model_name(results, each) for each in rows]
     seen = Counter(names)
     return [
         f"{_number(each)} of {name}" if seen[name] > 1 else name
@@ -75,8 +75,8 @@ def _number(checkpoint: str) -> str:
     return last if format.is_base(checkpoint) else f"step {int(last.partition('-')[0])}"
 
 
-def _overview(known: Json, soups: list[Json], rows: list[str]) -> _View:
-    columns = [format.soup_label(known, soup) for soup in soups]
+def _overview(results: Json, soups: list[Json], rows: list[str]) -> _View:
+    columns = [format.soup_label(results, soup) for soup in soups]
     shares = [_shares(soup["mix"], None) for soup in soups]
     return columns, [[share.get(row) for share in shares] for row in rows]
 

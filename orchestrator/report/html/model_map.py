@@ -16,7 +16,7 @@ from orchestrator.report.html.plot_style import (
 from orchestrator.report.model_rows import Row
 
 _ID = "map"
-WIDTH, HEIGHT = 1080, 540
+HEIGHT = 540
 POOR = 0.2
 """Kruskal's own word for this stress."""
 _CAPTION = (
@@ -69,7 +69,7 @@ def _view(analysis: Json, split: str, by_model: dict[str, Row]) -> list[Json]:
         for id, x, y in zip(places["ids"], places["x"], places["y"], strict=True)
         if id in by_model
     ]
-    return traces(points, WIDTH, HEIGHT - 120, same_scale=True)
+    return traces(points)
 
 
 def _hover(scores: Json | None, row: Row, split: str) -> str:

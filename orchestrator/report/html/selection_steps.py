@@ -24,15 +24,15 @@ _CAPTION = (
 )
 
 
-def selection_steps_figure(known: Json) -> FigureOrReason:
+def selection_steps_figure(results: Json) -> FigureOrReason:
     """One view per recipe that tasted something; the served one first."""
-    soups = sorted(known["soups"], key=lambda soup: soup["id"] != known["served"])
+    soups = sorted(results["soups"], key=lambda soup: soup["id"] != results["served"])
     tried = [(soup, steps) for soup in soups if len(steps := _steps(soup)) > 1]
     if not tried:
         return MissingFigure(_ID, "no recipe took more than one decision by a score")
-    views = [_view(known, steps) for _, steps in tried]
-    metric = known["metric"]
-    title = f"{format.METRIC_NAMES[metric]} on {known['selection']}, {format.unit(metric)}"
+    views = [_view(results, steps) for _, steps in tried]
+    metric = results["metric"]
+    title = f"{format.METRIC_NAMES[metric]} on {results['selection']}, {format.unit(metric)}"
     layout = layout_of(
         420,
         xaxis={"type": "category", "tickangle": -40, "showgrid": False},
@@ -41,7 +41,7 @@ def selection_steps_figure(known: Json) -> FigureOrReason:
         showlegend=False,
     )
     choices = tuple(
-        FigureView(format.soup_label(known, soup), view)
+        FigureView(format.soup_label(results, soup), view)
         for (soup, _), view in zip(tried, views, strict=True)
     )
     return Figure(_ID, _CAPTION, views[0], layout, choices if len(choices) > 1 else ())
@@ -57,8 +57,8 @@ def _reached(decision: Json) -> float | None:
     return decision["at_most"] if value is None else value
 
 
-def _view(known: Json, steps: list[Json]) -> list[Json]:
-    metric = known["metric"]
+def _view(results: Json, steps: list[Json]) -> list[Json]:
+    metric = results["metric"]
     names = [f"{i + 1} · {format.candidate(each)}" for i, each in enumerate(steps)]
     return [
         {
@@ -77,7 +77,7 @@ def _view(known: Json, steps: list[Json]) -> list[Json]:
             "name": "candidates",
             "x": names,
             "y": [selection_value(_reached(each), metric) for each in steps],
-            "customdata": [_told(known, each) for each in steps],
+            "customdata": [_told(results, each) for each in steps],
             "hovertemplate": "%{customdata}<extra></extra>",
             "marker": {
                 "size": 11,
@@ -105,9 +105,9 @@ def _shape(steps: list[Json]) -> str:
     return "linear" if all(each["before"] is None for each in steps) else "hv"
 
 
-def _told(known: Json, decision: Json) -> str:
+def _told(results: Json, decision: Json) -> str:
     about = next(
-        (format.about_run(run) for run in known["runs"] if run["id"] == decision["run"]), ""
+        (format.about_run(run) for run in results["runs"] if run["id"] == decision["run"]), ""
     )
     said = "accepted" if decision["accepted"] else "refused"
     lines = [f"<b>{format.candidate(decision)}</b> {said}", about, decision["reason"]]

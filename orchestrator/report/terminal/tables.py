@@ -18,21 +18,21 @@ from orchestrator.state.state import State
 from workers.storage.layout import REPORT, RESULTS, SERVED
 
 
-def final_table(known: Json, uri: str | None = None) -> RenderableType:
+def final_table(results: Json, uri: str | None = None) -> RenderableType:
     """Every model on every split, what is served, and where to look further."""
-    metric, splits = known["metric"], format.splits_of(known)
-    title = f"{known['name']}: {format.METRIC_NAMES[metric]}, {format.unit(metric)}"
+    metric, splits = results["metric"], format.splits_of(results)
+    title = f"{results['name']}: {format.METRIC_NAMES[metric]}, {format.unit(metric)}"
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
     table.add_column("")
     table.add_column("model", overflow="fold")
     table.add_column("what", overflow="fold", style="dim")
     for split in splits:
         table.add_column(split, justify="right")
-    versus = verdict.report_split(known)
+    versus = verdict.report_split(results)
     if versus is not None:
         table.add_column(f"{versus} vs best single [95 %]", justify="right")
     kind = ""
-    for row in rows(known):
+    for row in rows(results):
         if kind and row.kind != kind:
             table.add_section()
         kind = row.kind
@@ -41,7 +41,7 @@ def final_table(known: Json, uri: str | None = None) -> RenderableType:
         style = "bold green" if row.is_served else "red" if row.status == "failed" else ""
         cells = [_mark(row), _name(row), escape(row.about), *scores, *difference]
         table.add_row(*cells, style=style)
-    return Group(table, *_closing_lines(known, uri or known["uri"]))
+    return Group(table, *_closing_lines(results, uri or results["uri"]))
 
 
 def _mark(row: Row) -> str:
@@ -56,25 +56,25 @@ def _name(row: Row) -> str:
     return escape(f"{prefix}{row.name}{ended}")
 
 
-def _closing_lines(known: Json, uri: str) -> Iterator[Text]:
-    yield Text(verdict.verdict(known).sentence, style="bold")
-    for run in format.trained(known):
+def _closing_lines(results: Json, uri: str) -> Iterator[Text]:
+    yield Text(verdict.verdict(results).sentence, style="bold")
+    for run in format.trained(results):
         if run["status"] == "failed":
             yield Text(f"Run {run['id']} failed: {run['failure']}", style="bold red")
-    for failure in known["failures"]:
+    for failure in results["failures"]:
         if failure["run"] is None and failure["gave_up"]:
             yield Text(f"{failure['order']} was given up: {failure['gave_up']}", style="bold red")
-    for warning in verdict.warnings(known):
+    for warning in verdict.warnings(results):
         yield Text(f"Warning: {warning}", style="yellow")
-    used = known["fleet_efficiency"]
+    used = results["fleet_efficiency"]
     yield Text(
-        f"{format.duration(known['wall_s'])}; slots were at work {format.percent(used['value'])} "
+        f"{format.duration(results['wall_s'])}; slots were at work {format.percent(used['value'])} "
         f"of the time there was work for them, {format.percent(used['whole_wall'])} of the whole "
         "time."
     )
     yield _path("Results ", uri, RESULTS)
     yield _path("Report  ", uri, REPORT)
-    if known["served"] is None:
+    if results["served"] is None:
         yield Text("Nothing is served: no soup could be made.", style="bold red")
     else:
         yield _path("Soup    ", uri, SERVED)

@@ -2,19 +2,15 @@
 
 from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from orchestrator.report.csv_files import summary_csv
 from orchestrator.report.html.calibration import reliability_figure
 from orchestrator.report.html.coefficients import coefficients_figure
 from orchestrator.report.html.errors import bias_variance_figure, confusion_figure
-from orchestrator.report.html.labels import Spot, placed
 from orchestrator.report.html.model_map import model_map_figure
-from orchestrator.report.html.models import recipe_table
 from orchestrator.report.html.plot_style import Figure, FigureOrReason, MissingFigure
 from orchestrator.report.html.robustness import robustness_figures
 from orchestrator.report.html.selection_steps import selection_steps_figure
+from orchestrator.report.html.tables import recipe_table
 from orchestrator.report.html.weight_space import barrier_figure, cosines_figure
 from orchestrator.report.model_rows import rows
 from orchestrator.report.verdict import undetectable
@@ -28,11 +24,15 @@ def figure(drawing: FigureOrReason) -> Figure:
 
 
 def test_the_recipe_table_has_every_column_and_model(tale: Tale) -> None:
-    text = recipe_table(tale.known, tale.analysis, list(rows(tale.known)))
-    for column in ("macro-F1", "NLL", "ECE", "ECE, T", "worst class", "tastes", "seconds", "p"):
-        assert f"<th>{column}</th>" in text
-    assert text.count("<tr") == 1 + 1 + len(tale.known["soups"]) + len(tale.known["ensembles"])
-    assert "4 of 4 + base" in text and "vs best single on test" in text
+    table = recipe_table(tale.known, tale.analysis, list(rows(tale.known)))
+    titles = [column.title for column in table.columns]
+    assert {"macro-F1", "NLL", "ECE", "ECE, T", "worst class", "tastes", "seconds", "p"} <= {
+        *titles
+    }
+    assert "vs best single on test" in titles
+    assert len(table.rows) == 1 + len(tale.known["soups"]) + len(tale.known["ensembles"])
+    assert all(len(row.cells) == len(titles) for row in table.rows)
+    assert "4 of 4 + base" in [row.cells[1].text for row in table.rows]
 
 
 def test_every_model_has_a_place_on_the_map_and_the_scatter(tale: Tale) -> None:
@@ -155,24 +155,3 @@ def test_new_columns_of_the_summary_stand_at_the_end(told: Story, tale: Tale) ->
     assert "worst_class" not in " ".join(header[:start])
     assert header[start : start + 4] == ["tastes", "seconds", "batchnorm", "val worst_class"]
     assert header[-1] == "ood:sketch ece_scaled"
-
-
-@given(
-    st.lists(
-        st.tuples(st.floats(-10, 10), st.floats(-10, 10), st.text("abc", max_size=12)),
-        min_size=1,
-        max_size=20,
-    ),
-    st.booleans(),
-)
-def test_labels_never_stand_where_there_is_nothing_to_say(
-    spots: list[tuple[float, float, str]], same_scale: bool
-) -> None:
-    where = placed([Spot(*each) for each in spots], 800, 400, same_scale)
-    assert len(where) == len(spots)
-    assert all(at is None for at, (_, _, label) in zip(where, spots, strict=True) if not label)
-
-
-def test_two_labels_at_one_point_stand_on_different_sides() -> None:
-    first, second = placed([Spot(0, 0, "one"), Spot(0, 0, "two")], 400, 400, False)
-    assert first != second and None not in (first, second)

@@ -42,20 +42,18 @@ def test_a_segment_is_no_attempt_at_mending(tmp_path: Path) -> None:
 def test_the_figure_has_members_their_mean_and_the_merged_weights(tmp_path: Path) -> None:
     _, known = synced(tmp_path)
     figure, table = round_parts(known)
-    assert not isinstance(figure, str) and isinstance(table, str)
     members, mean, merged = figure.data
     assert len(members["y"]) == 9 and len(mean["y"]) == len(merged["y"]) == 3
     assert mean["y"][0] == pytest.approx(sum(members["y"][:3]) / 3)
     assert merged["y"] == [100 * each["merged"]["top1"] for each in known["rounds"]]
     assert [choice.label for choice in figure.choices] == ["accuracy", "loss", "diversity"]
     assert {len(choice.data) for choice in figure.choices} == {len(figure.data)}
-    assert table.count("<tr>") == 4
+    assert len(table.rows) == 3 and len(table.columns) == len(table.rows[0].cells) == 5
 
 
 def test_circles_are_told_apart(tmp_path: Path) -> None:
     _, known = synced(tmp_path, data={"folds": 2}, sweep={"seeds": 2})
     figure, _ = round_parts(known)
-    assert not isinstance(figure, str)
     names = [trace["name"] for trace in figure.data]
     assert len(names) == len(set(names)) == 6 and any("fold 1" in name for name in names)
 
