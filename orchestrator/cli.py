@@ -43,14 +43,14 @@ Overrides = Annotated[
 Uri = Annotated[str, typer.Argument(metavar="URI", help="Of an experiment: STORAGE/NAME.")]
 Storage = Annotated[str | None, typer.Option(help="Folder or pyarrow.fs URI for experiments.")]
 Name = Annotated[str | None, typer.Option(help="Name of the experiment in the storage.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 
 @app.command()
 def plan(
     config_file: Config,
     overrides: Overrides = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
     storage: Storage = None,
     name: Name = None,
 ) -> None:
@@ -103,7 +103,7 @@ def run(
 @app.command()
 def status(
     uri: Uri,
-    as_json: Json = False,
+    as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until finished.")] = False,
 ) -> None:
     """Show the fleet from its store, from any machine."""
@@ -201,7 +201,7 @@ def soup(
 def evaluate(
     model_dir: Annotated[str, typer.Argument(metavar="MODEL_DIR", help="A served soup/ folder.")],
     data: Annotated[str, typer.Option(help="Folder of class folders.")],
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score a model on class folders, matched by name to its labels."""
     from orchestrator.commands.status import score_view

@@ -209,7 +209,7 @@ def _runs_table(plan: Plan) -> Table:
 
 def _lines(plan: Plan) -> Iterator[str]:
     facts, machine, summary = plan.resolved.facts, plan.machine, plan.summary
-    yield f"Data: {len(facts.classes)} classes; images: {format.images(facts)}."
+    yield f"Data: {len(facts.classes)} classes; images: {format.image_counts(facts)}."
     for cohort in plan.resolved.cohorts:
         model, name = facts.models[model_key(cohort.model)], plan.resolved.cohort_names[cohort.id]
         yield f"Model: {name}, {model.num_parameters / 1e6:.2f} million parameters."

@@ -93,9 +93,9 @@ def _run_ids(store: Store) -> list[str]:
 def score_view(score: Score, model_dir: str | Path, data: str | Path) -> RenderableType:
     """A score as a small table."""
     table = Table(pad_edge=False)
-    for name in ("images", *(f"{format.METRICS[m]}, {format.unit(m)}" for m in METRICS)):
+    for name in ("images", *(f"{format.METRIC_NAMES[m]}, {format.unit(m)}" for m in METRICS)):
         table.add_column(name, justify="right")
-    cells = [format.shown(getattr(score, metric), metric) for metric in METRICS]
+    cells = [format.score_text(getattr(score, metric), metric) for metric in METRICS]
     table.add_row(str(score.count), *cells)
     return Group(Text(f"{model_dir} on {data}", style="bold"), table)
 

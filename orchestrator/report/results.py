@@ -18,7 +18,8 @@ from orchestrator.experiment.resolved import (
     run_and_ema,
 )
 from orchestrator.report.efficiency import fleet_efficiency, wall_s
-from orchestrator.report.round_results import rounds
+from orchestrator.report.format import Json
+from orchestrator.report.round_results import merged_rounds
 from orchestrator.schedule import (
     analysis,
     final_merges,
@@ -42,18 +43,16 @@ from workers.types import (
     cohort_family,
 )
 
-SCHEMA = 1
+RESULTS_SCHEMA = 1
 SCORES = ("top1", "macro_f1", "nll", "ece", "worst_class")
 
-Json = dict[str, Any]
 
-
-def results(program: ExpandedExperiment, state: State) -> Json:
+def collect_results(program: ExpandedExperiment, state: State) -> Json:
     """Everything DESIGN promises in results.json; rendered early it says what is known so far."""
     resolved = resolve(program, state.facts) if state.facts is not None else None
-    compared = comparison(program, state)
+    compared = _comparison(program, state)
     value = {
-        "schema": SCHEMA,
+        "schema": RESULTS_SCHEMA,
         "name": program.experiment.name,
         "uri": config.uri(program.experiment),
         "seed": program.experiment.seed,
@@ -71,10 +70,10 @@ def results(program: ExpandedExperiment, state: State) -> Json:
             for each in final_merges.written_soups(program, state)
         ],
         "ensembles": _ensembles(compared),
-        "best_single": best_single(program, state),
+        "best_single": _best_single(program, state),
         "served": state.served.soup if state.served is not None else None,
         "analysis": ANALYSIS if analysis.is_made(program, state) else None,
-        "rounds": rounds(program, state),
+        "rounds": merged_rounds(program, state),
         "failures": _failures(state),
         "finish_reason": state.finish_reason,
         "wall_s": wall_s(state),
@@ -185,7 +184,7 @@ def _soup(
         "scores": _scores(scoring.scores_of_soup(state, final, name)),
         "decisions": _decisions(state, state_of_it),
         "curve": [_point(state, point) for point in path_scores.curve(program, state, final)],
-        "tastes": len(tastes(state, state_of_it)),
+        "tastes": len(_tasted(state, state_of_it)),
         "measured": state_of_it.num_measurements,
         "samples_forwarded": cost.samples,
         "seconds": cost.seconds + state.blend_seconds.get(name, 0.0),
@@ -210,7 +209,7 @@ def _mix(state: State, mix: Mix) -> Json:
     }
 
 
-def tastes(state: State, made: MergeState) -> tuple[tuple[str, str], ...]:
+def _tasted(state: State, made: MergeState) -> tuple[tuple[str, str], ...]:
     """(cohort, mix key) of the mixes that were tasted to answer the merge's questions, each once.
     A taste that another merge paid for counts here as well: it says what the recipe needs."""
     keys = dict.fromkeys((made.opened.cohort, mix) for mix in made.tasted_mixes)
@@ -227,7 +226,7 @@ class _Cost:
 
 def _cost(state: State, made: MergeState) -> _Cost:
     """Tastes, and what else was measured."""
-    tasted = tastes(state, made)
+    tasted = _tasted(state, made)
     return _Cost(
         sum(state.tastes[key].samples for key in tasted) + made.measured_samples,
         sum(state.taste_cost.get(key, 0.0) for key in tasted) + made.measured_s,
@@ -269,7 +268,7 @@ def _deltas(deltas: Mapping[str, Delta]) -> Json:
     return {split: delta.model_dump(mode="json") for split, delta in deltas.items()}
 
 
-def comparison(program: ExpandedExperiment, state: State) -> Compared | None:
+def _comparison(program: ExpandedExperiment, state: State) -> Compared | None:
     """The comparison of exactly what there is to compare; None until it has been made."""
     order = scoring.compare_order(program, state)
     return state.compared.get(order.key) if order is not None else None
@@ -290,7 +289,7 @@ def _ensembles(compared: Compared | None) -> list[Json]:
     ]
 
 
-def best_single(program: ExpandedExperiment, state: State) -> Json | None:
+def _best_single(program: ExpandedExperiment, state: State) -> Json | None:
     """The run that the soups have to beat; None while no run has ended well."""
     if state.facts is None:
         return None

@@ -1,18 +1,16 @@
 """What results.json tells of the rounds that merged while training went on."""
 
 from statistics import mean
-from typing import Any
 
 from orchestrator.experiment.resolved import ExpandedExperiment, resolve
+from orchestrator.report.format import Json
 from orchestrator.schedule import ingredients
 from orchestrator.schedule.sync_rounds import soup_name
 from orchestrator.state.state import MergeState, State
 from workers.types import SELECTION, Ingredient, Score
 
-Json = dict[str, Any]
 
-
-def rounds(program: ExpandedExperiment, state: State) -> list[Json]:
+def merged_rounds(program: ExpandedExperiment, state: State) -> list[Json]:
     """Anytime soups of observe rounds, and sync rounds with who took part, oldest first."""
     ours = [each for each in state.merges.values() if not each.opened.is_final]
     told = [

@@ -5,7 +5,7 @@ import json
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report.csv_files import run_csv, summary_csv
 from orchestrator.report.html.page import report_html
-from orchestrator.report.results import Json, results
+from orchestrator.report.results import Json, collect_results
 from orchestrator.state.state import State
 from workers.storage.layout import ANALYSIS, REPORT, RESULTS, SUMMARY, run_file
 from workers.storage.store import Store
@@ -13,7 +13,7 @@ from workers.storage.store import Store
 
 def write_report(program: ExpandedExperiment, state: State, store: Store) -> Json:
     """Returns the results. results.json is written last: where it is, the rest is too."""
-    known = results(program, state)
+    known = collect_results(program, state)
     analysis = json.loads(store.read(ANALYSIS)) if store.exists(ANALYSIS) else None
     for run in program.runs:
         if state.run(run.id).curve:

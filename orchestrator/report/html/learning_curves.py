@@ -16,7 +16,7 @@ from orchestrator.report.html.plot_style import (
     MissingFigure,
     layout_of,
     scaled,
-    selection,
+    selection_value,
 )
 from orchestrator.report.terminal.status import of_cohort
 from orchestrator.state.state import MergeState, RunState, State
@@ -69,7 +69,7 @@ def learning_curves(program: ExpandedExperiment, state: State) -> FigureOrReason
     finals = _finals(program, state, metric, began, max(line["by_epoch"][-1] for line in lines))
     lines += finals
     data = [_drawn(line) for line in lines]
-    y_title = f"{format.METRICS[metric]} on val, {format.unit(metric)}"
+    y_title = f"{format.METRIC_NAMES[metric]} on val, {format.unit(metric)}"
     layout = layout_of(
         460,
         xaxis={"title": {"text": "minutes since the start"}, "rangemode": "tozero"},
@@ -133,7 +133,7 @@ def _soups_so_far(
             "name": f"soup so far{of_cohort(program, state, cohort)}",
             "by_time": [((each.mixed_at or began) - began) / 60 for each in ours],
             "by_epoch": [_mean_epoch(program, state, each) for each in ours],
-            "y": [selection(each.soup.score if each.soup else None, metric) for each in ours],
+            "y": [selection_value(each.soup.score if each.soup else None, metric) for each in ours],
             "text": [_about_round(each) for each in ours],
             "mode": "lines+markers",
             "line": {"width": 4, "color": SOUP},
@@ -160,7 +160,7 @@ def _finals(
             "name": f"final {each.opened.label}" + of_cohort(program, state, each.opened.cohort),
             "by_time": [((each.mixed_at or began) - began) / 60],
             "by_epoch": [last_epoch],
-            "y": [selection(each.soup.score, metric)],
+            "y": [selection_value(each.soup.score, metric)],
             "text": [format.share_of(each.soup.mix.names, len(each.opened.ingredients))],
             "mode": "markers",
             "marker": {"size": 13, "symbol": symbol, "color": SOUP, "line": {"color": INK}},

@@ -29,11 +29,11 @@ def line(program: ExpandedExperiment, state: State, event: AnyEvent) -> str | No
 
 
 def _opened(program: ExpandedExperiment, state: State, event: Opened) -> str:
-    return f"driver {event.driver}, {event.fleet} fleet, {format.counted(event.slots, 'slot')}"
+    return f"driver {event.driver}, {event.fleet} fleet, {format.count_of(event.slots, 'slot')}"
 
 
 def _preflighted(program: ExpandedExperiment, state: State, event: Preflighted) -> str:
-    counts = format.images(event.facts)
+    counts = format.image_counts(event.facts)
     warned = "".join(f"; {warning}" for warning in event.facts.warnings)
     return f"preflight: {len(event.facts.classes)} classes, images: {counts}{warned}"
 
@@ -53,14 +53,14 @@ def _evaluated(program: ExpandedExperiment, state: State, event: Evaluated) -> s
     metric = program.experiment.soup.metric
     judged = {"": event.score, "of its average ": event.ema, "held out ": event.held_out}
     said = ", ".join(
-        f"{what}{format.shown(getattr(score, metric), metric)} {format.unit(metric)}"
+        f"{what}{format.score_text(getattr(score, metric), metric)} {format.unit(metric)}"
         for what, score in judged.items()
         if score is not None
     )
     loss = format.UNKNOWN if event.loss is None else f"{event.loss:.4f}"
     when = _when(program, state, event)
     return (
-        f"run {event.run} {when}: val {format.METRICS[metric]} {said}, loss {loss}, "
+        f"run {event.run} {when}: val {format.METRIC_NAMES[metric]} {said}, loss {loss}, "
         f"{event.images_per_s:.0f} images/s"
     )
 
@@ -96,7 +96,7 @@ def _merge_opened(program: ExpandedExperiment, state: State, event: MergeOpened)
         without = "".join(f"; without {each.candidate}: {each.reason}" for each in event.left_out)
         return f"round {event.round}{whose}: {len(event.ingredients)} members{without}"
     return (
-        f"{event.label}{whose} begins with {format.counted(len(event.ingredients), 'ingredient')}"
+        f"{event.label}{whose} begins with {format.count_of(len(event.ingredients), 'ingredient')}"
     )
 
 
@@ -113,9 +113,9 @@ def _mixed(program: ExpandedExperiment, state: State, event: Mixed) -> str:
     if not opened.is_final:
         label = f"round {opened.round}, " + ("soup so far" if opened.observe else opened.label)
     label += of_cohort(program, state, opened.cohort) + _of_fold(opened)
-    score = f"{format.selection(event.soup.score, metric)} {format.unit(metric)}"
+    score = f"{format.selection_text(event.soup.score, metric)} {format.unit(metric)}"
     members = format.share_of(event.soup.mix.names, len(opened.ingredients))
-    return f"{label}: val {format.METRICS[metric]} {score}, {members}"
+    return f"{label}: val {format.METRIC_NAMES[metric]} {score}, {members}"
 
 
 def _round_closed(program: ExpandedExperiment, state: State, event: RoundClosed) -> str | None:

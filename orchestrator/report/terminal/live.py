@@ -23,7 +23,7 @@ REDRAW_S = 0.5
 """Working out what waits looks at every rule of the schedule; twice a second is often enough."""
 
 
-class View(Protocol):
+class ProgressView(Protocol):
     """What the driver's loop shows itself to."""
 
     def __enter__(self) -> Self: ...
@@ -45,7 +45,7 @@ class View(Protocol):
     ) -> None: ...
 
 
-def open_view(plain: bool | None = None, console: Console | None = None) -> View:
+def open_view(plain: bool | None = None, console: Console | None = None) -> ProgressView:
     """Live on a terminal, else plain, unless told which."""
     console = console or Console()
     is_plain = not console.is_terminal if plain is None else plain
@@ -99,7 +99,7 @@ def _screen(
     waits = [
         Text(each, style="yellow") for each in status.pending_reasons(program, state, waiting_for)
     ]
-    runs = status.runs(program, state, pulses)
+    runs = status.run_statuses(program, state, pulses)
     bar = _progress(program, state)
     return Group(runs_table(program, runs), soup_line(program, state), *waits, bar)
 

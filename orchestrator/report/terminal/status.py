@@ -46,7 +46,7 @@ def phase(state: State) -> Phase:
     return "running" if state.starts else "waiting"
 
 
-def runs(
+def run_statuses(
     program: ExpandedExperiment, state: State, pulses: Iterable[Heartbeat] = ()
 ) -> list[RunStatus]:
     """The stages of bases that are being trained, then the runs, in configured order."""
@@ -155,7 +155,7 @@ class SoupStatus:
     """`4 of 6 ingredients`"""
 
 
-def soups(program: ExpandedExperiment, state: State) -> list[SoupStatus]:
+def soup_statuses(program: ExpandedExperiment, state: State) -> list[SoupStatus]:
     """The final soups once there are any; before that the newest anytime soup of each cohort."""
     made = [each for each in state.merges.values() if each.soup is not None]
     finals = [each for each in made if each.opened.is_final]

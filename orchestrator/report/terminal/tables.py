@@ -18,30 +18,30 @@ from orchestrator.state.state import State
 from workers.storage.layout import REPORT, RESULTS, SERVED
 
 
-def final_table(known: Json, uri: str | None = None) -> RenderableType:
+def final_table(results: Json, uri: str | None = None) -> RenderableType:
     """Every model on every split, what is served, and where to look further."""
-    metric, splits = known["metric"], format.splits_of(known)
-    title = f"{known['name']}: {format.METRICS[metric]}, {format.unit(metric)}"
+    metric, splits = results["metric"], format.splits_of(results)
+    title = f"{results['name']}: {format.METRIC_NAMES[metric]}, {format.unit(metric)}"
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
     table.add_column("")
     table.add_column("model", overflow="fold")
     table.add_column("what", overflow="fold", style="dim")
     for split in splits:
         table.add_column(split, justify="right")
-    versus = verdict.report_split(known)
+    versus = verdict.report_split(results)
     if versus is not None:
         table.add_column(f"{versus} vs best single [95 %]", justify="right")
     kind = ""
-    for row in rows(known):
+    for row in rows(results):
         if kind and row.kind != kind:
             table.add_section()
         kind = row.kind
         difference = [format.interval(row.deltas.get(versus))] if versus is not None else []
-        scores = [format.shown(format.score_of(row.scores, s, metric), metric) for s in splits]
+        scores = [format.score_text(format.score_of(row.scores, s, metric), metric) for s in splits]
         style = "bold green" if row.is_served else "red" if row.status == "failed" else ""
         cells = [_mark(row), _name(row), escape(row.about), *scores, *difference]
         table.add_row(*cells, style=style)
-    return Group(table, *_closing_lines(known, uri or known["uri"]))
+    return Group(table, *_closing_lines(results, uri or results["uri"]))
 
 
 def _mark(row: Row) -> str:
@@ -56,25 +56,25 @@ def _name(row: Row) -> str:
     return escape(f"{prefix}{row.name}{ended}")
 
 
-def _closing_lines(known: Json, uri: str) -> Iterator[Text]:
-    yield Text(verdict.verdict(known).sentence, style="bold")
-    for run in format.trained(known):
+def _closing_lines(results: Json, uri: str) -> Iterator[Text]:
+    yield Text(verdict.verdict(results).sentence, style="bold")
+    for run in format.trained(results):
         if run["status"] == "failed":
             yield Text(f"Run {run['id']} failed: {run['failure']}", style="bold red")
-    for failure in known["failures"]:
+    for failure in results["failures"]:
         if failure["run"] is None and failure["gave_up"]:
             yield Text(f"{failure['order']} was given up: {failure['gave_up']}", style="bold red")
-    for warning in verdict.warnings(known):
+    for warning in verdict.warnings(results):
         yield Text(f"Warning: {warning}", style="yellow")
-    used = known["fleet_efficiency"]
+    used = results["fleet_efficiency"]
     yield Text(
-        f"{format.duration(known['wall_s'])}; slots were at work {format.percent(used['value'])} "
+        f"{format.duration(results['wall_s'])}; slots were at work {format.percent(used['value'])} "
         f"of the time there was work for them, {format.percent(used['whole_wall'])} of the whole "
         "time."
     )
     yield _path("Results ", uri, RESULTS)
     yield _path("Report  ", uri, REPORT)
-    if known["served"] is None:
+    if results["served"] is None:
         yield Text("Nothing is served: no soup could be made.", style="bold red")
     else:
         yield _path("Soup    ", uri, SERVED)
@@ -104,7 +104,7 @@ def status_view(program: ExpandedExperiment, state: State, uri: str) -> Renderab
     """How the experiment stands, from its ledger alone."""
     head = Text(f"{program.experiment.name}: {status.phase(state)}", style="bold")
     head.append(f"  {uri}", style="dim")
-    lines: list[RenderableType] = [head, runs_table(program, status.runs(program, state))]
+    lines: list[RenderableType] = [head, runs_table(program, status.run_statuses(program, state))]
     lines += [soup_line(program, state)]
     if status.phase(state) in ("running", "waiting"):
         lines += [
@@ -119,8 +119,8 @@ def status_json(program: ExpandedExperiment, state: State) -> Json:
     return {
         "state": status.phase(state),
         "name": program.experiment.name,
-        "runs": [asdict(run) for run in status.runs(program, state)],
-        "soups": [asdict(soup) for soup in status.soups(program, state)],
+        "runs": [asdict(run) for run in status.run_statuses(program, state)],
+        "soups": [asdict(soup) for soup in status.soup_statuses(program, state)],
         "waits": list(status.pending_reasons(program, state)),
         "served": state.served.soup if state.served is not None else None,
         "events": state.last_seq + 1,
@@ -130,7 +130,7 @@ def status_json(program: ExpandedExperiment, state: State) -> Json:
 def runs_table(program: ExpandedExperiment, runs: Iterable[RunStatus]) -> Table:
     """At most MAX_RUNS runs, those at work first."""
     metric = program.experiment.soup.metric
-    score = f"val {format.METRICS[metric]}, {format.unit(metric)}"
+    score = f"val {format.METRIC_NAMES[metric]}, {format.unit(metric)}"
     table = Table(pad_edge=False)
     for name in ("run", "params", "state"):
         table.add_column(name, overflow="fold")
@@ -154,7 +154,7 @@ def _run_cells(run: RunStatus, metric: str) -> list[str]:
         escape(state),
         f"{run.epochs_done}/{run.epochs}",
         format.UNKNOWN if run.loss is None else f"{run.loss:.4f}",
-        format.shown(run.score, metric),
+        format.score_text(run.score, metric),
         format.UNKNOWN if run.images_per_s is None else f"{run.images_per_s:.0f}",
         run.slot or "",
     ]
@@ -163,11 +163,11 @@ def _run_cells(run: RunStatus, metric: str) -> list[str]:
 def soup_line(program: ExpandedExperiment, state: State) -> Text:
     """The soup so far, or the final ones."""
     metric = program.experiment.soup.metric
-    soups = status.soups(program, state)
+    soups = status.soup_statuses(program, state)
     if not soups:
         return Text("Soup so far: none yet", style="dim")
     parts = [
-        f"{soup.label} {format.shown(soup.score, metric)} {format.unit(metric)} on val, "
+        f"{soup.label} {format.score_text(soup.score, metric)} {format.unit(metric)} on val, "
         f"{soup.share}"
         for soup in soups
     ]

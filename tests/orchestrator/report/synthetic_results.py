@@ -157,7 +157,7 @@ class Story:
             "base": lambda: (1.0, BaseReady(checkpoint=checkpoint(order.name))),
             "merge": lambda: (0.1, self._turn(order)),
             "taste": lambda: (1.0, self._tasted(order)),
-            "blend": lambda: (0.5, Blended(checkpoint=checkpoint(order.soup), busy_s=0.4)),
+            "blend": lambda: (0.5, Blended(checkpoint=checkpoint(order.name), busy_s=0.4)),
             "score": lambda: (1.5, self._scored(order)),
             "compare": lambda: (0.5, self._compared(order)),
             "analyse": lambda: (0.5, Analysed(key=order.key, busy_s=0.4)),

@@ -8,7 +8,7 @@ import pytest
 from orchestrator import schedule
 from orchestrator.config import Experiment
 from orchestrator.experiment.identity import identity
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
 from orchestrator.schedule import final_merges
 from orchestrator.state.state import State
 from tests.simulator.experiment import program
@@ -52,7 +52,7 @@ def test_who_lies_beyond_a_barrier_is_named_and_mixed_by_none(
         assert not soup.decisions[0].accepted
         assert "outside the basin" in soup.decisions[0].reason
         assert all(not name.startswith(far) for name in soup.mix.names)
-    for told in results(plan, state)["soups"]:
+    for told in collect_results(plan, state)["soups"]:
         assert all(decision["run"] for decision in told["decisions"]), "who was left out, too"
         out = [d["run"] for d in told["decisions"] if "outside the basin" in d["reason"]]
         assert out == ([far] if told["recipe"] != "best" else [])

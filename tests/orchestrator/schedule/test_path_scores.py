@@ -10,7 +10,7 @@ from orchestrator import config, schedule
 from orchestrator.commands import run
 from orchestrator.commands.run import Options
 from orchestrator.experiment.resolved import ExpandedExperiment
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
 from orchestrator.schedule import final_merges, path_scores
 from orchestrator.state.state import State
 from tests.orchestrator.small_fleet import replayed, run_small, small_experiment
@@ -50,7 +50,7 @@ def made(world: World, state: State, label: str) -> final_merges.Final:
 
 
 def of(world: World, state: State, label: str = "wise_ft") -> list[dict[str, Any]]:
-    (soup,) = [s for s in results(world.program, state)["soups"] if s["recipe"] == label]
+    (soup,) = [s for s in collect_results(world.program, state)["soups"] if s["recipe"] == label]
     found: list[dict[str, Any]] = soup["curve"]
     return found
 
@@ -81,7 +81,7 @@ def test_the_scores_of_the_ends_are_those_of_the_models_that_they_are(folder: Pa
     base = "tests.simulator.probe_recipe:OnlyBase"
     world = World.at(folder, plan({"wise_ft": {"of": "uniform"}}, "uniform", base))
     state, submitted = lived(world)
-    soups = {s["recipe"]: s["scores"] for s in results(world.program, state)["soups"]}
+    soups = {s["recipe"]: s["scores"] for s in collect_results(world.program, state)["soups"]}
     first, *_, last = of(world, state)
     for end, soup in ((first, soups["OnlyBase"]), (last, soups["uniform"])):
         assert end["scores"] == {split: soup[split] for split in ("test", "ood:sketch")}
@@ -105,7 +105,7 @@ def test_a_recipe_twice_makes_two_soups_that_are_told_apart(folder: Path) -> Non
     uniform = {"wise_ft": {"of": "uniform"}}
     world = World.at(folder, plan(ALPHAS, uniform, soup={"serve": "wise_ft-2"}))
     state, _ = lived(world)
-    known = results(world.program, state)
+    known = collect_results(world.program, state)
     assert [soup["recipe"] for soup in known["soups"]] == ["best", "wise_ft", "wise_ft-2"]
     assert len({soup["id"] for soup in known["soups"]}) == 3
     assert known["served"] == known["soups"][2]["id"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.experiment.resolved import ExpandedExperiment, resolve, stage_train
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
 from orchestrator.schedule import preparation
 from orchestrator.schedule.training import is_trained, status
 from orchestrator.state.state import State
@@ -51,7 +51,7 @@ def test_a_run_of_a_fold_learns_from_the_rest(folder: Path) -> None:
     assert {resolved.num_steps[run.id] for run in plan.runs} == {2 * 9}, "10 without folds"
     state = live(World.at(folder, plan))
     assert {state.run(run.id).trained_to for run in plan.runs} == {18}
-    rows = results(plan, state)["runs"]
+    rows = collect_results(plan, state)["runs"]
     assert [row["fold"] for row in rows] == [0, 1, 2, 3, 4, 5]
 
 
@@ -75,7 +75,7 @@ def test_with_folds_a_group_is_a_setting_in_order_of_its_folds(folder: Path) -> 
         for group in order.stacking
         for member in group
     }
-    stacked = next(e for e in results(plan, state)["ensembles"] if e["kind"] == "stacking")
+    stacked = next(e for e in collect_results(plan, state)["ensembles"] if e["kind"] == "stacking")
     assert stacked["fitted_on"] == "out of fold" and set(stacked["scores"]) >= {"val", "test"}
 
 
@@ -96,7 +96,7 @@ def test_without_folds_a_group_is_a_run_and_val_has_no_score(folder: Path) -> No
     state, order = compared(World.at(folder, plan))
     assert [owners(group) for group in order.stacking] == [[run.id] for run in plan.runs]
     assert order.folds == {}
-    stacked = next(e for e in results(plan, state)["ensembles"] if e["kind"] == "stacking")
+    stacked = next(e for e in collect_results(plan, state)["ensembles"] if e["kind"] == "stacking")
     assert stacked["fitted_on"] == "val" and "val" not in stacked["scores"]
 
 
@@ -129,7 +129,7 @@ def test_a_run_whose_patience_is_over_is_done(folder: Path) -> None:
     assert early and all(state.run(run.id).trained_to < 60 for run in early)
     assert all(is_trained(state, resolved, run) for run in plan.runs)
     assert {status(plan, state, run) for run in plan.runs} == {"done"}
-    for row in results(plan, state)["runs"]:
+    for row in collect_results(plan, state)["runs"]:
         known = state.run(row["id"])
         assert (row["steps"], row["epochs"]) == (known.trained_to, known.trained_to // 10)
         assert row["ended_early"] == known.ended_early and row["status"] == "done"
@@ -170,7 +170,7 @@ def test_a_single_run_gives_its_snapshots(folder: Path) -> None:
         for opened in finals
     )
     assert state.served is not None and state.served.soup is not None
-    known = results(plan, state)
+    known = collect_results(plan, state)
     assert known["runs"][0]["status"] == "done" and known["best_single"]["run"] == run.id
     assert [len(soup["decisions"]) for soup in known["soups"]] == [3, 3, 3]
 
@@ -244,7 +244,7 @@ def test_cohorts_of_several_architectures_end_in_one_served_soup(folder: Path) -
     space = {"model.name": ["test_vit", "test_resnet"], "model.head": ["linear", "se"]}
     plan = program(1, sweep={"space": space, "seeds": 2}, ensemble=STACKS)
     state, order = compared(World.at(folder, plan))
-    known = results(plan, state)
+    known = collect_results(plan, state)
     assert [cohort["name"] for cohort in known["cohorts"]] == [
         "test_vit",
         "test_vit se head",

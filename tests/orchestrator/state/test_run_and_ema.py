@@ -8,7 +8,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
 from orchestrator.schedule import retention
 from orchestrator.state.checkpoint_reducers import add_checkpoint, drop_checkpoints, drop_corrupt
 from orchestrator.state.state import RunState, State
@@ -67,7 +67,7 @@ def test_an_average_is_an_ingredient_a_single_and_a_row(folder: Path) -> None:
     assert scored >= owners
     (order,) = [order for order in fleet.submitted if order.kind == "compare"]
     assert {member.partition("/")[0] for member in order.members} == owners
-    rows = results(world.program, state)["runs"]
+    rows = collect_results(world.program, state)["runs"]
     assert [row["role"] for row in rows] == ["member", "ema"] * 2
     assert rows[1]["params"] == {"seed": 0, "ema": 0.999} and set(rows[1]["scores"]) >= {
         "val",

@@ -51,7 +51,9 @@ def test_plain_lines_tell_what_matters_and_nothing_else(tmp_path: Path) -> None:
 def test_a_live_view_keeps_failures_and_shows_runs_and_soup(tmp_path: Path) -> None:
     story = Story(program(tmp_path)).tell("evaluated", 5)
     console = _console(terminal=True)
-    running = next(r for r in status.runs(story.program, story.state) if r.status == "running")
+    running = next(
+        r for r in status.run_statuses(story.program, story.state) if r.status == "running"
+    )
     pulse = Heartbeat(slot=running.slot or "", run=running.id, loss=0.1234, images_per_s=512.0)
     with LiveView(console) as view:
         view.update(story.program, story.state, story.events, [pulse], "Ray waits for 1 GPU")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
 from orchestrator.report.terminal.tables import MAX_RUNS, final_table, status_json, status_view
 from orchestrator.state.state import State
 from tests.orchestrator.report.synthetic_results import Story, program
@@ -19,7 +19,7 @@ def _text(shown: RenderableType) -> str:
 
 
 def test_the_final_table_shows_every_model_and_what_is_served(told: Story) -> None:
-    text = _text(final_table(results(told.program, told.state)))
+    text = _text(final_table(collect_results(told.program, told.state)))
     assert all(run.id in text for run in told.program.runs)
     served = next(line for line in text.splitlines() if "soup greedy" in line)
     assert "served" in served and "93.33" in served and "+1.00 [+0.15, +1.85]" in served
@@ -30,7 +30,7 @@ def test_the_final_table_shows_every_model_and_what_is_served(told: Story) -> No
 
 def test_paths_of_a_remote_store_keep_their_query(told: Story) -> None:
     uri = "s3://bucket/story?scheme=http"
-    text = _text(final_table(results(told.program, told.state), uri))
+    text = _text(final_table(collect_results(told.program, told.state), uri))
     assert "s3://bucket/story/report.html?scheme=http" in text
 
 
