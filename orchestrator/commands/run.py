@@ -95,10 +95,8 @@ def read_experiment(store: Store) -> Experiment | None:
 
 
 def planned(experiment: Experiment) -> ExpandedExperiment:
-    """Ranks follow from the configuration alone; which device they use, the cluster decides."""
-    return ExpandedExperiment(
-        experiment, expand(experiment), ranks=config.num_ranks(experiment, "cpu")
-    )
+    """The experiment with its runs expanded."""
+    return ExpandedExperiment(experiment, expand(experiment), ranks=config.num_ranks(experiment))
 
 
 def is_finished(program: ExpandedExperiment, state: State) -> bool:
@@ -216,7 +214,7 @@ def _local_fleet(experiment: Experiment) -> Fleet:
     from workers.context import WorkerContext, cuda_is_available
     from workers.dispatch import perform_safely
 
-    if config.num_ranks(experiment, "cpu") > 1:
+    if config.num_ranks(experiment) > 1:
         raise UserError(
             f"--fleet local trains with one rank, but fleet.gpus_per_run is "
             f"{experiment.fleet.gpus_per_run:g}; set it to 1, or use --fleet ray"

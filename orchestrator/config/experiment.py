@@ -126,8 +126,8 @@ def uri(experiment: Experiment) -> str:
     return f"{place.rstrip('/')}/{experiment.name}{question}{query}"
 
 
-def num_ranks(experiment: Experiment, device: Literal["cpu", "cuda"]) -> int:
-    """Processes that train one run together; on a CPU they stand in for the GPUs."""
+def num_ranks(experiment: Experiment) -> int:
+    """Processes that train one run together: one per GPU, or as many gloo ranks on CPUs."""
     return max(1, int(experiment.fleet.gpus_per_run))
 
 
@@ -140,7 +140,7 @@ def worker_config(experiment: Experiment, device: Literal["cpu", "cuda"]) -> Wor
         base=experiment.base,
         metric=experiment.soup.metric,
         batchnorm_samples=experiment.soup.batchnorm_samples,
-        ranks=num_ranks(experiment, device),
+        ranks=num_ranks(experiment),
         threads=experiment.fleet.cpus_per_run,
         device=device,
     )
