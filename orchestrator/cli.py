@@ -14,8 +14,14 @@ import typer
 from rich.console import Console
 
 from orchestrator import config
-from orchestrator.commands.run import BAD, Options, Outcome, planned, read_experiment
-from orchestrator.commands.run import run as run_experiment
+from orchestrator.commands.run import (
+    BAD,
+    Options,
+    RunOutcome,
+    planned,
+    read_experiment,
+    run_experiment,
+)
 from orchestrator.driver.ledger import Ledger
 from orchestrator.driver.signals import STOPPED
 from orchestrator.experiment import resolved
@@ -43,14 +49,14 @@ Overrides = Annotated[
 Uri = Annotated[str, typer.Argument(metavar="URI", help="Of an experiment: STORAGE/NAME.")]
 Storage = Annotated[str | None, typer.Option(help="Folder or pyarrow.fs URI for experiments.")]
 Name = Annotated[str | None, typer.Option(help="Name of the experiment in the storage.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 
 @app.command()
 def plan(
     config_file: Config,
     overrides: Overrides = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     storage: Storage = None,
     name: Name = None,
 ) -> None:
@@ -103,7 +109,7 @@ def run(
 @app.command()
 def status(
     uri: Uri,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until finished.")] = False,
 ) -> None:
     """Show the fleet from its store, from any machine."""
@@ -175,10 +181,9 @@ def soup(
     ] = None,
 ) -> None:
     """Make soups of checkpoints trained elsewhere, e.g. by timm's train script."""
-    from orchestrator.commands.soup import SoupRequest
-    from orchestrator.commands.soup import soup as make_soups
+    from orchestrator.commands.soup import SoupRequest, make_soups
 
-    wish = SoupRequest(
+    request = SoupRequest(
         checkpoints=tuple(checkpoints),
         model=model,
         data=data,
@@ -194,14 +199,14 @@ def soup(
         metric=metric,
         threads=threads,
     )
-    _show_outcome(make_soups(wish, plain), out)
+    _show_outcome(make_soups(request, plain), out)
 
 
 @app.command()
 def evaluate(
     model_dir: Annotated[str, typer.Argument(metavar="MODEL_DIR", help="A served soup/ folder.")],
     data: Annotated[str, typer.Option(help="Folder of class folders.")],
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Score a model on class folders, matched by name to its labels."""
     from orchestrator.commands.status import score_view
@@ -259,7 +264,7 @@ def submit(
     raise typer.Exit(submit_job(experiment, address, wait))
 
 
-def _show_outcome(outcome: Outcome, uri: str) -> None:
+def _show_outcome(outcome: RunOutcome, uri: str) -> None:
     """The final table; ends the command with its exit code."""
     if outcome.results is None:
         print(f"Stopped. The same command goes on where this one left {uri}.")

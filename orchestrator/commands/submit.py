@@ -26,7 +26,7 @@ from orchestrator import config
 from orchestrator.config import Experiment
 from workers.errors import UserError
 
-CONNECT_TIMEOUT_S = 5.0
+DASHBOARD_TIMEOUT_S = 5.0
 
 READY_TIMEOUT_S = 120.0
 NOT_READY = "No available agent"
@@ -62,7 +62,7 @@ def submit_job(experiment: Experiment, address: str, wait: bool) -> int:
         return _follow(client, job) if wait else 0
 
 
-def entrypoint() -> str:
+def job_entrypoint() -> str:
     """The shell line of the job. The interpreter of this virtual environment is taken where the
     head has it, too (the same machine, a shared disk); else the `python` of the cluster."""
     # Ray's uv hook would rebuild the environment for every worker of a head started by `uv run`.
@@ -74,7 +74,7 @@ def entrypoint() -> str:
 
 def fill(folder: Path, experiment: Experiment) -> None:
     """What the job needs of this machine, into its working folder."""
-    (folder / "config.yaml").write_text(config.dump(_absolute(experiment)))
+    (folder / "config.yaml").write_text(config.dump(_absolute(experiment), named_only=True))
     for package in ("orchestrator", "workers"):
         source = Path(__file__).parent.parent / package
         ignored = shutil.ignore_patterns("__pycache__")
@@ -105,7 +105,7 @@ def _host(address: str) -> str:
 def _refuse_unreachable(address: str) -> None:
     """Ray's client would wait for ever for a host that does not answer."""
     try:
-        urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=CONNECT_TIMEOUT_S)
+        urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=DASHBOARD_TIMEOUT_S)
     except urllib.error.HTTPError:
         return  # somebody is there; what it says is for Ray's client to judge
     except (OSError, http.client.HTTPException) as error:
@@ -157,7 +157,7 @@ def _submit(client: Any, folder: str, name: str) -> str:
     while True:
         try:
             job: str = client.submit_job(
-                entrypoint=entrypoint(),
+                entrypoint=job_entrypoint(),
                 runtime_env={"working_dir": folder},
                 entrypoint_num_gpus=0,
                 metadata={"experiment": name},

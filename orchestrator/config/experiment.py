@@ -112,9 +112,12 @@ def read(text: str, source: str) -> Experiment:
     return _validated(yaml_document.parse(text, source), source)
 
 
-def dump(experiment: Experiment) -> str:
-    """The resolved configuration as YAML, defaults included; loads to an equal experiment."""
-    return yaml_document.render(experiment.model_dump(mode="json"))
+def dump(experiment: Experiment, named_only: bool = False) -> str:
+    """The resolved configuration as YAML; loads to an equal experiment.
+
+    Defaults are included, unless `named_only`: then only keys that the file or an override names.
+    """
+    return yaml_document.render(experiment.model_dump(mode="json", exclude_unset=named_only))
 
 
 def uri(experiment: Experiment) -> str:
