@@ -136,7 +136,7 @@ class Driver:
 
     def _affordable(self, orders: tuple[AnyOrder, ...], place: str) -> list[AnyOrder]:
         due = [order for order in orders if order.place == place]
-        return due[: self.fleet.capacity(place, backlog=len(due))]
+        return due[: self.fleet.capacity(place, num_due=len(due))]
 
     def _next_attempt(self, order: AnyOrder) -> int:
         return self.state.attempts.get(order.run_id or order.id, 0) + 1

@@ -51,7 +51,7 @@ def test_a_web_server_that_is_no_dashboard_is_refused(
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with pytest.raises(UserError, match="is no Ray dashboard"):
+        with pytest.raises(UserError, match="--address http://127.0.0.1:.* Ray dashboard"):
             submit_job(small_experiment(tmp_path), f"http://127.0.0.1:{server.server_port}", False)
     finally:
         server.shutdown()
