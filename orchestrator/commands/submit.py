@@ -82,7 +82,7 @@ def fill(folder: Path, experiment: Experiment) -> None:
     """
     (folder / "config.yaml").write_text(config.dump(_absolute(experiment), named_only=True))
     for package in ("orchestrator", "workers"):
-        source = Path(__file__).parent.parent / package
+        source = Path(__file__).parents[2] / package
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(source, folder / package, ignore=ignored)
 
