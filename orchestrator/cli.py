@@ -14,8 +14,14 @@ import typer
 from rich.console import Console
 
 from orchestrator import config
-from orchestrator.commands.run import BAD, Options, Outcome, planned, read_experiment
-from orchestrator.commands.run import run as run_experiment
+from orchestrator.commands.run import (
+    BAD,
+    Options,
+    RunOutcome,
+    planned,
+    read_experiment,
+    run_experiment,
+)
 from orchestrator.driver.ledger import Ledger
 from orchestrator.driver.signals import STOPPED
 from orchestrator.experiment import resolved
@@ -175,10 +181,9 @@ def soup(
     ] = None,
 ) -> None:
     """Make soups of checkpoints trained elsewhere, e.g. by timm's train script."""
-    from orchestrator.commands.soup import SoupRequest
-    from orchestrator.commands.soup import soup as make_soups
+    from orchestrator.commands.soup import SoupRequest, make_soups
 
-    wish = SoupRequest(
+    request = SoupRequest(
         checkpoints=tuple(checkpoints),
         model=model,
         data=data,
@@ -194,7 +199,7 @@ def soup(
         metric=metric,
         threads=threads,
     )
-    _show_outcome(make_soups(wish, plain), out)
+    _show_outcome(make_soups(request, plain), out)
 
 
 @app.command()
@@ -259,7 +264,7 @@ def submit(
     raise typer.Exit(submit_job(experiment, address, wait))
 
 
-def _show_outcome(outcome: Outcome, uri: str) -> None:
+def _show_outcome(outcome: RunOutcome, uri: str) -> None:
     """The final table; ends the command with its exit code."""
     if outcome.results is None:
         print(f"Stopped. The same command goes on where this one left {uri}.")

@@ -38,7 +38,8 @@ PERFORMERS = {
     "serve": "workers.serving.export:serve",
     "retire": "workers.dispatch:retire",
 }
-
+IMPORT = "workers.training.import_weights:adopt"
+"""Performs the training order of a run whose weights were trained elsewhere."""
 
 INSTANT = frozenset({"merge", "retire"})
 """Orders that need no torch and send no `started` event."""
@@ -65,8 +66,10 @@ def _events(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iterator[An
 
 
 def performer(order: AnyOrder) -> Perform:
-    """The function for this kind of order; imported at first use."""
-    module, _, function = PERFORMERS[order.kind].partition(":")
+    """The function for this order, imported at first use. A run with train.weights trains nothing:
+    it imports them."""
+    imports = order.kind == "train" and order.run.train.weights is not None
+    module, _, function = (IMPORT if imports else PERFORMERS[order.kind]).partition(":")
     return cast(Perform, getattr(importlib.import_module(module), function))
 
 

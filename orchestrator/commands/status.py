@@ -93,11 +93,11 @@ def _run_ids(store: Store) -> list[str]:
 def score_view(score: Score, model_dir: str | Path, data: str | Path) -> RenderableType:
     """A score as a small table."""
     table = Table(pad_edge=False)
-    for name in ("images", *(f"{format.METRIC_NAMES[m]}, {format.unit(m)}" for m in METRICS)):
+    for name in ("images", *(f"{format.METRIC_NAMES[m]}, {format.unit(m)}" for m in SCORE_COLUMNS)):
         table.add_column(name, justify="right")
-    cells = [format.score_text(getattr(score, metric), metric) for metric in METRICS]
+    cells = [format.score_text(getattr(score, metric), metric) for metric in SCORE_COLUMNS]
     table.add_row(str(score.count), *cells)
     return Group(Text(f"{model_dir} on {data}", style="bold"), table)
 
 
-METRICS = ("top1", "macro_f1", "nll", "ece")
+SCORE_COLUMNS = ("top1", "macro_f1", "nll", "ece")

@@ -28,7 +28,7 @@ def verify_experiment(
     program: ExpandedExperiment, state: State, store: Store, say: Say
 ) -> list[str]:
     """What is wrong, a sentence each; nothing if all is well. `say` gets lines of progress."""
-    problems = list(_verify_checkpoints(counted(state), store, say))
+    problems = list(_verify_checkpoints(committed_checkpoints(state), store, say))
     served = state.served.soup if state.served is not None else None
     if served is None:
         say("no soup is served yet")
@@ -39,7 +39,7 @@ def verify_experiment(
     return [*problems, *found]
 
 
-def counted(state: State) -> tuple[Checkpoint, ...]:
+def committed_checkpoints(state: State) -> tuple[Checkpoint, ...]:
     """Bases, checkpoints of runs, soups: what the ledger adopted and has not retired."""
     of_runs = (event.checkpoint for run in state.runs.values() for event in run.checkpoints)
     return (*state.bases.values(), *of_runs, *state.soups.values())

@@ -112,9 +112,12 @@ def read(text: str, source: str) -> Experiment:
     return _validated(yaml_document.parse(text, source), source)
 
 
-def dump(experiment: Experiment) -> str:
-    """The resolved configuration as YAML, defaults included; loads to an equal experiment."""
-    return yaml_document.render(experiment.model_dump(mode="json"))
+def dump(experiment: Experiment, named_only: bool = False) -> str:
+    """The resolved configuration as YAML; loads to an equal experiment.
+
+    Defaults are included, unless `named_only`: then only keys that the file or an override names.
+    """
+    return yaml_document.render(experiment.model_dump(mode="json", exclude_unset=named_only))
 
 
 def uri(experiment: Experiment) -> str:
@@ -126,8 +129,8 @@ def uri(experiment: Experiment) -> str:
     return f"{place.rstrip('/')}/{experiment.name}{question}{query}"
 
 
-def num_ranks(experiment: Experiment, device: Literal["cpu", "cuda"]) -> int:
-    """Processes that train one run together; on a CPU they stand in for the GPUs."""
+def num_ranks(experiment: Experiment) -> int:
+    """Processes that train one run together: one per GPU, or as many gloo ranks on CPUs."""
     return max(1, int(experiment.fleet.gpus_per_run))
 
 
@@ -140,7 +143,7 @@ def worker_config(experiment: Experiment, device: Literal["cpu", "cuda"]) -> Wor
         base=experiment.base,
         metric=experiment.soup.metric,
         batchnorm_samples=experiment.soup.batchnorm_samples,
-        ranks=num_ranks(experiment, device),
+        ranks=num_ranks(experiment),
         threads=experiment.fleet.cpus_per_run,
         device=device,
     )

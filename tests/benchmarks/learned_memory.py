@@ -26,7 +26,7 @@ import sklearn.manifold
 import torch
 from torch import Tensor
 
-from orchestrator.commands.soup import SoupRequest, soup
+from orchestrator.commands.soup import SoupRequest, make_soups
 from tests.benchmarks.memory import PeakAnonymous
 from tests.image_folders import write_classes
 from workers.config.data import DataConfig
@@ -187,7 +187,7 @@ def _soup(scene: Scene, recipe: str) -> int:
         image_size=SIZE,
     )
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), PeakAnonymous() as peak:
-        soup(wish, plain=True)
+        make_soups(wish, plain=True)
     return peak.grown
 
 

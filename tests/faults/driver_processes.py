@@ -164,7 +164,7 @@ def _drive(life: Life, tell: int) -> int:
     try:
         experiment = config.load(Path(life.config), life.overrides, storage=life.storage)
         fleet: Any = life.fleet
-        outcome = run.run(experiment, run.Options(fleet=fleet, plain=True))
+        outcome = run.run_experiment(experiment, run.Options(fleet=fleet, plain=True))
         return outcome.exit_code
     except UserError as error:
         print(error)

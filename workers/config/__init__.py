@@ -1,6 +1,6 @@
 """What every section of the configuration is, and how its keys that name paths are written."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -9,6 +9,9 @@ class Section(BaseModel):
     """A frozen, strict part of the configuration; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    first_defaults: ClassVar[dict[str, Any]] = {}
+    """First default of every key whose default has changed since, as JSON; keeps ids of runs."""
 
 
 def _named_paths(value: Any) -> Any:

@@ -30,8 +30,16 @@ def digest(value: Any, length: int = 8) -> str:
 
 
 def dump_without_defaults(section: BaseModel) -> dict[str, Any]:
-    """As JSON without defaults, for hashes: a later version may add keys."""
-    return section.model_dump(mode="json", exclude_defaults=True)
+    """The section as JSON without defaults, for hashes: a later version may add keys.
+
+    If a default has changed, its first value is the one left out: hashes of existing runs stay.
+    """
+    dump = section.model_dump(mode="json", exclude_defaults=True)
+    first = getattr(section, "first_defaults", {})
+    if not first:
+        return dump
+    values = section.model_dump(mode="json").items()
+    return {k: v for k, v in values if (v != first[k] if k in first else k in dump)}
 
 
 def model_key(spec: ModelConfig) -> str:

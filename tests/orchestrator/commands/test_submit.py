@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from orchestrator import config
-from orchestrator.commands.submit import entrypoint, fill, submit_job
+from orchestrator.commands.submit import fill, job_entrypoint, submit_job
 from tests.orchestrator.small_fleet import replayed, small_experiment
 from workers.errors import UserError
 
@@ -51,7 +51,7 @@ def test_a_web_server_that_is_no_dashboard_is_refused(
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with pytest.raises(UserError, match="is no Ray dashboard"):
+        with pytest.raises(UserError, match="--address http://127.0.0.1:.* Ray dashboard"):
             submit_job(small_experiment(tmp_path), f"http://127.0.0.1:{server.server_port}", False)
     finally:
         server.shutdown()
@@ -83,7 +83,7 @@ def test_the_working_folder_holds_the_code_and_the_resolved_configuration(
 
 
 def test_the_job_runs_the_configuration_on_its_own_cluster() -> None:
-    line = entrypoint()
+    line = job_entrypoint()
     assert line.endswith("python -m orchestrator run config.yaml --address auto --plain")
     assert "RAY_ENABLE_UV_RUN_RUNTIME_ENV=0" in line
 

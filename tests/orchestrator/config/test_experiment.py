@@ -228,8 +228,8 @@ def test_the_uri_joins_storage_and_name_and_keeps_a_query(file: Path, tmp_path: 
 
 
 def test_ranks_are_whole_gpus_and_a_share_is_one_rank(file: Path) -> None:
-    assert num_ranks(load(file, ["fleet.gpus_per_run=2"]), "cpu") == 2
-    assert num_ranks(load(file, ["fleet.gpus_per_run=0.5"]), "cuda") == 1
+    assert num_ranks(load(file, ["fleet.gpus_per_run=2"])) == 2
+    assert num_ranks(load(file, ["fleet.gpus_per_run=0.5"])) == 1
 
 
 def test_the_setting_is_what_the_experiment_says(file: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ class Bench:
     def rest(self) -> None:
         """Until the fleet would take the next order."""
         deadline = time.monotonic() + 60
-        while self.fleet.capacity("slot", backlog=1) == 0:
+        while self.fleet.capacity("slot", num_due=1) == 0:
             assert time.monotonic() < deadline, self.fleet.waiting_for()
             self.fleet.events(0.2)
 

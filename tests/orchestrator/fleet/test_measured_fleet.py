@@ -38,7 +38,7 @@ def test_soups_that_measure_are_made_rebuilt_and_extended(tmp_path: Path) -> Non
     trained = [run.trained_to for run in state.runs.values()]
     more = RECIPES.replace("best,", "best, 'tests.simulator.probe_recipe:OnlyBase',")
     wider = small_experiment(tmp_path, more, "soup.batchnorm=compare")
-    again = run.run(wider, Options(fleet="local", plain=True, extend=True))
+    again = run.run_experiment(wider, Options(fleet="local", plain=True, extend=True))
     assert again.exit_code == 0 and again.results is not None
     assert [run.trained_to for run in again.state.runs.values()] == trained
     only_base = [s for s in again.results["soups"] if s["recipe"].startswith("OnlyBase")]

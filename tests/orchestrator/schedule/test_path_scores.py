@@ -144,7 +144,7 @@ def test_the_curve_of_a_real_fleet_is_what_a_direct_evaluation_says(tmp_path: Pa
     uri, outcome = run_small(tmp_path, "soup.recipes=[best]", *vit)
     assert outcome.exit_code == 0
     wider = small_experiment(tmp_path, "soup.recipes=[best, {wise_ft: {of: uniform}}]", *vit)
-    again = run.run(wider, Options(fleet="local", plain=True, extend=True))
+    again = run.run_experiment(wider, Options(fleet="local", plain=True, extend=True))
     assert again.exit_code == 0 and again.results is not None
     (soup,) = [s for s in again.results["soups"] if s["recipe"] == "wise_ft"]
     assert [each["alpha"] for each in soup["curve"]] == [tenth / 10 for tenth in range(11)]
@@ -155,7 +155,7 @@ def test_the_curve_of_a_real_fleet_is_what_a_direct_evaluation_says(tmp_path: Pa
         expected = _directly(plan, state, worker, each["alpha"])
         assert each["scores"]["test"]["top1"] == expected.top1
         assert abs(each["scores"]["test"]["nll"] - expected.nll) < 1e-5
-    done = run.run(wider, Options(fleet="local", plain=True, extend=True))
+    done = run.run_experiment(wider, Options(fleet="local", plain=True, extend=True))
     assert not done.worked and done.results == again.results
 
 
