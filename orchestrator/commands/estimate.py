@@ -14,7 +14,7 @@ from orchestrator.experiment.resolved import (
     run_and_ema,
 )
 from orchestrator.schedule import sync_rounds
-from workers.recipes import load, most_tastes, path_of
+from workers.recipes import load_recipe, most_tastes, path_of
 from workers.types import (
     Ingredient,
     ModelInfo,
@@ -217,7 +217,7 @@ def _souping_s(program: ExpandedExperiment, resolved: ResolvedExperiment, paces:
     for cohort in resolved.cohorts:
         tracks = resolved.variants[cohort.id]
         ingredients = sum(num_ingredients(program, resolved, track) for track in tracks)
-        made = [load(recipe.name, dict(recipe.options)) for recipe in program.recipes]
+        made = [load_recipe(recipe.name, dict(recipe.options)) for recipe in program.recipes]
         tastes = sum(most_tastes(recipe, ingredients) for recipe in made)
         passed = sum(
             len(path_of(recipe, PLACEHOLDER_INGREDIENT, RecipeContext(base="base")))

@@ -196,7 +196,7 @@ class RecipeConfig(Section):
 
     @model_validator(mode="after")
     def _is_known(self) -> "RecipeConfig":
-        recipes.load(self.name, self.options)
+        recipes.load_recipe(self.name, self.options)
         return self
 
     @property
@@ -225,7 +225,7 @@ class MethodConfig(RecipeConfig):
 
     @model_validator(mode="after")
     def _is_known(self) -> "MethodConfig":
-        recipes.load("uniform" if self.name in MEANS else self.name, self.options)
+        recipes.load_recipe("uniform" if self.name in MEANS else self.name, self.options)
         return self
 
 
@@ -342,7 +342,7 @@ class SoupConfig(Section):
     def _make_the_same(self, one: RecipeConfig, other: RecipeConfig) -> bool:
         """An option that is written and one that is left at its default are the same."""
         asked = [
-            recipes.load(each.name, each.options_under(self.tie))
+            recipes.load_recipe(each.name, each.options_under(self.tie))
             for each in (one, other)
             if one.name == other.name
         ]

@@ -57,7 +57,7 @@ def _passed(program: ExpandedExperiment, state: State) -> Iterator[ScoreMixOrder
 
 
 def _path(program: ExpandedExperiment, state: State, final: final_merges.Final) -> Path:
-    recipe = recipes.load(final.recipe.name, dict(final.recipe.options))
+    recipe = recipes.load_recipe(final.recipe.name, dict(final.recipe.options))
     kitchen = final_merges.kitchen_of(program, state, final.cohort)
     return recipes.path_of(recipe, final.ingredients, kitchen)
 

@@ -17,7 +17,7 @@ from workers.config.data import DataConfig
 from workers.config.model import ModelConfig
 from workers.merging.recipe_driver import advance
 from workers.merging.taste import taste
-from workers.recipes import load
+from workers.recipes import load_recipe
 from workers.types import (
     Answer,
     FirstAtLeast,
@@ -61,7 +61,7 @@ def _cook(pool: Pool, stops_early: bool) -> tuple[tuple[str, ...], tuple[int, fl
     )
     began, samples, answers = time.perf_counter(), 0, list[Answer]()
     while True:
-        outcome = advance(load("greedy"), ingredients, tuple(answers))
+        outcome = advance(load_recipe("greedy"), ingredients, tuple(answers))
         if isinstance(outcome, Soup):
             return outcome.mix.names, (samples, time.perf_counter() - began)
         assert isinstance(outcome, FirstAtLeast)

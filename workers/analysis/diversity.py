@@ -9,14 +9,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from workers.analysis.weight_space import geometry
+from workers.analysis.weight_space import measure_weight_space
 from workers.context import WorkerContext
 from workers.scoring.metrics import predictions
 from workers.storage.predictions import read_predictions
 from workers.types import SELECTION, AnyEvent, Diversity, DiversityOrder
 
 
-def diversity(order: DiversityOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+def measure_diversity(
+    order: DiversityOrder, attempt: int, worker: WorkerContext
+) -> Iterator[AnyEvent]:
     """One event. A member alone has no pairs, one that has not moved no direction: None."""
     began, ids = time.monotonic(), [each.id for each in order.members.ingredients]
     labelled = [predictions(read_predictions(worker.store, id_, SELECTION)[2]) for id_ in ids]
@@ -30,7 +32,7 @@ def diversity(order: DiversityOrder, attempt: int, worker: WorkerContext) -> Ite
 
 
 def _cosines(order: DiversityOrder, worker: WorkerContext) -> list[list[float | None]]:
-    return geometry(order.members, worker)["cosines"]
+    return measure_weight_space(order.members, worker)["cosines"]
 
 
 def _disagreement(labelled: Sequence[np.ndarray]) -> np.ndarray:

@@ -20,7 +20,7 @@ from workers.storage.checkpoints import open_weights
 from workers.types import GramResult, WeightSpaceGroup, component_of
 
 
-def geometry(weighed: WeightSpaceGroup, worker: WorkerContext) -> Geometry:
+def measure_weight_space(weighed: WeightSpaceGroup, worker: WorkerContext) -> Geometry:
     """Reads every checkpoint once, side by side, a block of each at a time."""
     base, others = weighed.base, weighed.ingredients
     skipped = statistics(worker.model(weighed.cohort.model))

@@ -44,7 +44,7 @@ def recompute(
             on_batch()
 
 
-def restore(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def restore_statistics(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy the running statistics of one checkpoint into the model."""
     own = model.state_dict()
     with torch.no_grad():

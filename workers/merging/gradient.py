@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from workers.context import WorkerContext
 from workers.data import eval_pixels, normalise
-from workers.merging.blend import Weights
+from workers.merging.blend import StateDict
 from workers.merging.taste import load_mix
 from workers.models.build import preprocessing
 from workers.storage.checkpoints import open_weights
@@ -34,7 +34,7 @@ from workers.types import (
     component_of,
 )
 
-BLOCK = 1 << 17
+PROJECTION_BLOCK = 1 << 17
 """Numbers per block of a projection. Part of the result's bits."""
 
 
@@ -158,14 +158,14 @@ def _projected(
     return tuple(tuple(v / divisor for v in table[prefix]) for prefix in question.components)
 
 
-def _products(slope: Tensor, key: str, members: Sequence[Weights]) -> list[float]:
+def _products(slope: Tensor, key: str, members: Sequence[StateDict]) -> list[float]:
     """<slope, theta_i> of every member, in float64 and in an order of its own."""
     flats = [member[key].reshape(-1) for member in members]
-    scratch = torch.empty(min(BLOCK, len(slope)), dtype=torch.float64)
+    scratch = torch.empty(min(PROJECTION_BLOCK, len(slope)), dtype=torch.float64)
     products = [0.0] * len(flats)
-    for low in range(0, len(slope), BLOCK):
-        part = slope[low : low + BLOCK]
+    for low in range(0, len(slope), PROJECTION_BLOCK):
+        part = slope[low : low + PROJECTION_BLOCK]
         term = scratch[: len(part)]
         for i, flat in enumerate(flats):
-            products[i] += torch.dot(part, term.copy_(flat[low : low + BLOCK])).item()
+            products[i] += torch.dot(part, term.copy_(flat[low : low + PROJECTION_BLOCK])).item()
     return products

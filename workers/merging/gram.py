@@ -17,15 +17,17 @@ from torch import Tensor
 from workers.context import WorkerContext
 from workers.errors import UserError
 from workers.merging.batchnorm import statistics
-from workers.merging.blend import Weights, check_same_keys, check_same_shapes
+from workers.merging.blend import StateDict, check_same_keys, check_same_shapes
 from workers.storage.checkpoints import open_weights
 from workers.types import AnyEvent, GeometryOrder, GramResult, Measured
 
-BLOCK = 1 << 20
+GRAM_BLOCK = 1 << 20
 """Numbers per block, of all displacements together: 8 MiB. Part of the result's bits."""
 
 
-def geometry(order: GeometryOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+def measure_gram_matrices(
+    order: GeometryOrder, attempt: int, worker: WorkerContext
+) -> Iterator[AnyEvent]:
     """One event: the Gram matrix of the displacements in every tensor of weights."""
     began, question = time.monotonic(), order.question
     places = {each.name: each for each in order.ingredients}
@@ -45,7 +47,7 @@ def geometry(order: GeometryOrder, attempt: int, worker: WorkerContext) -> Itera
 
 
 def grams_of(
-    sources: Mapping[str, Weights],
+    sources: Mapping[str, StateDict],
     names: tuple[str, ...],
     base: str,
     skip: Collection[str] = (),
@@ -74,7 +76,7 @@ def grams_of(
 def _gram(key: str, base: tuple[str, Tensor], *others: tuple[str, Tensor]) -> Tensor:
     """(N, N) float64. Rows of a scratch of its own: products of mapped memory may depend on where
     it happens to begin."""
-    start, size = base[1], max(1, BLOCK // max(1, len(others)))
+    start, size = base[1], max(1, GRAM_BLOCK // max(1, len(others)))
     scratch = torch.empty(len(others), min(size, len(start)), dtype=torch.float64)
     gram = torch.zeros(len(others), len(others), dtype=torch.float64)
     for low in range(0, len(start), size):

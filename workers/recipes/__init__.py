@@ -106,7 +106,7 @@ def start(
     return asking
 
 
-def load(name: str, options: dict[str, Any] | None = None) -> AnyRecipe:
+def load_recipe(name: str, options: dict[str, Any] | None = None) -> AnyRecipe:
     """The recipe of that name, or of that path `package.module:Class`, with its options.
 
     Raises UserError for a name or an option that does not exist, and for a value that does not fit.

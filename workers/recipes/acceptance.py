@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from workers.errors import UserError
 from workers.types import (
@@ -24,7 +24,7 @@ from workers.types import (
     TasteResults,
 )
 
-AT_ONCE = 64
+MAX_CANDIDATES = 64
 """Candidates per question, many more than any fleet tastes at once: a question names every member
 of every mix, and a thousand candidates in one would fill the ledger."""
 
@@ -72,7 +72,7 @@ class Acceptance:
     test: Literal["none", "mcnemar"] = "none"
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Level of the test."""
-    patience: Annotated[int, Field(ge=1)] | None = None
+    patience: PositiveInt | None = None
     """After so many refusals in a row the rest is not offered; None offers everybody."""
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class Acceptance:
         result.
         """
         heard = names[: self.patience]
-        width = AT_ONCE if self.test == "none" else 1
+        width = MAX_CANDIDATES if self.test == "none" else 1
         decisions: list[Decision] = []
         for low in range(0, len(heard), width):
             part = heard[low : low + width]

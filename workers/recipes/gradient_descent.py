@@ -54,7 +54,7 @@ def rows_of(kitchen: RecipeContext, per_component: bool) -> tuple[str, ...]:
     return (EVERYTHING, *kitchen.components) if per_component else (EVERYTHING,)
 
 
-def mixed(names: tuple[str, ...], prefixes: tuple[str, ...], weights: np.ndarray) -> Mix:
+def mix_of(names: tuple[str, ...], prefixes: tuple[str, ...], weights: np.ndarray) -> Mix:
     """The mix with these (prefix, checkpoint) weights, whose rows sum to 1."""
     first, *others = ([float(each) for each in row] for row in weights)
     components = tuple(

@@ -3,9 +3,8 @@
 import statistics
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
+from pydantic import PositiveInt
 
 from workers.recipes.acceptance import Acceptance
 from workers.recipes.best import by_score
@@ -27,7 +26,7 @@ class GreedyRandom(Acceptance):
     best_first: bool = True
     """Start from the best single model, so that the soup cannot score less. Without it, from
     whoever comes first."""
-    orders: Annotated[int, Field(ge=1)] = 1
+    orders: PositiveInt = 1
 
     def most_tastes(self, count: int) -> int:
         """Of `count` ingredients, for forecasts."""

@@ -4,9 +4,8 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
-from pydantic import Field
+from pydantic import PositiveInt
 
 from workers.recipes.acceptance import Acceptance, OfferResult
 from workers.recipes.best import by_score
@@ -25,7 +24,7 @@ class GreedyReplacement(Acceptance):
     offered to it.
     """
 
-    passes: Annotated[int, Field(ge=1)] = 3
+    passes: PositiveInt = 3
 
     def most_tastes(self, count: int) -> int:
         """Of `count` ingredients, for forecasts."""

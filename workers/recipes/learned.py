@@ -2,10 +2,10 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import PositiveFloat, PositiveInt
 
 from workers.recipes.best import by_score
 from workers.recipes.gradient_descent import (
@@ -13,7 +13,7 @@ from workers.recipes.gradient_descent import (
     Iterate,
     best_of,
     is_finite,
-    mixed,
+    mix_of,
     num_batches,
     rows_of,
     single_ingredient_soup,
@@ -31,8 +31,6 @@ from workers.types import (
     Soup,
 )
 
-Count = Annotated[int, Field(ge=1)]
-
 
 @dataclass(frozen=True)
 class Learned:
@@ -49,12 +47,12 @@ class Learned:
 
     by: Literal["ingredient", "component"] = "ingredient"
     """One softmax for all tensors, or one per component."""
-    epochs: Count | None = None
+    epochs: PositiveInt | None = None
     """Over the selection split; by default the published 3 by ingredient, 5 by component."""
-    batch_size: Count = 256
-    lr: Annotated[float, Field(gt=0)] | None = None
+    batch_size: PositiveInt = 256
+    lr: PositiveFloat | None = None
     """Constant; by default the published 0.1 by ingredient, 0.05 by component."""
-    patience: Count | None = None
+    patience: PositiveInt | None = None
     """Stop after so many epochs without a better iterate."""
 
     @property
@@ -87,7 +85,7 @@ class Learned:
             losses: list[float] = []
             for batch in range(num_batches(kitchen, self.batch_size)):
                 slope = yield MixGradient(
-                    mix=mixed(names, prefixes, softmax(raw.weights)),
+                    mix=mix_of(names, prefixes, softmax(raw.weights)),
                     components=prefixes,
                     epoch=epoch,
                     batch=batch,
@@ -100,7 +98,7 @@ class Learned:
                 raw = raw.step(slope, adam, self._lr)
                 losses.append(slope.loss)
             weights = softmax(raw.weights)
-            mix, label = mixed(names, prefixes, weights), f"epoch {epoch + 1}"
+            mix, label = mix_of(names, prefixes, weights), f"epoch {epoch + 1}"
             iterates.append((yield from tasted(label, mix, weights, losses)))
             if self.patience and len(iterates) - 1 - best_of(iterates) >= self.patience:
                 break

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from workers.recipes.best import by_score
 from workers.recipes.gradient_descent import (
@@ -14,7 +14,7 @@ from workers.recipes.gradient_descent import (
     Adam,
     Iterate,
     is_finite,
-    mixed,
+    mix_of,
     num_batches,
     rows_of,
     single_ingredient_soup,
@@ -35,8 +35,6 @@ from workers.types import (
     component_of,
 )
 
-Count = Annotated[int, Field(ge=1)]
-
 
 @dataclass(frozen=True)
 class Mehl:
@@ -55,14 +53,14 @@ class Mehl:
     """One coefficient per ingredient and component (MEHL-Soup+), or one per ingredient."""
     model_batch: Annotated[int, Field(ge=2)] = 5
     """Ingredients at a time."""
-    model_epochs: Count = 1
+    model_epochs: PositiveInt = 1
     """How often every ingredient has its turn, each time in another order."""
-    epochs: Count = 5
+    epochs: PositiveInt = 5
     """Over the selection split, for each few ingredients."""
-    batch_size: Count = 256
-    lr: Annotated[float, Field(gt=0)] = 0.01
+    batch_size: PositiveInt = 256
+    lr: PositiveFloat = 0.01
     """At its peak: a linear warm-up over a fifth of the steps, then half a cosine to 0."""
-    clip_grad: Annotated[float, Field(gt=0)] | None = None
+    clip_grad: PositiveFloat | None = None
     """Longest allowed d loss / d X."""
 
     def most_tastes(self, count: int) -> int:
@@ -182,7 +180,7 @@ class IngredientSpace:
     def mix(self, weights: np.ndarray, live: tuple[int, ...]) -> Mix:
         """Names also those whose weight is 0 so far: their slope is asked for."""
         names = tuple(self.names[i] for i in live)
-        return mixed(names, self.prefixes, weights[:, list(live)])
+        return mix_of(names, self.prefixes, weights[:, list(live)])
 
 
 def component_grams(grams: GramResult, prefixes: tuple[str, ...], num: int) -> np.ndarray:

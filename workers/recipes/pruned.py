@@ -2,9 +2,8 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
+from pydantic import PositiveInt
 
 from workers.recipes.acceptance import Acceptance, CurrentSoup, OfferResult
 from workers.recipes.best import by_score
@@ -23,7 +22,7 @@ class Pruned(Acceptance):
     ends a pass.
     """
 
-    passes: Annotated[int, Field(ge=1)] = 1
+    passes: PositiveInt = 1
     best_removable: bool = False
     """Whether the best single model may leave as well."""
 
@@ -51,7 +50,7 @@ class PrunedRounds(Acceptance):
     after `rounds`. At least one member stays.
     """
 
-    rounds: Annotated[int, Field(ge=1)] = 8
+    rounds: PositiveInt = 8
     best_removable: bool = True
     """Whether the best single model may leave as well."""
 

@@ -16,7 +16,7 @@ from workers.context import WorkerContext
 from workers.data import eval_pixels, normalise
 from workers.models.build import create_model, head_parameter_names, preprocessing
 from workers.scoring.forward import EVAL_BATCH
-from workers.training.batches import Batch, TrainBatches
+from workers.training.batches import TrainBatch, TrainBatches
 from workers.training.loss import LossModule
 from workers.training.optim import create_average, create_optimizer
 from workers.training.train_mode import TrainMode
@@ -25,7 +25,7 @@ from workers.types import FrozenModel, RunSpec
 
 BUDGET_S = 2.0
 """For the timed steps of a section; a slow model gets one step all the same."""
-MAX_STEPS = 20
+MAX_TIMED_STEPS = 20
 
 
 class RunTiming(FrozenModel):
@@ -86,12 +86,12 @@ def _time_steps(
             average.update(net, step=1 + len(ends))
         _settle(device)
         ends.append(time.monotonic())
-        if len(ends) > 1 and (ends[-1] - ends[0] > BUDGET_S or len(ends) > MAX_STEPS):
+        if len(ends) > 1 and (ends[-1] - ends[0] > BUDGET_S or len(ends) > MAX_TIMED_STEPS):
             break
     return (ends[-1] - ends[0]) / (len(ends) - 1), len(ends) - 1
 
 
-def _steps(intake: TrainBatches, span: UnfreezePhase) -> Iterator[tuple[int, list[Batch]]]:
+def _steps(intake: TrainBatches, span: UnfreezePhase) -> Iterator[tuple[int, list[TrainBatch]]]:
     """(epoch, micro-batches) of one optimizer step after another, epoch after epoch, no end."""
     for epoch in count(span.first):
         plan = intake.plan(epoch)

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from tests.workers.recipes.score_tables import NUM_IMAGES, Table, cooked, tables
 from workers.errors import UserError
 from workers.merging.recipe_driver import advance
-from workers.recipes import load
+from workers.recipes import load_recipe
 from workers.recipes.acceptance import mcnemar
 from workers.recipes.greedy import Greedy
 from workers.recipes.pruned import Pruned
@@ -41,7 +41,7 @@ def test_a_gain_below_the_minimum_is_refused_and_patience_ends_the_offers(
     table: Table, strict: bool, steps: int, patience: int | None
 ) -> None:
     options = {"tie": "strict" if strict else "accept", "min_delta": steps / NUM_IMAGES}
-    soup, _ = cooked(table, load("greedy", {**options, "patience": patience}))
+    soup, _ = cooked(table, load_recipe("greedy", {**options, "patience": patience}))
     members, score, refused = [table.best_first()[0].name], table.best_first()[0].score, 0
     for candidate in table.best_first()[1:]:
         if refused == patience:
@@ -98,7 +98,7 @@ def test_so_many_images_are_a_tie_whatever_the_size_of_the_split(
     """A share of 300 images, say, that no decimal number says exactly."""
     before, after = right / num, (right + gain) / num
     pool = tuple(Ingredient(name=n, run=n, score=before) for n in "ab")
-    asked = advance(load("greedy", {"tie": tie, "min_delta": gain / num}), pool, ())
+    asked = advance(load_recipe("greedy", {"tie": tie, "min_delta": gain / num}), pool, ())
     assert isinstance(asked, FirstAtLeast)
     assert asked.is_met_by(after) == (tie == "accept")
     assert asked.is_met_by((right + gain + 1) / num)
@@ -111,7 +111,7 @@ def test_under_the_test_greedy_compares_images_with_the_best_soup_so_far(
     table: Table, strict: bool, alpha: float
 ) -> None:
     options = {"tie": "strict" if strict else "accept", "test": "mcnemar", "alpha": alpha}
-    soup, questions = cooked(table, load("greedy", options))
+    soup, questions = cooked(table, load_recipe("greedy", options))
     members = [table.best_first()[0].name]
     best = table.right(Mix.mean(members))
     for candidate in table.best_first()[1:]:
@@ -196,4 +196,4 @@ def test_a_wrong_rule_is_the_users_mistake(
     name: str, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=f"recipe {name}.*{message}"):
-        load(name, options)
+        load_recipe(name, options)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.workers.recipes.score_tables import KITCHEN, Table, answer, cooked, tables
 from workers.merging.recipe_driver import advance
-from workers.recipes import load
+from workers.recipes import load_recipe
 from workers.recipes.greedy import Greedy
 from workers.recipes.greedy_random import GreedyRandom
 from workers.recipes.greedy_replacement import GreedyReplacement
@@ -64,7 +64,7 @@ ties = st.sampled_from(["accept", "strict"])
 def test_greedy_makes_the_textbooks_soup_whatever_is_stopped_early(
     table: Table, tie: str, stops_early: bool
 ) -> None:
-    soup, _ = cooked(table, load("greedy", {"tie": tie}), stops_early)
+    soup, _ = cooked(table, load_recipe("greedy", {"tie": tie}), stops_early)
     members, score, num_tastes = textbook(table, table.best_first(), strict=tie == "strict")
     assert soup.mix == Mix.mean(members)
     assert soup.score == score
@@ -140,7 +140,7 @@ def test_an_order_follows_from_seeds_and_names_and_is_shuffled() -> None:
 def test_greedy_with_replacement_grows_the_bag_of_the_textbook(
     table: Table, passes: int, tie: str
 ) -> None:
-    soup, _ = cooked(table, load("greedy_replacement", {"passes": passes, "tie": tie}))
+    soup, _ = cooked(table, load_recipe("greedy_replacement", {"passes": passes, "tie": tie}))
     counts, score = caruana(table, passes, strict=tie == "strict")
     total = sum(counts.values())
     assert [name for name, _ in soup.mix.weights] == list(counts)
@@ -148,7 +148,7 @@ def test_greedy_with_replacement_grows_the_bag_of_the_textbook(
         assert weight == int(weight) > 0
         assert weight / soup.mix.divisor == pytest.approx(counts[name] / total, abs=1e-15)
     assert soup.score == score
-    once, _ = cooked(table, load("greedy", {"tie": tie}))
+    once, _ = cooked(table, load_recipe("greedy", {"tie": tie}))
     assert passes > 1 or (soup.mix, soup.decisions) == (once.mix, once.decisions)
 
 

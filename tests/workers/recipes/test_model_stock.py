@@ -14,7 +14,7 @@ from workers.merging.batchnorm import statistics
 from workers.merging.blend import blend
 from workers.merging.gram import grams_of
 from workers.merging.recipe_driver import advance
-from workers.recipes import load
+from workers.recipes import load_recipe
 from workers.recipes.model_stock import pull
 from workers.storage.checkpoints import open_weights
 from workers.types import GramMatrices, Ingredient, Mix, RecipeContext, Soup, Taste, TasteResults
@@ -29,7 +29,7 @@ def pooled(names: tuple[str, ...]) -> tuple[Ingredient, ...]:
 def made(sources: dict[str, dict[str, Tensor]], skip: tuple[str, ...] = ()) -> Soup:
     """Through the questions, as the machine asks them."""
     names = tuple(name for name in sources if name != KITCHEN.base)
-    recipe, pool = load("model_stock"), pooled(names)
+    recipe, pool = load_recipe("model_stock"), pooled(names)
     assert advance(recipe, pool, (), KITCHEN) == GramMatrices(names=names, base=KITCHEN.base)
     grams = grams_of(sources, names, KITCHEN.base, skip)
     taste = advance(recipe, pool, (grams,), KITCHEN)
@@ -113,6 +113,6 @@ def test_one_ingredient_is_itself_and_what_nobody_moved_stays() -> None:
 
 def test_it_has_no_options_and_needs_the_kitchen() -> None:
     with pytest.raises(UserError, match="model_stock has no option 'epsilon'"):
-        load("model_stock", {"epsilon": 1e-6})
+        load_recipe("model_stock", {"epsilon": 1e-6})
     with pytest.raises(ValueError, match="takes a kitchen"):
-        advance(load("model_stock"), pooled(("a",)), ())
+        advance(load_recipe("model_stock"), pooled(("a",)), ())

@@ -7,7 +7,7 @@ import pytest
 from tests.workers.recipes.score_tables import Table, answer, cooked
 from workers.errors import UserError
 from workers.merging.recipe_driver import advance
-from workers.recipes import RECIPES, load, most_tastes
+from workers.recipes import RECIPES, load_recipe, most_tastes
 from workers.recipes.greedy import Greedy
 from workers.types import FirstResult, Ingredient, Mix, RecipeContext, Soup, Taste, TasteResults
 
@@ -31,7 +31,7 @@ class Stranger:
 
 
 def test_best_takes_the_highest_score_and_the_first_run_among_equals() -> None:
-    soup = advance(load("best"), POOL, ())
+    soup = advance(load_recipe("best"), POOL, ())
     assert isinstance(soup, Soup)
     assert (soup.mix.single, soup.score) == ("a/00000010", 0.9)
     assert [each.accepted for each in soup.decisions] == [True, False, False]
@@ -39,7 +39,7 @@ def test_best_takes_the_highest_score_and_the_first_run_among_equals() -> None:
 
 
 def test_uniform_asks_for_the_score_of_its_mix_and_takes_everybody() -> None:
-    recipe = load("uniform")
+    recipe = load_recipe("uniform")
     mix = Mix.mean(["a/00000010", "c/00000010", "b/00000010"])
     assert advance(recipe, POOL, ()) == Taste(mixes=(mix,))
     soup = advance(recipe, POOL, (TasteResults(scores=(0.7,)),))
@@ -50,27 +50,27 @@ def test_uniform_asks_for_the_score_of_its_mix_and_takes_everybody() -> None:
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_the_order_in_which_ingredients_arrive_does_not_matter(name: str) -> None:
-    asked = advance(load(name), POOL, (), KITCHEN)
-    assert asked == advance(load(name), POOL[::-1], (), KITCHEN)
+    asked = advance(load_recipe(name), POOL, (), KITCHEN)
+    assert asked == advance(load_recipe(name), POOL[::-1], (), KITCHEN)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_recipe_without_ingredients_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="at least one ingredient"):
-        advance(load(name), (), (), KITCHEN)
+        advance(load_recipe(name), (), (), KITCHEN)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"wise_ft", "model_stock"}))
 def test_the_soup_of_one_is_that_one(name: str) -> None:
     """But for the recipes that go some way back to the base."""
     table = Table(seed=1, num=1)
-    soup, _ = cooked(table, load(name))
+    soup, _ = cooked(table, load_recipe(name))
     assert (soup.mix.single, soup.score) == (table.pool[0].name, table.pool[0].score)
 
 
 def test_options_become_fields_and_a_path_names_a_recipe_outside() -> None:
-    assert load("greedy", {"tie": "strict"}) == Greedy(tie="strict")
-    assert load(f"{__name__}:Stranger", {"name": "y"}) == Stranger("y")
+    assert load_recipe("greedy", {"tie": "strict"}) == Greedy(tie="strict")
+    assert load_recipe(f"{__name__}:Stranger", {"name": "y"}) == Stranger("y")
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_a_wrong_name_or_option_is_the_users_mistake(
     name: str, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        load(name, options)
+        load_recipe(name, options)
 
 
 def test_a_recipe_that_mixes_a_stranger_is_refused() -> None:
     with pytest.raises(UserError, match="mixes 'z', which is none of the 3 checkpoints"):
-        advance(load(f"{__name__}:Stranger"), POOL, ())
+        advance(load_recipe(f"{__name__}:Stranger"), POOL, ())
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -113,7 +113,7 @@ def test_a_recipe_that_mixes_a_stranger_is_refused() -> None:
     ],
 )
 def test_no_recipe_asks_for_more_than_a_forecast_counts(name: str, seed: int) -> None:
-    recipe, table = load(name), Table(seed, num=6)
+    recipe, table = load_recipe(name), Table(seed, num=6)
     _, questions = cooked(table, recipe)
     answers = [answer(table, question, stops_early=False) for question in questions]
     tastes = sum(len(a.tried if isinstance(a, FirstResult) else a.scores) for a in answers)
