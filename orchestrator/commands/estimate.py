@@ -5,7 +5,6 @@ bases -> runs on slots, first free slot first -> tastes -> scores
 
 import heapq
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from orchestrator.experiment.resolved import (
     BasePlan,
@@ -21,6 +20,7 @@ from workers.types import (
     PreflightResult,
     RecipeContext,
     RunSpec,
+    RunTiming,
     digest,
     dump_without_defaults,
     model_key,
@@ -33,15 +33,8 @@ STARTUP_S = 15.0
 PLACEHOLDER_INGREDIENT = (Ingredient(name="run/00000001", run="run", score=0.0),)
 """To ask a recipe how many points its way has."""
 
-Paces = Mapping[str, "Pace"]
+Paces = Mapping[str, RunTiming]
 """By `kind` of run."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    step_s: float
-    score_image_s: float
-
 
 TIMING_KEYS = (
     *("batch_size", "grad_accum_steps", "opt", "aa", "amp_dtype", "tf32", "channels_last"),

@@ -20,16 +20,13 @@ from orchestrator.config import Experiment, yaml_document
 from orchestrator.experiment.identity import differences
 from workers.errors import UserError
 from workers.models.model_files import ModelFile, config_of, weights_file
-from workers.recipes import RECIPES
+from workers.recipes import RECIPES, needs_base
 from workers.storage.layout import SERVED
 from workers.storage.local_disk import hash_file
 from workers.storage.store import Store
 
-NEEDS_BASE = frozenset({"model_stock", "wise_ft"})
-"""Recipes that mean something only with the weights that all checkpoints were fine-tuned from."""
-
-NEEDS_NO_IMAGES = frozenset({"best", "average", "frozen"})
-"""BatchNorm policies that look at no training image."""
+POLICIES_WITHOUT_IMAGES = frozenset({"best", "average", "frozen"})
+"""Values of soup.batchnorm for which no training image is needed."""
 
 SPLIT_FOLDERS = {"val", "test"}
 """Folders of --data that make it a tree of splits."""
@@ -192,13 +189,13 @@ def _model(wish: SoupRequest, known: ModelFile | None) -> dict[str, Any]:
 def _recipes(wish: SoupRequest) -> list[Any]:
     """`greedy,uniform`, `all`, or with options, `{greedy: {tie: strict}}`, as in YAML."""
     if wish.recipe.strip() == "all":
-        return [name for name in RECIPES if wish.base is not None or name not in NEEDS_BASE]
+        return [name for name in RECIPES if wish.base is not None or not needs_base(name)]
     recipes = yaml_document.parse(f"recipes: [{wish.recipe}]", "--recipe")["recipes"]
-    needy = sorted(NEEDS_BASE & set(_names(recipes)))
-    if needy and wish.base is None:
+    missing_base = [name for name in _names(recipes) if wish.base is None and needs_base(name)]
+    if missing_base:
         raise UserError(
-            f"recipe {needy[0]} needs the weights that all checkpoints were fine-tuned from; give "
-            "them with --base FILE, or leave the recipe out"
+            f"recipe {min(missing_base)} needs the weights that all checkpoints were fine-tuned "
+            "from; give them with --base FILE, or leave the recipe out"
         )
     return list(recipes)
 
@@ -223,7 +220,7 @@ def _refuse_other_contents(experiment: Experiment, wish: SoupRequest) -> None:
 
 
 def _require_batchnorm_images(experiment: Experiment) -> None:
-    if experiment.data.train or experiment.soup.batchnorm in NEEDS_NO_IMAGES:
+    if experiment.data.train or experiment.soup.batchnorm in POLICIES_WITHOUT_IMAGES:
         return
     from workers.models.build import create_model, has_batchnorm
 

@@ -172,10 +172,6 @@ class FleetConfig(Section):
         return value
 
 
-TIED = frozenset({"greedy", "greedy_random", "greedy_replacement", "pruned", "pruned_rounds"})
-"""Recipes whose acceptance obeys soup.tie."""
-
-
 class RecipeConfig(Section):
     """A recipe and its options. YAML: `greedy`, or `{greedy: {option: value}}`."""
 
@@ -205,8 +201,8 @@ class RecipeConfig(Section):
         return self.name.rpartition(":")[2]
 
     def options_under(self, tie: str) -> dict[str, Any]:
-        """With soup.tie, where the recipe obeys it and does not say otherwise."""
-        return {"tie": tie, **self.options} if self.name in TIED else dict(self.options)
+        """The options, with soup.tie for a recipe that has an option `tie` and no value for it."""
+        return {**recipes.tie_option(self.name, tie), **self.options}
 
     @model_serializer(mode="plain")
     def _as_written(self) -> str | dict[str, Any]:

@@ -175,11 +175,11 @@ def _turn(
         options=opened.options,
         ingredients=opened.ingredients,
         answers=merge.answers,
-        kitchen=kitchen_of(program, state, cohort),
+        context=recipe_context(program, state, cohort),
     )
 
 
-def kitchen_of(program: ExpandedExperiment, state: State, cohort: Cohort) -> RecipeContext:
+def recipe_context(program: ExpandedExperiment, state: State, cohort: Cohort) -> RecipeContext:
     assert state.facts is not None
     return RecipeContext(
         base=cohort.base,

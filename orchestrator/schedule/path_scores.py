@@ -58,8 +58,8 @@ def _passed(program: ExpandedExperiment, state: State) -> Iterator[ScoreMixOrder
 
 def _path(program: ExpandedExperiment, state: State, final: final_merges.Final) -> Path:
     recipe = recipes.load_recipe(final.recipe.name, dict(final.recipe.options))
-    kitchen = final_merges.kitchen_of(program, state, final.cohort)
-    return recipes.path_of(recipe, final.ingredients, kitchen)
+    context = final_merges.recipe_context(program, state, final.cohort)
+    return recipes.path_of(recipe, final.ingredients, context)
 
 
 def _order(final: final_merges.Final, mix: Mix) -> ScoreMixOrder:

@@ -35,7 +35,7 @@ from workers.analysis.weight_space import measure_weight_space
 from workers.context import WorkerContext
 from workers.scoring import ensembles
 from workers.scoring.ensembles import Predictions
-from workers.scoring.metrics import predictions
+from workers.scoring.metrics import mcnemar, predictions
 from workers.storage.layout import ANALYSIS
 from workers.storage.predictions import read_predictions
 from workers.storage.store import CorruptFile
@@ -173,7 +173,7 @@ def _paired(order: AnalyseOrder, right: Mapping[str, np.ndarray]) -> Paired | No
     single, soup = right.get(order.best_single), right.get(order.served or "")
     if single is None or soup is None or order.best_single == order.served:
         return None
-    only_single, only_soup = int(np.sum(single & ~soup)), int(np.sum(soup & ~single))
+    only_single, only_soup, _ = mcnemar(single, soup)
     return Paired(
         only_single=only_single,
         only_soup=only_soup,

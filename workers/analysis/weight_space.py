@@ -16,6 +16,7 @@ from workers.analysis.schema import ComponentGeometry, Geometry
 from workers.context import WorkerContext
 from workers.merging.batchnorm import statistics
 from workers.merging.gram import grams_of
+from workers.recipes.gram_matrix import symmetric
 from workers.storage.checkpoints import open_weights
 from workers.types import GramResult, WeightSpaceGroup, component_of
 
@@ -74,10 +75,7 @@ def squared(grams: GramResult, names: Iterable[str], count: int) -> np.ndarray:
     total = np.zeros(count * (count + 1) // 2)
     for name in names:
         total += grams.tensors[name]
-    full = np.zeros((count, count))
-    full[np.triu_indices(count)] = total
-    result: np.ndarray = full + np.triu(full, 1).T
-    return result
+    return symmetric(total, count)
 
 
 def lengths(inner: np.ndarray) -> list[float]:

@@ -126,15 +126,20 @@ def _check_finite(values: Tensor, job: _Sum) -> None:
     if torch.isfinite(low) and torch.isfinite(high):
         return
     for name, _, tensor in job.terms:
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            raise UserError(
-                f"ingredient {name}: {bad} of {tensor.numel()} values of {job.key!r} are not "
-                "finite (its training diverged); leave this checkpoint out"
-            )
+        refuse_not_finite(f"ingredient {name}", job.key, tensor)
     raise UserError(
         f"tensor {job.key!r} of this mix leaves the range of {values.dtype}; lower its weights"
     )
+
+
+def refuse_not_finite(owner: str, key: str, tensor: Tensor) -> None:
+    """Raises UserError if a value is not finite; `owner` names the checkpoint in it."""
+    num = int((~torch.isfinite(tensor)).sum())
+    if num:
+        raise UserError(
+            f"{owner}: {num} of {tensor.numel()} values of tensor {key!r} are not finite (its "
+            "training diverged); leave this checkpoint out"
+        )
 
 
 def check_same_keys(first: str, expected: StateDict, name: str, found: StateDict) -> None:

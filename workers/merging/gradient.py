@@ -23,6 +23,7 @@ from workers.data import eval_pixels, normalise
 from workers.merging.blend import StateDict
 from workers.merging.taste import load_mix
 from workers.models.build import preprocessing
+from workers.models.training_flags import keep_training_flags
 from workers.storage.checkpoints import open_weights
 from workers.types import (
     SELECTION,
@@ -86,18 +87,16 @@ def _batch(question: MixGradient, model: nn.Module, worker: WorkerContext) -> tu
 @contextmanager
 def _learnable(model: nn.Module) -> Iterator[None]:
     """In eval mode, with a gradient for every parameter; afterwards as before, gradients freed."""
-    modes = [(module, module.training) for module in model.modules()]
     asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval().requires_grad_(True)
-    model.zero_grad(set_to_none=True)
-    try:
-        yield
-    finally:
+    with keep_training_flags(model):
+        model.eval().requires_grad_(True)
         model.zero_grad(set_to_none=True)
-        for parameter, requires in asked:
-            parameter.requires_grad_(requires)
-        for module, training in modes:
-            module.training = training
+        try:
+            yield
+        finally:
+            model.zero_grad(set_to_none=True)
+            for parameter, requires in asked:
+                parameter.requires_grad_(requires)
 
 
 def _backward(

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from workers.context import WorkerContext
-from workers.errors import UserError
 from workers.merging.batchnorm import statistics
-from workers.merging.blend import StateDict, check_same_keys, check_same_shapes
+from workers.merging.blend import StateDict, check_same_keys, check_same_shapes, refuse_not_finite
 from workers.storage.checkpoints import open_weights
 from workers.types import AnyEvent, GeometryOrder, GramResult, Measured
 
@@ -86,18 +85,9 @@ def _gram(key: str, base: tuple[str, Tensor], *others: tuple[str, Tensor]) -> Te
             row.copy_(tensor[part]).sub_(start[part])
         gram += moved @ moved.T
     if not torch.isfinite(gram).all():
-        _refuse(key, [base, *others])
+        for name, tensor in (base, *others):
+            refuse_not_finite(f"ingredient {name}", key, tensor)
     return gram
-
-
-def _refuse(key: str, tensors: list[tuple[str, Tensor]]) -> None:
-    for name, tensor in tensors:
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            raise UserError(
-                f"ingredient {name}: {bad} of {len(tensor)} values of {key!r} are not finite (its "
-                "training diverged); leave this checkpoint out"
-            )
 
 
 def _upper_rows(gram: Tensor) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ from workers.merging.blend import StateDict, blend
 from workers.models.build import preprocessing
 from workers.models.pretrained import assign_weights
 from workers.scoring.forward import EVAL_BATCH, logits
-from workers.scoring.metrics import log_softmax, predictions, score
+from workers.scoring.metrics import log_softmax, pack_hits, predictions, score
 from workers.scoring.metrics import score as metrics_of
 from workers.scoring.score import split_logits
 from workers.storage.checkpoints import open_weights
@@ -132,7 +132,7 @@ def _tasted(model: nn.Module, order: TasteOrder, worker: WorkerContext) -> Taste
         score=found,
         at_most=found,
         samples=len(queue),
-        hits=_in_digits(predictions(seen) == labels) if order.hits else None,
+        hits=pack_hits(predictions(seen) == labels) if order.hits else None,
         nll=scored.nll,
     )
 
@@ -141,11 +141,6 @@ def _is_out_of_reach(bar: float | None, strict: bool, at_most: float) -> bool:
     if bar is None:
         return False
     return at_most <= bar if strict else at_most < bar
-
-
-def _in_digits(hits: np.ndarray) -> str:
-    """(N,) booleans as hexadecimal digits, the first the highest bit."""
-    return np.packbits(hits).tobytes().hex()
 
 
 def hard_images_first(checkpoint_ids: tuple[str, ...], worker: WorkerContext) -> np.ndarray:

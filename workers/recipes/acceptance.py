@@ -172,7 +172,10 @@ class Acceptance:
     def _by_test(self, tasting: TasteResult, held: CurrentSoup) -> tuple[bool, str]:
         if tasting.hits is None or held.hits is None:
             return False, "which images one of the two soups gets right is not known"
-        gained, lost, p_value = mcnemar(held.hits, tasting.hits)
+        # Imported late: checking a configuration needs no scipy.
+        from workers.scoring.metrics import mcnemar, unpack_hits
+
+        gained, lost, p_value = mcnemar(unpack_hits(tasting.hits), unpack_hits(held.hits))
         clear = p_value < self.alpha
         seen = (
             f"gains {gained} images and loses {lost} against the best soup so far, "
@@ -183,21 +186,6 @@ class Acceptance:
             return better, f"{seen}, {'' if better else 'not '}significantly better"
         worse = clear and lost > gained
         return not worse, f"{seen}, {'' if worse else 'not '}significantly worse"
-
-
-def mcnemar(old: str, new: str) -> tuple[int, int, float]:
-    """(only `new` right, only `old` right, exact two-sided p-value) of two `Tasting.hits`."""
-    # Imported late: whoever only checks a configuration needs neither numpy nor scipy.
-    import numpy as np
-
-    from workers.scoring.metrics import mcnemar as p_value_of
-
-    ours, theirs = (
-        np.unpackbits(np.frombuffer(bytes.fromhex(hits), np.uint8)).astype(bool)
-        for hits in (new, old)
-    )
-    gained, lost = int(np.sum(ours & ~theirs)), int(np.sum(theirs & ~ours))
-    return gained, lost, p_value_of(ours, theirs)
 
 
 def not_offered(name: str, num_refused: int) -> Decision:

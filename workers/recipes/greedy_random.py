@@ -33,12 +33,12 @@ class GreedyRandom(Acceptance):
         return self.orders * count
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
         first = "the best single model" if self.best_first else "the first in random order"
         soups: list[Soup] = []
         for number in range(self.orders):
-            order = self.order(ingredients, kitchen.seed, number)
+            order = self.order(ingredients, context.seed, number)
             soups.append((yield from grow_greedily(self, order, first)))
         if self.orders == 1:
             return soups[0]

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from workers.recipes.acceptance import Acceptance, OfferResult
 from workers.recipes.best import by_score
 from workers.recipes.greedy import start_decision
-from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup
+from workers.types import Answer, Decision, Ingredient, Mix, Question, RecipeContext, Soup
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class GreedyReplacement(Acceptance):
         """Of `count` ingredients, for forecasts."""
         return self.passes * count
 
-    def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
+    ) -> Generator[Question, Answer, Soup]:
         ordered = by_score(ingredients)
         counts = {ordered[0].name: 1}
         held = yield from self.start(weighted(counts), ordered[0].score)

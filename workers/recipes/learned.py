@@ -64,26 +64,26 @@ class Learned:
         return 1 + 3 * self.num_epochs
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
         ordered = by_score(ingredients)
         if len(ordered) == 1:
             return single_ingredient_soup(ordered[0])
         names = tuple(each.name for each in ordered)
-        iterates = yield from self._descend(names, kitchen)
+        iterates = yield from self._descend(names, context)
         return soup_of(iterates, ordered, names)
 
     def _descend(
-        self, names: tuple[str, ...], kitchen: RecipeContext
+        self, names: tuple[str, ...], context: RecipeContext
     ) -> Generator[Question, Answer, list[Iterate]]:
-        prefixes = rows_of(kitchen, self.by == "component")
+        prefixes = rows_of(context, self.by == "component")
         raw, adam = SoftmaxParameters(np.zeros((len(prefixes), len(names))), 1.0), Adam()
         # The mean exactly as the recipe `uniform` writes it, so that it need be tasted only once.
         start = yield from tasted("equal weights", Mix.mean(names), softmax(raw.weights), [])
         iterates = [start]
         for epoch in range(self.num_epochs):
             losses: list[float] = []
-            for batch in range(num_batches(kitchen, self.batch_size)):
+            for batch in range(num_batches(context, self.batch_size)):
                 slope = yield MixGradient(
                     mix=mix_of(names, prefixes, softmax(raw.weights)),
                     components=prefixes,

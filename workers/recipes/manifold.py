@@ -60,10 +60,10 @@ class Manifold:
         return count * (1 + self.budget * self.max_components)
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
         best, *queue = by_score(ingredients)
-        groups = grouped(kitchen.components, self.max_components)
+        groups = grouped(context.components, self.max_components)
         pot = PartialSoup((best.name,), groups, np.ones((len(groups) + 1, 1)), best.score)
         decisions = [start_decision(best, "the best single model")]
         num_refused = 0
@@ -83,7 +83,7 @@ class Manifold:
             tasted, candidate = found.tried[found.index].score, queue[found.index]
             assert tasted is not None, "an even mix that met the bar was tasted completely"
             even = replace(pot.with_(candidate.name), score=tasted)
-            tried, num_tastes = yield from self._search(pot, even, kitchen.seed)
+            tried, num_tastes = yield from self._search(pot, even, context.seed)
             decision = self._decided(candidate, pot, even, tried, num_tastes)
             decisions.append(decision)
             pot, queue = tried if decision.accepted else pot, queue[found.index + 1 :]

@@ -7,7 +7,7 @@ from pydantic import PositiveInt
 
 from workers.recipes.acceptance import Acceptance, CurrentSoup, OfferResult
 from workers.recipes.best import by_score
-from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup
+from workers.types import Answer, Decision, Ingredient, Mix, Question, RecipeContext, Soup
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Pruned(Acceptance):
         """Of `count` ingredients, for forecasts."""
         return 1 + self.passes * count
 
-    def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
+    ) -> Generator[Question, Answer, Soup]:
         soup = yield from _everybody(self, ingredients)
         for _ in range(self.passes):
             size, queue = len(soup.members), soup.removable(self.best_removable)
@@ -58,7 +60,9 @@ class PrunedRounds(Acceptance):
         """Of `count` ingredients, for forecasts."""
         return 1 + self.rounds * count
 
-    def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
+    ) -> Generator[Question, Answer, Soup]:
         soup = yield from _everybody(self, ingredients)
         for _ in range(self.rounds):
             queue = soup.removable(self.best_removable)

@@ -72,7 +72,8 @@ def _p_value(
 ) -> float | None:
     if metric != "top1":
         return None
-    return mcnemar(other.predicted == labels, single.predicted == labels)
+    _, _, p_value = mcnemar(other.predicted == labels, single.predicted == labels)
+    return p_value
 
 
 def _resampled(

@@ -21,20 +21,11 @@ from workers.training.loss import LossModule
 from workers.training.optim import create_average, create_optimizer
 from workers.training.train_mode import TrainMode
 from workers.training.unfreezing import UnfreezePhase, phases
-from workers.types import FrozenModel, RunSpec
+from workers.types import RunSpec, RunTiming
 
 BUDGET_S = 2.0
 """For the timed steps of a section; a slow model gets one step all the same."""
 MAX_TIMED_STEPS = 20
-
-
-class RunTiming(FrozenModel):
-    step_s: float
-    """Of an optimizer step, data included; the mean over the run's sections."""
-    score_image_s: float
-    """Of an image in evaluation, once its pixels are cached."""
-    num_steps: int
-    """Timed, after one per section to warm up."""
 
 
 def time_run(run: RunSpec, worker: WorkerContext) -> RunTiming:

@@ -66,7 +66,7 @@ from workers.types.orders import (
     WorkerConfig,
     measurement_id,
 )
-from workers.types.preflight import ModelInfo, PreflightResult, SplitInfo
+from workers.types.preflight import ModelInfo, PreflightResult, RunTiming, SplitInfo
 from workers.types.recipe_protocol import (
     Answer,
     Decision,

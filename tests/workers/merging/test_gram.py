@@ -67,7 +67,7 @@ def test_what_did_not_move_has_products_of_zero_and_integers_have_none() -> None
 
 def test_a_diverged_or_foreign_ingredient_is_refused_by_name() -> None:
     base = {"w": torch.ones(3)}
-    with pytest.raises(UserError, match="ingredient a: 1 of 3 values of 'w' are not finite"):
+    with pytest.raises(UserError, match="ingredient a: 1 of 3 values of tensor 'w' are not finite"):
         grams_of({"b": base, "a": {"w": torch.tensor([1.0, torch.nan, 0])}}, ("a",), "b")
     with pytest.raises(UserError, match="ingredient a lacks tensor 'w'"):
         grams_of({"b": base, "a": {}}, ("a",), "b")

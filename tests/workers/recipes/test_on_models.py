@@ -103,10 +103,10 @@ def _state(pool: Pool, index: int) -> Weights:
 
 def made(bench: Bench, name: str, **options: object) -> tuple[Soup, Weights]:
     """The soup by orders to a worker, and the weights that it blends."""
-    kitchen = RecipeContext(base=bench.base.name, seed=1, num_selection=150)
+    context = RecipeContext(base=bench.base.name, seed=1, num_selection=150)
     recipe, answers = load_recipe(name, options), list[Answer]()
     while not isinstance(
-        outcome := advance(recipe, bench.ingredients, tuple(answers), kitchen), Soup
+        outcome := advance(recipe, bench.ingredients, tuple(answers), context), Soup
     ):
         assert isinstance(outcome, FirstAtLeast | Taste)
         answers.append(_answer(bench, outcome))

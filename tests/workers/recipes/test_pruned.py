@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.recipes.score_tables import Table, answer, cooked, tables
+from tests.workers.recipes.score_tables import CONTEXT, Table, answer, cooked, tables
 from workers.errors import UserError
 from workers.merging.recipe_driver import advance
 from workers.recipes import load_recipe
@@ -99,9 +99,9 @@ def test_a_pruned_soup_keeps_somebody_and_scores_no_less_than_uniform(
 def test_patience_ends_a_pass_and_every_step_is_told() -> None:
     table = Table(seed=3, num=6)
     recipe = Pruned(tie="strict", min_delta=1.0, patience=2)
-    first = advance(recipe, table.pool, ())
+    first = advance(recipe, table.pool, (), CONTEXT)
     assert isinstance(first, Taste)
-    asked = advance(recipe, table.pool, (answer(table, first, True),))
+    asked = advance(recipe, table.pool, (answer(table, first, True),), CONTEXT)
     assert isinstance(asked, FirstAtLeast) and len(asked.mixes) == 2
     soup, _ = cooked(table, recipe)
     assert isinstance(soup, Soup) and len(soup.mix.names) == 6

@@ -36,7 +36,7 @@ COMPONENTS = {
 }
 
 
-def kitchen_of(pool: Pool) -> RecipeContext:
+def context_of(pool: Pool) -> RecipeContext:
     components = COMPONENTS[pool.cohort.model.name]
     return RecipeContext(base=pool.cohort.base, components=components, num_selection=150)
 
@@ -87,7 +87,7 @@ def test_descents_end_no_worse_than_the_mean_and_where_a_replay_ends(
         answers: list[Answer] = []
         while not isinstance(
             outcome := advance(
-                load_recipe(name, options), ingredients, tuple(answers), kitchen_of(pool)
+                load_recipe(name, options), ingredients, tuple(answers), context_of(pool)
             ),
             Soup,
         ):
