@@ -5,7 +5,6 @@ bases -> runs on slots, first free slot first -> tastes -> scores
 
 import heapq
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from orchestrator.experiment.resolved import (
     BasePlan,
@@ -14,13 +13,14 @@ from orchestrator.experiment.resolved import (
     run_and_ema,
 )
 from orchestrator.schedule import sync_rounds
-from workers.recipes import load, most_tastes, path_of
+from workers.recipes import load_recipe, most_tastes, path_of
 from workers.types import (
     Ingredient,
     ModelInfo,
     PreflightResult,
     RecipeContext,
     RunSpec,
+    RunTiming,
     digest,
     dump_without_defaults,
     model_key,
@@ -33,15 +33,8 @@ STARTUP_S = 15.0
 PLACEHOLDER_INGREDIENT = (Ingredient(name="run/00000001", run="run", score=0.0),)
 """To ask a recipe how many points its way has."""
 
-Paces = Mapping[str, "Pace"]
+Paces = Mapping[str, RunTiming]
 """By `kind` of run."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    step_s: float
-    score_image_s: float
-
 
 TIMING_KEYS = (
     *("batch_size", "grad_accum_steps", "opt", "aa", "amp_dtype", "tf32", "channels_last"),
@@ -217,7 +210,7 @@ def _souping_s(program: ExpandedExperiment, resolved: ResolvedExperiment, paces:
     for cohort in resolved.cohorts:
         tracks = resolved.variants[cohort.id]
         ingredients = sum(num_ingredients(program, resolved, track) for track in tracks)
-        made = [load(recipe.name, dict(recipe.options)) for recipe in program.recipes]
+        made = [load_recipe(recipe.name, dict(recipe.options)) for recipe in program.recipes]
         tastes = sum(most_tastes(recipe, ingredients) for recipe in made)
         passed = sum(
             len(path_of(recipe, PLACEHOLDER_INGREDIENT, RecipeContext(base="base")))

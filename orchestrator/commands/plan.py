@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator import config
-from orchestrator.commands.estimate import STARTUP_S, Pace, kind, num_rounds, peak_bytes, seconds
+from orchestrator.commands.estimate import STARTUP_S, kind, num_rounds, peak_bytes, seconds
 from orchestrator.commands.run import planned
 from orchestrator.config import Experiment
 from orchestrator.config.sections import FleetConfig
@@ -28,7 +28,7 @@ from orchestrator.state.state import State
 from workers.context import WorkerContext, num_gpus
 from workers.errors import UserError
 from workers.storage.store import Store
-from workers.types import PreflightResult, RunSpec, model_key
+from workers.types import PreflightResult, RunSpec, RunTiming, model_key
 
 MAX_NAMED = 10
 """Corrupt images that are listed by name."""
@@ -56,7 +56,7 @@ class Plan:
     machine: Machine
     device: Literal["cpu", "cuda"]
     slots: int
-    paces: Mapping[str, Pace]
+    paces: Mapping[str, RunTiming]
     """By kind of run."""
     timed_steps: int
     storage_bytes: int
@@ -163,7 +163,7 @@ def _require_steps(program: ExpandedExperiment, resolved: ResolvedExperiment) ->
 
 def _rehearse(
     program: ExpandedExperiment, resolved: ResolvedExperiment, worker: WorkerContext
-) -> tuple[dict[str, Pace], int]:
+) -> tuple[dict[str, RunTiming], int]:
     """Every kind of run once; the ranks of a gang are taken to keep the pace of one."""
     from workers.training.timing import time_run
 
@@ -171,9 +171,8 @@ def _rehearse(
     firsts: dict[str, RunSpec] = {}
     for run in (*program.runs, *stages):
         firsts.setdefault(kind(run), run)
-    found = {key: time_run(run, worker) for key, run in firsts.items()}
-    paces = {key: Pace(each.step_s, each.score_image_s) for key, each in found.items()}
-    return paces, sum(each.num_steps for each in found.values())
+    paces = {key: time_run(run, worker) for key, run in firsts.items()}
+    return paces, sum(pace.num_steps for pace in paces.values())
 
 
 # View

@@ -172,10 +172,6 @@ class FleetConfig(Section):
         return value
 
 
-TIED = frozenset({"greedy", "greedy_random", "greedy_replacement", "pruned", "pruned_rounds"})
-"""Recipes whose acceptance obeys soup.tie."""
-
-
 class RecipeConfig(Section):
     """A recipe and its options. YAML: `greedy`, or `{greedy: {option: value}}`."""
 
@@ -196,7 +192,7 @@ class RecipeConfig(Section):
 
     @model_validator(mode="after")
     def _is_known(self) -> "RecipeConfig":
-        recipes.load(self.name, self.options)
+        recipes.load_recipe(self.name, self.options)
         return self
 
     @property
@@ -205,8 +201,8 @@ class RecipeConfig(Section):
         return self.name.rpartition(":")[2]
 
     def options_under(self, tie: str) -> dict[str, Any]:
-        """With soup.tie, where the recipe obeys it and does not say otherwise."""
-        return {"tie": tie, **self.options} if self.name in TIED else dict(self.options)
+        """The options, with soup.tie for a recipe that has an option `tie` and no value for it."""
+        return {**recipes.tie_option(self.name, tie), **self.options}
 
     @model_serializer(mode="plain")
     def _as_written(self) -> str | dict[str, Any]:
@@ -225,7 +221,7 @@ class MethodConfig(RecipeConfig):
 
     @model_validator(mode="after")
     def _is_known(self) -> "MethodConfig":
-        recipes.load("uniform" if self.name in MEANS else self.name, self.options)
+        recipes.load_recipe("uniform" if self.name in MEANS else self.name, self.options)
         return self
 
 
@@ -342,7 +338,7 @@ class SoupConfig(Section):
     def _make_the_same(self, one: RecipeConfig, other: RecipeConfig) -> bool:
         """An option that is written and one that is left at its default are the same."""
         asked = [
-            recipes.load(each.name, each.options_under(self.tie))
+            recipes.load_recipe(each.name, each.options_under(self.tie))
             for each in (one, other)
             if one.name == other.name
         ]

@@ -159,7 +159,7 @@ def _turn(moment: Moment, merge: MergeState, cohort: Cohort) -> MergeOrder:
         options=opened.options,
         ingredients=opened.ingredients,
         answers=merge.answers,
-        kitchen=recipe_context(moment, cohort),
+        context=recipe_context(moment, cohort),
     )
 
 

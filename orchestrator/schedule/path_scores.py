@@ -53,7 +53,7 @@ def _passed(moment: Moment) -> Iterator[ScoreMixOrder]:
 
 
 def _path(moment: Moment, final: FinalMerge) -> Path:
-    recipe = recipes.load(final.recipe.name, dict(final.recipe.options))
+    recipe = recipes.load_recipe(final.recipe.name, dict(final.recipe.options))
     return recipes.path_of(recipe, final.ingredients, recipe_context(moment, final.cohort))
 
 

@@ -220,8 +220,8 @@ class World:
         return len(scores) - 1 - scores.index(max(scores)) >= run.train.patience
 
     def _merge(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
-        recipe = recipes.load(order.recipe, order.options)
-        outcome = advance(recipe, order.ingredients, order.answers, order.kitchen)
+        recipe = recipes.load_recipe(order.recipe, order.options)
+        outcome = advance(recipe, order.ingredients, order.answers, order.context)
         if isinstance(outcome, Soup):
             yield Mixed(merge=order.merge, soup=outcome)
         else:

@@ -18,6 +18,7 @@ from workers.context import WorkerContext
 from workers.merging.blend import blend
 from workers.merging.taste import load_mix
 from workers.models.build import timm_config
+from workers.models.model_files import CONFIG
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.checkpoints import open_weights
 from workers.storage.safetensors_writer import write_tensors
@@ -35,7 +36,6 @@ from workers.types import (
 )
 
 SOUP = "soup.json"
-CONFIG = "config.json"
 
 
 class Member(FrozenModel):

@@ -65,7 +65,7 @@ from workers.types.orders import (
     TrainOrder,
     WorkerConfig,
 )
-from workers.types.preflight import ModelInfo, PreflightResult, SplitInfo
+from workers.types.preflight import ModelInfo, PreflightResult, RunTiming, SplitInfo
 from workers.types.recipe_protocol import (
     Answer,
     Decision,

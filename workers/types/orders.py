@@ -211,7 +211,7 @@ class MergeOrder(Order):
     options: dict[str, Any] = {}
     ingredients: tuple[Ingredient, ...]
     answers: tuple[Answer, ...] = ()
-    kitchen: RecipeContext | None = None
+    context: RecipeContext
 
     @staticmethod
     def id_of(merge: str, num_answers: int) -> str:

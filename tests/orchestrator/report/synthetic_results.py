@@ -217,7 +217,7 @@ class Story:
 
     def _turn(self, order: Any) -> AnyEvent:
         """The recipe's next question, or its soup."""
-        recipe = recipes.load(order.recipe, order.options)(order.ingredients)
+        recipe = recipes.load_recipe(order.recipe, order.options)(order.ingredients, order.context)
         try:
             question = next(recipe)
             for answer in order.answers:
