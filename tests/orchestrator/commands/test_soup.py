@@ -214,7 +214,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "greedy,greedy"}, "greedy twice with the same options"),
     ({"data": "nowhere"}, "--data .*nowhere is not a folder"),
     ({"train": "nowhere"}, "--train .*nowhere is not a folder"),
-    ({"model": "test_vitt"}, "timm has no model 'test_vitt'; nearest: test_vit"),
+    ({"model": "test_vitt"}, "timm has no model 'test_vitt'; did you mean test_vit"),
     ({"kwargs": "[1]"}, "--kwargs"),
     ({"metric": "top5"}, "metric"),
     ({"batchnorm": "off"}, "batchnorm"),
