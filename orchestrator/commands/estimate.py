@@ -63,7 +63,7 @@ def kind(run: RunSpec) -> str:
 def peak_bytes(program: ExpandedExperiment, resolved: ResolvedExperiment, slots: int) -> int:
     """When the last runs end: what retention keeps, soups, predictions, and per slot one checkpoint
     being written and one that an anytime soup still needs."""
-    facts = resolved.facts
+    facts = resolved.preflight
     runs = sum(
         kept_checkpoints(program, resolved, track) * _checkpoint_bytes(facts, track)
         for track in program.variants
@@ -80,7 +80,7 @@ def peak_bytes(program: ExpandedExperiment, resolved: ResolvedExperiment, slots:
 def _merging(
     program: ExpandedExperiment, resolved: ResolvedExperiment
 ) -> Iterable[sync_rounds.SyncGroup]:
-    return sync_rounds.sync_groups(resolved) if sync_rounds.is_on(program) else ()
+    return sync_rounds.sync_groups(resolved) if program.is_sync else ()
 
 
 def _circle_bytes(facts: PreflightResult, circle: sync_rounds.SyncGroup) -> int:
@@ -120,8 +120,8 @@ def _steps(
     steps, per_epoch = resolved.num_steps[run.id], resolved.steps_per_epoch[run.id]
     every = track.train.checkpoint_steps(per_epoch)
     stops: set[int] = set()
-    if sync_rounds.is_on(program):
-        period = sync_rounds.period(program, resolved, run)
+    if program.is_sync:
+        period = sync_rounds.period(resolved, run)
         stops.update(range(period, steps, period))
     written = {*range(every, steps + 1, every), steps, *stops}
     return written, {step for step in written if step % per_epoch == 0} | stops
@@ -160,11 +160,11 @@ def _prediction_bytes(program: ExpandedExperiment, facts: PreflightResult) -> in
 
 def num_rounds(program: ExpandedExperiment, resolved: ResolvedExperiment) -> int:
     """Sync rounds of all circles, if nobody fails or ends early."""
-    if not sync_rounds.is_on(program):
+    if not program.is_sync:
         return 0
     return sum(
         max(
-            (resolved.num_steps[run.id] - 1) // sync_rounds.period(program, resolved, run)
+            (resolved.num_steps[run.id] - 1) // sync_rounds.period(resolved, run)
             for run in resolved.members[circle.cohort.id]
             if run.fold == circle.fold
         )
@@ -196,15 +196,15 @@ def makespan(durations: Iterable[float], slots: int) -> float:
 
 def _train_s(run: RunSpec, resolved: ResolvedExperiment, paces: Paces) -> float:
     pace = paces[kind(run)]
-    held_out = 0 if run.fold is None else resolved.facts.folds[run.fold]
-    per_epoch = (resolved.facts.splits["val"].count + held_out) * len(run_and_ema(run))
+    held_out = 0 if run.fold is None else resolved.preflight.folds[run.fold]
+    per_epoch = (resolved.preflight.splits["val"].count + held_out) * len(run_and_ema(run))
     scored = run.train.epochs * per_epoch
     return resolved.num_steps[run.id] * pace.step_s + scored * pace.score_image_s
 
 
 def _souping_s(program: ExpandedExperiment, resolved: ResolvedExperiment, paces: Paces) -> float:
     """Of one slot: final tastes, and the report splits for every run, soup and point of a curve."""
-    facts = resolved.facts
+    facts = resolved.preflight
     reported = sum(facts.splits[name].count for name in resolved.report_splits)
     total = 0.0
     for cohort in resolved.cohorts:

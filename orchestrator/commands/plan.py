@@ -24,7 +24,6 @@ from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperim
 from orchestrator.report import format
 from orchestrator.report.terminal.tables import MAX_RUNS
 from orchestrator.schedule import preparation
-from orchestrator.state.state import State
 from workers.context import WorkerContext, num_gpus
 from workers.errors import UserError
 from workers.storage.store import Store
@@ -67,7 +66,7 @@ class Plan:
         """runs, steps_per_run (a list where runs differ), slots, checkpoint_bytes (the largest),
         storage_bytes (at the peak), seconds."""
         steps = [self.resolved.num_steps[run.id] for run in self.program.runs]
-        models = self.resolved.facts.models.values()
+        models = self.resolved.preflight.models.values()
         return {
             "runs": len(steps),
             "steps_per_run": steps[0] if len(set(steps)) == 1 else steps,
@@ -135,10 +134,8 @@ def _device(experiment: Experiment, machine: Machine) -> Literal["cpu", "cuda"]:
 def _preflight(program: ExpandedExperiment, worker: WorkerContext) -> PreflightResult:
     from workers.preflight import preflight
 
-    (order,) = preparation.preflight(program, State())
-    assert order.kind == "preflight"
     try:
-        (event,) = preflight(order, 1, worker)
+        (event,) = preflight(preparation.preflight_order(program), 1, worker)
     except OSError as error:  # a fleet would try again; a plan says it
         raise UserError(f"the images cannot be read now: {error}; check data.root") from error
     assert event.kind == "preflighted"
@@ -207,7 +204,7 @@ def _runs_table(plan: Plan) -> Table:
 
 
 def _lines(plan: Plan) -> Iterator[str]:
-    facts, machine, summary = plan.resolved.facts, plan.machine, plan.summary
+    facts, machine, summary = plan.resolved.preflight, plan.machine, plan.summary
     yield f"Data: {len(facts.classes)} classes; images: {format.image_counts(facts)}."
     for cohort in plan.resolved.cohorts:
         model, name = facts.models[model_key(cohort.model)], plan.resolved.cohort_names[cohort.id]
@@ -233,7 +230,7 @@ def _round_lines(plan: Plan) -> Iterator[str]:
     counted = num_rounds(plan.program, plan.resolved)
     if not counted:
         return
-    models = plan.resolved.facts.models
+    models = plan.resolved.preflight.models
     largest = max(models[model_key(cohort.model)].model_bytes for cohort in plan.resolved.cohorts)
     yield (
         f"Rounds: {counted}, each writes merged weights of {size(largest)} once and every node "
@@ -269,7 +266,7 @@ def _one_of_each_kind(plan: Plan) -> list[RunSpec]:
 
 
 def _warnings(plan: Plan) -> Iterator[str]:
-    facts = plan.resolved.facts
+    facts = plan.resolved.preflight
     yield from facts.warnings
     if facts.corrupt:
         named = ", ".join(facts.corrupt[:MAX_NAMED])

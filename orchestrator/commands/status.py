@@ -16,6 +16,7 @@ from orchestrator.driver.ledger import Ledger
 from orchestrator.report import format
 from orchestrator.report.terminal.status import phase
 from orchestrator.report.terminal.tables import status_view
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from workers.errors import UserError
 from workers.storage.layout import run_file
@@ -53,8 +54,8 @@ def views_of(store: Store, uri: str) -> Iterator[tuple[RenderableType, bool]]:
             raise UserError(
                 f"there is no experiment at {uri}; give STORAGE/NAME, as in runs/quickstart"
             )
-        program, state = run.planned(experiment), fold(Ledger(store).replay())
-        yield status_view(program, state, uri), phase(state) in OVER
+        moment = Moment(run.planned(experiment), fold(Ledger(store).replay()))
+        yield status_view(moment, uri), phase(moment.state) in OVER
 
 
 def run_log(store: Store, run_id: str) -> str:

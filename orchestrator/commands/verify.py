@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from orchestrator import config
-from orchestrator.experiment.resolved import ExpandedExperiment
-from orchestrator.schedule.ingredients import checkpoint_named
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from workers.context import cuda_is_available
 from workers.errors import UserError
@@ -24,16 +23,14 @@ SERVED_FILES = (WEIGHTS, "config.json", "soup.json")
 """Files of soup/ that are copies; its README is written beside them."""
 
 
-def verify_experiment(
-    program: ExpandedExperiment, state: State, store: Store, say: Say
-) -> list[str]:
+def verify_experiment(moment: Moment, store: Store, say: Say) -> list[str]:
     """What is wrong, a sentence each; nothing if all is well. `say` gets lines of progress."""
-    problems = list(_verify_checkpoints(committed_checkpoints(state), store, say))
-    served = state.served.soup if state.served is not None else None
+    problems = list(_verify_checkpoints(committed_checkpoints(moment.state), store, say))
+    served = moment.state.served.soup if moment.state.served is not None else None
     if served is None:
         say("no soup is served yet")
         return problems
-    found = [*_verify_served(state.soups[served], store), *_rebuild(program, state, store, served)]
+    found = [*_verify_served(moment.state.soups[served], store), *_rebuild(moment, store, served)]
     if not found:
         say(f"{SERVED}/ is {served}, and made again from its mix it has the same bytes")
     return [*problems, *found]
@@ -82,17 +79,17 @@ def _verify_served(soup: Checkpoint, store: Store) -> Iterator[str]:
             yield f"{SERVED}/{name} in {store} has other bytes than {soup.id}"
 
 
-def _rebuild(program: ExpandedExperiment, state: State, store: Store, served: str) -> Iterator[str]:
+def _rebuild(moment: Moment, store: Store, served: str) -> Iterator[str]:
     """The same soup, made again from the members that lie in the store."""
     from workers.context import WorkerContext
     from workers.merging.write_soup import SOUP, SoupFile, rebuild
 
-    soup = state.soups[served]
+    soup = moment.state.soups[served]
     try:
         made = SoupFile.model_validate_json(store.read(f"{checkpoint_dir(soup.id)}/{SOUP}"))
-        members = tuple(checkpoint_named(state, name) for name in made.mix.names)
+        members = tuple(moment.state.checkpoint_named(name) for name in made.mix.names)
         # The experiment may have been moved since: its files are where they were found.
-        setting = config.worker_config(program.experiment, _device(program))
+        setting = config.worker_config(moment.config, _device(moment.config))
         setting = setting.model_copy(update={"uri": store.uri, "ranks": 1})
         sha256 = rebuild(made, members, WorkerContext(setting))
     except (OSError, ValueError, KeyError) as error:
@@ -107,8 +104,8 @@ def _rebuild(program: ExpandedExperiment, state: State, store: Store, served: st
         )
 
 
-def _device(program: ExpandedExperiment) -> Literal["cpu", "cuda"]:
-    asked = program.experiment.fleet.device
+def _device(experiment: Experiment) -> Literal["cpu", "cuda"]:
+    asked = experiment.fleet.device
     if asked == "auto":
         return "cuda" if cuda_is_available() else "cpu"
     if asked == "cuda" and not cuda_is_available():

@@ -175,14 +175,15 @@ class Driver:
     # Events
 
     def _commit(self, events: list[AnyEvent]) -> list[AnyEvent]:
-        """Append one group, then fold it; a failed attempt's last checkpoints come with it."""
+        """Append one group, then apply it; a failed attempt's last checkpoints come with it."""
         fresh = [event for event in events if not is_stale(self.state, event)]
         failed = [event for event in fresh if event.kind == "failed" and event.run is not None]
         adopted = [e for f in failed for e in self._completed(f.run, f.attempt, beside=fresh)]
         self.lease.renew()  # no write of a driver that was replaced may follow
         group = self.ledger.append([*adopted, *fresh])
+        state = self.state
         for event in group:
-            apply(self.state, event)
+            apply(state, event)
         self.moment = self.moment.later(group)
         return group
 

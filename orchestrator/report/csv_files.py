@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report.results import SCORES, Json, collect_results
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from workers.types import SELECTION
 
@@ -21,8 +21,7 @@ LATER = ("worst_class", "mcnemar_p", "ece_scaled")
 
 
 def summary_csv(
-    program: ExpandedExperiment,
-    state: State,
+    moment: Moment,
     results: Json | None = None,
     analysis: Json | None = None,
 ) -> str:
@@ -31,7 +30,7 @@ def summary_csv(
     `known` are the results, if they have been worked out already; `analysis` is what
     analysis.json holds, if there is any.
     """
-    results = results if results is not None else collect_results(program, state)
+    results = results if results is not None else collect_results(moment)
     splits = [name for name in results["splits"] if name != "train"]
     rows = [*_runs(results), *_soups(results), *_ensembles(results)]
     scored = [

@@ -74,7 +74,7 @@ class Moment:
 
     @property
     def is_resolved(self) -> bool:
-        """Whether preflight is done. Everything below but `in_flight` needs it."""
+        """Whether preflight is done."""
         return self._resolved is not None
 
     @property
@@ -108,11 +108,13 @@ class Moment:
     @property
     def unfinished_runs(self) -> Iterable[RunSpec]:
         """Runs that neither reached their last step nor failed, in configured order."""
-        return self.index.unfinished
+        return self.index.unfinished if self.is_resolved else self.expanded.runs
 
     @cached_property
     def all_runs_ended(self) -> bool:
         """Every run has ended, one way or another, and none is in flight."""
+        if not self.is_resolved:
+            return False
         if self.state.finish_reason is None and len(self.index.unfinished):
             return False
         return not any(run in self.resolved.plan_of for run in self.in_flight)

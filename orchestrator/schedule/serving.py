@@ -35,7 +35,7 @@ def finish_decisions(moment: Moment, now: float) -> Iterator[AnyEvent]:
     if hours is None or state.finish_reason is not None or state.opened_at is None:
         return
     is_over = now >= state.opened_at + hours * 3600
-    if is_over and not (moment.is_resolved and moment.all_runs_ended):
+    if is_over and not moment.all_runs_ended:
         yield FinishRequested(time=now, reason=f"fleet.max_hours: {hours:g} h are over")
 
 

@@ -9,7 +9,6 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report import format, verdict
 from orchestrator.report.format import Json
 from orchestrator.report.html import tables
@@ -26,6 +25,7 @@ from orchestrator.report.html.sync_rounds import round_parts
 from orchestrator.report.html.timeline import timeline
 from orchestrator.report.html.weight_space import barrier_figure, cosines_figure
 from orchestrator.report.model_rows import rows
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 
 Part = FigureOrReason | (
@@ -47,13 +47,11 @@ class PageSection:
     """None: nothing to show."""
 
 
-def report_html(
-    results: Json, program: ExpandedExperiment, state: State, analysis: Json | None = None
-) -> str:
-    """The page. `analysis` holds analysis.json. Learning curves and timeline show the state."""
+def report_html(results: Json, moment: Moment, analysis: Json | None = None) -> str:
+    """The page. `analysis` holds analysis.json. Learning curves and timeline show the moment.state."""
     sections = [
         PageSection(section.anchor, section.title, parts)
-        for section in _sections(results, program, state, analysis)
+        for section in _sections(results, moment, analysis)
         if (parts := tuple(part for part in section.parts if part is not None))
     ]
     figures = [
@@ -65,7 +63,7 @@ def report_html(
         .render(
             name=results["name"],
             num_runs=_num_runs(results),
-            facts=list(_facts(results, state)),
+            facts=list(_facts(results, moment.state)),
             verdict=verdict.verdict(results),
             ensembles=verdict.about_ensembles(results),
             cautions=[*verdict.cautions(results), *verdict.undetectable(results, analysis)],
@@ -78,9 +76,7 @@ def report_html(
     )
 
 
-def _sections(
-    results: Json, program: ExpandedExperiment, state: State, analysis: Json | None
-) -> Iterator[PageSection]:
+def _sections(results: Json, moment: Moment, analysis: Json | None) -> Iterator[PageSection]:
     models = list(rows(results))
     yield PageSection(
         "recipes",
@@ -117,13 +113,11 @@ def _sections(
             confusion_figure(results, analysis),
         ),
     )
-    yield PageSection(
-        "runs", "Runs", (learning_curves(program, state), tables.run_table(results, models))
-    )
+    yield PageSection("runs", "Runs", (learning_curves(moment), tables.run_table(results, models)))
     yield PageSection("rounds", "Merged while training", round_parts(results))
     yield PageSection("failures", "What went wrong", (tables.failure_table(results),))
     use = tables.Paragraph(format.fleet_use(results))
-    yield PageSection("fleet", "The fleet", (use, timeline(state)))
+    yield PageSection("fleet", "The fleet", (use, timeline(moment.state)))
     yield PageSection("data", "The data", tuple(tables.data_parts(results)))
     yield PageSection("load", "Load the soup", (tables.loading(results),))
 

@@ -8,13 +8,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report import format, verdict
 from orchestrator.report.format import Json
 from orchestrator.report.model_rows import Row, rows
 from orchestrator.report.terminal import status
 from orchestrator.report.terminal.status import RunStatus
-from orchestrator.state.state import State
+from orchestrator.schedule.moment import Moment
 from workers.storage.layout import REPORT, RESULTS, SERVED
 
 
@@ -100,36 +99,34 @@ STYLES = {
 }
 
 
-def status_view(program: ExpandedExperiment, state: State, uri: str) -> RenderableType:
+def status_view(moment: Moment, uri: str) -> RenderableType:
     """How the experiment stands, from its ledger alone."""
-    head = Text(f"{program.experiment.name}: {status.phase(state)}", style="bold")
+    head = Text(f"{moment.config.name}: {status.phase(moment.state)}", style="bold")
     head.append(f"  {uri}", style="dim")
-    lines: list[RenderableType] = [head, runs_table(program, status.run_statuses(program, state))]
-    lines += [soup_line(program, state)]
-    if status.phase(state) in ("running", "waiting"):
-        lines += [
-            Text(sentence, style="yellow") for sentence in status.pending_reasons(program, state)
-        ]
-    if state.served is not None and state.served.soup is not None:
-        lines += [Text(f"Served: {state.served.soup}", style="bold green")]
+    lines: list[RenderableType] = [head, runs_table(moment, status.run_statuses(moment))]
+    lines += [soup_line(moment)]
+    if status.phase(moment.state) in ("running", "waiting"):
+        lines += [Text(sentence, style="yellow") for sentence in status.pending_reasons(moment)]
+    if moment.state.served is not None and moment.state.served.soup is not None:
+        lines += [Text(f"Served: {moment.state.served.soup}", style="bold green")]
     return Group(*lines)
 
 
-def status_json(program: ExpandedExperiment, state: State) -> Json:
+def status_json(moment: Moment) -> Json:
     return {
-        "state": status.phase(state),
-        "name": program.experiment.name,
-        "runs": [asdict(run) for run in status.run_statuses(program, state)],
-        "soups": [asdict(soup) for soup in status.soup_statuses(program, state)],
-        "waits": list(status.pending_reasons(program, state)),
-        "served": state.served.soup if state.served is not None else None,
-        "events": state.last_seq + 1,
+        "state": status.phase(moment.state),
+        "name": moment.config.name,
+        "runs": [asdict(run) for run in status.run_statuses(moment)],
+        "soups": [asdict(soup) for soup in status.soup_statuses(moment)],
+        "waits": list(status.pending_reasons(moment)),
+        "served": moment.state.served.soup if moment.state.served is not None else None,
+        "events": moment.state.last_seq + 1,
     }
 
 
-def runs_table(program: ExpandedExperiment, runs: Iterable[RunStatus]) -> Table:
+def runs_table(moment: Moment, runs: Iterable[RunStatus]) -> Table:
     """At most MAX_RUNS runs, those at work first."""
-    metric = program.experiment.soup.metric
+    metric = moment.config.soup.metric
     score = f"val {format.METRIC_NAMES[metric]}, {format.unit(metric)}"
     table = Table(pad_edge=False)
     for name in ("run", "params", "state"):
@@ -160,10 +157,10 @@ def _run_cells(run: RunStatus, metric: str) -> list[str]:
     ]
 
 
-def soup_line(program: ExpandedExperiment, state: State) -> Text:
+def soup_line(moment: Moment) -> Text:
     """The soup so far, or the final ones."""
-    metric = program.experiment.soup.metric
-    soups = status.soup_statuses(program, state)
+    metric = moment.config.soup.metric
+    soups = status.soup_statuses(moment)
     if not soups:
         return Text("Soup so far: none yet", style="dim")
     parts = [

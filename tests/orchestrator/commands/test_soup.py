@@ -133,7 +133,7 @@ def test_a_fleets_checkpoints_give_the_fleets_soup(place: Path, tmp_path: Path) 
 
 def test_class_folders_alone_are_halved_and_stratified(place: Path, tmp_path: Path) -> None:
     request = _request(place, tmp_path / "out", recipe="best", data=str(place / "data" / "val"))
-    facts = make_soups(request, plain=True).state.facts
+    facts = make_soups(request, plain=True).state.preflight
     assert facts is not None
     halves = {name: split.class_counts for name, split in facts.splits.items() if split.count}
     assert halves == {"val": (8, 8, 8), "test": (8, 8, 8)}

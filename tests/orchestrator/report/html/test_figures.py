@@ -14,6 +14,7 @@ from orchestrator.report.html.tables import recipe_table
 from orchestrator.report.html.weight_space import barrier_figure, cosines_figure
 from orchestrator.report.model_rows import rows
 from orchestrator.report.verdict import undetectable
+from orchestrator.schedule.moment import Moment
 from tests.orchestrator.report.synthetic_analysis import COMPONENTS, Tale
 from tests.orchestrator.report.synthetic_results import Story
 
@@ -149,7 +150,7 @@ def test_a_gain_too_small_for_the_selection_split_is_warned_of(tale: Tale) -> No
 
 
 def test_new_columns_of_the_summary_stand_at_the_end(told: Story, tale: Tale) -> None:
-    text = summary_csv(told.program, told.state, tale.known, tale.analysis)
+    text = summary_csv(Moment(told.program, told.state), tale.known, tale.analysis)
     header = text.splitlines()[0].split(",")
     start = header.index("tastes")
     assert "worst_class" not in " ".join(header[:start])

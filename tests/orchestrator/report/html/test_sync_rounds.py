@@ -9,6 +9,7 @@ import pytest
 from orchestrator.report.html.page import report_html
 from orchestrator.report.html.sync_rounds import round_parts
 from orchestrator.report.results import collect_results
+from orchestrator.schedule.moment import Moment
 from tests.simulator.experiment import program
 from tests.simulator.simulator import live
 from tests.simulator.world import World
@@ -20,7 +21,7 @@ def synced(folder: Path, **sections: Any) -> tuple[World, Json]:
     merge = {"mode": "sync", "method": "greedy"} | sections.pop("merge", {})
     world = World.at(folder, program(3, epochs=4, merge=merge, **sections))
     live(world)
-    return world, collect_results(world.program, world.state())
+    return world, collect_results(Moment(world.program, world.state()))
 
 
 def test_every_round_says_who_took_part_and_what_came_of_it(tmp_path: Path) -> None:
