@@ -59,7 +59,7 @@ def _verify_checkpoints(
 
 
 def _verify_checkpoint(checkpoint: Checkpoint, store: Store) -> str | None:
-    """The first difference of files and manifest, or of manifest and ledger. None: there is none."""
+    """The first difference of files, manifest and ledger. None: they agree."""
     try:
         manifest.verify(store, checkpoint.id)
     except (CorruptFile, FileNotFoundError) as error:
