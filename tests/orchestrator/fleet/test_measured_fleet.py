@@ -1,4 +1,4 @@
-"""A real fleet whose recipes measure: model_stock, a gradient, the base alone, all policies."""
+"""A real fleet with recipes that measure: model_stock, a gradient, the base, all policies."""
 
 from pathlib import Path
 
