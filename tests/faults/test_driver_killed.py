@@ -33,7 +33,7 @@ def _workers(session: int) -> list[str]:
 def test_a_driver_killed_again_and_again_ends_with_the_same_bytes(
     fork_server: ForkServer, uninterrupted: UninterruptedRun, tmp_path: Path
 ) -> None:
-    """One store, many drivers. In five writes a driver can train an epoch; in fewer it only starts."""
+    """One store, many drivers. Five writes suffice to train an epoch; fewer only to start one."""
     lengths = cycle([1, 8, 3, 6, 2, 7, 5])
     num_killed = 0
     while fork_server.run(_driver_run(tmp_path, kill_after=next(lengths))).was_killed:
