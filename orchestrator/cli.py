@@ -24,11 +24,10 @@ from orchestrator.commands.run import (
 )
 from orchestrator.driver.ledger import Ledger
 from orchestrator.driver.signals import STOPPED
-from orchestrator.experiment import resolved
 from orchestrator.report.terminal.tables import final_table, status_json, status_view
 from orchestrator.report.write import write_report
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
-from orchestrator.state.state import State
 from workers.errors import UserError
 from workers.storage.layout import FINISH
 from workers.storage.store import Store
@@ -132,18 +131,18 @@ def status(
     if watch and not as_json:
         watch_status(Store(uri), uri)
         return
-    program, state, _ = _replayed(uri)
+    moment, _ = _replayed(uri)
     if as_json:
-        print(json.dumps(status_json(program, state)))
+        print(json.dumps(status_json(moment)))
     else:
-        _console().print(status_view(program, state, uri))
+        _console().print(status_view(moment, uri))
 
 
 @app.command()
 def report(uri: Uri) -> None:
     """Write results.json, summary.csv and report.html again."""
-    program, state, store = _replayed(uri)
-    results = write_report(program, state, store)
+    moment, store = _replayed(uri)
+    results = write_report(moment, store)
     _console().print(final_table(results, uri))
 
 
@@ -153,8 +152,8 @@ def finish(uri: Uri) -> None:
 
     The running driver does this; without one, the next `run` does.
     """
-    _, state, store = _replayed(uri)
-    if state.finished is not None:
+    moment, store = _replayed(uri)
+    if moment.state.finished is not None:
         print(f"{uri} is already finished.")
         return
     store.write(FINISH, b"")
@@ -280,8 +279,8 @@ def verify(uri: Uri) -> None:
     """Check the hash of every committed file, and blend the served soup again to compare bytes."""
     from orchestrator.commands.verify import verify_experiment
 
-    program, state, store = _replayed(uri)
-    problems = verify_experiment(program, state, store, say=print)
+    moment, store = _replayed(uri)
+    problems = verify_experiment(moment, store, say=print)
     if problems:
         raise UserError(f"{uri} is not intact: {'; '.join(problems)}")
 
@@ -330,11 +329,11 @@ def _existing(uri: str) -> Store:
     return store
 
 
-def _replayed(uri: str) -> tuple[resolved.ExpandedExperiment, State, Store]:
+def _replayed(uri: str) -> tuple[Moment, Store]:
     store = _existing(uri)
     experiment = read_experiment(store)
     assert experiment is not None
-    return planned(experiment), fold(Ledger(store).replay()), store
+    return Moment(planned(experiment), fold(Ledger(store).replay())), store
 
 
 def main() -> None:

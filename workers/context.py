@@ -34,6 +34,8 @@ class WorkerContext:
         """What training keeps beside the weights that `memory_is` names."""
         self.hard_images_first: tuple[tuple[str, ...], Any] | None = None
         """Checkpoint ids, and the order of images that tastes derive from their predictions."""
+        self.live_recipes: dict[str, Any] = {}
+        """Recipes between two questions, by merge; see `workers.merging.recipe_driver`."""
         self._images: Images | None = None
         self._models: dict[str, nn.Module] = {}
         self._drop_path = 0.0
@@ -75,7 +77,7 @@ class WorkerContext:
 
     def forget(self) -> None:
         """Drop everything warm; after an exception its state is not to be trusted."""
-        self._images, self._models = None, {}
+        self._images, self._models, self.live_recipes = None, {}, {}
         self.loaded_checkpoint_id, self.warm_state, self.hard_images_first = None, None, None
 
     @property

@@ -19,20 +19,20 @@ from workers.storage.manifest import discard
 from workers.storage.store import CorruptFile
 from workers.types import AnyEvent, AnyOrder, ErrorClass, Failed, Retired, RetireOrder, Started
 
-Perform = Callable[[Any, int, WorkerContext], Iterator[AnyEvent]]
+OrderFunction = Callable[[Any, int, WorkerContext], Iterator[AnyEvent]]
 
 PERFORMERS = {
     "preflight": "workers.preflight:preflight",
     "base": "workers.training.base_model:make_base",
     "train": "workers.training.train:train",
     "merge": "workers.merging.recipe_driver:merge",
-    "geometry": "workers.merging.gram:geometry",
+    "geometry": "workers.merging.gram:measure_gram_matrices",
     "gradient": "workers.merging.gradient:gradient",
     "taste": "workers.merging.taste:taste",
     "blend": "workers.merging.write_soup:blend_soup",
-    "diversity": "workers.analysis.diversity:diversity",
-    "score": "workers.scoring.score:score",
-    "point": "workers.merging.taste:point",
+    "diversity": "workers.analysis.diversity:measure_diversity",
+    "score": "workers.scoring.score:score_checkpoint",
+    "point": "workers.merging.taste:score_mix",
     "compare": "workers.scoring.compare:compare",
     "analyse": "workers.analysis.analyse:analyse",
     "serve": "workers.serving.export:serve",
@@ -65,12 +65,12 @@ def _events(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iterator[An
     yield from performer(order)(order, attempt, worker)
 
 
-def performer(order: AnyOrder) -> Perform:
+def performer(order: AnyOrder) -> OrderFunction:
     """The function for this order, imported at first use. A run with train.weights trains nothing:
     it imports them."""
     imports = order.kind == "train" and order.run.train.weights is not None
     module, _, function = (IMPORT if imports else PERFORMERS[order.kind]).partition(":")
-    return cast(Perform, getattr(importlib.import_module(module), function))
+    return cast(OrderFunction, getattr(importlib.import_module(module), function))
 
 
 def perform_safely(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iterator[AnyEvent]:

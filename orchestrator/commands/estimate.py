@@ -5,7 +5,6 @@ bases -> runs, each on the first free slot -> tastes -> scores
 
 import heapq
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from orchestrator.experiment.resolved import (
     BasePlan,
@@ -14,13 +13,14 @@ from orchestrator.experiment.resolved import (
     run_and_ema,
 )
 from orchestrator.schedule import sync_rounds
-from workers.recipes import load, most_tastes, path_of
+from workers.recipes import load_recipe, most_tastes, path_of
 from workers.types import (
     Ingredient,
     ModelInfo,
     PreflightResult,
     RecipeContext,
     RunSpec,
+    RunTiming,
     digest,
     dump_without_defaults,
     model_key,
@@ -33,15 +33,8 @@ STARTUP_S = 15.0
 PLACEHOLDER_INGREDIENT = (Ingredient(name="run/00000001", run="run", score=0.0),)
 """Any ingredient; the number of points on a recipe's path does not depend on it."""
 
-Paces = Mapping[str, "Pace"]
+Paces = Mapping[str, RunTiming]
 """Timing by `kind` of run."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    step_s: float
-    score_image_s: float
-
 
 TIMING_KEYS = (
     *("batch_size", "grad_accum_steps", "opt", "aa", "amp_dtype", "tf32", "channels_last"),
@@ -70,7 +63,7 @@ def kind(run: RunSpec) -> str:
 def peak_bytes(program: ExpandedExperiment, resolved: ResolvedExperiment, slots: int) -> int:
     """Bytes in the store when the last runs end: checkpoints that retention keeps, soups and
     predictions, and two checkpoints per slot: one being written, one for an anytime soup."""
-    facts = resolved.facts
+    facts = resolved.preflight
     runs = sum(
         kept_checkpoints(program, resolved, variant) * _checkpoint_bytes(facts, variant)
         for variant in program.variants
@@ -87,7 +80,7 @@ def peak_bytes(program: ExpandedExperiment, resolved: ResolvedExperiment, slots:
 def _merging(
     program: ExpandedExperiment, resolved: ResolvedExperiment
 ) -> Iterable[sync_rounds.SyncGroup]:
-    return sync_rounds.sync_groups(resolved) if sync_rounds.is_on(program) else ()
+    return sync_rounds.sync_groups(resolved) if program.is_sync else ()
 
 
 def _group_bytes(facts: PreflightResult, group: sync_rounds.SyncGroup) -> int:
@@ -127,8 +120,8 @@ def _steps(
     steps, per_epoch = resolved.num_steps[run.id], resolved.steps_per_epoch[run.id]
     every = variant.train.checkpoint_steps(per_epoch)
     stops: set[int] = set()
-    if sync_rounds.is_on(program):
-        period = sync_rounds.period(program, resolved, run)
+    if program.is_sync:
+        period = sync_rounds.period(resolved, run)
         stops.update(range(period, steps, period))
     written = {*range(every, steps + 1, every), steps, *stops}
     return written, {step for step in written if step % per_epoch == 0} | stops
@@ -167,11 +160,11 @@ def _prediction_bytes(program: ExpandedExperiment, facts: PreflightResult) -> in
 
 def num_rounds(program: ExpandedExperiment, resolved: ResolvedExperiment) -> int:
     """Sync rounds of all groups, if no run fails or ends early."""
-    if not sync_rounds.is_on(program):
+    if not program.is_sync:
         return 0
     return sum(
         max(
-            (resolved.num_steps[run.id] - 1) // sync_rounds.period(program, resolved, run)
+            (resolved.num_steps[run.id] - 1) // sync_rounds.period(resolved, run)
             for run in resolved.members[group.cohort.id]
             if run.fold == group.fold
         )
@@ -205,21 +198,21 @@ def makespan(durations: Iterable[float], slots: int) -> float:
 
 def _train_s(run: RunSpec, resolved: ResolvedExperiment, paces: Paces) -> float:
     pace = paces[kind(run)]
-    held_out = 0 if run.fold is None else resolved.facts.folds[run.fold]
-    per_epoch = (resolved.facts.splits["val"].count + held_out) * len(run_and_ema(run))
+    held_out = 0 if run.fold is None else resolved.preflight.folds[run.fold]
+    per_epoch = (resolved.preflight.splits["val"].count + held_out) * len(run_and_ema(run))
     scored = run.train.epochs * per_epoch
     return resolved.num_steps[run.id] * pace.step_s + scored * pace.score_image_s
 
 
 def _soups_s(program: ExpandedExperiment, resolved: ResolvedExperiment, paces: Paces) -> float:
     """Seconds on one slot: final tastes, and report splits of runs, soups and points of paths."""
-    facts = resolved.facts
+    facts = resolved.preflight
     reported = sum(facts.splits[name].count for name in resolved.report_splits)
     total = 0.0
     for cohort in resolved.cohorts:
         variants = resolved.variants[cohort.id]
         ingredients = sum(num_ingredients(program, resolved, variant) for variant in variants)
-        recipes = [load(recipe.name, dict(recipe.options)) for recipe in program.recipes]
+        recipes = [load_recipe(recipe.name, dict(recipe.options)) for recipe in program.recipes]
         tastes = sum(most_tastes(recipe, ingredients) for recipe in recipes)
         num_points = sum(
             len(path_of(recipe, PLACEHOLDER_INGREDIENT, RecipeContext(base="base")))

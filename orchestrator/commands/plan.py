@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator import config
-from orchestrator.commands.estimate import STARTUP_S, Pace, kind, num_rounds, peak_bytes, seconds
+from orchestrator.commands.estimate import STARTUP_S, kind, num_rounds, peak_bytes, seconds
 from orchestrator.commands.run import planned
 from orchestrator.config import Experiment
 from orchestrator.config.sections import FleetConfig
@@ -24,11 +24,10 @@ from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperim
 from orchestrator.report import format
 from orchestrator.report.terminal.tables import MAX_RUNS
 from orchestrator.schedule import preparation
-from orchestrator.state.state import State
 from workers.context import WorkerContext, num_gpus
 from workers.errors import UserError
 from workers.storage.store import Store
-from workers.types import PreflightResult, RunSpec, model_key
+from workers.types import PreflightResult, RunSpec, RunTiming, model_key
 
 MAX_NAMED = 10
 """Most corrupt images that are listed by name."""
@@ -59,7 +58,7 @@ class Plan:
     device: Literal["cpu", "cuda"]
     slots: int
     """Runs at the same time. 0: a single one does not fit."""
-    paces: Mapping[str, Pace]
+    paces: Mapping[str, RunTiming]
     """Timing by kind of run."""
     timed_steps: int
     """Training steps that were timed."""
@@ -73,7 +72,7 @@ class Plan:
         """Content of `--json`. steps_per_run is a list if runs differ; checkpoint_bytes is that of
         the largest model; storage_bytes is the peak."""
         steps = [self.resolved.num_steps[run.id] for run in self.program.runs]
-        models = self.resolved.facts.models.values()
+        models = self.resolved.preflight.models.values()
         return {
             "runs": len(steps),
             "steps_per_run": steps[0] if len(set(steps)) == 1 else steps,
@@ -145,10 +144,8 @@ def _device(experiment: Experiment, machine: Machine) -> Literal["cpu", "cuda"]:
 def _preflight(program: ExpandedExperiment, worker: WorkerContext) -> PreflightResult:
     from workers.preflight import preflight
 
-    (order,) = preparation.preflight(program, State())
-    assert order.kind == "preflight"
     try:
-        (event,) = preflight(order, 1, worker)
+        (event,) = preflight(preparation.preflight_order(program), 1, worker)
     except OSError as error:  # a fleet would try again
         raise UserError(f"the images cannot be read: {error}; check data.root") from error
     assert event.kind == "preflighted"
@@ -173,7 +170,7 @@ def _require_steps(program: ExpandedExperiment, resolved: ResolvedExperiment) ->
 
 def _time_kinds(
     program: ExpandedExperiment, resolved: ResolvedExperiment, worker: WorkerContext
-) -> tuple[dict[str, Pace], int]:
+) -> tuple[dict[str, RunTiming], int]:
     """Timing of every kind of run, and the number of timed steps.
 
     A gang is assumed to be as fast as a single rank.
@@ -184,9 +181,8 @@ def _time_kinds(
     firsts: dict[str, RunSpec] = {}
     for run in (*program.runs, *stages):
         firsts.setdefault(kind(run), run)
-    found = {key: time_run(run, worker) for key, run in firsts.items()}
-    paces = {key: Pace(each.step_s, each.score_image_s) for key, each in found.items()}
-    return paces, sum(each.num_steps for each in found.values())
+    paces = {key: time_run(run, worker) for key, run in firsts.items()}
+    return paces, sum(pace.num_steps for pace in paces.values())
 
 
 # View
@@ -221,8 +217,8 @@ def _runs_table(plan: Plan) -> Table:
 
 
 def _lines(plan: Plan) -> Iterator[str]:
-    facts, machine, summary = plan.resolved.facts, plan.machine, plan.summary
-    yield f"Data: {len(facts.classes)} classes; images: {format.images(facts)}."
+    facts, machine, summary = plan.resolved.preflight, plan.machine, plan.summary
+    yield f"Data: {len(facts.classes)} classes; images: {format.image_counts(facts)}."
     for cohort in plan.resolved.cohorts:
         model, name = facts.models[model_key(cohort.model)], plan.resolved.cohort_names[cohort.id]
         yield f"Model: {name}, {model.num_parameters / 1e6:.2f} million parameters."
@@ -247,7 +243,7 @@ def _round_lines(plan: Plan) -> Iterator[str]:
     count = num_rounds(plan.program, plan.resolved)
     if not count:
         return
-    models = plan.resolved.facts.models
+    models = plan.resolved.preflight.models
     largest = max(models[model_key(cohort.model)].model_bytes for cohort in plan.resolved.cohorts)
     yield (
         f"Rounds: {count}. Each writes merged weights of {size(largest)}, which every node reads "
@@ -283,7 +279,7 @@ def _one_of_each_kind(plan: Plan) -> list[RunSpec]:
 
 
 def _warnings(plan: Plan) -> Iterator[str]:
-    facts = plan.resolved.facts
+    facts = plan.resolved.preflight
     yield from facts.warnings
     if facts.corrupt:
         names = ", ".join(facts.corrupt[:MAX_NAMED])

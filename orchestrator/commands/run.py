@@ -26,7 +26,7 @@ from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.experiment.sweep import expand
 from orchestrator.fleet.base import Fleet, LocalFleet
 from orchestrator.report.write import write_report
-from orchestrator.schedule.training import status
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
 from workers.errors import UserError
@@ -64,8 +64,7 @@ class RunOutcome:
     """The end of a command that ran an experiment."""
 
     exit_code: int
-    program: ExpandedExperiment
-    state: State
+    moment: Moment
     results: dict[str, Any] | None
     """Content of results.json. None: the command was stopped before the end."""
     worked: bool
@@ -81,12 +80,13 @@ def run_experiment(experiment: Experiment, options: Options) -> RunOutcome:
     store = Store(config.uri(experiment))
     stored = read_experiment(store)
     state = fold(Ledger(store).replay()) if stored is not None else State()
-    has_begun = stored is not None and state.facts is not None
+    has_begun = stored is not None and state.preflight is not None
     if stored is not None and has_begun:
         experiment = _as_begun(experiment, stored, extend=options.extend)
-    program = planned(experiment)
-    if has_begun and is_finished(program, state):
-        return RunOutcome(exit_code(program, state), program, state, _results(store), worked=False)
+    expanded = planned(experiment)
+    moment = Moment(expanded, state)
+    if has_begun and is_finished(moment):
+        return RunOutcome(exit_code(moment), moment, _results(store), worked=False)
     ttl_s = LOCAL_LEASE_S if options.fleet == "local" else RAY_LEASE_S
     if stored is None:
         _refuse_other_contents(store)
@@ -95,7 +95,7 @@ def run_experiment(experiment: Experiment, options: Options) -> RunOutcome:
     with stoppable():
         lease.acquire(options.take_over)
         try:
-            return _run(experiment, options, program, store, lease, is_new=not has_begun)
+            return _run(experiment, options, expanded, store, lease, is_new=not has_begun)
         except LeaseLost as error:
             raise UserError(str(error)) from error
         finally:
@@ -123,26 +123,26 @@ def planned(experiment: Experiment) -> ExpandedExperiment:
     return ExpandedExperiment(experiment, expand(experiment), ranks=config.num_ranks(experiment))
 
 
-def is_finished(program: ExpandedExperiment, state: State) -> bool:
+def is_finished(moment: Moment) -> bool:
     """Whether the ledger is complete: nothing is due, and nothing is left to decide."""
-    if state.finished is None:
+    if moment.state.finished is None:
         return False
-    return schedule.is_over(program, state) and not schedule.decisions(program, state, now=0.0)
+    return schedule.is_over(moment) and not schedule.decisions(moment, now=0.0)
 
 
-def exit_code(program: ExpandedExperiment, state: State) -> int:
+def exit_code(moment: Moment) -> int:
     """3 if a run failed, an order was given up or no soup is served; 4 if it is not finished."""
-    if state.finished is None:
+    if moment.state.finished is None:
         return STOPPED
-    statuses = {status(program, state, run) for run in program.runs}
-    serves_nothing = state.served is None or state.served.soup is None
-    return PARTLY if "failed" in statuses or serves_nothing or state.gave_up else DONE
+    statuses = {moment.phase_of(run) for run in moment.expanded.runs}
+    serves_nothing = moment.state.served is None or moment.state.served.soup is None
+    return PARTLY if "failed" in statuses or serves_nothing or moment.state.gave_up else DONE
 
 
 def _run(
     experiment: Experiment,
     options: Options,
-    program: ExpandedExperiment,
+    expanded: ExpandedExperiment,
     store: Store,
     lease: Lease,
     is_new: bool,
@@ -157,13 +157,13 @@ def _run(
     try:
         store.write(CONFIG, config.dump(experiment).encode())
         store.write(ENV, _environment(options).encode())
-        return _drive(program, store, lease, fleet, options, is_new)
+        return _drive(expanded, store, lease, fleet, options, is_new)
     finally:
         fleet.close()
 
 
 def _drive(
-    program: ExpandedExperiment,
+    expanded: ExpandedExperiment,
     store: Store,
     lease: Lease,
     fleet: Fleet,
@@ -174,14 +174,12 @@ def _drive(
 
     with open_view(options.plain) as view:
         driver = Driver(
-            program,
+            expanded,
             store,
             Ledger(store),
             lease,
             fleet,
-            watch=lambda state, events, heartbeats, waiting: view.update(
-                program, state, events, heartbeats, waiting
-            ),
+            watch=view.update,
         )
         with stop_signals_handled(driver):
             state = driver.run()
@@ -190,11 +188,11 @@ def _drive(
         _remove_new(store, is_new)
         raise UserError(refused)
     if driver.stop_reason is not None:
-        return RunOutcome(STOPPED, program, state, None, worked=True)
-    write_report(program, driver.state, store)
-    state = driver.finish()
-    results = write_report(program, state, store)
-    return RunOutcome(exit_code(program, state), program, state, results, worked=True)
+        return RunOutcome(STOPPED, driver.moment, None, worked=True)
+    write_report(driver.moment, store)
+    driver.finish()
+    results = write_report(driver.moment, store)
+    return RunOutcome(exit_code(driver.moment), driver.moment, results, worked=True)
 
 
 def _remove_new(store: Store, is_new: bool) -> None:

@@ -19,16 +19,13 @@ from orchestrator.config import Experiment, yaml_document
 from orchestrator.experiment.identity import config_differences, with_stored_values
 from workers.errors import UserError
 from workers.models.model_files import ModelFile, config_of, weights_file
-from workers.recipes import RECIPES
+from workers.recipes import RECIPES, needs_base
 from workers.storage.layout import SERVED
 from workers.storage.local_disk import hash_file
 from workers.storage.store import Store
 
-NEEDS_BASE = frozenset({"model_stock", "wise_ft"})
-"""Recipes that need the weights that all checkpoints were fine-tuned from."""
-
-NEEDS_NO_IMAGES = frozenset({"best", "average", "frozen"})
-"""BatchNorm policies that need no training images."""
+POLICIES_WITHOUT_IMAGES = frozenset({"best", "average", "frozen"})
+"""Values of soup.batchnorm for which no training image is needed."""
 
 SPLIT_FOLDERS = {"val", "test"}
 """Subfolders of --data that hold its splits."""
@@ -64,7 +61,7 @@ def make_soups(request: SoupRequest, plain: bool | None = None) -> RunOutcome:
     _refuse_other_contents(experiment, request)
     _require_batchnorm_images(experiment)
     outcome = run.run_experiment(experiment, Options(fleet="local", plain=plain))
-    if outcome.state.served is not None and outcome.state.served.soup is not None:
+    if outcome.moment.state.served is not None and outcome.moment.state.served.soup is not None:
         _serve(Store(config.uri(experiment)))
     return outcome
 
@@ -195,12 +192,12 @@ def _model(request: SoupRequest, model_file: ModelFile | None) -> dict[str, Any]
 def _recipes(request: SoupRequest) -> list[Any]:
     """--recipe: `greedy,uniform`, `all`, or YAML with options, `{greedy: {tie: strict}}`."""
     if request.recipe.strip() == "all":
-        return [name for name in RECIPES if request.base is not None or name not in NEEDS_BASE]
+        return [name for name in RECIPES if request.base is not None or not needs_base(name)]
     recipes = yaml_document.parse(f"recipes: [{request.recipe}]", "--recipe")["recipes"]
-    missing_base = sorted(NEEDS_BASE & set(_names(recipes)))
-    if missing_base and request.base is None:
+    missing_base = [name for name in _names(recipes) if request.base is None and needs_base(name)]
+    if missing_base:
         raise UserError(
-            f"recipe {missing_base[0]} needs the weights that all checkpoints were fine-tuned "
+            f"recipe {min(missing_base)} needs the weights that all checkpoints were fine-tuned "
             "from; give them with --base FILE, or leave the recipe out"
         )
     return list(recipes)
@@ -228,7 +225,7 @@ def _refuse_other_contents(experiment: Experiment, request: SoupRequest) -> None
 
 
 def _require_batchnorm_images(experiment: Experiment) -> None:
-    if experiment.data.train or experiment.soup.batchnorm in NEEDS_NO_IMAGES:
+    if experiment.data.train or experiment.soup.batchnorm in POLICIES_WITHOUT_IMAGES:
         return
     from workers.models.build import create_model, has_batchnorm
 

@@ -15,6 +15,7 @@ from orchestrator.driver.ledger import Ledger
 from orchestrator.report import format
 from orchestrator.report.terminal.status import phase
 from orchestrator.report.terminal.tables import status_view
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from workers.errors import UserError, did_you_mean
 from workers.storage.layout import run_file
@@ -59,8 +60,8 @@ def views_of(store: Store, uri: str) -> Iterator[tuple[RenderableType, bool]]:
             raise UserError(
                 f"there is no experiment at {uri}; give STORAGE/NAME, as in runs/quickstart"
             )
-        program, state = run.planned(experiment), fold(Ledger(store).replay())
-        yield status_view(program, state, uri), phase(state) in OVER
+        moment = Moment(run.planned(experiment), fold(Ledger(store).replay()))
+        yield status_view(moment, uri), phase(moment.state) in OVER
 
 
 def run_log(store: Store, run_id: str) -> str:
@@ -103,8 +104,8 @@ def _run_ids(store: Store) -> list[str]:
 def score_view(score: Score, model_dir: str | Path, data: str | Path) -> RenderableType:
     """A score as a small table."""
     table = Table(pad_edge=False)
-    for name in ("images", *(f"{format.METRICS[m]}, {format.unit(m)}" for m in SCORE_COLUMNS)):
+    for name in ("images", *(f"{format.METRIC_NAMES[m]}, {format.unit(m)}" for m in SCORE_COLUMNS)):
         table.add_column(name, justify="right")
-    cells = [format.shown(getattr(score, metric), metric) for metric in SCORE_COLUMNS]
+    cells = [format.score_text(getattr(score, metric), metric) for metric in SCORE_COLUMNS]
     table.add_row(str(score.count), *cells)
     return Group(Text(f"{model_dir} on {data}", style="bold"), table)

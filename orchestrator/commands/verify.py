@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from orchestrator import config
-from orchestrator.experiment.resolved import ExpandedExperiment
-from orchestrator.schedule.ingredients import checkpoint_named
+from orchestrator.config import Experiment
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from workers.context import cuda_is_available
 from workers.errors import UserError
@@ -25,16 +25,15 @@ SERVED_FILES = (WEIGHTS, "config.json", "soup.json")
 """Files of soup/ that are copies of those in soups/<id>/."""
 
 
-def verify_experiment(
-    program: ExpandedExperiment, state: State, store: Store, say: Say
-) -> list[str]:
+def verify_experiment(moment: Moment, store: Store, say: Say) -> list[str]:
     """All problems, one sentence each; empty if there are none."""
+    state = moment.state
     problems = list(_verify_checkpoints(committed_checkpoints(state), store, say))
     served = state.served.soup if state.served is not None else None
     if served is None:
         say("no soup is served yet")
         return problems
-    wrong = [*_verify_served(state.soups[served], store), *_rebuild(program, state, store, served)]
+    wrong = [*_verify_served(state.soups[served], store), *_rebuild(moment, store, served)]
     if not wrong:
         say(f"{SERVED}/ is {served}, and blending its mix again gives the same bytes")
     return [*problems, *wrong]
@@ -83,17 +82,17 @@ def _verify_served(soup: Checkpoint, store: Store) -> Iterator[str]:
             yield f"{SERVED}/{name} in {store} differs from that of {soup.id}"
 
 
-def _rebuild(program: ExpandedExperiment, state: State, store: Store, served: str) -> Iterator[str]:
+def _rebuild(moment: Moment, store: Store, served: str) -> Iterator[str]:
     """Blend the soup again from its members, and compare the hash of its weights."""
     from workers.context import WorkerContext
     from workers.merging.write_soup import SOUP, SoupFile, rebuild
 
-    soup = state.soups[served]
+    soup = moment.state.soups[served]
     try:
         file = SoupFile.model_validate_json(store.read(f"{checkpoint_dir(soup.id)}/{SOUP}"))
-        members = tuple(checkpoint_named(state, name) for name in file.mix.names)
+        members = tuple(moment.state.checkpoint_named(name) for name in file.mix.names)
         # The experiment may have been moved: its files are in this store.
-        setting = config.worker_config(program.experiment, _device(program))
+        setting = config.worker_config(moment.config, _device(moment.config))
         setting = setting.model_copy(update={"uri": store.uri, "ranks": 1})
         sha256 = rebuild(file, members, WorkerContext(setting))
     except (OSError, ValueError, KeyError) as error:
@@ -108,8 +107,8 @@ def _rebuild(program: ExpandedExperiment, state: State, store: Store, served: st
         )
 
 
-def _device(program: ExpandedExperiment) -> Literal["cpu", "cuda"]:
-    asked = program.experiment.fleet.device
+def _device(experiment: Experiment) -> Literal["cpu", "cuda"]:
+    asked = experiment.fleet.device
     if asked == "auto":
         return "cuda" if cuda_is_available() else "cpu"
     if asked == "cuda" and not cuda_is_available():

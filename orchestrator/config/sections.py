@@ -184,10 +184,6 @@ class FleetConfig(Section):
         return value
 
 
-TIED = frozenset({"greedy", "greedy_random", "greedy_replacement", "pruned", "pruned_rounds"})
-"""Recipes whose option `tie` has the value of soup.tie by default."""
-
-
 class RecipeConfig(Section):
     """A recipe and its options. YAML: `greedy`, or `{greedy: {option: value}}`."""
 
@@ -208,7 +204,7 @@ class RecipeConfig(Section):
 
     @model_validator(mode="after")
     def _is_known(self) -> "RecipeConfig":
-        recipes.load(self.name, self.options)
+        recipes.load_recipe(self.name, self.options)
         return self
 
     @property
@@ -217,8 +213,8 @@ class RecipeConfig(Section):
         return self.name.rpartition(":")[2]
 
     def options_under(self, tie: str) -> dict[str, Any]:
-        """The options, with soup.tie as default of `tie` if the recipe is one of TIED."""
-        return {"tie": tie, **self.options} if self.name in TIED else dict(self.options)
+        """The options, with soup.tie for a recipe that has an option `tie` and no value for it."""
+        return {**recipes.tie_option(self.name, tie), **self.options}
 
     @model_serializer(mode="plain")
     def _as_written(self) -> str | dict[str, Any]:
@@ -237,7 +233,7 @@ class MethodConfig(RecipeConfig):
 
     @model_validator(mode="after")
     def _is_known(self) -> "MethodConfig":
-        recipes.load("uniform" if self.name in MEANS else self.name, self.options)
+        recipes.load_recipe("uniform" if self.name in MEANS else self.name, self.options)
         return self
 
 
@@ -366,7 +362,8 @@ class SoupConfig(Section):
         if one.name != other.name:
             return False
         first, second = (
-            recipes.load(recipe.name, recipe.options_under(self.tie)) for recipe in (one, other)
+            recipes.load_recipe(recipe.name, recipe.options_under(self.tie))
+            for recipe in (one, other)
         )
         return first == second
 

@@ -48,7 +48,7 @@ def stop_signals_handled(driver: Driver) -> Iterator[None]:
     All processes end at once at a second SIGINT, or if stopping takes longer than the grace period
     and CLOSING_S.
     """
-    patience_s = driver.program.experiment.fleet.grace_s + CLOSING_S
+    patience_s = driver.expanded.experiment.fleet.grace_s + CLOSING_S
 
     def ask(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and driver.stop_reason is not None:

@@ -17,13 +17,14 @@ from workers.config.data import DataConfig
 from workers.config.model import ModelConfig
 from workers.merging.recipe_driver import advance
 from workers.merging.taste import taste
-from workers.recipes import load
+from workers.recipes import load_recipe
 from workers.types import (
     Answer,
     FirstAtLeast,
     FirstResult,
     Ingredient,
     Mix,
+    RecipeContext,
     Soup,
     Tasted,
     TasteOrder,
@@ -59,9 +60,10 @@ def _greedy(pool: Pool, stops_early: bool) -> tuple[tuple[str, ...], tuple[int, 
         Ingredient(name=name, run=name.split("/")[0], score=score)
         for name, score in zip(pool.names, pool.scores, strict=True)
     )
+    context = RecipeContext(base=pool.base.name)
     began, samples, answers = time.perf_counter(), 0, list[Answer]()
     while True:
-        outcome = advance(load("greedy"), ingredients, tuple(answers))
+        outcome = advance(load_recipe("greedy"), ingredients, tuple(answers), context)
         if isinstance(outcome, Soup):
             return outcome.mix.names, (samples, time.perf_counter() - began)
         assert isinstance(outcome, FirstAtLeast)

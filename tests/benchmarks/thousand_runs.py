@@ -26,6 +26,7 @@ from orchestrator.driver.driver import Driver
 from orchestrator.driver.lease import Lease
 from orchestrator.driver.ledger import Ledger
 from orchestrator.experiment.resolved import ExpandedExperiment
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.simulator.experiment import program
 from tests.simulator.simulator import SimulatedFleet
@@ -71,7 +72,7 @@ class Gauge:
         self._trained = 0
         self._began = time.perf_counter()
 
-    def watch(self, state: State, events: list[AnyEvent], *_: Any) -> None:
+    def watch(self, moment: Moment, events: list[AnyEvent], *_: Any) -> None:
         self._trained += sum(event.kind == "checkpoint" for event in events)
         for mark in MARKS:
             if mark not in self.marks and self._trained >= mark * self._total:
@@ -126,12 +127,12 @@ def rule_costs(runs: int = 1000, slots: int = 16) -> dict[str, float]:
     costs = {
         f"{rule.__module__.rpartition('.')[2]}.{rule.__name__}": _ms(
             state,
-            lambda anew, rule=rule: tuple(rule(program_, anew)),  # type: ignore[misc]
+            lambda anew, rule=rule: tuple(rule(Moment(program_, anew))),  # type: ignore[misc]
         )
         for rule in schedule.RULES
     }
-    costs["due"] = _ms(state, lambda anew: schedule.due(program_, anew))
-    costs["decisions"] = _ms(state, lambda anew: schedule.decisions(program_, anew, 0.0))
+    costs["due"] = _ms(state, lambda anew: schedule.due(Moment(program_, anew)))
+    costs["decisions"] = _ms(state, lambda anew: schedule.decisions(Moment(program_, anew), 0.0))
     return costs
 
 

@@ -39,7 +39,7 @@ from workers.data import epoch_order, scan
 from workers.models.build import preprocessing
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.store import Store
-from workers.training.batches import Batch, TrainBatches
+from workers.training.batches import TrainBatch, TrainBatches
 from workers.training.train import train
 from workers.types import Checkpoint, RunSpec, TrainOrder, WorkerConfig
 
@@ -69,10 +69,10 @@ def measure(
         worker, base = _worker(f"{root}/store", data, run, device)
         folder, place = f"{root}/images/train", torch.device(worker.setting.device)
 
-        def timms(model: torch.nn.Module) -> Iterable[Batch]:
+        def timms(model: torch.nn.Module) -> Iterable[TrainBatch]:
             return _timm_loader(worker, model, spec, folder, place)
 
-        def fed(model: torch.nn.Module) -> Iterable[Batch]:
+        def fed(model: torch.nn.Module) -> Iterable[TrainBatch]:
             ours = TrainBatches(model, run, worker)
             return (ours.to_device(batch, 0) for batch in ours.batches(ours.plan(0), 0))
 
@@ -221,7 +221,7 @@ def _ours(worker: WorkerContext, run: RunSpec, base: Checkpoint, steps: int, att
 def _plain(
     worker: WorkerContext,
     run: RunSpec,
-    batches: Callable[[torch.nn.Module], Iterable[Batch]],
+    batches: Callable[[torch.nn.Module], Iterable[TrainBatch]],
     steps: int,
 ) -> float:
     spec, device = run.train, torch.device(worker.setting.device)

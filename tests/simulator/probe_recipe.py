@@ -29,16 +29,16 @@ class ProbeRecipe:
     lr: float = 0.1
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
         names = tuple(each.name for each in by_score(ingredients))
-        grams = yield GramMatrices(names=names, base=kitchen.base)
-        assert isinstance(grams, GramResult) and kitchen.num_selection > 0
-        prefixes = ("", *kitchen.components[-1:])
+        grams = yield GramMatrices(names=names, base=context.base)
+        assert isinstance(grams, GramResult) and context.num_selection > 0
+        prefixes = ("", *context.components[-1:])
         rows = [[1.0] * len(names) + [0.0] for _ in prefixes]
         for step in range(self.steps):
             slope = yield MixGradient(
-                mix=self._mix(names, kitchen, prefixes, rows),
+                mix=self._mix(names, context, prefixes, rows),
                 components=prefixes,
                 epoch=step,
                 batch=0,
@@ -47,8 +47,8 @@ class ProbeRecipe:
             assert isinstance(slope, MixGradientResult)
             for row, slopes in zip(rows, slope.weights, strict=True):
                 row[:] = [w - self.lr * s for w, s in zip(row, slopes, strict=True)]
-        mix = self._mix(names, kitchen, prefixes, rows)
-        only_base = Mix.mean([kitchen.base])
+        mix = self._mix(names, context, prefixes, rows)
+        only_base = Mix.mean([context.base])
         best = Mix.mean([names[0]])
         told = yield Taste(mixes=(mix, only_base, best), hits=True)
         assert isinstance(told, TasteResults) and all(told.hits)
@@ -57,12 +57,12 @@ class ProbeRecipe:
     def _mix(
         self,
         names: tuple[str, ...],
-        kitchen: RecipeContext,
+        context: RecipeContext,
         prefixes: tuple[str, ...],
         rows: list[list[float]],
     ) -> Mix:
         return Mix(
-            weights=tuple(zip((*names, kitchen.base), rows[0], strict=True)),
+            weights=tuple(zip((*names, context.base), rows[0], strict=True)),
             divisor=float(len(names)),
             components=tuple(
                 Component(prefix=prefix, weights=tuple(row))
@@ -76,9 +76,9 @@ class OnlyBase:
     """The base alone: no ingredient at all."""
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
-        mix = Mix.mean([kitchen.base])
+        mix = Mix.mean([context.base])
         told = yield Taste(mixes=(mix,))
         assert isinstance(told, TasteResults)
         return Soup(mix=mix, score=told.scores[0])

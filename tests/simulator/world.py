@@ -220,8 +220,8 @@ class World:
         return len(scores) - 1 - scores.index(max(scores)) >= run.train.patience
 
     def _merge(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
-        recipe = recipes.load(order.recipe, order.options)
-        outcome = advance(recipe, order.ingredients, order.answers, order.kitchen)
+        recipe = recipes.load_recipe(order.recipe, order.options)
+        outcome = advance(recipe, order.ingredients, order.answers, order.context)
         if isinstance(outcome, Soup):
             yield Mixed(merge=order.merge, soup=outcome)
         else:
@@ -291,7 +291,7 @@ class World:
 
     def _blend(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)
-        yield Blended(checkpoint=self._write(order.soup, None, 0), busy_s=1.0)
+        yield Blended(checkpoint=self._write(order.name, None, 0), busy_s=1.0)
 
     def _diversity(self, order: DiversityOrder, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)

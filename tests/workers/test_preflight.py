@@ -17,7 +17,7 @@ from workers.context import WorkerContext
 from workers.errors import UserError
 from workers.preflight import ADAM_MOMENTS, preflight, state_copies
 from workers.scoring.metrics import score as metrics_of
-from workers.scoring.score import score
+from workers.scoring.score import score_checkpoint
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.checkpoints import open_weights
 from workers.storage.predictions import read_predictions
@@ -67,7 +67,7 @@ def base_of(worker: WorkerContext, name: str = "base/abc", **fields: Any) -> Che
 def scores_of(worker: WorkerContext, checkpoint: Checkpoint, *splits: str) -> Scored:
     cohort = Cohort(id="c", model=RESNET, base="base/abc", batchnorm="recompute")
     order = ScoreOrder(cohort=cohort, checkpoint=checkpoint, splits=splits)
-    (event,) = score(order, 1, worker)
+    (event,) = score_checkpoint(order, 1, worker)
     assert isinstance(event, Scored)
     return event
 

@@ -21,7 +21,7 @@ from workers.analysis.calibration import detail, on_split, temperature
 from workers.analysis.distances import distances, evenly_spaced, num_images
 from workers.analysis.mds import mds_map
 from workers.analysis.schema import (
-    SCHEMA,
+    ANALYSIS_SCHEMA,
     Analysis,
     Barrier,
     BiasVariance,
@@ -31,11 +31,11 @@ from workers.analysis.schema import (
     Paired,
     SplitAnalysis,
 )
-from workers.analysis.weight_space import geometry
+from workers.analysis.weight_space import measure_weight_space
 from workers.context import WorkerContext
 from workers.scoring import ensembles
 from workers.scoring.ensembles import Predictions
-from workers.scoring.metrics import predictions
+from workers.scoring.metrics import mcnemar, predictions
 from workers.storage.layout import ANALYSIS
 from workers.storage.predictions import read_predictions
 from workers.storage.store import CorruptFile
@@ -67,7 +67,7 @@ def analysed(order: AnalyseOrder, worker: WorkerContext) -> Analysis:
     heats: dict[str, float | None] = {}
     splits = {split: _split(order, split, heats, worker) for split in order.splits}
     return Analysis(
-        schema=SCHEMA,
+        schema=ANALYSIS_SCHEMA,
         key=order.key,
         metric=worker.setting.metric,
         classes=list(worker.images.classes),
@@ -76,7 +76,7 @@ def analysed(order: AnalyseOrder, worker: WorkerContext) -> Analysis:
         models=[_model(subject, heats) for subject in order.subjects],
         left_out=list(order.not_analysed),
         splits=splits,
-        geometry=[geometry(each, worker) for each in order.weighed],
+        geometry=[measure_weight_space(each, worker) for each in order.weighed],
         barrier=_barrier(order),
     )
 
@@ -123,7 +123,7 @@ def _predictions(subject: AnalysedModel, split: str, worker: WorkerContext) -> P
     """None where an ensemble is not to be judged: it was fitted on this split."""
     if subject.kind != "ensemble":
         return read_predictions(worker.store, subject.predictions or subject.id, split)
-    made, stacker = ensembles.read(worker.store, subject.id)
+    made, stacker = ensembles.read_ensemble(worker.store, subject.id)
     if stacker is None:
         return ensembles.soft_vote(worker.store, made.members, split)
     if split == made.fitted_on:
@@ -173,7 +173,7 @@ def _paired(order: AnalyseOrder, right: Mapping[str, np.ndarray]) -> Paired | No
     single, soup = right.get(order.best_single), right.get(order.served or "")
     if single is None or soup is None or order.best_single == order.served:
         return None
-    only_single, only_soup = int(np.sum(single & ~soup)), int(np.sum(soup & ~single))
+    only_single, only_soup, _ = mcnemar(single, soup)
     return Paired(
         only_single=only_single,
         only_soup=only_soup,

@@ -5,8 +5,6 @@ nothing but the variance is proportional to exp(E log p), the softmax of the mea
 is the loss of soft voting, and the rest is what an ensemble gains.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from workers.analysis.schema import BiasVariance
@@ -58,11 +56,3 @@ class BiasVarianceAccumulator:
         mean = self.log_p / self.num_models
         variance = -np.log(np.exp(mean).sum(axis=1))
         return float(-np.mean(mean[rows, self.labels])), float(np.mean(variance))
-
-
-def decompose(models: Iterable[np.ndarray], labels: np.ndarray, num_classes: int) -> BiasVariance:
-    """Of models by their (N, C) logits; at least one."""
-    tally = BiasVarianceAccumulator(labels, num_classes)
-    for logits in models:
-        tally.add(logits)
-    return tally.result()

@@ -54,13 +54,13 @@ def on_split(
 
 def detail(logits: np.ndarray, labels: np.ndarray, num_classes: int, heat: float | None) -> Detail:
     return Detail(
-        confusion=confusion(predictions(logits), labels, num_classes).tolist(),
-        reliability=reliability(logits, labels),
-        reliability_scaled=reliability(_scaled(logits, heat), labels),
+        confusion=confusion_matrix(predictions(logits), labels, num_classes).tolist(),
+        reliability=reliability_bins(logits, labels),
+        reliability_scaled=reliability_bins(_scaled(logits, heat), labels),
     )
 
 
-def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """(C, C) images by true class (row) and predicted class; a prediction of -1 is nowhere."""
     said = predicted >= 0
     flat = labels[said] * num_classes + predicted[said]
@@ -68,7 +68,7 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np
     return table
 
 
-def reliability(logits: np.ndarray, labels: np.ndarray) -> Reliability:
+def reliability_bins(logits: np.ndarray, labels: np.ndarray) -> Reliability:
     """Images without a finite confidence are in no bin."""
     confidence = np.exp(log_softmax(logits).max(axis=1))
     finite = np.isfinite(confidence)

@@ -34,13 +34,14 @@ def distances(logits: Mapping[str, np.ndarray]) -> Distances:
     return Distances(
         ids=list(logits),
         num_images=num,
-        disagreement=_disagreement(predicted).tolist(),
+        disagreement=disagreement(predicted).tolist(),
         symmetric_cross_entropy=_symmetric_cross_entropy(p, num).tolist(),
         jeffreys=_jeffreys(p, num).tolist(),
     )
 
 
-def _disagreement(predicted: np.ndarray) -> np.ndarray:
+def disagreement(predicted: np.ndarray) -> np.ndarray:
+    """(K, K) shares of images that two models label differently, from (K, N) labels."""
     return np.stack([np.mean(predicted != row, axis=1) for row in predicted])
 
 

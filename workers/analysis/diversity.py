@@ -5,18 +5,21 @@ cached predictions ---> share of images that two of them label otherwise }
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from workers.analysis.weight_space import geometry
+from workers.analysis.distances import disagreement
+from workers.analysis.weight_space import measure_weight_space
 from workers.context import WorkerContext
 from workers.scoring.metrics import predictions
 from workers.storage.predictions import read_predictions
 from workers.types import SELECTION, AnyEvent, Diversity, DiversityOrder
 
 
-def diversity(order: DiversityOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+def measure_diversity(
+    order: DiversityOrder, attempt: int, worker: WorkerContext
+) -> Iterator[AnyEvent]:
     """One event. A member alone has no pairs, one that has not moved no direction: None."""
     began, ids = time.monotonic(), [each.id for each in order.members.ingredients]
     labelled = [predictions(read_predictions(worker.store, id_, SELECTION)[2]) for id_ in ids]
@@ -24,19 +27,13 @@ def diversity(order: DiversityOrder, attempt: int, worker: WorkerContext) -> Ite
     yield Diversity(
         merge=order.merge,
         cosine=mean_of_pairs(np.array(angles)),
-        disagreement=mean_of_pairs(_disagreement(labelled)),
+        disagreement=mean_of_pairs(disagreement(np.stack(labelled))),
         busy_s=time.monotonic() - began,
     )
 
 
 def _cosines(order: DiversityOrder, worker: WorkerContext) -> list[list[float | None]]:
-    return geometry(order.members, worker)["cosines"]
-
-
-def _disagreement(labelled: Sequence[np.ndarray]) -> np.ndarray:
-    """(K, K), from the labels that each gives to the same images."""
-    every = np.stack(labelled)
-    return np.stack([np.mean(every != one, axis=1) for one in labelled])
+    return measure_weight_space(order.members, worker)["cosines"]
 
 
 def mean_of_pairs(values: np.ndarray) -> float | None:

@@ -11,7 +11,7 @@ from workers.analysis.schema import Map
 
 STARTS = 4
 """Of the scaling; the best is kept."""
-MAX_STEPS = 500
+MAX_ITERATIONS = 500
 PRECISION = 1e-9
 """Share of the stress below which a step is the last."""
 
@@ -48,7 +48,7 @@ def _scaled(apart: np.ndarray, seed: int) -> np.ndarray:
         apart,
         n_components=2,
         n_init=STARTS,
-        max_iter=MAX_STEPS,
+        max_iter=MAX_ITERATIONS,
         eps=PRECISION,
         random_state=seed,
         normalized_stress=False,

@@ -10,7 +10,7 @@ ensemble `soft_voting` or `stacking`. Fractions 0..1, nats; what is no finite nu
 
 from typing import TypedDict
 
-SCHEMA = 1
+ANALYSIS_SCHEMA = 1
 
 Matrix = list[list[float | None]]
 """Row by row; rows and columns in the order of the `ids` beside it."""

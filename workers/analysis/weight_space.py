@@ -16,11 +16,12 @@ from workers.analysis.schema import ComponentGeometry, Geometry
 from workers.context import WorkerContext
 from workers.merging.batchnorm import statistics
 from workers.merging.gram import grams_of
+from workers.recipes.gram_matrix import symmetric
 from workers.storage.checkpoints import open_weights
 from workers.types import GramResult, WeightSpaceGroup, component_of
 
 
-def geometry(weighed: WeightSpaceGroup, worker: WorkerContext) -> Geometry:
+def measure_weight_space(weighed: WeightSpaceGroup, worker: WorkerContext) -> Geometry:
     """Reads every checkpoint once, side by side, a block of each at a time."""
     base, others = weighed.base, weighed.ingredients
     skipped = statistics(worker.model(weighed.cohort.model))
@@ -74,10 +75,7 @@ def squared(grams: GramResult, names: Iterable[str], count: int) -> np.ndarray:
     total = np.zeros(count * (count + 1) // 2)
     for name in names:
         total += grams.tensors[name]
-    full = np.zeros((count, count))
-    full[np.triu_indices(count)] = total
-    result: np.ndarray = full + np.triu(full, 1).T
-    return result
+    return symmetric(total, count)
 
 
 def lengths(inner: np.ndarray) -> list[float]:

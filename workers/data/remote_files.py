@@ -14,8 +14,8 @@ from glob import glob
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from workers.errors import UserError
-from workers.storage.store import Store
+from workers.errors import UserError, first_line
+from workers.storage.store import Store, open_filesystem
 
 OPEN_FILES = 64
 """Remote files kept open; opening one costs a round trip."""
@@ -58,7 +58,7 @@ class Files:
     def __init__(self) -> None:
         # Neither a connection nor a position in a file survives a fork or is shared by threads.
         self._kept = lru_cache(OPEN_FILES)(lambda uri, pid, thread: self._open(uri))
-        self._folder = lru_cache(OPEN_FILES)(lambda uri, pid: _open_folder(uri))
+        self._folder = lru_cache(OPEN_FILES)(lambda uri, pid: open_filesystem(uri, shown(uri)))
 
     def __reduce__(self) -> tuple[type["Files"], tuple[()]]:
         return Files, ()
@@ -126,20 +126,6 @@ class Files:
         return filesystem.open_input_file(f"{path}/{name}")
 
 
-def _open_folder(uri: str) -> tuple[Any, str]:
-    import pyarrow
-    from pyarrow import fs
-
-    try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
-        raise UserError(
-            f"{shown(uri)} is not a place that can be opened ({first_line(error)}); give a "
-            "folder, or a URI such as s3://bucket/folder or https://host/folder"
-        ) from error
-    return filesystem, path.rstrip("/")
-
-
 def _open_http(uri: str) -> Any:
     import pyarrow
     from fsspec.implementations.http import HTTPFileSystem
@@ -172,8 +158,3 @@ def _naming(uri: str) -> Iterator[None]:
             f"the server of {shown(uri)} does not answer requests for a range of bytes; copy the "
             "file to a folder or bucket, or use a server that does"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, for a message of one sentence."""
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]

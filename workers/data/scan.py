@@ -15,10 +15,10 @@ from typing import NamedTuple
 from workers.config.data import DataConfig
 from workers.data.decode import DECODE_ERRORS, decode
 from workers.data.images import Images, Sample
-from workers.data.remote_files import first_line, is_remote
+from workers.data.remote_files import is_remote
 from workers.data.sources import ImageRef, Reader, digit_image, find_images, reader
 from workers.data.split import assign_folds, assign_splits, seeded_order
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 
 AT_ONCE = 1024
 """Images handed to the threads together: their bytes come and go, so memory stays flat."""

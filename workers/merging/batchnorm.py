@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from workers.data import normalise
+from workers.models.training_flags import keep_training_flags
 
 BATCH = 64
 """Images per batch of `recompute`; a constant, because the statistics depend on it."""
@@ -44,7 +45,7 @@ def recompute(
             on_batch()
 
 
-def restore(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def restore_statistics(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy the running statistics of one checkpoint into the model."""
     own = model.state_dict()
     with torch.no_grad():
@@ -72,18 +73,16 @@ def statistics(model: nn.Module) -> list[str]:
 @contextmanager
 def _only_batchnorm_trains(model: nn.Module) -> Iterator[None]:
     """Evaluation mode but for reset BatchNorm modules with a cumulative average."""
-    modes = [(module, module.training) for module in model.modules()]
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [(norm, norm.momentum) for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.training = True
-    try:
-        yield
-    finally:
-        for norm, momentum in momenta:
-            norm.momentum = momentum
-        for module, training in modes:
-            module.training = training
+    with keep_training_flags(model):
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.training = True
+        try:
+            yield
+        finally:
+            for norm, momentum in momenta:
+                norm.momentum = momentum

@@ -22,16 +22,16 @@ from torch import Tensor
 from workers.errors import UserError
 from workers.types import Mix, component_of
 
-Weights = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 
-BLOCK = 32_000
+BLEND_BLOCK = 32_000
 """Elements per block: accumulator and term, half a MiB together, stay in a core's cache. Torch does
 not split operations this small over its own threads, which wait for each other after every one:
 on a busy machine that was seen to take ten times as long."""
 
 
 def blend(
-    mix: Mix, sources: Mapping[str, Weights], block: int = BLOCK
+    mix: Mix, sources: Mapping[str, StateDict], block: int = BLEND_BLOCK
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields (key, theta) with theta = (sum_i w_i theta_i) / d, in the key order of the first.
 
@@ -126,18 +126,23 @@ def _check_finite(values: Tensor, job: _Sum) -> None:
     if torch.isfinite(low) and torch.isfinite(high):
         return
     for name, _, tensor in job.terms:
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            raise UserError(
-                f"ingredient {name}: {bad} of {tensor.numel()} values of {job.key!r} are not "
-                "finite (its training diverged); leave this checkpoint out"
-            )
+        refuse_not_finite(f"ingredient {name}", job.key, tensor)
     raise UserError(
         f"tensor {job.key!r} of this mix leaves the range of {values.dtype}; lower its weights"
     )
 
 
-def check_same_keys(first: str, expected: Weights, name: str, found: Weights) -> None:
+def refuse_not_finite(owner: str, key: str, tensor: Tensor) -> None:
+    """Raises UserError if a value is not finite; `owner` names the checkpoint in it."""
+    num = int((~torch.isfinite(tensor)).sum())
+    if num:
+        raise UserError(
+            f"{owner}: {num} of {tensor.numel()} values of tensor {key!r} are not finite (its "
+            "training diverged); leave this checkpoint out"
+        )
+
+
+def check_same_keys(first: str, expected: StateDict, name: str, found: StateDict) -> None:
     """Raises UserError that names a tensor of only one of the two."""
     missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing or extra:

@@ -20,9 +20,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from workers.context import WorkerContext
 from workers.data import eval_pixels, normalise
-from workers.merging.blend import Weights
+from workers.merging.blend import StateDict
 from workers.merging.taste import load_mix
 from workers.models.build import preprocessing
+from workers.models.training_flags import keep_training_flags
 from workers.storage.checkpoints import open_weights
 from workers.types import (
     SELECTION,
@@ -34,7 +35,7 @@ from workers.types import (
     component_of,
 )
 
-BLOCK = 1 << 17
+PROJECTION_BLOCK = 1 << 17
 """Numbers per block of a projection. Part of the result's bits."""
 
 
@@ -86,18 +87,16 @@ def _batch(question: MixGradient, model: nn.Module, worker: WorkerContext) -> tu
 @contextmanager
 def _learnable(model: nn.Module) -> Iterator[None]:
     """In eval mode, with a gradient for every parameter; afterwards as before, gradients freed."""
-    modes = [(module, module.training) for module in model.modules()]
     asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval().requires_grad_(True)
-    model.zero_grad(set_to_none=True)
-    try:
-        yield
-    finally:
+    with keep_training_flags(model):
+        model.eval().requires_grad_(True)
         model.zero_grad(set_to_none=True)
-        for parameter, requires in asked:
-            parameter.requires_grad_(requires)
-        for module, training in modes:
-            module.training = training
+        try:
+            yield
+        finally:
+            model.zero_grad(set_to_none=True)
+            for parameter, requires in asked:
+                parameter.requires_grad_(requires)
 
 
 def _backward(
@@ -158,14 +157,14 @@ def _projected(
     return tuple(tuple(v / divisor for v in table[prefix]) for prefix in question.components)
 
 
-def _products(slope: Tensor, key: str, members: Sequence[Weights]) -> list[float]:
+def _products(slope: Tensor, key: str, members: Sequence[StateDict]) -> list[float]:
     """<slope, theta_i> of every member, in float64 and in an order of its own."""
     flats = [member[key].reshape(-1) for member in members]
-    scratch = torch.empty(min(BLOCK, len(slope)), dtype=torch.float64)
+    scratch = torch.empty(min(PROJECTION_BLOCK, len(slope)), dtype=torch.float64)
     products = [0.0] * len(flats)
-    for low in range(0, len(slope), BLOCK):
-        part = slope[low : low + BLOCK]
+    for low in range(0, len(slope), PROJECTION_BLOCK):
+        part = slope[low : low + PROJECTION_BLOCK]
         term = scratch[: len(part)]
         for i, flat in enumerate(flats):
-            products[i] += torch.dot(part, term.copy_(flat[low : low + BLOCK])).item()
+            products[i] += torch.dot(part, term.copy_(flat[low : low + PROJECTION_BLOCK])).item()
     return products

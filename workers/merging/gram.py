@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from workers.context import WorkerContext
-from workers.errors import UserError
 from workers.merging.batchnorm import statistics
-from workers.merging.blend import Weights, check_same_keys, check_same_shapes
+from workers.merging.blend import StateDict, check_same_keys, check_same_shapes, refuse_not_finite
 from workers.storage.checkpoints import open_weights
 from workers.types import AnyEvent, GeometryOrder, GramResult, Measured
 
-BLOCK = 1 << 20
+GRAM_BLOCK = 1 << 20
 """Numbers per block, of all displacements together: 8 MiB. Part of the result's bits."""
 
 
-def geometry(order: GeometryOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+def measure_gram_matrices(
+    order: GeometryOrder, attempt: int, worker: WorkerContext
+) -> Iterator[AnyEvent]:
     """One event: the Gram matrix of the displacements in every tensor of weights."""
     began, question = time.monotonic(), order.question
     places = {each.name: each for each in order.ingredients}
@@ -45,7 +46,7 @@ def geometry(order: GeometryOrder, attempt: int, worker: WorkerContext) -> Itera
 
 
 def grams_of(
-    sources: Mapping[str, Weights],
+    sources: Mapping[str, StateDict],
     names: tuple[str, ...],
     base: str,
     skip: Collection[str] = (),
@@ -74,7 +75,7 @@ def grams_of(
 def _gram(key: str, base: tuple[str, Tensor], *others: tuple[str, Tensor]) -> Tensor:
     """(N, N) float64. Rows of a scratch of its own: products of mapped memory may depend on where
     it happens to begin."""
-    start, size = base[1], max(1, BLOCK // max(1, len(others)))
+    start, size = base[1], max(1, GRAM_BLOCK // max(1, len(others)))
     scratch = torch.empty(len(others), min(size, len(start)), dtype=torch.float64)
     gram = torch.zeros(len(others), len(others), dtype=torch.float64)
     for low in range(0, len(start), size):
@@ -84,18 +85,9 @@ def _gram(key: str, base: tuple[str, Tensor], *others: tuple[str, Tensor]) -> Te
             row.copy_(tensor[part]).sub_(start[part])
         gram += moved @ moved.T
     if not torch.isfinite(gram).all():
-        _refuse(key, [base, *others])
+        for name, tensor in (base, *others):
+            refuse_not_finite(f"ingredient {name}", key, tensor)
     return gram
-
-
-def _refuse(key: str, tensors: list[tuple[str, Tensor]]) -> None:
-    for name, tensor in tensors:
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            raise UserError(
-                f"ingredient {name}: {bad} of {len(tensor)} values of {key!r} are not finite (its "
-                "training diverged); leave this checkpoint out"
-            )
 
 
 def _upper_rows(gram: Tensor) -> tuple[float, ...]:

@@ -14,11 +14,11 @@ from torch import nn
 from workers.context import WorkerContext
 from workers.data import eval_pixels
 from workers.merging import batchnorm
-from workers.merging.blend import Weights, blend
+from workers.merging.blend import StateDict, blend
 from workers.models.build import preprocessing
 from workers.models.pretrained import assign_weights
 from workers.scoring.forward import EVAL_BATCH, logits
-from workers.scoring.metrics import log_softmax, predictions, score
+from workers.scoring.metrics import log_softmax, pack_hits, predictions, score
 from workers.scoring.metrics import score as metrics_of
 from workers.scoring.score import split_logits
 from workers.storage.checkpoints import open_weights
@@ -80,7 +80,7 @@ def load_mix(
             _set_batchnorm(model, cohort, sources[first], worker)
 
 
-def _load_blend(model: nn.Module, mix: Mix, sources: Mapping[str, Weights]) -> None:
+def _load_blend(model: nn.Module, mix: Mix, sources: Mapping[str, StateDict]) -> None:
     """One tensor after the other, so that no second copy of the model exists."""
     first = mix.names[0]
     live = model.state_dict()
@@ -92,7 +92,9 @@ def _load_blend(model: nn.Module, mix: Mix, sources: Mapping[str, Weights]) -> N
             live[key].copy_(tensor)
 
 
-def _set_batchnorm(model: nn.Module, cohort: Cohort, first: Weights, worker: WorkerContext) -> None:
+def _set_batchnorm(
+    model: nn.Module, cohort: Cohort, first: StateDict, worker: WorkerContext
+) -> None:
     if cohort.batchnorm == "recompute":
         config = preprocessing(model, worker.setting.data)
         count = worker.setting.batchnorm_samples
@@ -100,7 +102,7 @@ def _set_batchnorm(model: nn.Module, cohort: Cohort, first: Weights, worker: Wor
         device = worker.setting.device
         batchnorm.recompute(model, pixels, config, device, worker.progress.touch)
     elif cohort.batchnorm in ("best", "frozen"):
-        batchnorm.restore(model, first)
+        batchnorm.restore_statistics(model, first)
     elif cohort.batchnorm == "average":
         batchnorm.repair(model)
 
@@ -130,7 +132,7 @@ def _tasted(model: nn.Module, order: TasteOrder, worker: WorkerContext) -> Taste
         score=found,
         at_most=found,
         samples=len(queue),
-        hits=_in_digits(predictions(seen) == labels) if order.hits else None,
+        hits=pack_hits(predictions(seen) == labels) if order.hits else None,
         nll=scored.nll,
     )
 
@@ -139,11 +141,6 @@ def _is_out_of_reach(bar: float | None, strict: bool, at_most: float) -> bool:
     if bar is None:
         return False
     return at_most <= bar if strict else at_most < bar
-
-
-def _in_digits(hits: np.ndarray) -> str:
-    """(N,) booleans as hexadecimal digits, the first the highest bit."""
-    return np.packbits(hits).tobytes().hex()
 
 
 def hard_images_first(checkpoint_ids: tuple[str, ...], worker: WorkerContext) -> np.ndarray:

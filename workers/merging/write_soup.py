@@ -6,7 +6,6 @@
 soup.json holds no times, attempts or places: the same experiment gives the same file anywhere.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -18,10 +17,11 @@ from workers.context import WorkerContext
 from workers.merging.blend import blend
 from workers.merging.taste import load_mix
 from workers.models.build import timm_config
+from workers.models.model_files import CONFIG
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.checkpoints import open_weights
-from workers.storage.safetensors_writer import write_tensors
-from workers.storage.store import Bytes, CorruptFile
+from workers.storage.safetensors_writer import HashingSink, write_tensors
+from workers.storage.store import CorruptFile
 from workers.types import (
     AnyEvent,
     Blended,
@@ -35,7 +35,6 @@ from workers.types import (
 )
 
 SOUP = "soup.json"
-CONFIG = "config.json"
 
 
 class Member(FrozenModel):
@@ -96,19 +95,9 @@ def rebuild(made: SoupFile, ingredients: tuple[Checkpoint, ...], worker: WorkerC
             what = "is missing" if place is None else "has other weights now"
             raise CorruptFile(f"{made.id} cannot be made again: its member {member.name} {what}")
     worker.set_num_threads()  # an order would have; the number of threads is part of the bits
-    sink = _Hash()
+    sink = HashingSink()
     write_tensors(sink, _tensors(made.mix, made.cohort, ingredients, worker))
     return sink.sha256.hexdigest()
-
-
-class _Hash:
-    """A sink that keeps nothing but the hash."""
-
-    def __init__(self) -> None:
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: Bytes, /) -> None:
-        self.sha256.update(data)
 
 
 def _tensors(

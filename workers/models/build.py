@@ -6,7 +6,6 @@ ModelSpec -> create_model -> load_initial (head dropped) -> init_head -> the bas
 Importing this file registers the project's own architectures, soupfleet_*, with timm.
 """
 
-import difflib
 from typing import Any, Literal
 
 import timm
@@ -18,9 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import workers.models.resnext_vit  # noqa: F401  (registers)
 from workers.config.data import DataConfig
 from workers.config.model import ModelConfig
-from workers.errors import UserError
+from workers.errors import UserError, did_you_mean, first_line
 from workers.models.heads import entrypoint, in_classifier, in_head, mark_head
-from workers.models.pretrained import REFUSALS, assign_weights, first_line, load_initial
+from workers.models.pretrained import REFUSALS, assign_weights, load_initial
 
 __all__ = [
     "assign_weights",
@@ -154,8 +153,7 @@ def _refuse_unknown(name: str) -> None:
         )
     if architecture in known:
         return _refuse_unknown_tag(architecture, tag)
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
-    hint = f"nearest: {', '.join(near)}" if near else "see timm.list_models()"
+    hint = did_you_mean(name, known) or "see timm.list_models()"
     raise UserError(f"model.name: timm has no model {name!r}; {hint}")
 
 

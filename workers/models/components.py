@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from workers.models.training_flags import keep_training_flags
+
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Groups without a meaning of their own: what they hold counts, one level deep."""
 
@@ -49,16 +51,13 @@ def _turns(model: nn.Module, inputs: Tensor) -> dict[str, int]:
 
         return hook
 
-    modes = [(module, module.training) for module in model.modules()]
     hooks = [each.register_forward_pre_hook(note(name)) for name, each in model.named_modules()]
     try:
-        with torch.inference_mode():
+        with keep_training_flags(model), torch.inference_mode():
             model.eval()(inputs)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     return turns
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from workers.config.model import ModelConfig
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 from workers.models.heads import entrypoint, in_head, weight_filter
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
@@ -59,10 +59,6 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str)
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(weights[name])
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]
 
 
 def _pretrained(model: nn.Module, spec: ModelConfig) -> dict[str, Tensor]:

@@ -1,16 +1,19 @@
 """Recipes: which ingredients, in which proportion. A file each; this is the table of names.
 
-A recipe is a frozen dataclass whose fields are its YAML options. Called with ingredients it is a
-generator: it yields questions, is sent their answers, and returns a soup. It never sees a tensor,
-a file, or any split but the selection split:
+A recipe is a frozen dataclass whose fields are its YAML options. Called with ingredients and a
+`RecipeContext` (the base, the model's components, the seed) it is a generator: it yields questions,
+is sent their answers, and returns a soup. It never sees a tensor, a file, or any split but the
+selection split:
 
-    recipe(ingredients) --Taste | First | Geometry | Gradient--> driver --orders--> slots
-                        <--Tastings | Found | Grams | Slope----
+    recipe(ingredients, context) --Taste | FirstAtLeast | GramMatrices | MixGradient--> orders
+                                 <--TasteResults | FirstResult | GramResult | MixGradientResult--
 
-A recipe that must know the base, the model's components or the seed takes a second argument, the
-`RecipeContext`. One that looks for its soup along a way from one model to another may say so by a
-method `path` of the same arguments, `((where on the way, mix), ...)`: what lies on it is scored for
-the report once everything is chosen.
+Everything that depends on the recipe is asked of the recipe:
+
+    field `tie`                  its default in an experiment is `soup.tie`
+    `needs_base: ClassVar[bool]` it means something only if the base is given; False if missing
+    `most_tastes(count)`         passes over the selection split, for estimates
+    `path(ingredients, context)` the line on which it looks for its soup, scored for the report
 """
 
 import difflib
@@ -23,6 +26,7 @@ from typing import Any, Protocol
 from pydantic import TypeAdapter, ValidationError
 
 from workers.errors import UserError
+from workers.recipes.acceptance import Acceptance
 from workers.recipes.best import Best
 from workers.recipes.greedy import Greedy
 from workers.recipes.greedy_random import GreedyRandom
@@ -56,99 +60,118 @@ RecipeRun = Generator[Question, Answer, Soup]
 
 
 class Recipe(Protocol):
-    """Asks until it knows its soup. The same answers must lead to the same questions."""
-
-    def __call__(self, ingredients: tuple[Ingredient, ...], /) -> RecipeRun: ...
-
-
-class KitchenRecipe(Protocol):
-    """Likewise, of a recipe that needs to know more than its ingredients."""
+    """Asks until it can return its soup. The same answers must lead to the same questions."""
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext, /
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext, /
     ) -> RecipeRun: ...
 
 
-AnyRecipe = Recipe | KitchenRecipe
+def most_tastes(recipe: Recipe, count: int) -> int:
+    """How many passes over the selection split the recipe can ask for with `count` ingredients.
 
-
-def most_tastes(recipe: AnyRecipe, count: int) -> int:
-    """How many passes over the selection split the recipe can ask for with `count` ingredients;
-    one for each where it does not say."""
-    says: Any = getattr(recipe, "most_tastes", None)
-    return count if says is None else int(says(count))
+    One per ingredient if the recipe has no `most_tastes`.
+    """
+    method: Any = getattr(recipe, "most_tastes", None)
+    return count if method is None else int(method(count))
 
 
 Path = tuple[tuple[float, Mix], ...]
-"""(where on the way, mix), in order."""
+"""(position on the line, mix), in order."""
 
 
-def path_of(recipe: AnyRecipe, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext) -> Path:
-    """The way along which the recipe looks for its soup; empty for one that has none."""
-    says: Any = getattr(recipe, "path", None)
-    return () if says is None else tuple(says(ingredients, kitchen))
+def path_of(recipe: Recipe, ingredients: tuple[Ingredient, ...], context: RecipeContext) -> Path:
+    """The line on which the recipe looks for its soup; empty if the recipe has no `path`."""
+    method: Any = getattr(recipe, "path", None)
+    return () if method is None else tuple(method(ingredients, context))
 
 
-def start(
-    recipe: AnyRecipe, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext | None = None
-) -> RecipeRun:
-    """The recipe as a generator, with the kitchen if it takes one.
+def needs_base(name: str) -> bool:
+    """Whether the recipe needs the weights that all ingredients were fine-tuned from."""
+    return bool(getattr(recipe_class(name), "needs_base", False))
 
-    Raises ValueError for a recipe that needs a kitchen where there is none.
+
+def tie_option(name: str, tie: str) -> dict[str, Any]:
+    """`soup.tie` as an option of the recipe; empty if the recipe has no option `tie`.
+
+    Recipes of the table that follow `Acceptance` record its default `accept` as well, because
+    ledgers identify their merges by a digest of the options.
     """
-    asks: Any = recipe
-    if len(inspect.signature(asks).parameters) < 2:
-        asking: RecipeRun = asks(ingredients)
-        return asking
-    if kitchen is None:
-        raise ValueError(f"{type(recipe).__name__} takes a kitchen, and there is none")
-    asking = asks(ingredients, kitchen)
-    return asking
+    recipe = recipe_class(name)
+    if "tie" not in {field.name for field in fields(recipe)}:
+        return {}
+    records_default = name in RECIPES and issubclass(recipe, Acceptance)
+    return {"tie": tie} if records_default or tie == "strict" else {}
 
 
-def load(name: str, options: dict[str, Any] | None = None) -> AnyRecipe:
-    """The recipe of that name, or of that path `package.module:Class`, with its options.
+def load_recipe(name: str, options: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of this name, or of this path `package.module:Class`, with its options.
 
-    Raises UserError for a name or an option that does not exist, and for a value that does not fit.
+    Raises UserError for a name or an option that does not exist, for a value that does not fit, and
+    for a class that is no recipe.
     """
-    recipe = _imported(name) if ":" in name else RECIPES.get(name)
-    if recipe is None:
-        raise UserError(f"unknown recipe {name!r}; {_nearest(name, list(RECIPES))}")
+    recipe = recipe_class(name)
     for option in options or {}:
         _check_option(name, recipe, option)
     try:
-        loaded: AnyRecipe = TypeAdapter(recipe).validate_python(options or {})
+        loaded: Recipe = TypeAdapter(recipe).validate_python(options or {})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        place = f"recipe {name}, option {where}" if where else f"recipe {name}"
+        field = ".".join(str(part) for part in first["loc"])
+        place = f"recipe {name}, option {field}" if field else f"recipe {name}"
         raise UserError(f"{place}: {first['msg']}, got {first['input']!r}") from None
+    if ":" in name:
+        _check_call(name, loaded)
     return loaded
+
+
+def recipe_class(name: str) -> type:
+    """The dataclass of this name or path. Raises UserError if there is none."""
+    recipe = _imported(name) if ":" in name else RECIPES.get(name)
+    if recipe is None:
+        raise UserError(f"unknown recipe {name!r}; {_nearest(name, list(RECIPES))}")
+    return recipe
 
 
 def _imported(path: str) -> type:
     module_name, _, class_name = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        recipe = getattr(importlib.import_module(module_name), class_name)
     except (ModuleNotFoundError, AttributeError) as error:
         raise UserError(
             f"recipe {path!r} cannot be imported ({error}); write package.module:Class of an "
             "importable module"
         ) from error
-    if not is_dataclass(found):
+    if not is_dataclass(recipe):
         raise UserError(f"recipe {path!r} is no dataclass; decorate it with dataclass(frozen=True)")
-    assert isinstance(found, type)
-    return found
+    assert isinstance(recipe, type)
+    return recipe
 
 
 def _check_option(name: str, recipe: type, option: str) -> None:
-    known = [field.name for field in fields(recipe)]
-    if option not in known:
-        raise UserError(f"recipe {name} has no option {option!r}; {_nearest(option, known)}")
+    options = [field.name for field in fields(recipe)]
+    if option not in options:
+        raise UserError(f"recipe {name} has no option {option!r}; {_nearest(option, options)}")
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    if not known:
+def _check_call(name: str, recipe: Any) -> None:
+    """Refuse early what would end as a TypeError after training."""
+    signature = inspect.signature(recipe) if callable(recipe) else None
+    try:
+        if signature is not None:
+            signature.bind((), None)
+            return
+    except TypeError:
+        pass
+    arguments = "cannot be called" if signature is None else f"takes {signature}"
+    raise UserError(
+        f"recipe {name} {arguments}; write def __call__(self, ingredients, context), where "
+        "context is a workers.types.RecipeContext"
+    )
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    if not names:
         return "it has none"
-    near = difflib.get_close_matches(word, known, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(known))}"
+    near = difflib.get_close_matches(name, names, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(names))}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from workers.errors import UserError
 from workers.types import (
@@ -24,7 +24,7 @@ from workers.types import (
     TasteResults,
 )
 
-AT_ONCE = 64
+MAX_CANDIDATES = 64
 """Candidates per question, many more than any fleet tastes at once: a question names every member
 of every mix, and a thousand candidates in one would fill the ledger."""
 
@@ -72,7 +72,7 @@ class Acceptance:
     test: Literal["none", "mcnemar"] = "none"
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Level of the test."""
-    patience: Annotated[int, Field(ge=1)] | None = None
+    patience: PositiveInt | None = None
     """After so many refusals in a row the rest is not offered; None offers everybody."""
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class Acceptance:
         result.
         """
         heard = names[: self.patience]
-        width = AT_ONCE if self.test == "none" else 1
+        width = MAX_CANDIDATES if self.test == "none" else 1
         decisions: list[Decision] = []
         for low in range(0, len(heard), width):
             part = heard[low : low + width]
@@ -172,7 +172,10 @@ class Acceptance:
     def _by_test(self, tasting: TasteResult, held: CurrentSoup) -> tuple[bool, str]:
         if tasting.hits is None or held.hits is None:
             return False, "which images one of the two soups gets right is not known"
-        gained, lost, p_value = mcnemar(held.hits, tasting.hits)
+        # Imported late: checking a configuration needs no scipy.
+        from workers.scoring.metrics import mcnemar, unpack_hits
+
+        gained, lost, p_value = mcnemar(unpack_hits(tasting.hits), unpack_hits(held.hits))
         clear = p_value < self.alpha
         seen = (
             f"gains {gained} images and loses {lost} against the best soup so far, "
@@ -183,21 +186,6 @@ class Acceptance:
             return better, f"{seen}, {'' if better else 'not '}significantly better"
         worse = clear and lost > gained
         return not worse, f"{seen}, {'' if worse else 'not '}significantly worse"
-
-
-def mcnemar(old: str, new: str) -> tuple[int, int, float]:
-    """(only `new` right, only `old` right, exact two-sided p-value) of two `Tasting.hits`."""
-    # Imported late: whoever only checks a configuration needs neither numpy nor scipy.
-    import numpy as np
-
-    from workers.scoring.metrics import mcnemar as p_value_of
-
-    ours, theirs = (
-        np.unpackbits(np.frombuffer(bytes.fromhex(hits), np.uint8)).astype(bool)
-        for hits in (new, old)
-    )
-    gained, lost = int(np.sum(ours & ~theirs)), int(np.sum(theirs & ~ours))
-    return gained, lost, p_value_of(ours, theirs)
 
 
 def not_offered(name: str, num_refused: int) -> Decision:

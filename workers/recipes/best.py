@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup
+from workers.types import Answer, Decision, Ingredient, Mix, Question, RecipeContext, Soup
 
 
 def by_score(ingredients: tuple[Ingredient, ...]) -> list[Ingredient]:
@@ -21,7 +21,9 @@ class Best:
         """Of `count` ingredients, for forecasts."""
         return 0
 
-    def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
+    ) -> Generator[Question, Answer, Soup]:
         yield from ()
         best, *rest = by_score(ingredients)
         decisions = [_chosen(best)] + [_left_out(other, best) for other in rest]

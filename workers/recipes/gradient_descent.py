@@ -49,12 +49,12 @@ class Adam:
         return values - lr * first / (np.sqrt(second) + self._eps)
 
 
-def rows_of(kitchen: RecipeContext, per_component: bool) -> tuple[str, ...]:
+def rows_of(context: RecipeContext, per_component: bool) -> tuple[str, ...]:
     """The prefixes that get weights of their own."""
-    return (EVERYTHING, *kitchen.components) if per_component else (EVERYTHING,)
+    return (EVERYTHING, *context.components) if per_component else (EVERYTHING,)
 
 
-def mixed(names: tuple[str, ...], prefixes: tuple[str, ...], weights: np.ndarray) -> Mix:
+def mix_of(names: tuple[str, ...], prefixes: tuple[str, ...], weights: np.ndarray) -> Mix:
     """The mix with these (prefix, checkpoint) weights, whose rows sum to 1."""
     first, *others = ([float(each) for each in row] for row in weights)
     components = tuple(
@@ -66,9 +66,9 @@ def mixed(names: tuple[str, ...], prefixes: tuple[str, ...], weights: np.ndarray
     return Mix(weights=tuple(zip(names, first, strict=True)), divisor=1.0, components=components)
 
 
-def num_batches(kitchen: RecipeContext, batch_size: int) -> int:
+def num_batches(context: RecipeContext, batch_size: int) -> int:
     """Per epoch; the last one may be smaller."""
-    return math.ceil(kitchen.num_selection / batch_size)
+    return math.ceil(context.num_selection / batch_size)
 
 
 @dataclass(frozen=True)

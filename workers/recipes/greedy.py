@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from workers.recipes.acceptance import Acceptance
 from workers.recipes.best import by_score
-from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup
+from workers.types import Answer, Decision, Ingredient, Mix, Question, RecipeContext, Soup
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class Greedy(Acceptance):
     tasted at once, and whether a hopeless taste is stopped early, cannot change its answer.
     """
 
-    def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
+    ) -> Generator[Question, Answer, Soup]:
         return (yield from grow_greedily(self, by_score(ingredients)))
 
 

@@ -3,9 +3,8 @@
 import statistics
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
+from pydantic import PositiveInt
 
 from workers.recipes.acceptance import Acceptance
 from workers.recipes.best import by_score
@@ -27,19 +26,19 @@ class GreedyRandom(Acceptance):
     best_first: bool = True
     """Start from the best single model, so that the soup cannot score less. Without it, from
     whoever comes first."""
-    orders: Annotated[int, Field(ge=1)] = 1
+    orders: PositiveInt = 1
 
     def most_tastes(self, count: int) -> int:
         """Of `count` ingredients, for forecasts."""
         return self.orders * count
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
         first = "the best single model" if self.best_first else "the first in random order"
         soups: list[Soup] = []
         for number in range(self.orders):
-            order = self.order(ingredients, kitchen.seed, number)
+            order = self.order(ingredients, context.seed, number)
             soups.append((yield from grow_greedily(self, order, first)))
         if self.orders == 1:
             return soups[0]

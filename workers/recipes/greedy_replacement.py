@@ -4,14 +4,13 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
-from pydantic import Field
+from pydantic import PositiveInt
 
 from workers.recipes.acceptance import Acceptance, OfferResult
 from workers.recipes.best import by_score
 from workers.recipes.greedy import start_decision
-from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup
+from workers.types import Answer, Decision, Ingredient, Mix, Question, RecipeContext, Soup
 
 
 @dataclass(frozen=True)
@@ -25,13 +24,15 @@ class GreedyReplacement(Acceptance):
     offered to it.
     """
 
-    passes: Annotated[int, Field(ge=1)] = 3
+    passes: PositiveInt = 3
 
     def most_tastes(self, count: int) -> int:
         """Of `count` ingredients, for forecasts."""
         return self.passes * count
 
-    def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
+    ) -> Generator[Question, Answer, Soup]:
         ordered = by_score(ingredients)
         counts = {ordered[0].name: 1}
         held = yield from self.start(weighted(counts), ordered[0].score)

@@ -2,10 +2,10 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import PositiveFloat, PositiveInt
 
 from workers.recipes.best import by_score
 from workers.recipes.gradient_descent import (
@@ -13,7 +13,7 @@ from workers.recipes.gradient_descent import (
     Iterate,
     best_of,
     is_finite,
-    mixed,
+    mix_of,
     num_batches,
     rows_of,
     single_ingredient_soup,
@@ -31,8 +31,6 @@ from workers.types import (
     Soup,
 )
 
-Count = Annotated[int, Field(ge=1)]
-
 
 @dataclass(frozen=True)
 class Learned:
@@ -49,12 +47,12 @@ class Learned:
 
     by: Literal["ingredient", "component"] = "ingredient"
     """One softmax for all tensors, or one per component."""
-    epochs: Count | None = None
+    epochs: PositiveInt | None = None
     """Over the selection split; by default the published 3 by ingredient, 5 by component."""
-    batch_size: Count = 256
-    lr: Annotated[float, Field(gt=0)] | None = None
+    batch_size: PositiveInt = 256
+    lr: PositiveFloat | None = None
     """Constant; by default the published 0.1 by ingredient, 0.05 by component."""
-    patience: Count | None = None
+    patience: PositiveInt | None = None
     """Stop after so many epochs without a better iterate."""
 
     @property
@@ -66,28 +64,28 @@ class Learned:
         return 1 + 3 * self.num_epochs
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
         ordered = by_score(ingredients)
         if len(ordered) == 1:
             return single_ingredient_soup(ordered[0])
         names = tuple(each.name for each in ordered)
-        iterates = yield from self._descend(names, kitchen)
+        iterates = yield from self._descend(names, context)
         return soup_of(iterates, ordered, names)
 
     def _descend(
-        self, names: tuple[str, ...], kitchen: RecipeContext
+        self, names: tuple[str, ...], context: RecipeContext
     ) -> Generator[Question, Answer, list[Iterate]]:
-        prefixes = rows_of(kitchen, self.by == "component")
+        prefixes = rows_of(context, self.by == "component")
         raw, adam = SoftmaxParameters(np.zeros((len(prefixes), len(names))), 1.0), Adam()
         # The mean exactly as the recipe `uniform` writes it, so that it need be tasted only once.
         start = yield from tasted("equal weights", Mix.mean(names), softmax(raw.weights), [])
         iterates = [start]
         for epoch in range(self.num_epochs):
             losses: list[float] = []
-            for batch in range(num_batches(kitchen, self.batch_size)):
+            for batch in range(num_batches(context, self.batch_size)):
                 slope = yield MixGradient(
-                    mix=mixed(names, prefixes, softmax(raw.weights)),
+                    mix=mix_of(names, prefixes, softmax(raw.weights)),
                     components=prefixes,
                     epoch=epoch,
                     batch=batch,
@@ -100,7 +98,7 @@ class Learned:
                 raw = raw.step(slope, adam, self._lr)
                 losses.append(slope.loss)
             weights = softmax(raw.weights)
-            mix, label = mixed(names, prefixes, weights), f"epoch {epoch + 1}"
+            mix, label = mix_of(names, prefixes, weights), f"epoch {epoch + 1}"
             iterates.append((yield from tasted(label, mix, weights, losses)))
             if self.patience and len(iterates) - 1 - best_of(iterates) >= self.patience:
                 break

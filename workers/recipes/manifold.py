@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 from cmaes import CMA
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
-from workers.recipes.acceptance import AT_ONCE, not_offered
+from workers.recipes.acceptance import MAX_CANDIDATES, not_offered
 from workers.recipes.best import by_score
-from workers.recipes.gradient_descent import EVERYTHING, mixed
+from workers.recipes.gradient_descent import EVERYTHING, mix_of
 from workers.recipes.greedy import start_decision
 from workers.types import (
     Answer,
@@ -26,8 +26,6 @@ from workers.types import (
     TasteResult,
     TasteResults,
 )
-
-Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,13 @@ class Manifold:
     """Of the soup's score, for the even mix to be worth a search."""
     budget: Annotated[int, Field(ge=0)] = 4
     """Most tastes of a search, times the number of components; the authors' is 30."""
-    max_components: Count = 8
+    max_components: PositiveInt = 8
     """Neighbours are grouped so that there are no more than the authors' 8."""
     tie: Literal["accept", "strict"] = "accept"
     """`accept` takes an equal score (the paper's rule), `strict` asks for a higher one."""
     min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """By how much the score must rise."""
-    patience: Count | None = None
+    patience: PositiveInt | None = None
     """After so many refusals in a row the rest is not offered; None offers everybody."""
 
     def most_tastes(self, count: int) -> int:
@@ -62,16 +60,16 @@ class Manifold:
         return count * (1 + self.budget * self.max_components)
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
         best, *queue = by_score(ingredients)
-        groups = grouped(kitchen.components, self.max_components)
+        groups = grouped(context.components, self.max_components)
         pot = PartialSoup((best.name,), groups, np.ones((len(groups) + 1, 1)), best.score)
         decisions = [start_decision(best, "the best single model")]
         num_refused = 0
         while queue and num_refused != self.patience:
             heard = len(queue) if self.patience is None else self.patience - num_refused
-            width = min(AT_ONCE, heard)
+            width = min(MAX_CANDIDATES, heard)
             mixes = tuple(pot.with_(each.name).mix for each in queue[:width])
             found = yield FirstAtLeast(mixes=mixes, at_least=self._threshold(pot.score))
             assert isinstance(found, FirstResult)
@@ -85,7 +83,7 @@ class Manifold:
             tasted, candidate = found.tried[found.index].score, queue[found.index]
             assert tasted is not None, "an even mix that met the bar was tasted completely"
             even = replace(pot.with_(candidate.name), score=tasted)
-            tried, num_tastes = yield from self._search(pot, even, kitchen.seed)
+            tried, num_tastes = yield from self._search(pot, even, context.seed)
             decision = self._decided(candidate, pot, even, tried, num_tastes)
             decisions.append(decision)
             pot, queue = tried if decision.accepted else pot, queue[found.index + 1 :]
@@ -188,7 +186,7 @@ class PartialSoup:
             return Mix.mean(self.names)
         prefixes = (EVERYTHING, *(prefix for group in self.groups for prefix in group))
         sizes = [1, *map(len, self.groups)]
-        return mixed(self.names, prefixes, np.repeat(self.weights, sizes, axis=0))
+        return mix_of(self.names, prefixes, np.repeat(self.weights, sizes, axis=0))
 
 
 def grouped(components: tuple[str, ...], most: int) -> tuple[tuple[str, ...], ...]:

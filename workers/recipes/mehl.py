@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from workers.recipes.best import by_score
 from workers.recipes.gradient_descent import (
@@ -14,13 +14,14 @@ from workers.recipes.gradient_descent import (
     Adam,
     Iterate,
     is_finite,
-    mixed,
+    mix_of,
     num_batches,
     rows_of,
     single_ingredient_soup,
     soup_of,
     tasted,
 )
+from workers.recipes.gram_matrix import symmetric
 from workers.types import (
     Answer,
     GramMatrices,
@@ -34,8 +35,6 @@ from workers.types import (
     Soup,
     component_of,
 )
-
-Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,14 @@ class Mehl:
     """One coefficient per ingredient and component (MEHL-Soup+), or one per ingredient."""
     model_batch: Annotated[int, Field(ge=2)] = 5
     """Ingredients at a time."""
-    model_epochs: Count = 1
+    model_epochs: PositiveInt = 1
     """How often every ingredient has its turn, each time in another order."""
-    epochs: Count = 5
+    epochs: PositiveInt = 5
     """Over the selection split, for each few ingredients."""
-    batch_size: Count = 256
-    lr: Annotated[float, Field(gt=0)] = 0.01
+    batch_size: PositiveInt = 256
+    lr: PositiveFloat = 0.01
     """At its peak: a linear warm-up over a fifth of the steps, then half a cosine to 0."""
-    clip_grad: Annotated[float, Field(gt=0)] | None = None
+    clip_grad: PositiveFloat | None = None
     """Longest allowed d loss / d X."""
 
     def most_tastes(self, count: int) -> int:
@@ -71,24 +70,24 @@ class Mehl:
         return 1 + 3 * self.epochs * self.model_epochs * batches
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
         ordered = by_score(ingredients)
         if len(ordered) == 1:
             return single_ingredient_soup(ordered[0])
         names = tuple(each.name for each in ordered)
-        prefixes = rows_of(kitchen, self.by == "component")
-        grams = yield GramMatrices(names=names, base=kitchen.base)
+        prefixes = rows_of(context, self.by == "component")
+        grams = yield GramMatrices(names=names, base=context.base)
         assert isinstance(grams, GramResult)
         pool = IngredientSpace(names, prefixes, component_grams(grams, prefixes, len(names)))
         centre, iterates = np.zeros((len(prefixes), len(names))), list[Iterate]()
-        for turn, few in enumerate(self._few_at_a_time(len(names), kitchen.seed)):
+        for turn, few in enumerate(self._few_at_a_time(len(names), context.seed)):
             if not iterates:
                 centre[:, few] = 1 / len(few)
                 mean = Mix.mean([names[i] for i in few])
                 label = f"the mean of the first {len(few)}"
                 iterates.append((yield from tasted(label, mean, centre, [])))
-            centre = yield from self._descend(pool, turn, few, centre, iterates, kitchen)
+            centre = yield from self._descend(pool, turn, few, centre, iterates, context)
         return soup_of(iterates, ordered, names)
 
     def _few_at_a_time(self, num: int, seed: int) -> Iterator[list[int]]:
@@ -105,12 +104,12 @@ class Mehl:
         few: list[int],
         centre: np.ndarray,
         iterates: list[Iterate],
-        kitchen: RecipeContext,
+        context: RecipeContext,
     ) -> Generator[Question, Answer, np.ndarray]:
         """Adds an iterate per epoch; returns the weights where it ends."""
         plane, adam = pool.plane(centre, few), Adam()
         coefficients = np.zeros((len(pool.prefixes), len(few)))
-        per_epoch = num_batches(kitchen, self.batch_size)
+        per_epoch = num_batches(context, self.batch_size)
         for epoch in range(self.epochs):
             losses: list[float] = []
             for batch in range(per_epoch):
@@ -182,17 +181,15 @@ class IngredientSpace:
     def mix(self, weights: np.ndarray, live: tuple[int, ...]) -> Mix:
         """Names also those whose weight is 0 so far: their slope is asked for."""
         names = tuple(self.names[i] for i in live)
-        return mixed(names, self.prefixes, weights[:, list(live)])
+        return mix_of(names, self.prefixes, weights[:, list(live)])
 
 
 def component_grams(grams: GramResult, prefixes: tuple[str, ...], num: int) -> np.ndarray:
     """(components, num, num): the sum over the tensors that each prefix holds."""
-    found = np.zeros((len(prefixes), num, num))
-    upper = np.triu_indices(num)
+    sums = np.zeros((len(prefixes), num * (num + 1) // 2))
     for key, values in grams.tensors.items():
-        found[prefixes.index(component_of(key, prefixes) or EVERYTHING)][upper] += values
-    mirrored: np.ndarray = found + np.triu(found, 1).swapaxes(1, 2)
-    return mirrored
+        sums[prefixes.index(component_of(key, prefixes) or EVERYTHING)] += values
+    return symmetric(sums, num)
 
 
 def clipped(slope: np.ndarray, longest: float | None) -> np.ndarray:

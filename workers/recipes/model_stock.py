@@ -4,8 +4,10 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from statistics import median
+from typing import ClassVar
 
 from workers.recipes.best import by_score
+from workers.recipes.gram_matrix import symmetric
 from workers.recipes.uniform import member_decision
 from workers.types import (
     Answer,
@@ -40,23 +42,25 @@ class ModelStock:
     cohort's policy. A head counts like any tensor, its anchor being that of the base.
     """
 
+    needs_base: ClassVar[bool] = True
+
     def most_tastes(self, count: int) -> int:
         """Of `count` ingredients, for forecasts."""
         return 1
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
         ordered = by_score(ingredients)
         names = tuple(each.name for each in ordered)
-        grams = yield GramMatrices(names=names, base=kitchen.base)
+        grams = yield GramMatrices(names=names, base=context.base)
         assert isinstance(grams, GramResult)
         pulls = {key: pull(gram, len(names)) for key, gram in grams.tensors.items()}
-        mix = _mix(names, kitchen.base, pulls)
+        mix = _mix(names, context.base, pulls)
         answer = yield Taste(mixes=(mix,))
         assert isinstance(answer, TasteResults)
         joined = [member_decision(each, len(names)) for each in ordered]
-        decisions = (*joined, _anchors(kitchen.base, pulls))
+        decisions = (*joined, _anchors(context.base, pulls))
         return Soup(mix=mix, score=answer.scores[0], decisions=decisions)
 
 
@@ -67,11 +71,11 @@ def pull(gram: tuple[float, ...], num: int) -> float:
     """
     if all(value == gram[0] for value in gram):
         return 1.0
-    starts = [i * num - i * (i - 1) // 2 for i in range(num)]
-    squares = [gram[start] for start in starts]
+    inner = symmetric(gram, num).tolist()
+    squares = [inner[i][i] for i in range(num)]
     least = EPSILON * max(squares)
     cosines = [
-        gram[starts[i] + j - i] / max(math.sqrt(squares[i] * squares[j]), least)
+        inner[i][j] / max(math.sqrt(squares[i] * squares[j]), least)
         for i in range(num)
         for j in range(i + 1, num)
     ]

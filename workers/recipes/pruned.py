@@ -2,13 +2,12 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
+from pydantic import PositiveInt
 
 from workers.recipes.acceptance import Acceptance, CurrentSoup, OfferResult
 from workers.recipes.best import by_score
-from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup
+from workers.types import Answer, Decision, Ingredient, Mix, Question, RecipeContext, Soup
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Pruned(Acceptance):
     ends a pass.
     """
 
-    passes: Annotated[int, Field(ge=1)] = 1
+    passes: PositiveInt = 1
     best_removable: bool = False
     """Whether the best single model may leave as well."""
 
@@ -31,7 +30,9 @@ class Pruned(Acceptance):
         """Of `count` ingredients, for forecasts."""
         return 1 + self.passes * count
 
-    def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
+    ) -> Generator[Question, Answer, Soup]:
         soup = yield from _everybody(self, ingredients)
         for _ in range(self.passes):
             size, queue = len(soup.members), soup.removable(self.best_removable)
@@ -51,7 +52,7 @@ class PrunedRounds(Acceptance):
     after `rounds`. At least one member stays.
     """
 
-    rounds: Annotated[int, Field(ge=1)] = 8
+    rounds: PositiveInt = 8
     best_removable: bool = True
     """Whether the best single model may leave as well."""
 
@@ -59,7 +60,9 @@ class PrunedRounds(Acceptance):
         """Of `count` ingredients, for forecasts."""
         return 1 + self.rounds * count
 
-    def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
+    ) -> Generator[Question, Answer, Soup]:
         soup = yield from _everybody(self, ingredients)
         for _ in range(self.rounds):
             queue = soup.removable(self.best_removable)

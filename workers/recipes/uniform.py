@@ -4,7 +4,17 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from workers.recipes.best import by_score
-from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup, Taste, TasteResults
+from workers.types import (
+    Answer,
+    Decision,
+    Ingredient,
+    Mix,
+    Question,
+    RecipeContext,
+    Soup,
+    Taste,
+    TasteResults,
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +30,9 @@ class Uniform:
         """Of `count` ingredients, for forecasts."""
         return 1
 
-    def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
+    ) -> Generator[Question, Answer, Soup]:
         ordered = by_score(ingredients)
         mix = Mix.mean([each.name for each in ordered])
         answer = yield Taste(mixes=(mix,))

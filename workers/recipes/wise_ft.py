@@ -2,7 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,8 @@ class WiseFt:
     head and a trained one lies little of use.
     """
 
+    needs_base: ClassVar[bool] = True
+
     alphas: Annotated[tuple[Alpha, ...], Field(min_length=1)] = (
         0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0,
     )  # fmt: skip
@@ -44,17 +46,17 @@ class WiseFt:
         return 1 + len(self.alphas)
 
     def path(
-        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> tuple[tuple[float, Mix], ...]:
         """(alpha, mix) of every point that is tasted, in order: a curve of the report."""
         members = [each.name for each in by_score(ingredients)]
         members = members[:1] if self.of == "best" else members
-        return tuple((alpha, between(kitchen.base, members, alpha)) for alpha in self.alphas)
+        return tuple((alpha, between(context.base, members, alpha)) for alpha in self.alphas)
 
     def __call__(
-        self, ingredients: tuple[Ingredient, ...], kitchen: RecipeContext
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
-        mixes = tuple(mix for _, mix in self.path(ingredients, kitchen))
+        mixes = tuple(mix for _, mix in self.path(ingredients, context))
         answer = yield Taste(mixes=mixes)
         assert isinstance(answer, TasteResults)
         chosen = answer.scores.index(max(answer.scores))

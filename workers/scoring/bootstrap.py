@@ -15,7 +15,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ImageOutcomes:
     """What a model did on a split, image by image; small, so that logits need not be kept."""
 
     score: Score
@@ -25,15 +25,15 @@ class Outcome:
     """(N,) negative log-likelihood, nats."""
 
     @classmethod
-    def of(cls, logits: np.ndarray, labels: np.ndarray) -> "Outcome":
+    def of(cls, logits: np.ndarray, labels: np.ndarray) -> "ImageOutcomes":
         loss = -log_softmax(logits)[np.arange(len(labels)), labels]
         return cls(score(logits, labels), predictions(logits), loss)
 
 
-def differences(
+def paired_differences(
     labels: np.ndarray,
-    single: Outcome,
-    others: dict[str, Outcome],
+    single: ImageOutcomes,
+    others: dict[str, ImageOutcomes],
     metric: Metric,
     seed: list[int],
     resamples: int = RESAMPLES,
@@ -62,18 +62,23 @@ def differences(
     }
 
 
-def _value(outcome: Outcome, metric: Metric) -> float | None:
+def _value(outcome: ImageOutcomes, metric: Metric) -> float | None:
     value: float | None = getattr(outcome.score, metric)
     return value
 
 
-def _p_value(labels: np.ndarray, single: Outcome, other: Outcome, metric: Metric) -> float | None:
+def _p_value(
+    labels: np.ndarray, single: ImageOutcomes, other: ImageOutcomes, metric: Metric
+) -> float | None:
     if metric != "top1":
         return None
-    return mcnemar(other.predicted == labels, single.predicted == labels)
+    _, _, p_value = mcnemar(other.predicted == labels, single.predicted == labels)
+    return p_value
 
 
-def _resampled(labels: np.ndarray, outcome: Outcome, metric: Metric, times: np.ndarray) -> float:
+def _resampled(
+    labels: np.ndarray, outcome: ImageOutcomes, metric: Metric, times: np.ndarray
+) -> float:
     """The metric when image i is drawn `times[i]` times."""
     if metric == "top1":
         return float(times @ (outcome.predicted == labels)) / len(labels)

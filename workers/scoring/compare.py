@@ -13,7 +13,7 @@ import numpy as np
 
 from workers.context import WorkerContext
 from workers.scoring import ensembles
-from workers.scoring.bootstrap import Outcome, differences
+from workers.scoring.bootstrap import ImageOutcomes, paired_differences
 from workers.scoring.stacking import Stacker
 from workers.storage.predictions import read_predictions
 from workers.types import (
@@ -43,7 +43,7 @@ def compare(order: CompareOrder, attempt: int, worker: WorkerContext) -> Iterato
         if order.best_single in order.soups:
             outcomes[order.best_single] = single
         seed = [worker.setting.seed, zlib.crc32(split.encode())]
-        found = differences(labels, single, outcomes, worker.setting.metric, seed)
+        found = paired_differences(labels, single, outcomes, worker.setting.metric, seed)
         for name, outcome in outcomes.items():
             scores.setdefault(name, {})[split] = outcome.score
         for name, delta in found.items():
@@ -51,21 +51,21 @@ def compare(order: CompareOrder, attempt: int, worker: WorkerContext) -> Iterato
         worker.progress.touch()
     results = tuple(_ensemble_results(order, scores, deltas))
     for result in results:
-        ensembles.save(worker.store, result, stacker if result.groups else None)
+        ensembles.write_ensemble(worker.store, result, stacker if result.groups else None)
     soups = {soup: deltas[soup] for soup in order.soups}
     yield Compared(key=order.key, soups=soups, ensembles=results)
 
 
 def _outcomes(
     order: CompareOrder, stacker: Stacker | None, split: str, worker: WorkerContext
-) -> tuple[np.ndarray, dict[str, Outcome]]:
+) -> tuple[np.ndarray, dict[str, ImageOutcomes]]:
     """Labels, and the outcome of every model by id, the ensembles among them."""
     keys, labels, logits = read_predictions(worker.store, order.best_single, split)
-    outcomes = {order.best_single: Outcome.of(logits, labels)}
+    outcomes = {order.best_single: ImageOutcomes.of(logits, labels)}
 
     def add(name: str, found: ensembles.Predictions) -> None:
         assert found[0] == keys, f"predictions of {name} on {split} are of other images"
-        outcomes[name] = Outcome.of(found[2], labels)
+        outcomes[name] = ImageOutcomes.of(found[2], labels)
 
     for soup in order.soups:
         add(soup, read_predictions(worker.store, soup, split))

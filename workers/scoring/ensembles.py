@@ -53,7 +53,7 @@ def stack(store: Store, stacker: Stacker, groups: Groups, split: str) -> Predict
     return keys, labels, stacker([logits for _, _, logits in found])
 
 
-def save(store: Store, ensemble: EnsembleResult, stacker: Stacker | None = None) -> None:
+def write_ensemble(store: Store, ensemble: EnsembleResult, stacker: Stacker | None = None) -> None:
     folder = ensemble_dir(ensemble.id)
     if stacker is not None:
         store.write(f"{folder}/{STACKER}", stacker.to_bytes())
@@ -61,8 +61,8 @@ def save(store: Store, ensemble: EnsembleResult, stacker: Stacker | None = None)
     store.write(f"{folder}/ensemble.json", text.encode())
 
 
-def read(store: Store, ensemble_id: str) -> tuple[EnsembleResult, Stacker | None]:
-    """What `save` wrote. Raises FileNotFoundError if there is no such ensemble."""
+def read_ensemble(store: Store, ensemble_id: str) -> tuple[EnsembleResult, Stacker | None]:
+    """What `write_ensemble` wrote. Raises FileNotFoundError if there is no such ensemble."""
     folder = ensemble_dir(ensemble_id)
     ensemble = EnsembleResult.model_validate_json(store.read(f"{folder}/ensemble.json"))
     stacked = ensemble.kind == STACKING

@@ -4,7 +4,7 @@ uint8 pixels -> batches of EVAL_BATCH -> normalise on the device -> float32 logi
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.data import normalise
+from workers.models.training_flags import keep_training_flags
 
 EVAL_BATCH = 64
 """Every forward pass sees this many images, the last one padded: the kernels a CPU picks, and so
@@ -31,7 +32,8 @@ def logits(
     `pixels` uint8 (N, 3, H, W). `on_batch` gets the number of images done so far.
     """
     rows = []
-    with _evaluating(model), torch.inference_mode(), _autocast(device, amp_dtype):
+    with keep_training_flags(model), torch.inference_mode(), _autocast(device, amp_dtype):
+        model.eval()
         for start in range(0, len(pixels), EVAL_BATCH):
             batch = pixels[start : start + EVAL_BATCH]
             inputs = normalise(_padded(batch).to(device), preprocessing)
@@ -47,18 +49,6 @@ def _padded(batch: Tensor) -> Tensor:
     if not missing:
         return batch
     return torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])])
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        # Module by module: frozen BatchNorm is in another mode than the rest.
-        for module, training in modes:
-            module.training = training
 
 
 def _autocast(device: str, amp_dtype: str) -> contextlib.AbstractContextManager[object]:

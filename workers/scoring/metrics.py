@@ -40,14 +40,27 @@ def class_accuracies(predicted: np.ndarray, labels: np.ndarray, num_classes: int
     return np.divide(hits, count, out=np.full(len(count), np.nan), where=count > 0)
 
 
-def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Exact two-sided p-value of equal accuracy (McNemar, 1947), from (N,) rights and wrongs.
+def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> tuple[int, int, float]:
+    """(images only we get right, only they, p-value) of (N,) hits of two models.
 
-    Of the images that one of two models alone gets right, each should be a fair coin.
+    The exact two-sided test of equal accuracy (McNemar, 1947): which of the two is right on an
+    image that only one gets right should be a fair coin.
     """
     only_ours, only_theirs = int(np.sum(ours & ~theirs)), int(np.sum(theirs & ~ours))
     num = only_ours + only_theirs
-    return min(1.0, 2 * float(bdtr(min(only_ours, only_theirs), num, 0.5))) if num else 1.0
+    # scipy.stats.binomtest gives the same but for last bits, which results.json would show.
+    p_value = min(1.0, 2 * float(bdtr(min(only_ours, only_theirs), num, 0.5))) if num else 1.0
+    return only_ours, only_theirs, p_value
+
+
+def pack_hits(hits: np.ndarray) -> str:
+    """(N,) booleans as hexadecimal digits, the first the highest bit."""
+    return np.packbits(hits).tobytes().hex()
+
+
+def unpack_hits(digits: str) -> np.ndarray:
+    """The booleans of `pack_hits`, filled up with False to a multiple of eight."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8)).astype(bool)
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:

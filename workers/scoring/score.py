@@ -17,7 +17,7 @@ from workers.storage.predictions import read_predictions, write_predictions
 from workers.types import AnyEvent, Scored, ScoreOrder
 
 
-def score(order: ScoreOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
+def score_checkpoint(order: ScoreOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
     """Yields Scored. Predictions that are cached already are not made again."""
     began = time.monotonic()
     cached = {split: _cached(order.checkpoint.id, split, worker) for split in order.splits}

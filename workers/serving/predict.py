@@ -78,7 +78,7 @@ def open_ensemble(
 ) -> tuple[types.EnsembleResult, stacking.Stacker | None]:
     """Raises UserError naming the ensembles there are."""
     try:
-        return ensembles.read(store, ensemble_id)
+        return ensembles.read_ensemble(store, ensemble_id)
     except FileNotFoundError as error:
         known = sorted({path.split("/")[1] for path in store.list("ensembles")})
         raise UserError(

@@ -4,7 +4,6 @@ model folder -> timm -> network, preprocessing, labels
 class folders, matched to the labels by name -> pixels, block by block -> logits -> Score
 """
 
-import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +20,9 @@ from workers.context import cuda_is_available
 from workers.data.augment import eval_transform
 from workers.data.decode import DECODE_ERRORS, decode
 from workers.data.sources import EXTENSIONS, class_folders, image_files
-from workers.errors import UserError
+from workers.errors import UserError, did_you_mean, first_line
 from workers.models.build import preprocessing
-from workers.models.pretrained import UNREADABLE, first_line
+from workers.models.pretrained import UNREADABLE
 from workers.scoring.forward import EVAL_BATCH, logits
 from workers.scoring.metrics import score
 from workers.types import Score
@@ -106,10 +105,10 @@ def _images(data: Path, labels: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
 def _label(name: str, data: Path, labels: tuple[str, ...]) -> int:
     if name in labels:
         return labels.index(name)
-    near = difflib.get_close_matches(name, labels, n=1, cutoff=0.0)
+    hint = did_you_mean(name, labels) or f"its labels are {', '.join(labels)}"
     raise UserError(
         f"--data {data} has a class folder {name!r}, but the model has no such label; "
-        f"the nearest is {near[0]!r}: rename the folder, or move it away"
+        f"rename the folder, or move it away ({hint})"
     )
 
 

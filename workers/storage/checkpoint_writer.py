@@ -23,8 +23,8 @@ from torch import Tensor
 from workers.storage.checkpoints import STATE_SCALARS, STATE_TENSORS, TrainState
 from workers.storage.layout import WEIGHTS, checkpoint_dir
 from workers.storage.manifest import FileInfo, Manifest, commit
-from workers.storage.safetensors_writer import write_tensors
-from workers.storage.store import Bytes, Sink, Store
+from workers.storage.safetensors_writer import HashingSink, write_tensors
+from workers.storage.store import Store
 from workers.types import Checkpoint, Score
 
 # Writing
@@ -82,26 +82,9 @@ def _small_files(
 
 def _write(store: Store, path: str, tensors: Mapping[str, Tensor]) -> FileInfo:
     with store.writing(path) as sink:
-        hashing = _Hashing(sink)
+        hashing = HashingSink(sink)
         write_tensors(hashing, tensors)
     return FileInfo(size=hashing.size, sha256=hashing.sha256.hexdigest())
-
-
-class _Hashing:
-    """A sink that hashes what passes through, in pieces that stay in the processor's cache."""
-
-    PIECE = 1 << 20
-
-    def __init__(self, sink: Sink) -> None:
-        self.sink, self.size, self.sha256 = sink, 0, hashlib.sha256()
-
-    def write(self, data: Bytes) -> None:
-        view = memoryview(data)
-        for start in range(0, len(view), self.PIECE):
-            piece = view[start : start + self.PIECE]
-            self.sha256.update(piece)
-            self.sink.write(piece)
-        self.size += len(view)
 
 
 class CheckpointWriter:

@@ -4,13 +4,14 @@ The safetensors library writes to a path or to one block of memory. A checkpoint
 and is hashed on its way, so the (simple) format is written here, byte for byte as the library does.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from workers.storage.store import Sink
+from workers.storage.store import Bytes, Sink
 
 # In the library's order: larger alignments come first, then names.
 _DTYPES: dict[torch.dtype, str] = {
@@ -43,14 +44,48 @@ def write_tensors(sink: Sink, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: a tensor has a dtype that safetensors cannot hold.
     """
+    in_file_order = _in_file_order(tensors)
+    sink.write(_header(in_file_order))
+    for _, tensor in in_file_order:
+        if tensor.numel():
+            sink.write(_memory(tensor))
+
+
+def file_size(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the file that `write_tensors` writes; no tensor is read."""
+    data = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return len(_header(_in_file_order(tensors))) + data
+
+
+class HashingSink:
+    """Counts and hashes the bytes written to it, and passes them on to `sink` if there is one."""
+
+    PIECE = 1 << 20
+    """Bytes hashed and passed on at a time; a piece stays in the processor's cache."""
+
+    def __init__(self, sink: Sink | None = None) -> None:
+        self.sink, self.size, self.sha256 = sink, 0, hashlib.sha256()
+
+    def write(self, data: Bytes, /) -> None:
+        view = memoryview(data)
+        for start in range(0, len(view), self.PIECE):
+            piece = view[start : start + self.PIECE]
+            self.sha256.update(piece)
+            if self.sink is not None:
+                self.sink.write(piece)
+        self.size += len(view)
+
+
+def _in_file_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """(name, tensor) in the order of the safetensors library: larger alignments first, then names.
+
+    Raises:
+        ValueError: a tensor has a dtype that safetensors cannot hold.
+    """
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise ValueError(f"tensor {name} has dtype {tensor.dtype}, which safetensors lacks")
-    names = sorted(tensors, key=lambda name: (-_RANK[tensors[name].dtype], name.encode()))
-    sink.write(_header([(name, tensors[name]) for name in names]))
-    for name in names:
-        if tensors[name].numel():
-            sink.write(_memory(tensors[name]))
+    return sorted(tensors.items(), key=lambda item: (-_RANK[item[1].dtype], item[0].encode()))
 
 
 def _header(tensors: list[tuple[str, Tensor]]) -> bytes:

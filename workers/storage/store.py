@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 from workers.storage import local_disk, node_cache
 
 Bytes = bytes | bytearray | memoryview
@@ -194,7 +194,7 @@ class Store:
             self.delete(marker)
         except OSError as error:
             raise UserError(
-                f"storage {self} cannot be written to ({_first_line(error)}); "
+                f"storage {self} cannot be written to ({first_line(error)}); "
                 "give a folder or bucket that is writable from here and from every node"
             ) from error
         if seen != text:
@@ -215,17 +215,7 @@ class Store:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        import pyarrow
-        from pyarrow import fs
-
-        try:
-            filesystem, root = fs.FileSystem.from_uri(self.uri)
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
-            raise UserError(
-                f"storage {self} is not a place that can be opened ({_first_line(error)}); "
-                "give a folder, or a URI such as s3://bucket/prefix"
-            ) from error
-        return filesystem, root.rstrip("/")
+        return open_filesystem(self.uri, f"storage {self}")
 
     @property
     def _filesystem(self) -> Any:
@@ -285,5 +275,20 @@ def _local_root(uri: str) -> Path | None:
     return None if "://" in uri else Path(os.path.abspath(Path(uri).expanduser()))
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+def open_filesystem(uri: str, place: str) -> tuple[Any, str]:
+    """The pyarrow file system of a URI and the path in it. `place` names the URI in errors.
+
+    Raises:
+        UserError: pyarrow has no file system for this URI.
+    """
+    import pyarrow
+    from pyarrow import fs
+
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+        raise UserError(
+            f"{place} cannot be opened ({first_line(error)}); give a folder, or a URI such as "
+            "s3://bucket/folder"
+        ) from error
+    return filesystem, path.rstrip("/")

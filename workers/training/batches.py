@@ -24,8 +24,8 @@ from workers.models.build import preprocessing
 from workers.training.loss import class_weights
 from workers.types import RunSpec
 
-Batch = tuple[Tensor, Tensor]
-Plan = list[list[np.ndarray]]
+TrainBatch = tuple[Tensor, Tensor]
+EpochPlan = list[list[np.ndarray]]
 """Of an epoch: per optimizer step, the indices of each micro-batch."""
 
 
@@ -53,7 +53,7 @@ class TrainBatches:
                 "each of which needs two; add images or lower fleet.gpus_per_run"
             )
 
-    def plan(self, epoch: int, micro_batch: int | None = None) -> Plan:
+    def plan(self, epoch: int, micro_batch: int | None = None) -> EpochPlan:
         """What this rank sees in an epoch, a function of seeds."""
         run, setting = self._run, self._worker.setting
         order = epoch_order(len(self._learners), setting.seed, run.stream, epoch)
@@ -61,7 +61,7 @@ class TrainBatches:
             self._learners[order], run.train, setting.ranks, self._worker.rank, micro_batch
         )
 
-    def batches(self, plan: Plan, epoch: int) -> Iterator[Batch]:
+    def batches(self, plan: EpochPlan, epoch: int) -> Iterator[TrainBatch]:
         """Every micro-batch of the plan, decoded and augmented, on the host."""
         setting = self._worker.setting
         return train_batches(
@@ -76,7 +76,7 @@ class TrainBatches:
             pin=setting.device == "cuda",
         )
 
-    def to_device(self, batch: Batch, epoch: int) -> Batch:
+    def to_device(self, batch: TrainBatch, epoch: int) -> TrainBatch:
         """A batch on the device, normalised and mixed; mixing draws from torch's CPU generator."""
         device = self._worker.setting.device
         images, labels = (each.to(device, non_blocking=True) for each in batch)

@@ -17,6 +17,7 @@ from workers.config.train import TrainConfig
 from workers.context import WorkerContext
 from workers.data import eval_pixels
 from workers.errors import UserError
+from workers.merging.blend import refuse_not_finite
 from workers.models.build import preprocessing
 from workers.models.heads import in_head
 from workers.models.pretrained import assign_weights, read_weights, refuse_mismatch
@@ -50,7 +51,8 @@ def fitting_weights(model: nn.Module, train: TrainConfig) -> dict[str, Tensor]:
     _refuse_other_classes(model, live, weights, said)
     refuse_mismatch(live, weights, said)
     _refuse_dtypes(live, weights, said)
-    _refuse_not_finite(weights, said)
+    for name, tensor in weights.items():
+        refuse_not_finite(said, name, tensor)
     return {name: weights[name] for name in live}
 
 
@@ -130,14 +132,4 @@ def _refuse_dtypes(live: Mapping[str, Tensor], weights: Mapping[str, Tensor], sa
             raise UserError(
                 f"{said}: tensor {name} is {weights[name].dtype}, the model's is {tensor.dtype}; "
                 f"save the checkpoint as {tensor.dtype}"
-            )
-
-
-def _refuse_not_finite(weights: Mapping[str, Tensor], said: str) -> None:
-    for name, tensor in weights.items():
-        wrong = int((~torch.isfinite(tensor)).sum())
-        if wrong:
-            raise UserError(
-                f"{said}: {wrong} of {tensor.numel()} values of tensor {name} are not finite (its "
-                "training diverged); leave this checkpoint out"
             )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from workers.config.train import num_epochs_begun
 from workers.context import WorkerContext
-from workers.training.batches import Batch, TrainBatches
+from workers.training.batches import TrainBatch, TrainBatches
 from workers.training.lr_schedule import Schedule, patience_is_over
 from workers.training.optim import body_lr
 from workers.training.train_mode import TrainMode
@@ -42,7 +42,7 @@ class Step:
 
     images: int
     num_micro_batches: int
-    batches: Iterator[Batch]
+    batches: Iterator[TrainBatch]
 
 
 @dataclass
@@ -169,7 +169,7 @@ def set_rates(t: TrainLoop) -> None:
     t.learner.schedule.set(t.position.step - first * t.steps_per_epoch, scores)
 
 
-def _backward(t: TrainLoop, step: Step, micro: int, batch: Batch) -> Tensor:
+def _backward(t: TrainLoop, step: Step, micro: int, batch: TrainBatch) -> Tensor:
     """Add a micro-batch's gradients; gradients cross ranks with the last one only."""
     seed, num = t.worker.setting.seed, len(batch[1])
     torch.manual_seed(_noise_seed(seed, t.run.stream, t.position.step, micro, t.worker.rank))

@@ -16,25 +16,16 @@ from workers.context import WorkerContext
 from workers.data import eval_pixels, normalise
 from workers.models.build import create_model, head_parameter_names, preprocessing
 from workers.scoring.forward import EVAL_BATCH
-from workers.training.batches import Batch, TrainBatches
+from workers.training.batches import TrainBatch, TrainBatches
 from workers.training.loss import LossModule
 from workers.training.optim import create_average, create_optimizer
 from workers.training.train_mode import TrainMode
 from workers.training.unfreezing import UnfreezePhase, phases
-from workers.types import FrozenModel, RunSpec
+from workers.types import RunSpec, RunTiming
 
 BUDGET_S = 2.0
 """For the timed steps of a section; a slow model gets one step all the same."""
-MAX_STEPS = 20
-
-
-class RunTiming(FrozenModel):
-    step_s: float
-    """Of an optimizer step, data included; the mean over the run's sections."""
-    score_image_s: float
-    """Of an image in evaluation, once its pixels are cached."""
-    num_steps: int
-    """Timed, after one per section to warm up."""
+MAX_TIMED_STEPS = 20
 
 
 def time_run(run: RunSpec, worker: WorkerContext) -> RunTiming:
@@ -86,12 +77,12 @@ def _time_steps(
             average.update(net, step=1 + len(ends))
         _settle(device)
         ends.append(time.monotonic())
-        if len(ends) > 1 and (ends[-1] - ends[0] > BUDGET_S or len(ends) > MAX_STEPS):
+        if len(ends) > 1 and (ends[-1] - ends[0] > BUDGET_S or len(ends) > MAX_TIMED_STEPS):
             break
     return (ends[-1] - ends[0]) / (len(ends) - 1), len(ends) - 1
 
 
-def _steps(intake: TrainBatches, span: UnfreezePhase) -> Iterator[tuple[int, list[Batch]]]:
+def _steps(intake: TrainBatches, span: UnfreezePhase) -> Iterator[tuple[int, list[TrainBatch]]]:
     """(epoch, micro-batches) of one optimizer step after another, epoch after epoch, no end."""
     for epoch in count(span.first):
         plan = intake.plan(epoch)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from workers.models.training_flags import keep_training_flags
 from workers.training.unfreezing import UnfreezePhase, is_below, set_checkpointing, trainable_names
 from workers.types import RunSpec
 
@@ -28,10 +29,11 @@ class TrainMode:
     def __init__(self, net: nn.Module, run: RunSpec, device: str) -> None:
         self.net, self.run, self.spec, self.device = net, run, run.train, device
         self._learnable = [(p, p.requires_grad) for p in net.parameters()]
-        self._modes = [(module, module.training) for module in net.modules()]
+        self._flags = contextlib.ExitStack()
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> "TrainMode":
+        self._flags.enter_context(keep_training_flags(self.net))
         self._apply()
         return self
 
@@ -44,8 +46,7 @@ class TrainMode:
         self._undo.close()
         for parameter, learns in self._learnable:
             parameter.requires_grad_(learns)
-        for module, training in self._modes:
-            module.training = training
+        self._flags.close()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -64,9 +64,8 @@ from workers.types.orders import (
     TasteOrder,
     TrainOrder,
     WorkerConfig,
-    measurement_id,
 )
-from workers.types.preflight import ModelInfo, PreflightResult, SplitInfo
+from workers.types.preflight import ModelInfo, PreflightResult, RunTiming, SplitInfo
 from workers.types.recipe_protocol import (
     Answer,
     Decision,

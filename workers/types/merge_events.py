@@ -1,5 +1,6 @@
 """Events of merges: who takes part, what a recipe asks and is told, what came of it."""
 
+from functools import cached_property
 from typing import Any, Literal
 
 from workers.types.events import Event
@@ -20,6 +21,20 @@ class MergeOpened(Event):
     observe: bool
     round: int | None = None
     """Number of the observe or sync round; None for a final merge."""
+
+    @staticmethod
+    def round_id(series: str, number: int) -> str:
+        return f"{series}-{number:04d}"
+
+    @property
+    def series(self) -> str:
+        """What the ids of all rounds of the same runs have in common."""
+        return self.merge.rpartition("-")[0]
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """Selection score of every ingredient, by name."""
+        return {ingredient.name: ingredient.score for ingredient in self.ingredients}
 
     @property
     def is_final(self) -> bool:

@@ -64,9 +64,13 @@ class PreflightOrder(Order):
     longest_train: TrainConfig | None = None
     """Of the runs, for them."""
 
+    @staticmethod
+    def id_of() -> str:
+        return "preflight"
+
     @property
     def id(self) -> str:
-        return "preflight"
+        return self.id_of()
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -83,9 +87,13 @@ class BaseOrder(Order):
     source: Checkpoint | None = None
     """The last checkpoint of the probe or trunk; None for a fresh model."""
 
+    @staticmethod
+    def id_of(name: str) -> str:
+        return f"base-{name.removeprefix('base/')}"
+
     @property
     def id(self) -> str:
-        return f"base-{self.name.removeprefix('base/')}"
+        return self.id_of(self.name)
 
 
 OptimizerState = Literal["keep", "reset", "average"]
@@ -117,9 +125,13 @@ class TrainOrder(Order):
     micro_batch: int | None = None
     """Smaller micro-batch after running out of memory; the optimizer step stays the same."""
 
+    @staticmethod
+    def id_of(run: str, stop_step: int) -> str:
+        return f"train-{run}-{stop_step:08d}"
+
     @property
     def id(self) -> str:
-        return f"train-{self.run.id}-{self.stop_step:08d}"
+        return self.id_of(self.run.id, self.stop_step)
 
     @property
     def own_checkpoint(self) -> Checkpoint:
@@ -147,9 +159,13 @@ class GeometryOrder(Order):
     observe: bool = False
     """For an anytime soup during training."""
 
+    @staticmethod
+    def id_of(question: GramMatrices, family: str, observe: bool) -> str:
+        return _measurement_id(question, family, observe)
+
     @property
     def id(self) -> str:
-        return measurement_id(self.question, self.cohort.family, self.observe)
+        return self.id_of(self.question, self.cohort.family, self.observe)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -167,17 +183,21 @@ class GradientOrder(Order):
     observe: bool = False
     """For an anytime soup during training: never takes a training slot."""
 
+    @staticmethod
+    def id_of(question: MixGradient, family: str, observe: bool) -> str:
+        return _measurement_id(question, family, observe)
+
     @property
     def id(self) -> str:
-        return measurement_id(self.question, self.cohort.family, self.observe)
+        return self.id_of(self.question, self.cohort.family, self.observe)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
         return "merge" if self.observe else "slot"
 
 
-def measurement_id(question: GramMatrices | MixGradient, family: str, observe: bool) -> str:
-    """Of the order that answers the question, the same for every merge that asks it."""
+def _measurement_id(question: GramMatrices | MixGradient, family: str, observe: bool) -> str:
+    """The same for every merge that asks the question."""
     what = f"observe-{question.kind}" if observe else question.kind
     return f"{what}-{family}-{question.key}"
 
@@ -191,11 +211,15 @@ class MergeOrder(Order):
     options: dict[str, Any] = {}
     ingredients: tuple[Ingredient, ...]
     answers: tuple[Answer, ...] = ()
-    kitchen: RecipeContext | None = None
+    context: RecipeContext
+
+    @staticmethod
+    def id_of(merge: str, num_answers: int) -> str:
+        return f"merge-{merge}-{num_answers:04d}"
 
     @property
     def id(self) -> str:
-        return f"merge-{self.merge}-{len(self.answers):04d}"
+        return self.id_of(self.merge, len(self.answers))
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -219,13 +243,22 @@ class TasteOrder(Order):
     hits: bool = False
     """Tell which images are right; such a taste is never stopped early."""
 
+    @staticmethod
+    def id_of(cohort: str, mix: str, observe: bool, bar: str) -> str:
+        """`mix` is its key; `bar` what it must reach, or what else it is asked for."""
+        return f"{TasteOrder.prefix_of(cohort, mix, observe)}{bar}"
+
+    @staticmethod
+    def prefix_of(cohort: str, mix: str, observe: bool) -> str:
+        """What the ids of all tastes of a mix have in common. Those of rounds are apart, so that
+        one that was given up in a round does not count in the end."""
+        return f"{'observe' if observe else 'taste'}-{cohort}-{mix}-"
+
     @property
     def id(self) -> str:
         bar = "full" if self.at_least is None else f"{self.at_least:.12g}{'+' * self.strict}"
         bar = "hits" if self.hits else bar
-        # Apart, so that a round's taste that was given up refuses nothing at the end.
-        what = "observe" if self.observe else "taste"
-        return f"{what}-{self.cohort.id}-{self.mix.key}-{bar}"
+        return self.id_of(self.cohort.id, self.mix.key, self.observe, bar)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -243,6 +276,10 @@ class BlendOrder(Order):
     soup: Soup
     ingredients: tuple[Checkpoint, ...]
 
+    @staticmethod
+    def id_of(name: str) -> str:
+        return f"blend-{name.removeprefix('soup/')}"
+
     @property
     def id(self) -> str:
-        return f"blend-{self.name.removeprefix('soup/')}"
+        return self.id_of(self.name)

@@ -39,3 +39,14 @@ class PreflightResult(FrozenModel):
     folds: tuple[int, ...] = ()
     """Training images that each fold holds out; empty without data.folds."""
     warnings: tuple[str, ...] = ()
+
+
+class RunTiming(FrozenModel):
+    """What a run was measured to cost per step and per image, for estimates."""
+
+    step_s: float
+    """Seconds per optimizer step, data included; the mean over the run's unfreeze phases."""
+    score_image_s: float
+    """Seconds per image in evaluation, once its pixels are cached."""
+    num_steps: int = 0
+    """Steps that were timed."""

@@ -16,9 +16,14 @@ class ScoreOrder(Order):
     checkpoint: Checkpoint
     splits: tuple[str, ...]
 
+    @staticmethod
+    def id_of(checkpoint: str) -> str:
+        """`checkpoint` is a name."""
+        return f"score-{checkpoint.replace('/', '_')}"
+
     @property
     def id(self) -> str:
-        return f"score-{self.checkpoint.name.replace('/', '_')}"
+        return self.id_of(self.checkpoint.name)
 
 
 class ScoreMixOrder(Order):
@@ -38,9 +43,13 @@ class ScoreMixOrder(Order):
         cohort = self.cohort.family if self.mix.single else self.cohort.id
         return f"mix/{cohort}-{self.mix.key}"
 
+    @staticmethod
+    def id_of(name: str) -> str:
+        return f"point-{name.removeprefix('mix/')}"
+
     @property
     def id(self) -> str:
-        return f"point-{self.name.removeprefix('mix/')}"
+        return self.id_of(self.name)
 
 
 class CompareOrder(Order):
@@ -68,9 +77,13 @@ class CompareOrder(Order):
         later = ("stacking", "folds")
         return digest({key: value for key, value in said.items() if value or key not in later}, 12)
 
+    @staticmethod
+    def id_of(key: str) -> str:
+        return f"compare-{key}"
+
     @property
     def id(self) -> str:
-        return f"compare-{self.key}"
+        return self.id_of(self.key)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -106,9 +119,13 @@ class DiversityOrder(Order):
     merge: str
     members: WeightSpaceGroup
 
+    @staticmethod
+    def id_of(merge: str) -> str:
+        return f"diversity-{merge}"
+
     @property
     def id(self) -> str:
-        return f"diversity-{self.merge}"
+        return self.id_of(self.merge)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -136,9 +153,13 @@ class AnalyseOrder(Order):
         dump = self.model_dump(mode="json", exclude_defaults=True, by_alias=True)
         return digest(dump, 12)
 
+    @staticmethod
+    def id_of(key: str) -> str:
+        return f"analyse-{key}"
+
     @property
     def id(self) -> str:
-        return f"analyse-{self.key}"
+        return self.id_of(self.key)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -151,9 +172,13 @@ class ServeOrder(Order):
     kind: Literal["serve"] = "serve"
     soup: Checkpoint
 
+    @staticmethod
+    def id_of(soup: str) -> str:
+        return f"serve-{soup.removeprefix('soup/')}"
+
     @property
     def id(self) -> str:
-        return f"serve-{self.soup.name.removeprefix('soup/')}"
+        return self.id_of(self.soup.name)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -166,9 +191,14 @@ class RetireOrder(Order):
     kind: Literal["retire"] = "retire"
     checkpoints: tuple[Checkpoint, ...]
 
+    @staticmethod
+    def id_of(checkpoints: tuple[str, ...]) -> str:
+        """`checkpoints` are ids."""
+        return f"retire-{digest(list(checkpoints), 12)}"
+
     @property
     def id(self) -> str:
-        return f"retire-{digest([c.id for c in self.checkpoints], 12)}"
+        return self.id_of(tuple(checkpoint.id for checkpoint in self.checkpoints))
 
     @property
     def place(self) -> Literal["slot", "merge"]:

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.commands.estimate import Pace, kind, makespan, num_rounds, peak_bytes, seconds
+from orchestrator.commands.estimate import kind, makespan, num_rounds, peak_bytes, seconds
 from orchestrator.commands.plan import Machine, make_plan, plan_view, size
 from orchestrator.config.sections import FleetConfig
 from orchestrator.experiment.resolved import resolve
 from tests.orchestrator.small_fleet import run_small, small_experiment
 from tests.simulator.experiment import facts, program
 from workers.errors import UserError
+from workers.types import RunTiming
 
 
 def files_below(folder: Path) -> set[Path]:
@@ -38,7 +39,7 @@ def test_a_plan_agrees_with_the_run(folder: Path) -> None:
         "seconds",
     ]
     _, outcome = run_small(folder, "base.trunk_epochs=0")
-    runs = outcome.state.runs
+    runs = outcome.moment.state.runs
     assert summary["runs"] == len(runs) == 3
     assert {run.trained_to for run in runs.values()} == {summary["steps_per_run"]}
     largest = max(e.checkpoint.num_bytes for run in runs.values() for e in run.checkpoints)
@@ -103,7 +104,7 @@ def test_points_of_a_path_are_estimated_on_the_report_splits() -> None:
 
     def images(*recipes: Any) -> float:
         plan = program(1, epochs=1, soup={"recipes": ["best", *recipes]})
-        paces = {kind(run): Pace(step_s=0.0, score_image_s=1.0) for run in plan.runs}
+        paces = {kind(run): RunTiming(step_s=0.0, score_image_s=1.0) for run in plan.runs}
         return seconds(plan, resolve(plan, facts(plan)), slots=1, paces=paces)
 
     more = images({"wise_ft": {"alphas": [0.0, 0.5]}}) - images()

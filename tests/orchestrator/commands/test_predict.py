@@ -25,7 +25,7 @@ def ensemble(store: Store) -> None:
     members = ("r0/00000001-0", "r1/00000001-0")
     kind = "soft_voting"
     result = EnsembleResult(id=kind, kind=kind, members=members, scores={}, vs_best_single={})
-    ensembles.save(store, result)
+    ensembles.write_ensemble(store, result)
 
 
 def test_an_unwritable_file_is_refused_before_any_image_is_read(

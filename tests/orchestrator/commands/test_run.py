@@ -42,10 +42,10 @@ def test_a_begun_experiment_keeps_its_stored_values(
     capsys.readouterr()
     _, again = run_small(folder, "sweep.seeds=2")
     assert not again.worked and again.results == first.results
-    assert again.program.experiment.soup.metric == "nll"
+    assert again.moment.config.soup.metric == "nll"
     assert "soup.metric: nll (default: top1)" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"soup\.metric: nll -> top1"):
         run_small(folder, "sweep.seeds=2", "soup.metric=top1")
     _, wider = run_small(folder, "sweep.seeds=3", extend=True)
-    assert wider.worked and wider.program.experiment.soup.metric == "nll"
+    assert wider.worked and wider.moment.config.soup.metric == "nll"
     assert yaml.safe_load(stored.read_text())["soup"]["metric"] == "nll"

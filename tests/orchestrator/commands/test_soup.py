@@ -133,7 +133,7 @@ def test_a_fleets_checkpoints_give_the_fleets_soup(place: Path, tmp_path: Path) 
 
 def test_class_folders_alone_are_halved_and_stratified(place: Path, tmp_path: Path) -> None:
     request = _request(place, tmp_path / "out", recipe="best", data=str(place / "data" / "val"))
-    facts = make_soups(request, plain=True).state.facts
+    facts = make_soups(request, plain=True).state.preflight
     assert facts is not None
     halves = {name: split.class_counts for name, split in facts.splits.items() if split.count}
     assert halves == {"val": (8, 8, 8), "test": (8, 8, 8)}
@@ -144,7 +144,7 @@ def test_the_base_is_the_file_head_and_all(place: Path, tmp_path: Path) -> None:
         place, tmp_path / "out", recipe="best", base=str(place / "test_vit_base.pth")
     )
     outcome = make_soups(request, plain=True)
-    (base,) = outcome.state.bases
+    (base,) = outcome.moment.state.bases
     found = load_file(tmp_path / "out" / base / "model.safetensors")
     given = torch.load(place / "test_vit_base.pth")
     assert all(torch.equal(found[name], tensor) for name, tensor in given.items())
@@ -214,7 +214,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "greedy,greedy"}, "greedy twice with the same options"),
     ({"data": "nowhere"}, "--data .*nowhere is not a folder"),
     ({"train": "nowhere"}, "--train .*nowhere is not a folder"),
-    ({"model": "test_vitt"}, "timm has no model 'test_vitt'; nearest: test_vit"),
+    ({"model": "test_vitt"}, "timm has no model 'test_vitt'; did you mean test_vit"),
     ({"kwargs": "[1]"}, "--kwargs"),
     ({"metric": "top5"}, "metric"),
     ({"batchnorm": "off"}, "batchnorm"),

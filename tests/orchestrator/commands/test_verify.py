@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from orchestrator.commands.verify import committed_checkpoints, verify_experiment
+from orchestrator.schedule.moment import Moment
 from tests.orchestrator.small_fleet import replayed, run_small
 from workers.storage.layout import SERVED, WEIGHTS, checkpoint_dir
 
@@ -38,7 +39,7 @@ def test_a_finished_experiment_verifies_and_lists_every_checkpoint(finished: Pat
     assert state.served is not None and state.served.soup is not None
     assert len(state.soups[state.served.soup].name) and state.retired
     lines: list[str] = []
-    assert verify_experiment(program, state, store, lines.append) == []
+    assert verify_experiment(Moment(program, state), store, lines.append) == []
     names = [checkpoint.id for checkpoint in committed_checkpoints(state)]
     assert len(names) >= 3 + 3 + 2 and all(any(name in line for line in lines) for name in names)
     assert "same bytes" in lines[-1]

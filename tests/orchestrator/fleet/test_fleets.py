@@ -12,9 +12,11 @@ from orchestrator.commands import run
 from orchestrator.commands.run import Options
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.fleet.base import Fleet
-from orchestrator.state.reducers import CLOSING, fold
+from orchestrator.schedule.moment import Moment
+from orchestrator.state.reducers import CLOSING
 from orchestrator.state.state import State
 from tests.faults import tiny_experiment
+from tests.simulator.experiment import then
 from workers.heartbeat import Heartbeat
 from workers.storage.store import Store
 from workers.types import AnyEvent, AnyOrder, Failed, Ordered, TrainOrder
@@ -37,7 +39,7 @@ class Bench:
             self.commit(self.perform(self.next()))
 
     def next(self) -> AnyOrder:
-        return schedule.wanted(self.program, self.state)[0]
+        return schedule.due(Moment(self.program, self.state))[0]
 
     def training(self) -> TrainOrder:
         order = self.next()
@@ -45,7 +47,7 @@ class Bench:
         return order
 
     def commit(self, events: list[AnyEvent]) -> None:
-        self.state = fold(events, self.state)
+        self.state = then(self.state, events)
 
     def submit(self, order: AnyOrder) -> int:
         self._attempt += 1

@@ -14,7 +14,7 @@ REPLICAS = ["sweep={runs: [{}, {}]}"]
 
 def trained(folder: Path, *overrides: str) -> tuple[State, Store]:
     uri, outcome = run_small(folder, "soup.recipes=[best]", *overrides)
-    assert outcome.state.served is not None
+    assert outcome.moment.state.served is not None
     _, state, store = replayed(uri)
     return state, store
 

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.schedule import retention
+from orchestrator.experiment.resolved import resolve
+from orchestrator.schedule import due, retention
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
+from orchestrator.state.state import State
 from tests.simulator.experiment import facts, program
 from tests.simulator.simulator import live
 from tests.simulator.world import Mishap, World
@@ -90,10 +93,10 @@ def checkpointed(step: int, top1: float | None, run: str = RUN) -> Checkpointed:
     return Checkpointed(run=run, checkpoint=made, score=None if top1 is None else score(top1))
 
 
-def gone(*events: Any, ingredients: str | list[int] = "best") -> set[int]:
-    plan = program(2, epochs=4, soup={"ingredients": ingredients})
+def gone(*events: Any, ingredients: str | list[int] = "best", **sections: Any) -> set[int]:
+    plan = program(2, epochs=4, soup={"ingredients": ingredients}, **sections)
     begun = Preflighted(facts=facts(plan))
-    orders = list(retention.checkpoints(plan, fold([begun, *events])))
+    orders = list(retention.retire_orders(Moment(plan, fold([begun, *events]))))
     assert all(isinstance(order, RetireOrder) for order in orders)
     return {c.step for order in orders for c in order.checkpoints}
 
@@ -126,8 +129,11 @@ def test_an_unscored_checkpoint_goes_once_a_later_one_counts() -> None:
 
 
 def test_a_stage_of_the_base_keeps_its_last_alone() -> None:
-    stage = [checkpointed(s, 0.9 - s / 100, run="trunk-abc") for s in (10, 20, 30)]
-    assert gone(*stage) == {10, 20}
+    base = {"base": {"trunk_epochs": 3}}
+    plan = program(2, epochs=4, **base)
+    ((stage,),) = (made.stages for made in resolve(plan, facts(plan)).plans)
+    words = [checkpointed(s, 0.9 - s / 100, run=stage.id) for s in (10, 20, 30)]
+    assert gone(*words, **base) == {10, 20}
 
 
 def test_what_an_unfinished_merge_names_is_pinned() -> None:
@@ -145,4 +151,4 @@ def test_what_an_unfinished_merge_names_is_pinned() -> None:
 
 
 def test_nothing_is_retired_before_preflight_or_while_a_retirement_is_open() -> None:
-    assert not gone(Preflighted.model_construct(facts=None))
+    assert [order.kind for order in due(Moment(PLAN, State()))] == ["preflight"]

@@ -1,6 +1,11 @@
 """Made-up logits that are right more often than not."""
 
+from collections.abc import Iterable
+
 import numpy as np
+
+from workers.analysis.bias_variance import BiasVarianceAccumulator
+from workers.analysis.schema import BiasVariance
 
 
 def logits_of(seed: int, labels: np.ndarray, num_classes: int = 5, heat: float = 1.0) -> np.ndarray:
@@ -13,3 +18,11 @@ def logits_of(seed: int, labels: np.ndarray, num_classes: int = 5, heat: float =
 
 def labels_of(seed: int, count: int = 120, num_classes: int = 5) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, num_classes, count)
+
+
+def decompose(models: Iterable[np.ndarray], labels: np.ndarray, num_classes: int) -> BiasVariance:
+    """Bias and variance of models by their (N, C) logits."""
+    accumulator = BiasVarianceAccumulator(labels, num_classes)
+    for logits in models:
+        accumulator.add(logits)
+    return accumulator.result()

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from tests.workers.analysis.synthetic_logits import decompose
 from tests.workers.small_soups import VIT, Pool, make_pool
 from workers.analysis.analyse import analyse, detectable
-from workers.analysis.bias_variance import decompose
 from workers.analysis.calibration import temperature
 from workers.scoring.compare import compare
 from workers.scoring.metrics import ece, nll, score

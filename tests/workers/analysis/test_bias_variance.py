@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
-from tests.workers.analysis.synthetic_logits import labels_of, logits_of
-from workers.analysis.bias_variance import decompose
+from tests.workers.analysis.synthetic_logits import decompose, labels_of, logits_of
 from workers.scoring.metrics import nll
 
 SEEDS = st.integers(0, 10_000)

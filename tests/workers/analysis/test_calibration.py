@@ -5,10 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
-from sklearn.metrics import confusion_matrix, log_loss
+from sklearn.metrics import log_loss
 
 from tests.workers.analysis.synthetic_logits import labels_of, logits_of
-from workers.analysis.calibration import confusion, detail, on_split, reliability, temperature
+from workers.analysis.calibration import (
+    confusion_matrix,
+    detail,
+    on_split,
+    reliability_bins,
+    temperature,
+)
 from workers.scoring.metrics import ece, nll, predictions, score
 
 
@@ -64,7 +70,7 @@ def test_calibration_before_and_after() -> None:
 def test_reliability_by_a_plain_loop_and_its_gaps_are_the_calibration_error() -> None:
     labels = labels_of(2, count=400)
     logits = logits_of(2, labels, heat=2)
-    found = reliability(logits, labels)
+    found = reliability_bins(logits, labels)
     sure, said = softmax(logits.astype(np.float64), axis=1).max(axis=1), logits.argmax(axis=1)
     total = 0.0
     for index in range(15):
@@ -84,7 +90,7 @@ def test_reliability_by_a_plain_loop_and_its_gaps_are_the_calibration_error() ->
 def test_confusion_is_scikit_learns_and_classes_without_images_have_their_row() -> None:
     labels = labels_of(3, num_classes=4)
     logits = logits_of(3, labels, num_classes=6)
-    found = confusion(logits.argmax(axis=1), labels, 6)
+    found = confusion_matrix(logits.argmax(axis=1), labels, 6)
     np.testing.assert_array_equal(
         found, confusion_matrix(labels, logits.argmax(axis=1), labels=range(6))
     )

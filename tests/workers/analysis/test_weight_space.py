@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.workers.small_runs import RESNET, make_base, make_setting
-from workers.analysis.weight_space import cosines, geometry, lengths, parts
+from workers.analysis.weight_space import cosines, lengths, measure_weight_space, parts
 from workers.context import WorkerContext
 from workers.merging.batchnorm import statistics
 from workers.storage.checkpoint_writer import write_checkpoint
@@ -63,7 +63,7 @@ def test_a_tensor_belongs_to_the_longest_prefix_that_fits() -> None:
 
 def test_geometry_is_that_of_the_flat_vectors(around: Around) -> None:
     base, ingredients, store = around.weighed.base, around.weighed.ingredients, around.worker.store
-    found = geometry(around.weighed, around.worker)
+    found = measure_weight_space(around.weighed, around.worker)
     skipped = statistics(around.worker.model(RESNET))
 
     def flat(checkpoint: Checkpoint, prefix: str | None) -> np.ndarray:

@@ -127,7 +127,7 @@ def test_a_label_outside_the_classes_is_named(tmp_path: Path) -> None:
     message = refusal(tmp_path, classes=["x", "y"])
     assert "a.tar/bad" in message and "label 2" in message and "2 classes" in message
     write_tar(tmp_path / "a.tar", samples(8) | {"bad.png": picture(99), "bad.cls": b"yy"})
-    assert "nearest is 'y'" in refusal(tmp_path, classes=["x", "y"])
+    assert "did you mean y?" in refusal(tmp_path, classes=["x", "y"])
     assert "'yy'" in refusal(tmp_path)
     write_tar(tmp_path / "a.tar", samples(8) | {"bad.png": picture(99), "bad.cls": b"-1"})
     assert "-1" in refusal(tmp_path) and "-1" in refusal(tmp_path, classes=["x", "y"])

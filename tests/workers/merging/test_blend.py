@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from workers.errors import UserError
-from workers.merging.blend import BLOCK, blend
+from workers.merging.blend import BLEND_BLOCK, blend
 from workers.types import Component, Mix, component_of
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -64,7 +64,7 @@ def test_neither_block_size_nor_threads_change_a_bit_of_a_large_tensor() -> None
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            for block in (4_097, BLOCK, 65_536, 300_000):
+            for block in (4_097, BLEND_BLOCK, 65_536, 300_000):
                 assert torch.equal(dict(blend(mix, sources, block))["w"], expected)
     finally:
         torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.workers.small_soups import RESNET, Pool, make_pool
 from workers.errors import UserError
 from workers.merging import gram as module
-from workers.merging.gram import geometry, grams_of
+from workers.merging.gram import grams_of, measure_gram_matrices
 from workers.storage.checkpoints import open_weights
 from workers.types import GeometryOrder, GramMatrices, GramResult, Measured
 
@@ -22,7 +22,7 @@ def measured(pool: Pool) -> Measured:
     question = GramMatrices(names=pool.names, base=pool.base.name)
     places = (*pool.members, pool.base)
     order = GeometryOrder(cohort=pool.cohort, question=question, ingredients=places)
-    (event,) = geometry(order, 0, pool.worker)
+    (event,) = measure_gram_matrices(order, 0, pool.worker)
     assert isinstance(event, Measured) and event.key == question.key and event.samples == 0
     return event
 
@@ -51,12 +51,12 @@ def test_blocks_change_nothing_but_rounding(num: int, size: int, block: int) -> 
     generator = torch.Generator().manual_seed(size)
     sources = {str(i): {"w": torch.randn(size, generator=generator)} for i in range(num + 1)}
     names = tuple(str(i) for i in range(1, num + 1))
-    kept = module.BLOCK
+    kept = module.GRAM_BLOCK
     try:
-        module.BLOCK = block
+        module.GRAM_BLOCK = block
         found = grams_of(sources, names, "0").tensors["w"]
     finally:
-        module.BLOCK = kept
+        module.GRAM_BLOCK = kept
     assert found == pytest.approx(grams_of(sources, names, "0").tensors["w"], rel=1e-12)
 
 
@@ -67,7 +67,7 @@ def test_what_did_not_move_has_products_of_zero_and_integers_have_none() -> None
 
 def test_a_diverged_or_foreign_ingredient_is_refused_by_name() -> None:
     base = {"w": torch.ones(3)}
-    with pytest.raises(UserError, match="ingredient a: 1 of 3 values of 'w' are not finite"):
+    with pytest.raises(UserError, match="ingredient a: 1 of 3 values of tensor 'w' are not finite"):
         grams_of({"b": base, "a": {"w": torch.tensor([1.0, torch.nan, 0])}}, ("a",), "b")
     with pytest.raises(UserError, match="ingredient a lacks tensor 'w'"):
         grams_of({"b": base, "a": {}}, ("a",), "b")

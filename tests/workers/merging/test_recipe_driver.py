@@ -1,7 +1,9 @@
-"""The merge actor's order: one question or one soup per order, replayed from recorded answers."""
+"""Merge orders: one question or one soup per order, from a live recipe or from all answers."""
 
+from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -19,7 +21,12 @@ from workers.types import (
     MergeOrder,
     Mix,
     Mixed,
+    Question,
+    RecipeContext,
+    Soup,
+    Taste,
     TasteResult,
+    TasteResults,
     WorkerConfig,
 )
 
@@ -27,6 +34,9 @@ POOL = tuple(
     Ingredient(name=f"{run}/00000010", run=run, score=score)
     for run, score in {"a": 0.8, "b": 0.7, "c": 0.6}.items()
 )
+
+
+CONTEXT = RecipeContext(base="base/0")
 
 
 @pytest.fixture
@@ -42,8 +52,33 @@ def worker(tmp_path: Path) -> WorkerContext:
     return WorkerContext(setting)
 
 
+@dataclass(frozen=True)
+class Counting:
+    """Three tastes, each of a mix that depends on the answer before; counts its calls."""
+
+    calls: ClassVar[int] = 0
+
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
+    ) -> Generator[Question, Answer, Soup]:
+        Counting.calls += 1
+        return self._run(ingredients)
+
+    def _run(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
+        score = 1.0
+        for _ in range(3):
+            weights = tuple((i.name, score) for i in ingredients)
+            answer = yield Taste(mixes=(Mix(weights=weights, divisor=score * len(weights)),))
+            assert isinstance(answer, TasteResults)
+            score = answer.scores[0]
+        return Soup(mix=Mix.mean([ingredients[0].name]), score=score)
+
+
 def outcome(worker: WorkerContext, *answers: Answer, **changes: Any) -> Asked | Mixed:
-    fields: dict[str, Any] = {"merge": "m", "recipe": "greedy", "ingredients": POOL} | changes
+    fields: dict[str, Any] = {
+        **{"merge": "m", "recipe": "greedy", "ingredients": POOL, "context": CONTEXT},
+        **changes,
+    }
     (event,) = merge(MergeOrder(**fields, answers=answers), 0, worker)
     assert isinstance(event, Asked | Mixed)
     return event
@@ -74,6 +109,37 @@ def test_the_options_of_the_order_reach_the_recipe(worker: WorkerContext) -> Non
     assert asked.question.strict
 
 
+def test_a_live_recipe_is_asked_on_and_a_lost_one_replays_to_the_same_questions(
+    worker: WorkerContext,
+) -> None:
+    Counting.calls = 0
+    options = {"recipe": f"{__name__}:Counting"}
+    answers, asked = list[Answer](), list[Asked | Mixed]()
+    for score in (0.6, 0.7, 0.8):
+        asked.append(outcome(worker, *answers, **options))
+        answers.append(TasteResults(scores=(score,)))
+    asked.append(outcome(worker, *answers, **options))
+    assert Counting.calls == 1 and not worker.live_recipes
+    replayed = []
+    for num in range(4):
+        worker.forget()
+        replayed.append(outcome(worker, *answers[:num], **options))
+    assert replayed == asked
+    assert Counting.calls == 5
+
+
+def test_a_live_recipe_is_used_only_for_what_continues_it(worker: WorkerContext) -> None:
+    Counting.calls = 0
+    options = {"recipe": f"{__name__}:Counting"}
+    first, other = TasteResults(scores=(0.6,)), TasteResults(scores=(0.9,))
+    asked = outcome(worker, first, **options)
+    assert outcome(worker, first, **options) == asked, "an order that is repeated"
+    assert Counting.calls == 1
+    assert outcome(worker, other, **options) != asked, "another answer"
+    assert outcome(worker, other, ingredients=POOL[:2], **options) != asked, "other ingredients"
+    assert Counting.calls == 3
+
+
 def test_an_unknown_recipe_is_the_users_mistake(worker: WorkerContext) -> None:
     with pytest.raises(UserError, match="unknown recipe 'greedi'; did you mean greedy"):
         outcome(worker, recipe="greedi")
@@ -83,5 +149,5 @@ def test_merging_does_not_import_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, workers.merge; sys.exit('torch' in sys.modules)"
+    code = "import sys, workers.merging.recipe_driver; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from workers.merging.recipe_driver import advance
-from workers.recipes import AnyRecipe
+from workers.recipes import Recipe
 from workers.types import (
     Answer,
     GramMatrices,
@@ -39,7 +39,7 @@ class Bench:
     members: dict[str, Weights]
     images: Tensor
     labels: Tensor
-    kitchen: RecipeContext
+    context: RecipeContext
     asked: list[Question] = field(default_factory=list)
 
     @cached_property
@@ -88,7 +88,7 @@ class Bench:
         return self._slope(question)
 
     def _grams(self, question: GramMatrices) -> GramResult:
-        assert question.base == self.kitchen.base
+        assert question.base == self.context.base
         tensors = {}
         for key, zero in self.base.items():
             deltas = torch.stack([(self.members[n][key] - zero).flatten() for n in question.names])
@@ -116,11 +116,11 @@ class Bench:
         warmer = slopes["temperature"].item()
         return MixGradientResult(loss=loss.item(), weights=tuple(rows), temperature=warmer)
 
-    def cooked(self, recipe: AnyRecipe) -> tuple[Soup, list[Answer]]:
+    def cooked(self, recipe: Recipe) -> tuple[Soup, list[Answer]]:
         """Asked again from the start after every answer, as in a fleet."""
         answers: list[Answer] = []
         while True:
-            outcome = advance(recipe, self.pool, tuple(answers), self.kitchen)
+            outcome = advance(recipe, self.pool, tuple(answers), self.context)
             if isinstance(outcome, Soup):
                 return outcome, answers
             answers.append(self.answer(outcome))
@@ -144,8 +144,8 @@ def bench(num: int = 3, num_images: int = 24, seed: int = 0) -> Bench:
     base = {key: tensor.detach().clone() for key, tensor in net.named_parameters()}
     members = {name: {k: _near(t) for k, t in base.items()} for name in "abcdefgh"[:num]}
     components = ("patch_embed", *(f"blocks.{i}" for i in range(len(net.blocks))), "norm", "head")
-    kitchen = RecipeContext(
+    context = RecipeContext(
         base="base/0", components=components, seed=seed, num_selection=num_images
     )
     images = torch.randn(num_images, 3, 32, 32, dtype=torch.float64)
-    return Bench(net, base, members, images, torch.randint(4, (num_images,)), kitchen)
+    return Bench(net, base, members, images, torch.randint(4, (num_images,)), context)

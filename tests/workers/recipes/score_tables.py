@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from hypothesis import strategies as st
 
 from workers.merging.recipe_driver import advance
-from workers.recipes import AnyRecipe
+from workers.recipes import Recipe
 from workers.types import (
     Answer,
     FirstAtLeast,
@@ -22,7 +22,7 @@ from workers.types import (
 
 NUM_IMAGES = 20
 """So few that ties are common."""
-KITCHEN = RecipeContext(base="base/b", seed=5, num_selection=NUM_IMAGES)
+CONTEXT = RecipeContext(base="base/b", seed=5, num_selection=NUM_IMAGES)
 
 
 class Table:
@@ -76,13 +76,13 @@ def answer(table: Table, question: FirstAtLeast | Taste, stops_early: bool) -> A
 
 
 def cooked(
-    table: Table, recipe: AnyRecipe, stops_early: bool = True
+    table: Table, recipe: Recipe, stops_early: bool = True
 ) -> tuple[Soup, list[FirstAtLeast | Taste]]:
     """The soup, and every question on the way."""
     answers: list[Answer] = []
     questions: list[FirstAtLeast | Taste] = []
     while True:
-        outcome = advance(recipe, table.pool, tuple(answers), KITCHEN)
+        outcome = advance(recipe, table.pool, tuple(answers), CONTEXT)
         if isinstance(outcome, Soup):
             return outcome, questions
         assert isinstance(outcome, FirstAtLeast | Taste)

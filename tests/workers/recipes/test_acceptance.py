@@ -7,11 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from tests.workers.recipes.score_tables import NUM_IMAGES, Table, cooked, tables
+from tests.workers.recipes.score_tables import CONTEXT, NUM_IMAGES, Table, cooked, tables
 from workers.errors import UserError
 from workers.merging.recipe_driver import advance
-from workers.recipes import load
-from workers.recipes.acceptance import mcnemar
+from workers.recipes import load_recipe
 from workers.recipes.greedy import Greedy
 from workers.recipes.pruned import Pruned
 from workers.types import (
@@ -41,7 +40,7 @@ def test_a_gain_below_the_minimum_is_refused_and_patience_ends_the_offers(
     table: Table, strict: bool, steps: int, patience: int | None
 ) -> None:
     options = {"tie": "strict" if strict else "accept", "min_delta": steps / NUM_IMAGES}
-    soup, _ = cooked(table, load("greedy", {**options, "patience": patience}))
+    soup, _ = cooked(table, load_recipe("greedy", {**options, "patience": patience}))
     members, score, refused = [table.best_first()[0].name], table.best_first()[0].score, 0
     for candidate in table.best_first()[1:]:
         if refused == patience:
@@ -58,10 +57,12 @@ def test_a_gain_below_the_minimum_is_refused_and_patience_ends_the_offers(
 
 def test_patience_names_those_it_did_not_hear_and_never_asks_for_them() -> None:
     pool = tuple(Ingredient(name=n, run=n, score=0.5) for n in "abcdef")
-    asked = advance(Greedy(patience=2), pool, ())
+    asked = advance(Greedy(patience=2), pool, (), CONTEXT)
     assert isinstance(asked, FirstAtLeast) and len(asked.mixes) == 2
     bound = TasteResult(score=None, at_most=0.4, samples=3)
-    soup = advance(Greedy(patience=2), pool, (FirstResult(index=None, tried=(bound, bound)),))
+    soup = advance(
+        Greedy(patience=2), pool, (FirstResult(index=None, tried=(bound, bound)),), CONTEXT
+    )
     assert isinstance(soup, Soup)
     assert [each.candidate for each in soup.decisions] == list("abcdef")
     said = [each.reason for each in soup.decisions]
@@ -69,19 +70,19 @@ def test_patience_names_those_it_did_not_hear_and_never_asks_for_them() -> None:
 
 
 def test_a_minimum_gain_is_met_by_exactly_so_many_images() -> None:
-    asked = advance(Greedy(min_delta=0.2), POOL, ())
+    asked = advance(Greedy(min_delta=0.2), POOL, (), CONTEXT)
     assert isinstance(asked, FirstAtLeast) and 0.3 - 1e-9 < asked.at_least < 0.3 < 0.1 + 0.2
     exact = FirstResult(index=0, tried=(TasteResult(score=0.3, at_most=0.3, samples=100),))
-    soup = advance(Greedy(min_delta=0.2), POOL, (exact,))
+    soup = advance(Greedy(min_delta=0.2), POOL, (exact,), CONTEXT)
     assert isinstance(soup, Soup) and soup.mix == Mix.mean(["a", "b"])
     less = FirstResult(index=None, tried=(TasteResult(score=0.295, at_most=0.295, samples=200),))
-    soup = advance(Greedy(min_delta=0.2), POOL, (less,))
+    soup = advance(Greedy(min_delta=0.2), POOL, (less,), CONTEXT)
     assert isinstance(soup, Soup)
     assert soup.decisions[1].reason == (
         "raises the score from 0.1000 to 0.2950, and the rule asks for at least 0.3000"
     )
     tie = FirstResult(index=None, tried=(TasteResult(score=0.1, at_most=0.1, samples=100),))
-    soup = advance(Greedy(min_delta=0.2), POOL, (tie,))
+    soup = advance(Greedy(min_delta=0.2), POOL, (tie,), CONTEXT)
     assert isinstance(soup, Soup) and not soup.decisions[1].accepted
 
 
@@ -98,7 +99,7 @@ def test_so_many_images_are_a_tie_whatever_the_size_of_the_split(
     """A share of 300 images, say, that no decimal number says exactly."""
     before, after = right / num, (right + gain) / num
     pool = tuple(Ingredient(name=n, run=n, score=before) for n in "ab")
-    asked = advance(load("greedy", {"tie": tie, "min_delta": gain / num}), pool, ())
+    asked = advance(load_recipe("greedy", {"tie": tie, "min_delta": gain / num}), pool, (), CONTEXT)
     assert isinstance(asked, FirstAtLeast)
     assert asked.is_met_by(after) == (tie == "accept")
     assert asked.is_met_by((right + gain + 1) / num)
@@ -111,7 +112,7 @@ def test_under_the_test_greedy_compares_images_with_the_best_soup_so_far(
     table: Table, strict: bool, alpha: float
 ) -> None:
     options = {"tie": "strict" if strict else "accept", "test": "mcnemar", "alpha": alpha}
-    soup, questions = cooked(table, load("greedy", options))
+    soup, questions = cooked(table, load_recipe("greedy", options))
     members = [table.best_first()[0].name]
     best = table.right(Mix.mean(members))
     for candidate in table.best_first()[1:]:
@@ -140,31 +141,16 @@ def test_significantly_better_is_never_worse_and_leaves_pruned_what_it_needs(tab
     assert left.score >= table.mean(each.name for each in table.best_first())
 
 
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200))
-def test_the_p_value_is_that_of_the_exact_binomial_test(pairs: list[tuple[bool, bool]]) -> None:
-    def packed(bits: list[bool]) -> str:
-        padded = bits + [False] * (-len(bits) % 8)
-        text = "".join("01"[bit] for bit in padded)
-        return f"{int(text, 2):0{len(padded) // 4}x}"
-
-    old, new = [a for a, _ in pairs], [b for _, b in pairs]
-    gained = sum(b and not a for a, b in pairs)
-    lost = sum(a and not b for a, b in pairs)
-    expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    assert mcnemar(packed(old), packed(new)) == (gained, lost, pytest.approx(expected))
-
-
 def test_what_could_not_be_tasted_is_refused_in_words() -> None:
     lost = FirstResult(index=None, tried=(TasteResult(score=None, at_most=WORST, samples=0),))
-    soup = advance(Greedy(), POOL, (lost,))
+    soup = advance(Greedy(), POOL, (lost,), CONTEXT)
     assert isinstance(soup, Soup)
     assert soup.decisions[1].reason == "its taste was given up, so its score is not known"
     known = TasteResults(scores=(0.5,), hits=("f0",))
     unknown = TasteResults(scores=(WORST,), hits=(None,))
     tested = Greedy(test="mcnemar")
     for answers in ((known, unknown), (unknown, known)):
-        soup = advance(tested, POOL, answers)
+        soup = advance(tested, POOL, answers, CONTEXT)
         assert isinstance(soup, Soup) and soup.mix.single == "a"
         assert "not known" in soup.decisions[1].reason
 
@@ -172,7 +158,7 @@ def test_what_could_not_be_tasted_is_refused_in_words() -> None:
 def test_under_the_test_a_reason_tells_images_and_p() -> None:
     better = TasteResults(scores=(0.9,), hits=("ff",))
     soup = advance(
-        Greedy(test="mcnemar"), POOL, (TasteResults(scores=(0.1,), hits=("01",)), better)
+        Greedy(test="mcnemar"), POOL, (TasteResults(scores=(0.1,), hits=("01",)), better), CONTEXT
     )
     assert isinstance(soup, Soup)
     assert soup.decisions[1].reason == (
@@ -196,4 +182,4 @@ def test_a_wrong_rule_is_the_users_mistake(
     name: str, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=f"recipe {name}.*{message}"):
-        load(name, options)
+        load_recipe(name, options)

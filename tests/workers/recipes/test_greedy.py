@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.recipes.score_tables import KITCHEN, Table, answer, cooked, tables
+from tests.workers.recipes.score_tables import CONTEXT, Table, answer, cooked, tables
 from workers.merging.recipe_driver import advance
-from workers.recipes import load
+from workers.recipes import load_recipe
 from workers.recipes.greedy import Greedy
 from workers.recipes.greedy_random import GreedyRandom
 from workers.recipes.greedy_replacement import GreedyReplacement
@@ -64,7 +64,7 @@ ties = st.sampled_from(["accept", "strict"])
 def test_greedy_makes_the_textbooks_soup_whatever_is_stopped_early(
     table: Table, tie: str, stops_early: bool
 ) -> None:
-    soup, _ = cooked(table, load("greedy", {"tie": tie}), stops_early)
+    soup, _ = cooked(table, load_recipe("greedy", {"tie": tie}), stops_early)
     members, score, num_tastes = textbook(table, table.best_first(), strict=tie == "strict")
     assert soup.mix == Mix.mean(members)
     assert soup.score == score
@@ -94,8 +94,8 @@ def test_a_replayed_recipe_asks_what_it_asked_before(table: Table, cut: int) -> 
     soup, questions = cooked(table, Greedy())
     answers: list[Answer] = [answer(table, each, stops_early=True) for each in questions]
     for num in range(min(cut, len(answers))):
-        assert advance(Greedy(), table.pool, tuple(answers[:num])) == questions[num]
-    assert advance(Greedy(), table.pool, tuple(answers)) == soup
+        assert advance(Greedy(), table.pool, tuple(answers[:num]), CONTEXT) == questions[num]
+    assert advance(Greedy(), table.pool, tuple(answers), CONTEXT) == soup
 
 
 @settings(deadline=None)
@@ -105,7 +105,7 @@ def test_random_greedy_makes_the_best_of_the_textbooks_soups_in_its_orders(
 ) -> None:
     recipe = GreedyRandom(seed=seed, orders=orders, best_first=best)
     soup, _ = cooked(table, recipe)
-    drawn = [recipe.order(table.pool, KITCHEN.seed, number) for number in range(orders)]
+    drawn = [recipe.order(table.pool, CONTEXT.seed, number) for number in range(orders)]
     made = [textbook(table, order, strict=False) for order in drawn]
     scores = [score for _, score, _ in made]
     chosen = scores.index(max(scores))
@@ -140,7 +140,7 @@ def test_an_order_follows_from_seeds_and_names_and_is_shuffled() -> None:
 def test_greedy_with_replacement_grows_the_bag_of_the_textbook(
     table: Table, passes: int, tie: str
 ) -> None:
-    soup, _ = cooked(table, load("greedy_replacement", {"passes": passes, "tie": tie}))
+    soup, _ = cooked(table, load_recipe("greedy_replacement", {"passes": passes, "tie": tie}))
     counts, score = caruana(table, passes, strict=tie == "strict")
     total = sum(counts.values())
     assert [name for name, _ in soup.mix.weights] == list(counts)
@@ -148,7 +148,7 @@ def test_greedy_with_replacement_grows_the_bag_of_the_textbook(
         assert weight == int(weight) > 0
         assert weight / soup.mix.divisor == pytest.approx(counts[name] / total, abs=1e-15)
     assert soup.score == score
-    once, _ = cooked(table, load("greedy", {"tie": tie}))
+    once, _ = cooked(table, load_recipe("greedy", {"tie": tie}))
     assert passes > 1 or (soup.mix, soup.decisions) == (once.mix, once.decisions)
 
 
@@ -160,7 +160,7 @@ def test_a_further_pass_says_so_and_the_first_that_changes_nothing_is_the_last()
         FirstResult(index=0, tried=(better,)),
         FirstResult(index=None, tried=(worse, worse)),
     )
-    soup = advance(GreedyReplacement(passes=9), pool, (first, last))
+    soup = advance(GreedyReplacement(passes=9), pool, (first, last), CONTEXT)
     assert isinstance(soup, Soup)
     assert [each.candidate for each in soup.decisions] == ["a", "b", "a", "b"]
     assert [each.reason.startswith("pass 2: would") for each in soup.decisions] == [
@@ -171,16 +171,16 @@ def test_a_further_pass_says_so_and_the_first_that_changes_nothing_is_the_last()
 def test_greedy_asks_what_it_always_asked() -> None:
     """Questions are in ledgers: with the defaults none may ever change."""
     pool = tuple(Ingredient(name=f"r{i}", run=f"r{i}", score=1 - i / 1000) for i in range(70))
-    asked = advance(Greedy(), pool, ())
+    asked = advance(Greedy(), pool, (), CONTEXT)
     mixes = tuple(Mix.mean(["r0", f"r{i}"]) for i in range(1, 65))
     assert asked == FirstAtLeast(mixes=mixes, at_least=1.0, strict=False)
     bound = TasteResult(score=None, at_most=0.9, samples=3)
     found = FirstResult(index=None, tried=(bound,) * 64)
-    assert advance(Greedy(), pool, (found,)) == FirstAtLeast(
+    assert advance(Greedy(), pool, (found,), CONTEXT) == FirstAtLeast(
         mixes=tuple(Mix.mean(["r0", f"r{i}"]) for i in range(65, 70)), at_least=1.0
     )
     full = TasteResult(score=1.0, at_most=1.0, samples=20)
-    then = advance(Greedy(), pool, (FirstResult(index=1, tried=(bound, full)),))
+    then = advance(Greedy(), pool, (FirstResult(index=1, tried=(bound, full)),), CONTEXT)
     assert isinstance(then, FirstAtLeast)
     assert (then.mixes[0], len(then.mixes)) == (Mix.mean(["r0", "r2", "r3"]), 64)
 
@@ -196,6 +196,7 @@ def test_every_candidate_gets_a_reason_with_its_numbers() -> None:
         Greedy(),
         pool,
         (FirstResult(index=0, tried=(full,)), FirstResult(index=None, tried=(worse, tie))),
+        CONTEXT,
     )
     assert isinstance(soup, Soup)
     assert [each.reason for each in soup.decisions] == [
@@ -206,7 +207,7 @@ def test_every_candidate_gets_a_reason_with_its_numbers() -> None:
     ]
     assert [b.before == a.after for a, b in pairwise(soup.decisions[:3])] == [True, True]
     stopped = TasteResult(score=None, at_most=8.5, samples=12)
-    soup = advance(Greedy(), pool[:2], (FirstResult(index=None, tried=(stopped,)),))
+    soup = advance(Greedy(), pool[:2], (FirstResult(index=None, tried=(stopped,)),), CONTEXT)
     assert isinstance(soup, Soup)
     assert soup.mix.single == "a"
     assert soup.decisions[1].at_most == 8.5
@@ -219,4 +220,4 @@ def test_every_candidate_gets_a_reason_with_its_numbers() -> None:
 def test_an_answer_that_does_not_fit_the_question_is_our_mistake() -> None:
     pool = tuple(Ingredient(name=n, run=n, score=1.0) for n in "abc")
     with pytest.raises(AssertionError, match="found does not answer first"):
-        advance(Greedy(), pool, (FirstResult(index=None, tried=()),))
+        advance(Greedy(), pool, (FirstResult(index=None, tried=()),), CONTEXT)

@@ -16,7 +16,7 @@ from workers.types import Mix, MixGradient, MixGradientResult, Soup, Taste, Tast
 def textbook(bench: Bench, recipe: Learned, names: list[str]) -> list[list[tuple[float, ...]]]:
     """The published loop: softmax, a blend that autograd sees through, torch's AdamW. After every
     step the softmax weights of every component."""
-    prefixes = ("", *bench.kitchen.components) if recipe.by == "component" else ("",)
+    prefixes = ("", *bench.context.components) if recipe.by == "component" else ("",)
     raw = torch.zeros(len(prefixes), len(names), dtype=torch.float64, requires_grad=True)
     beta = torch.ones((), dtype=torch.float64, requires_grad=True)
     lr = 0.1 if recipe.by == "ingredient" else 0.05
@@ -78,7 +78,7 @@ def test_a_learned_soup_is_never_worse_than_the_mean(by: str, seed: int) -> None
 
 def test_it_begins_with_the_very_mix_of_the_uniform_recipe() -> None:
     here = bench()
-    first = advance(Learned(), here.pool, (), here.kitchen)
+    first = advance(Learned(), here.pool, (), here.context)
     assert first == Taste(mixes=(Mix.mean([each.name for each in _best_first(here)]),))
 
 
@@ -92,14 +92,14 @@ def test_decisions_tell_weights_and_the_way_there() -> None:
     ]
     assert sum(each.accepted for each in soup.decisions[-3:]) == 1
     assert sorted(each.candidate for each in soup.decisions[:3]) == ["a", "b", "c"]
-    num = len(here.kitchen.components)
+    num = len(here.context.components)
     assert f"on average over {num} components" in soup.decisions[0].reason
     assert "NLL" in soup.decisions[-1].reason
 
 
 def test_one_ingredient_is_its_own_soup_and_asks_nothing() -> None:
     here = bench(num=1)
-    soup = advance(Learned(), here.pool, (), here.kitchen)
+    soup = advance(Learned(), here.pool, (), here.context)
     assert isinstance(soup, Soup)
     assert (soup.mix.single, soup.score) == ("a", here.pool[0].score)
 
@@ -109,15 +109,15 @@ def test_a_replayed_recipe_asks_what_it_asked_before() -> None:
     recipe = Learned(by="component", epochs=1, batch_size=8)
     soup, answers = here.cooked(recipe)
     for num, asked in enumerate(here.asked):
-        assert advance(recipe, here.pool[::-1], tuple(answers[:num]), here.kitchen) == asked
-    assert advance(recipe, here.pool[::-1], tuple(answers), here.kitchen) == soup
+        assert advance(recipe, here.pool[::-1], tuple(answers[:num]), here.context) == asked
+    assert advance(recipe, here.pool[::-1], tuple(answers), here.context) == soup
 
 
 def test_a_loss_that_is_no_number_ends_the_descent_with_the_best_so_far() -> None:
     here = bench()
     start = TasteResults(scores=(0.5,), nll=(1.0,))
     broken = MixGradientResult(loss=float("nan"), weights=((1.0, 1.0, 1.0),), temperature=0.0)
-    soup = advance(Learned(), here.pool, (start, broken), here.kitchen)
+    soup = advance(Learned(), here.pool, (start, broken), here.context)
     assert isinstance(soup, Soup)
     assert soup.mix == Mix.mean([each.name for each in _best_first(here)])
 
@@ -129,7 +129,7 @@ def test_patience_ends_a_descent_that_does_not_gain() -> None:
     for _ in range(2):
         answers += [flat, TasteResults(scores=(0.4,), nll=(1.0,))]
     recipe = Learned(epochs=9, patience=2, batch_size=24)
-    assert isinstance(advance(recipe, here.pool, tuple(answers), here.kitchen), Soup)
+    assert isinstance(advance(recipe, here.pool, tuple(answers), here.context), Soup)
 
 
 def _iterates(*judged: tuple[float, float]) -> list[Iterate]:

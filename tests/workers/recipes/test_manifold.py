@@ -39,7 +39,7 @@ class Kettle:
             for i in range(num)
         }
         self.goal = {key: rng.normal(size=3) / 3 for key in ("cls", *COMPONENTS)}
-        self.kitchen = RecipeContext(
+        self.context = RecipeContext(
             base="base/0", components=COMPONENTS, seed=seed, num_selection=50
         )
         self.asked: list[Question] = []
@@ -88,7 +88,7 @@ class Kettle:
     def cooked(self, recipe: Manifold, stops_early: bool = False) -> tuple[Soup, list[Answer]]:
         answers: list[Answer] = []
         while True:
-            outcome = advance(recipe, self.pool, tuple(answers), self.kitchen)
+            outcome = advance(recipe, self.pool, tuple(answers), self.context)
             if isinstance(outcome, Soup):
                 return outcome, answers
             answers.append(self.answer(outcome, stops_early))
@@ -118,7 +118,7 @@ def textbook(kettle: Kettle, recipe: Manifold) -> tuple[list[str], Model, float]
         if best_score < score - (1 - recipe.tau) * abs(score):
             continue
         num, half = len(groups) - 1, 0.5 * (1 - even)
-        words = [kettle.kitchen.seed, *candidate.name.encode()]
+        words = [kettle.context.seed, *candidate.name.encode()]
         seed = int(np.random.SeedSequence(words).generate_state(1)[0])
         search = CMA(
             mean=np.full(num, even),
@@ -176,7 +176,7 @@ def test_it_makes_the_textbooks_soup_whatever_is_stopped_early(
     assert soup.score >= max(each.score for each in kettle.pool)
     assert len(soup.decisions) == len(kettle.pool)
     for num, asked in enumerate(kettle.asked):
-        assert advance(recipe, kettle.pool[::-1], tuple(answers[:num]), kettle.kitchen) == asked
+        assert advance(recipe, kettle.pool[::-1], tuple(answers[:num]), kettle.context) == asked
 
 
 def test_a_search_stays_within_its_budget_and_its_bounds() -> None:
@@ -199,7 +199,7 @@ def test_a_hopeless_candidate_gets_no_search_and_a_reason() -> None:
     kettle = Kettle(seed=1, num=2)
     best, other = sorted(kettle.pool, key=lambda each: -each.score)
     bad = FirstResult(index=None, tried=(TasteResult(score=None, at_most=0.1, samples=9),))
-    soup = advance(Manifold(), kettle.pool, (bad,), kettle.kitchen)
+    soup = advance(Manifold(), kettle.pool, (bad,), kettle.context)
     assert isinstance(soup, Soup)
     assert soup.mix.single == best.name
     assert soup.decisions[1].candidate == other.name
@@ -210,7 +210,7 @@ def test_a_hopeless_candidate_gets_no_search_and_a_reason() -> None:
 def test_patience_names_those_it_did_not_hear() -> None:
     kettle = Kettle(seed=1, num=3)
     bad = FirstResult(index=None, tried=(TasteResult(score=None, at_most=0.1, samples=9),))
-    soup = advance(Manifold(patience=1), kettle.pool, (bad,), kettle.kitchen)
+    soup = advance(Manifold(patience=1), kettle.pool, (bad,), kettle.context)
     assert isinstance(soup, Soup)
     assert soup.decisions[2].reason == "not offered after 1 refusal"
 
@@ -225,10 +225,10 @@ def test_the_bar_lies_below_the_score_whatever_its_sign(score: float) -> None:
 
 def test_a_model_without_components_has_one_share() -> None:
     kettle = Kettle(seed=3, num=3)
-    kitchen = kettle.kitchen.model_copy(update={"components": ()})
+    context = kettle.context.model_copy(update={"components": ()})
     even = TasteResult(score=0.9, at_most=0.9, samples=50)
     answers = (FirstResult(index=0, tried=(even,)),)
-    asked = advance(Manifold(), kettle.pool, answers, kitchen)
+    asked = advance(Manifold(), kettle.pool, answers, context)
     assert isinstance(asked, Taste)
     assert len(asked.mixes) == 4 and not any(mix.components for mix in asked.mixes)
     assert len({mix.key for mix in asked.mixes}) == 4
@@ -236,7 +236,7 @@ def test_a_model_without_components_has_one_share() -> None:
 
 def test_one_ingredient_is_its_own_soup_and_asks_nothing() -> None:
     kettle = Kettle(seed=0, num=1)
-    soup = advance(Manifold(), kettle.pool, (), kettle.kitchen)
+    soup = advance(Manifold(), kettle.pool, (), kettle.context)
     assert isinstance(soup, Soup) and soup.mix.single == kettle.pool[0].name
 
 

@@ -13,7 +13,7 @@ from workers.types import GramMatrices, Mix, MixGradient, Soup, Taste
 
 def blocks(here: Bench, recipe: Mehl) -> list[list[str]]:
     """Keys of the tensors of each block, blocks without tensors included."""
-    prefixes = ("", *here.kitchen.components) if recipe.by == "component" else ("",)
+    prefixes = ("", *here.context.components) if recipe.by == "component" else ("",)
     found: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
     for key in here.base:
         found[max((p for p in prefixes if not p or key.startswith(p)), key=len)].append(key)
@@ -75,7 +75,7 @@ def test_every_step_is_that_of_autograd_through_all_directions(recipe: Mehl) -> 
     here.cooked(recipe)
     best_first = [each.name for each in sorted(here.pool, key=lambda i: (-i.score, i.run))]
     asked = [each for each in here.asked if isinstance(each, MixGradient)]
-    rng = np.random.default_rng(here.kitchen.seed).permutation(4).tolist()
+    rng = np.random.default_rng(here.context.seed).permutation(4).tolist()
     few = [
         [best_first[i] for i in sorted(rng[at : at + recipe.model_batch])]
         for at in range(0, 4, recipe.model_batch)
@@ -135,7 +135,7 @@ def test_an_ingredient_that_equals_the_centre_gives_no_direction() -> None:
 
 def test_one_ingredient_is_its_own_soup_and_asks_nothing() -> None:
     here = bench(num=1)
-    soup = advance(Mehl(), here.pool, (), here.kitchen)
+    soup = advance(Mehl(), here.pool, (), here.context)
     assert isinstance(soup, Soup) and soup.mix.single == "a"
 
 
@@ -145,8 +145,8 @@ def test_a_replayed_recipe_asks_what_it_asked_before() -> None:
     soup, answers = here.cooked(recipe)
     assert isinstance(here.asked[0], GramMatrices)
     for num, asked in enumerate(here.asked):
-        assert advance(recipe, here.pool[::-1], tuple(answers[:num]), here.kitchen) == asked
-    assert advance(recipe, here.pool[::-1], tuple(answers), here.kitchen) == soup
+        assert advance(recipe, here.pool[::-1], tuple(answers[:num]), here.context) == asked
+    assert advance(recipe, here.pool[::-1], tuple(answers), here.context) == soup
 
 
 def test_the_rate_warms_up_over_a_fifth_and_falls_as_a_cosine() -> None:

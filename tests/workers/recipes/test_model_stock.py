@@ -14,12 +14,12 @@ from workers.merging.batchnorm import statistics
 from workers.merging.blend import blend
 from workers.merging.gram import grams_of
 from workers.merging.recipe_driver import advance
-from workers.recipes import load
+from workers.recipes import load_recipe
 from workers.recipes.model_stock import pull
 from workers.storage.checkpoints import open_weights
 from workers.types import GramMatrices, Ingredient, Mix, RecipeContext, Soup, Taste, TasteResults
 
-KITCHEN = RecipeContext(base="base/b")
+CONTEXT = RecipeContext(base="base/b")
 
 
 def pooled(names: tuple[str, ...]) -> tuple[Ingredient, ...]:
@@ -28,13 +28,13 @@ def pooled(names: tuple[str, ...]) -> tuple[Ingredient, ...]:
 
 def made(sources: dict[str, dict[str, Tensor]], skip: tuple[str, ...] = ()) -> Soup:
     """Through the questions, as the machine asks them."""
-    names = tuple(name for name in sources if name != KITCHEN.base)
-    recipe, pool = load("model_stock"), pooled(names)
-    assert advance(recipe, pool, (), KITCHEN) == GramMatrices(names=names, base=KITCHEN.base)
-    grams = grams_of(sources, names, KITCHEN.base, skip)
-    taste = advance(recipe, pool, (grams,), KITCHEN)
+    names = tuple(name for name in sources if name != CONTEXT.base)
+    recipe, pool = load_recipe("model_stock"), pooled(names)
+    assert advance(recipe, pool, (), CONTEXT) == GramMatrices(names=names, base=CONTEXT.base)
+    grams = grams_of(sources, names, CONTEXT.base, skip)
+    taste = advance(recipe, pool, (grams,), CONTEXT)
     assert isinstance(taste, Taste)
-    soup = advance(recipe, pool, (grams, TasteResults(scores=(0.7,))), KITCHEN)
+    soup = advance(recipe, pool, (grams, TasteResults(scores=(0.7,))), CONTEXT)
     assert isinstance(soup, Soup) and taste.mixes == (soup.mix,) and soup.score == 0.7
     return soup
 
@@ -56,10 +56,10 @@ def test_a_small_real_model_is_the_published_formula(model, tmp_path: Path) -> N
     pool: Pool = make_pool(tmp_path, model)
     members = {each.name: open_weights(pool.worker.store, each) for each in pool.members}
     base = open_weights(pool.worker.store, pool.base)
-    sources = {**members, KITCHEN.base: base}
+    sources = {**members, CONTEXT.base: base}
     skip = tuple(statistics(pool.worker.model(model)))
     soup = made(sources, skip)
-    assert soup.mix.names == (*members, KITCHEN.base)
+    assert soup.mix.names == (*members, CONTEXT.base)
     blended = dict(blend(soup.mix, sources))
     for key, start in base.items():
         values = [member[key] for member in members.values()]
@@ -111,8 +111,6 @@ def test_one_ingredient_is_itself_and_what_nobody_moved_stays() -> None:
     assert made(still).mix == Mix.mean(["a", "b"])
 
 
-def test_it_has_no_options_and_needs_the_kitchen() -> None:
+def test_it_has_no_options() -> None:
     with pytest.raises(UserError, match="model_stock has no option 'epsilon'"):
-        load("model_stock", {"epsilon": 1e-6})
-    with pytest.raises(ValueError, match="takes a kitchen"):
-        advance(load("model_stock"), pooled(("a",)), ())
+        load_recipe("model_stock", {"epsilon": 1e-6})

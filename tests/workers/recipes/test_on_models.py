@@ -15,7 +15,7 @@ from workers.data import eval_pixels, normalise
 from workers.merging.recipe_driver import advance
 from workers.merging.taste import load_mix, taste
 from workers.models.build import preprocessing
-from workers.recipes import load
+from workers.recipes import load_recipe
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.layout import checkpoint_dir
 from workers.types import (
@@ -103,10 +103,10 @@ def _state(pool: Pool, index: int) -> Weights:
 
 def made(bench: Bench, name: str, **options: object) -> tuple[Soup, Weights]:
     """The soup by orders to a worker, and the weights that it blends."""
-    kitchen = RecipeContext(base=bench.base.name, seed=1, num_selection=150)
-    recipe, answers = load(name, options), list[Answer]()
+    context = RecipeContext(base=bench.base.name, seed=1, num_selection=150)
+    recipe, answers = load_recipe(name, options), list[Answer]()
     while not isinstance(
-        outcome := advance(recipe, bench.ingredients, tuple(answers), kitchen), Soup
+        outcome := advance(recipe, bench.ingredients, tuple(answers), context), Soup
     ):
         assert isinstance(outcome, FirstAtLeast | Taste)
         answers.append(_answer(bench, outcome))
@@ -162,7 +162,7 @@ def test_greedy_is_the_textbooks(bench: Bench, name: str, tie: str) -> None:
     order = bench.best_first
     soup, weights = made(bench, name, tie=tie)
     if name == "greedy_random":
-        recipe = load(name)
+        recipe = load_recipe(name)
         order = [each.name for each in recipe.order(bench.ingredients, 1, 0)]  # type: ignore[union-attr]
     members, score = order[:1], bench.score(order[:1])
     for candidate in order[1:]:

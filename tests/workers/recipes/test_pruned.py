@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.recipes.score_tables import Table, answer, cooked, tables
+from tests.workers.recipes.score_tables import CONTEXT, Table, answer, cooked, tables
 from workers.errors import UserError
 from workers.merging.recipe_driver import advance
-from workers.recipes import load
+from workers.recipes import load_recipe
 from workers.recipes.pruned import Pruned, PrunedRounds
 from workers.types import FirstAtLeast, Mix, Soup, Taste
 
@@ -60,7 +60,7 @@ def test_pruned_leaves_the_members_of_the_textbook(
     table: Table, num_passes: int, best_removable: bool, tie: str, stops_early: bool
 ) -> None:
     options = {"passes": num_passes, "best_removable": best_removable, "tie": tie}
-    soup, _ = cooked(table, load("pruned", options), stops_early)
+    soup, _ = cooked(table, load_recipe("pruned", options), stops_early)
     members, score = dansereau(table, num_passes, best_removable, tie == "strict")
     assert (soup.mix, soup.score) == (Mix.mean(members), score)
 
@@ -70,7 +70,9 @@ def test_pruned_leaves_the_members_of_the_textbook(
 def test_in_rounds_the_first_that_is_not_missed_leaves(
     table: Table, rounds: int, tie: str, stops_early: bool
 ) -> None:
-    soup, _ = cooked(table, load("pruned_rounds", {"rounds": rounds, "tie": tie}), stops_early)
+    soup, _ = cooked(
+        table, load_recipe("pruned_rounds", {"rounds": rounds, "tie": tie}), stops_early
+    )
     members, score = in_rounds(table, rounds, tie == "strict")
     assert (soup.mix, soup.score) == (Mix.mean(members), score)
 
@@ -97,9 +99,9 @@ def test_a_pruned_soup_keeps_somebody_and_scores_no_less_than_uniform(
 def test_patience_ends_a_pass_and_every_step_is_told() -> None:
     table = Table(seed=3, num=6)
     recipe = Pruned(tie="strict", min_delta=1.0, patience=2)
-    first = advance(recipe, table.pool, ())
+    first = advance(recipe, table.pool, (), CONTEXT)
     assert isinstance(first, Taste)
-    asked = advance(recipe, table.pool, (answer(table, first, True),))
+    asked = advance(recipe, table.pool, (answer(table, first, True),), CONTEXT)
     assert isinstance(asked, FirstAtLeast) and len(asked.mixes) == 2
     soup, _ = cooked(table, recipe)
     assert isinstance(soup, Soup) and len(soup.mix.names) == 6
@@ -117,6 +119,6 @@ def test_patience_ends_a_pass_and_every_step_is_told() -> None:
 def test_a_wrong_option_is_the_users_mistake(name: str) -> None:
     count = "passes" if name == "pruned" else "rounds"
     with pytest.raises(UserError, match=f"recipe {name}, option {count}: .*got 0"):
-        load(name, {count: 0})
+        load_recipe(name, {count: 0})
     with pytest.raises(UserError, match="has no option 'best_removeable'; did you mean best_rem"):
-        load(name, {"best_removeable": True})
+        load_recipe(name, {"best_removeable": True})

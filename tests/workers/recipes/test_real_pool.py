@@ -7,10 +7,10 @@ import pytest
 from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
 from workers.config.model import ModelConfig
 from workers.merging.gradient import gradient
-from workers.merging.gram import geometry
+from workers.merging.gram import measure_gram_matrices
 from workers.merging.recipe_driver import advance
 from workers.merging.taste import taste
-from workers.recipes import load
+from workers.recipes import load_recipe
 from workers.types import (
     Answer,
     GeometryOrder,
@@ -36,7 +36,7 @@ COMPONENTS = {
 }
 
 
-def kitchen_of(pool: Pool) -> RecipeContext:
+def context_of(pool: Pool) -> RecipeContext:
     components = COMPONENTS[pool.cohort.model.name]
     return RecipeContext(base=pool.cohort.base, components=components, num_selection=150)
 
@@ -57,7 +57,7 @@ def answer(pool: Pool, question: Question) -> Answer:
     cohort, worker = pool.cohort, pool.worker
     if isinstance(question, GramMatrices):
         order = GeometryOrder(cohort=cohort, question=question, ingredients=everyone)
-        (event,) = geometry(order, 0, worker)
+        (event,) = measure_gram_matrices(order, 0, worker)
     else:
         assert isinstance(question, MixGradient)
         ask = GradientOrder(cohort=cohort, question=question, ingredients=everyone)
@@ -86,7 +86,9 @@ def test_descents_end_no_worse_than_the_mean_and_where_a_replay_ends(
     ):
         answers: list[Answer] = []
         while not isinstance(
-            outcome := advance(load(name, options), ingredients, tuple(answers), kitchen_of(pool)),
+            outcome := advance(
+                load_recipe(name, options), ingredients, tuple(answers), context_of(pool)
+            ),
             Soup,
         ):
             answers.append(answer(pool, outcome))

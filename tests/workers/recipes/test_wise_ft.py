@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.recipes.score_tables import KITCHEN, Table, cooked, tables
+from tests.workers.recipes.score_tables import CONTEXT, Table, cooked, tables
 from workers.errors import UserError
 from workers.merging.recipe_driver import advance
-from workers.recipes import load
+from workers.recipes import load_recipe
 from workers.recipes.wise_ft import WiseFt, between
 from workers.types import Ingredient, Mix, Soup, Taste, TasteResults
 
@@ -36,7 +36,7 @@ def test_every_mix_lies_on_the_line_between_base_and_mean(
 def test_the_first_alpha_with_the_highest_score_is_taken_and_all_are_told(
     table: Table, of: str
 ) -> None:
-    soup, (question,) = cooked(table, load("wise_ft", {"of": of}))
+    soup, (question,) = cooked(table, load_recipe("wise_ft", {"of": of}))
     scores = [table.score(mix) for mix in question.mixes]
     assert (soup.score, soup.mix) == (max(scores), question.mixes[scores.index(max(scores))])
     assert [each.candidate for each in soup.decisions] == [
@@ -49,7 +49,7 @@ def test_the_first_alpha_with_the_highest_score_is_taken_and_all_are_told(
 
 @pytest.mark.parametrize(("of", "names"), [("best", ["b"]), ("uniform", ["b", "a"])])
 def test_the_ends_are_the_base_and_what_others_taste_anyway(of: str, names: list[str]) -> None:
-    asked = advance(load("wise_ft", {"of": of}), POOL, (), KITCHEN)
+    asked = advance(load_recipe("wise_ft", {"of": of}), POOL, (), CONTEXT)
     assert isinstance(asked, Taste)
     assert asked.mixes[0].single == "base/b"
     assert asked.mixes[-1] == Mix.mean(names)
@@ -59,7 +59,7 @@ def test_the_ends_are_the_base_and_what_others_taste_anyway(of: str, names: list
 
 
 def test_a_reason_says_which_alpha_was_better() -> None:
-    soup = advance(WiseFt(alphas=(0.25, 0.75)), POOL, (TasteResults(scores=(0.7, 0.7)),), KITCHEN)
+    soup = advance(WiseFt(alphas=(0.25, 0.75)), POOL, (TasteResults(scores=(0.7, 0.7)),), CONTEXT)
     assert isinstance(soup, Soup)
     assert [each.reason for each in soup.decisions] == [
         "the highest selection score, 0.7000",
@@ -77,4 +77,4 @@ def test_a_reason_says_which_alpha_was_better() -> None:
 )
 def test_a_wrong_option_is_the_users_mistake(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=f"recipe wise_ft, {message}"):
-        load("wise_ft", options)
+        load_recipe("wise_ft", options)

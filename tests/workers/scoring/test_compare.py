@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 
 from tests.workers.small_soups import VIT, Pool, make_pool
 from workers.scoring import ensembles
-from workers.scoring.bootstrap import Outcome, differences
+from workers.scoring.bootstrap import ImageOutcomes, paired_differences
 from workers.scoring.compare import compare
 from workers.scoring.metrics import score
 from workers.scoring.stacking import fit
@@ -43,8 +43,10 @@ def test_differences_and_intervals_equal_a_plain_paired_bootstrap(metric: str) -
     """The reference indexes the arrays with every resample and calls the metric on the result."""
     one, labels = made_up(0)
     two = one + np.random.default_rng(1).normal(size=one.shape).astype(np.float32)
-    outcomes = {"two": Outcome.of(two, labels)}
-    found = differences(labels, Outcome.of(one, labels), outcomes, metric, [7, 8], 100)["two"]
+    outcomes = {"two": ImageOutcomes.of(two, labels)}
+    found = paired_differences(
+        labels, ImageOutcomes.of(one, labels), outcomes, metric, [7, 8], 100
+    )["two"]
     rng = np.random.default_rng([7, 8])
     drawn = []
     for _ in range(100):
@@ -58,8 +60,8 @@ def test_differences_and_intervals_equal_a_plain_paired_bootstrap(metric: str) -
 
 def test_a_model_does_not_differ_from_itself() -> None:
     logits, labels = made_up(0)
-    outcome = Outcome.of(logits, labels)
-    found = differences(labels, outcome, {"same": outcome}, "top1", [0])["same"]
+    outcome = ImageOutcomes.of(logits, labels)
+    found = paired_differences(labels, outcome, {"same": outcome}, "top1", [0])["same"]
     assert (found.delta, found.ci95, found.p) == (0.0, (0.0, 0.0), 1.0)
 
 
@@ -70,8 +72,8 @@ def test_the_interval_of_a_fair_coin_has_its_textbook_width() -> None:
     labels = np.zeros(4000, np.int64)
     one, two = np.tile([[1.0, 0.0]], (4000, 1)), np.tile([[1.0, 0.0]], (4000, 1))
     one[:200], two[200:400] = [0.0, 1.0], [0.0, 1.0]
-    found = differences(
-        labels, Outcome.of(one, labels), {"two": Outcome.of(two, labels)}, "top1", [0]
+    found = paired_differences(
+        labels, ImageOutcomes.of(one, labels), {"two": ImageOutcomes.of(two, labels)}, "top1", [0]
     )["two"]
     assert found.delta == 0
     assert found.ci95 == pytest.approx((-0.0098, 0.0098), rel=0.1)
@@ -81,9 +83,11 @@ def test_the_interval_of_a_fair_coin_has_its_textbook_width() -> None:
 def test_only_accuracies_have_a_p_value() -> None:
     one, labels = made_up(0)
     two, _ = made_up(1)
-    outcomes = {"two": Outcome.of(two, labels)}
+    outcomes = {"two": ImageOutcomes.of(two, labels)}
     for metric in ("top1", "nll", "macro_f1"):
-        found = differences(labels, Outcome.of(one, labels), outcomes, metric, [0], 10)["two"]
+        found = paired_differences(
+            labels, ImageOutcomes.of(one, labels), outcomes, metric, [0], 10
+        )["two"]
         assert (found.p is not None) == (metric == "top1")
 
 
@@ -91,9 +95,12 @@ def test_a_metric_that_is_no_number_gives_no_difference() -> None:
     logits, labels = made_up(0)
     broken = logits.copy()
     broken[3, 1] = np.nan
-    outcomes = {"broken": Outcome.of(broken, labels), "fine": Outcome.of(logits, labels)}
-    assert set(differences(labels, outcomes["fine"], outcomes, "nll", [0], 10)) == {"fine"}
-    assert differences(labels, outcomes["broken"], outcomes, "nll", [0], 10) == {}
+    outcomes = {
+        "broken": ImageOutcomes.of(broken, labels),
+        "fine": ImageOutcomes.of(logits, labels),
+    }
+    assert set(paired_differences(labels, outcomes["fine"], outcomes, "nll", [0], 10)) == {"fine"}
+    assert paired_differences(labels, outcomes["broken"], outcomes, "nll", [0], 10) == {}
 
 
 def test_a_comparison_reads_predictions_and_writes_the_ensemble(pool: Pool) -> None:
@@ -133,7 +140,7 @@ def test_a_classifier_stacked_on_the_selection_split_is_not_reported_on_it(pool:
     (stacked,) = event.ensembles
     assert (stacked.kind, stacked.fitted_on, stacked.members) == ("stacking", "val", ids)
     assert set(stacked.scores) == set(stacked.vs_best_single) == {"test"}
-    ensemble, stacker = ensembles.read(store, "stacking")
+    ensemble, stacker = ensembles.read_ensemble(store, "stacking")
     assert ensemble == stacked and stacker is not None
     columns = {s: [read_predictions(store, id, s)[2] for id in ids] for s in order.splits}
     labels = {split: read_predictions(store, ids[0], split)[1] for split in order.splits}

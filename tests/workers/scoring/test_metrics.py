@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import stats
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, f1_score, log_loss, recall_score
 
-from workers.scoring.metrics import class_accuracies, ece, mcnemar, score
+from workers.scoring.metrics import class_accuracies, ece, mcnemar, pack_hits, score, unpack_hits
 
 LOGITS = hnp.arrays(
     np.float32,
@@ -104,5 +105,17 @@ def test_mcnemar_is_the_exact_binomial_test_of_what_only_one_gets_right(
     ours, theirs = (np.array(each) for each in zip(*rights, strict=True))
     one, other = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     expected = binomtest(one, one + other, 0.5).pvalue if one + other else 1.0
-    assert mcnemar(ours, theirs) == pytest.approx(expected)
-    assert mcnemar(ours, theirs) == mcnemar(theirs, ours)
+    assert mcnemar(ours, theirs) == (one, other, pytest.approx(expected, rel=1e-12))
+    packed = unpack_hits(pack_hits(ours)), unpack_hits(pack_hits(theirs))
+    assert mcnemar(*packed) == mcnemar(ours, theirs)
+    p_value = 2 * stats.binom.cdf(min(one, other), one + other, 0.5)
+    assert mcnemar(theirs, ours) == (other, one, min(1.0, p_value) if one + other else 1.0)
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_hits_are_packed_eight_to_two_digits_the_first_the_highest_bit(hits: list[bool]) -> None:
+    padded = hits + [False] * (-len(hits) % 8)
+    digits = pack_hits(np.array(hits, bool))
+    bits = "".join("01"[hit] for hit in padded)
+    assert digits == (f"{int(bits, 2):0{len(bits) // 4}x}" if bits else "")
+    assert unpack_hits(digits).tolist() == padded

@@ -117,6 +117,6 @@ def test_what_is_not_there_is_named(compared: Pool, tmp_path: Path) -> None:
         open_ensemble(store, "stacking")
     gone = open_ensemble(compared.worker.store, "soft_voting")[0]
     gone = gone.model_copy(update={"id": "gone", "members": ("run9/00000001-0",)})
-    ensembles.save(compared.worker.store, gone)
+    ensembles.write_ensemble(compared.worker.store, gone)
     with pytest.raises(CorruptFile, match=r"member run9/00000001-0 is not in"):
         by_ensemble(compared.worker.store, "gone", [tmp_path / "x.png"])

@@ -66,7 +66,7 @@ def test_an_unknown_class_folder_is_refused_with_the_nearest_label(
     served: Path, tmp_path: Path
 ) -> None:
     write_classes(tmp_path / "data", {"ant": 2, "bees": 2})
-    with pytest.raises(UserError, match=r"'bees'.*nearest is 'bee'"):
+    with pytest.raises(UserError, match=r"'bees'.*did you mean bee"):
         evaluate_folder(served, tmp_path / "data")
 
 

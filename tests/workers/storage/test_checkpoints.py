@@ -280,8 +280,8 @@ def test_tensors_outlive_the_file_they_were_read_from(store: Store) -> None:
 
 KILLED = """
 import os, sys, torch
-from workers.checkpoints import write_checkpoint
-from workers.storage import Store
+from workers.storage.checkpoint_writer import write_checkpoint
+from workers.storage.store import Store
 die = lambda: os.kill(os.getpid(), 9)
 write_checkpoint(Store(sys.argv[1]), "r1/00000001", 1, 1, {"a": torch.ones(3)}, before_manifest=die)
 """

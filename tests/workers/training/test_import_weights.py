@@ -112,7 +112,7 @@ def _diverged(tensors: dict[str, Tensor]) -> None:
         (_reshaped, "has shape"),
         (_other_classes, r"fc\.weight has 9 rows.*the images have 4"),
         (_halved, r"fc\.weight is torch\.float16"),
-        (_diverged, r"1 of 4 values of tensor fc\.bias are not finite"),
+        (_diverged, r"1 of 4 values of tensor 'fc\.bias' are not finite"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_file_and_tensor(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.workers.small_runs import VIT, checkpoints, make_base, make_run, make_setting
-from workers.analysis.diversity import diversity
+from workers.analysis.diversity import measure_diversity
 from workers.context import WorkerContext
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.checkpoints import TrainState, load_train_state, open_weights
@@ -184,7 +184,7 @@ def test_diversity_is_that_of_weights_and_of_labels(
     cosines = [torch.cosine_similarity(a, b, dim=0) for a, b in combinations(moved, 2)]
     labelled = [read_predictions(Store(setting.uri), c.id, "val")[2].argmax(1) for c in stood]
     apart = [float((a != b).mean()) for a, b in combinations(labelled, 2)]
-    (event,) = diversity(_diversity_order(base, stood), 0, WorkerContext(setting))
+    (event,) = measure_diversity(_diversity_order(base, stood), 0, WorkerContext(setting))
     assert isinstance(event, Diversity)
     assert event.cosine == pytest.approx(sum(map(float, cosines)) / 3, abs=1e-6)
     assert event.disagreement == pytest.approx(sum(apart) / 3)
@@ -193,7 +193,7 @@ def test_diversity_is_that_of_weights_and_of_labels(
 def test_a_member_alone_has_no_diversity(
     setting: WorkerConfig, base: Checkpoint, stood: tuple[Checkpoint, ...]
 ) -> None:
-    (event,) = diversity(_diversity_order(base, stood[:1]), 0, WorkerContext(setting))
+    (event,) = measure_diversity(_diversity_order(base, stood[:1]), 0, WorkerContext(setting))
     assert isinstance(event, Diversity)
     assert (event.cosine, event.disagreement) == (None, None)
 

@@ -1,12 +1,11 @@
 """Class names: their order, and which class a label in a file means."""
 
-import difflib
 import json
 
 from workers.config.data import DataConfig
 from workers.data.remote_files import Files, join, shown
 from workers.data.sources.image_ref import ImageRef, LabelledRef, some
-from workers.errors import UserError
+from workers.errors import UserError, did_you_mean
 
 
 def class_list(spec: DataConfig, files: Files, root: str) -> tuple[str, ...] | None:
@@ -92,9 +91,9 @@ def _classes_of(images: list[LabelledRef]) -> tuple[tuple[str, ...], list[int]]:
 
 
 def _outside(image: LabelledRef, classes: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(str(image.label), classes, n=1)
-    hint = f"; the nearest is {near[0]!r}" if near and isinstance(image.label, str) else ""
+    similar = did_you_mean(image.label, classes) if isinstance(image.label, str) else ""
+    hint = f" ({similar})" if similar else ""
     return (
         f"sample {image.key} has the label {image.label!r}, which is outside the {len(classes)} "
-        f"classes ({some(classes)}){hint}; correct it, or list every class in data.classes"
+        f"classes ({some(classes)}); correct it{hint}, or list every class in data.classes"
     )

@@ -20,7 +20,7 @@ from workers.data.remote_files import Files, shown
 from workers.data.sources.classes import class_list, to_class_indices
 from workers.data.sources.image_ref import ImageRef, LabelledRef, some
 from workers.data.sources.split_files import DataFile, data_files, data_root, in_each
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 
 KEPT_BYTES = 256 << 20
 """Of image columns kept in memory per process, beside the two read last."""
@@ -129,8 +129,7 @@ def _parquet(file: DataFile, opened: BinaryIO) -> pq.ParquetFile:
         return pq.ParquetFile(opened)
     except pa.ArrowInvalid as error:
         raise UserError(
-            f"{file.name} is not a whole Parquet file ({str(error).splitlines()[0]}); "
-            "copy or write it again"
+            f"{file.name} is not a whole Parquet file ({first_line(error)}); copy or write it again"
         ) from error
 
 

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 from workers.config.data import DataConfig
-from workers.data.remote_files import Files, first_line, is_http, is_remote, join, shown
+from workers.data.remote_files import Files, is_http, is_remote, join, shown
 from workers.data.sources.image_ref import some
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 
 T = TypeVar("T")
 
