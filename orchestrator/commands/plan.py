@@ -50,7 +50,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do and cost on this machine."""
+    """Work and costs of an experiment on this machine."""
 
     program: ExpandedExperiment
     resolved: ResolvedExperiment

@@ -55,7 +55,7 @@ class _Timers:
 
 
 class RayFleet:
-    """As many slots as fit the cluster and `fleet.max_concurrent_runs`, and one merge actor."""
+    """Slots up to the size of the cluster and `fleet.max_concurrent_runs`, and one merge actor."""
 
     kind = "ray"
 

@@ -164,8 +164,8 @@ def _ms(state: State, ask: Callable[[State], object], times: int = 5) -> float:
     """Mean over states that are equal but not the same, so that nothing is remembered."""
     anew = [replace(state, runs=dict(state.runs), open=dict(state.open)) for _ in range(times)]
     began = time.perf_counter()
-    for each in anew:
-        ask(each)
+    for copy in anew:
+        ask(copy)
     return (time.perf_counter() - began) / times * 1e3
 
 

@@ -28,7 +28,7 @@ def from_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]
 
 
 def test_as_tar_shards(from_folders: tuple[Path, bytes], tmp_path: Path) -> None:
-    """As on S3, which is read by the same code."""
+    """Shards on S3 are read by the same code."""
     images, expected = from_folders
     root = tmp_path / "shards"
     classes = write_shards(images, [root / "train-000.tar", root / "train-001.tar"])
