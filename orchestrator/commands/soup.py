@@ -61,7 +61,7 @@ def make_soups(request: SoupRequest, plain: bool | None = None) -> RunOutcome:
     _refuse_other_contents(experiment, request)
     _require_batchnorm_images(experiment)
     outcome = run.run_experiment(experiment, Options(fleet="local", plain=plain))
-    if outcome.moment.state.served is not None and outcome.state.served.soup is not None:
+    if outcome.moment.state.served is not None and outcome.moment.state.served.soup is not None:
         _serve(Store(config.uri(experiment)))
     return outcome
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from orchestrator import config
 from orchestrator.config import Experiment
 from orchestrator.fleet.address import require_dashboard
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 
 READY_TIMEOUT_S = 120.0
 """Time for a head that has just started to accept a job."""
@@ -138,9 +138,8 @@ def _client(address: str) -> Any:
             "the token into ~/.ray/auth_token or name its file in RAY_AUTH_TOKEN_PATH"
         ) from error
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"--address {address} is not a Ray dashboard ({reason}); {EXPECTED}"
+            f"--address {address} is not a Ray dashboard ({first_line(error)}); {EXPECTED}"
         ) from error
 
 

@@ -12,7 +12,7 @@ import ray
 
 from orchestrator.config.sections import FleetConfig
 from orchestrator.fleet.address import require_head
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 from workers.types import WorkerConfig
 
 MAX_STARTS = 3
@@ -65,8 +65,8 @@ def connect(address: str, env: dict[str, str]) -> None:
         ray.init(address=address, runtime_env={"env_vars": env} if env else None, **_QUIET)
     except ConnectionError as error:
         raise UserError(
-            f"no Ray cluster answers at --address {address} "
-            f"({str(error).strip().splitlines()[0]}); start one with `ray start --head`"
+            f"no Ray cluster answers at --address {address} ({first_line(error)}); start one with "
+            "`ray start --head`"
         ) from error
 
 

@@ -26,7 +26,7 @@ from orchestrator.fleet.cluster import (
     refuse_infeasible,
 )
 from orchestrator.fleet.slot import QueuedOrder, Slot, create_merge_slot, create_slot
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 from workers.heartbeat import Heartbeat
 from workers.types import AnyEvent, AnyOrder, ErrorClass, Failed, WorkerConfig
 
@@ -55,7 +55,7 @@ class _Timers:
 
 
 class RayFleet:
-    """As many slots as fit the cluster and `fleet.max_concurrent_runs`, and one merge actor."""
+    """Slots up to the size of the cluster and `fleet.max_concurrent_runs`, and one merge actor."""
 
     kind = "ray"
 
@@ -307,8 +307,7 @@ def open_cluster(experiment: Experiment, address: str) -> WorkerConfig:
 
 def _loss(slot: Slot, error: Exception) -> tuple[ErrorClass, str]:
     preempted = bool(getattr(error, "preempted", False))
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    message = f"{slot.name} died: {type(error).__name__}: {first_line}"
+    message = f"{slot.name} died: {type(error).__name__}: {first_line(error)}"
     return "preempted" if preempted else "lost", message
 
 

@@ -20,7 +20,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> 
 
 
 def test_a_refused_experiment_leaves_other_files_alone(tmp_path: Path) -> None:
-    """What a crash before preflight left is cleared; another file beside it is not."""
+    """Files of a crash before preflight are cleared; another file beside them is not."""
     folder = tmp_path / "runs" / "small"
     (folder / "ledger").mkdir(parents=True)
     (folder / "config.yaml").write_text("model: {name: test_resnet}\nname: small\n")
@@ -33,7 +33,7 @@ def test_a_refused_experiment_leaves_other_files_alone(tmp_path: Path) -> None:
 def test_a_begun_experiment_keeps_its_stored_values(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As if the default of `soup.metric` had changed since; `ensemble` is a section added later."""
+    """The default of `soup.metric` was nll when it began, and there was no section `ensemble`."""
     uri, first = run_small(folder, "soup.metric=nll", "sweep.seeds=2")
     stored = Path(uri) / "config.yaml"
     tree = yaml.safe_load(stored.read_text())
@@ -42,10 +42,10 @@ def test_a_begun_experiment_keeps_its_stored_values(
     capsys.readouterr()
     _, again = run_small(folder, "sweep.seeds=2")
     assert not again.worked and again.results == first.results
-    assert again.program.experiment.soup.metric == "nll"
+    assert again.moment.config.soup.metric == "nll"
     assert "soup.metric: nll (default: top1)" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"soup\.metric: nll -> top1"):
         run_small(folder, "sweep.seeds=2", "soup.metric=top1")
     _, wider = run_small(folder, "sweep.seeds=3", extend=True)
-    assert wider.worked and wider.program.experiment.soup.metric == "nll"
+    assert wider.worked and wider.moment.config.soup.metric == "nll"
     assert yaml.safe_load(stored.read_text())["soup"]["metric"] == "nll"

@@ -144,7 +144,7 @@ def test_the_base_is_the_file_head_and_all(place: Path, tmp_path: Path) -> None:
         place, tmp_path / "out", recipe="best", base=str(place / "test_vit_base.pth")
     )
     outcome = make_soups(request, plain=True)
-    (base,) = outcome.state.bases
+    (base,) = outcome.moment.state.bases
     found = load_file(tmp_path / "out" / base / "model.safetensors")
     given = torch.load(place / "test_vit_base.pth")
     assert all(torch.equal(found[name], tensor) for name, tensor in given.items())

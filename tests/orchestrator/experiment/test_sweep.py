@@ -110,7 +110,7 @@ def test_new_keys_do_not_change_existing_ids(sweep: dict[str, Any], ids: str) ->
 
 
 def test_a_changed_default_does_not_change_existing_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the default of train.lr had been 0.5 when the first runs were trained."""
+    """The first runs were trained when the default of train.lr was 0.5."""
     monkeypatch.setattr(TrainConfig, "first_defaults", {"lr": 0.5})
     (before,), (after,) = (expand(_experiment({}, train=train)) for train in ({"lr": 0.5}, {}))
     assert (before.train.lr, after.train.lr) == (0.5, 1e-3)

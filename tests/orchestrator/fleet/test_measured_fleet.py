@@ -1,4 +1,4 @@
-"""A real fleet whose recipes measure: model_stock, a gradient, the base alone, all policies."""
+"""A real fleet with recipes that measure: model_stock, a gradient, the base, all policies."""
 
 from pathlib import Path
 
@@ -41,6 +41,6 @@ def test_soups_that_measure_are_made_rebuilt_and_extended(tmp_path: Path) -> Non
     wider = small_experiment(tmp_path, more, "soup.batchnorm=compare")
     again = run.run_experiment(wider, Options(fleet="local", plain=True, extend=True))
     assert again.exit_code == 0 and again.results is not None
-    assert [run.trained_to for run in again.state.runs.values()] == trained
+    assert [run.trained_to for run in again.moment.state.runs.values()] == trained
     only_base = [s for s in again.results["soups"] if s["recipe"].startswith("OnlyBase")]
     assert len(only_base) == 3 and all("test" in soup["scores"] for soup in only_base)
