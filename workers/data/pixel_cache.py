@@ -35,7 +35,7 @@ from workers.data.pixel_file import (
     write_pixels,
 )
 from workers.errors import UserError
-from workers.storage.cache_folder import Touch, Unusable, disk_folder, memory_folder
+from workers.storage.node_cache import Touch, disk_cache, memory_cache
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -232,14 +232,16 @@ def _kept(
         return None
     name = f"{content_key(samples, shaping)}.arrow"
     try:
-        folder = memory_folder(READ_ERRORS) if mode == "memory" else disk_folder(READ_ERRORS)
-        return folder.keep(name, need, build, opened, touch)
-    except Unusable as error:
+        node_cache = memory_cache(READ_ERRORS) if mode == "memory" else disk_cache(READ_ERRORS)
+        return node_cache.get(name, need, build, opened, touch)
+    except OSError as error:
+        if error.errno is None:  # an image cannot be read, which is no fault of the cache
+            raise
         if mode == "auto":
-            logger.warning("images are decoded in every run, not cached: %s", error.strerror)
+            logger.warning("images are decoded in every run, not cached: %s", error)
             return None
         raise UserError(
-            f"data.cache={mode} finds no place ({error.strerror}); set data.cache=off, or "
+            f"data.cache={mode} finds no place ({error}); set data.cache=off, or "
             "SOUPFLEET_CACHE and SOUPFLEET_CACHE_GB to a folder with room"
         ) from error
 

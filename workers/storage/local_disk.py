@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-POLL_S = 0.05
-"""Between looks at a lock that somebody else has."""
+LOCK_POLL_S = 0.05
+"""Seconds between two attempts to take a lock."""
 
 
 def hash_file(local: Path) -> str:
@@ -80,17 +80,21 @@ def delete(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+# Not the library filelock: it leaves its lock files behind, one for each file ever cached, and can
+# only lock a file by opening it for creation, which a look at a data file must not do.
 @contextlib.contextmanager
 def locked(path: Path, touch: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Alone among processes and threads; the lock of a process that dies is free at once. Calls
-    `touch` while it waits."""
+    """Exclusive among processes and threads. A process that dies frees its lock.
+
+    `touch` is called while waiting.
+    """
     while True:
         with path.open("ab") as file:
             while not try_lock(file):
                 touch()
-                time.sleep(POLL_S)
-            if not _is_still(path, file):
-                continue  # its last owner deleted it as we took it
+                time.sleep(LOCK_POLL_S)
+            if not _is_same_file(path, file):
+                continue  # the last owner deleted it as this one took it
             try:
                 yield
                 return
@@ -99,7 +103,7 @@ def locked(path: Path, touch: Callable[[], object] = lambda: None) -> Iterator[N
 
 
 def try_lock(file: BinaryIO) -> bool:
-    """Whether it is ours now."""
+    """Take the exclusive lock of an open file without waiting; False: another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -107,7 +111,7 @@ def try_lock(file: BinaryIO) -> bool:
     return True
 
 
-def _is_still(path: Path, file: BinaryIO) -> bool:
+def _is_same_file(path: Path, file: BinaryIO) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from workers.errors import UserError, first_line
-from workers.storage import local_disk, node_cache
+from workers.storage import local_disk
+from workers.storage.node_cache import NodeCache, store_cache
 
 Bytes = bytes | bytearray | memoryview
 
@@ -49,7 +50,8 @@ class Store:
         # Workers may run in another folder than the driver, so a local path is made absolute.
         self.uri = uri if self.local_root is None else str(self.local_root)
         self._cache_dir = cache_dir
-        self._verified: dict[str, tuple[int, int, str]] = {}
+        self._hashed: dict[str, tuple[int, int, str | None]] = {}
+        """Local file -> (modification time, bytes, sha256) when it was hashed."""
 
     def __str__(self) -> str:
         """The URI without credentials, for people."""
@@ -103,15 +105,13 @@ class Store:
         if self.local_root is not None:
             local = self._local(path)
             local.stat()  # a missing file is an error here, as it is elsewhere
-            if sha256 is not None:
-                self._verify(path, local, sha256)
-            return local
-        local = self._cache / (sha256 or self._state(path))
-        good = partial(self._is_verified, sha256=sha256) if sha256 else Path.exists
-        node_cache.keep(local, good, partial(self._download, path))
-        if sha256 is not None:
-            self._verify(path, local, sha256)
-        return local
+            return self._checked(path, local, sha256)
+        return self._cache.get(
+            sha256 or self._state(path),
+            num_bytes=lambda: self._info(path).size or 0,
+            build=partial(self._download, path),
+            opened=lambda local: self._checked(path, local, sha256),
+        )
 
     def hash(self, path: str) -> str:
         """sha256 of the bytes that are in the store now, in hex; nothing cached is believed."""
@@ -233,10 +233,10 @@ class Store:
             self._filesystem.create_dir(self._remote(path).rpartition("/")[0], recursive=True)
 
     @cached_property
-    def _cache(self) -> Path:
-        """Of the node, unless a folder was named."""
+    def _cache(self) -> NodeCache:
         named = self._cache_dir
-        return node_cache.folder() if named is None else Path(named).expanduser().absolute()
+        folder = None if named is None else Path(named).expanduser().absolute()
+        return store_cache(folder, damage=(CorruptFile,))
 
     def _state(self, path: str) -> str:
         """A name for the present content of a remote file, from what its store says about it."""
@@ -251,22 +251,22 @@ class Store:
             while block := source.read(_BLOCK):
                 file.write(block)
 
-    def _is_verified(self, local: Path, sha256: str) -> bool:
-        """Whether a file has this hash; a state of it that was hashed before is not read again."""
-        status = local.stat()
-        state = (status.st_mtime_ns, status.st_size)
-        if self._verified.get(str(local)) == (*state, sha256):
-            return True
-        if local_disk.hash_file(local) != sha256:
-            return False
-        self._verified[str(local)] = (*state, sha256)
-        return True
+    def _checked(self, path: str, local: Path, sha256: str | None) -> Path:
+        """`local`, whose content has this hash. A state of it is hashed once per process.
 
-    def _verify(self, path: str, local: Path, sha256: str) -> None:
-        if not self._is_verified(local, sha256):
+        Raises:
+            CorruptFile: the content has another hash.
+        """
+        status = local.stat()
+        state = (status.st_mtime_ns, status.st_size, sha256)
+        if sha256 is None or self._hashed.get(str(local)) == state:
+            return local
+        if local_disk.hash_file(local) != sha256:
             raise CorruptFile(
                 f"{path} in {self} is corrupt: sha256 is not {sha256[:12]}..., as its manifest says"
             )
+        self._hashed[str(local)] = state
+        return local
 
 
 def _local_root(uri: str) -> Path | None:

@@ -22,7 +22,7 @@ from workers.data import Images, Sample, TrainPixels, eval_pixels, train_pixels
 from workers.data.decode import decode, reduce
 from workers.data.pixel_cache import CachedImages, DecodedImages, content_key
 from workers.errors import UserError
-from workers.storage.cache_folder import memory_folder
+from workers.storage.node_cache import memory_cache
 
 CONFIG: dict[str, Any] = {
     "input_size": [3, 14, 14],
@@ -40,9 +40,9 @@ FORMATS = {"RGB": ["png", "jpg", "bmp"], "L": ["png", "jpg"], "RGBA": ["png"], "
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SOUPFLEET_CACHE", str(tmp_path / "cache"))
-    before = set(memory_folder().path.iterdir())
+    before = set(memory_cache().path.iterdir())
     yield tmp_path / "cache"
-    for path in set(memory_folder().path.iterdir()) - before:
+    for path in set(memory_cache().path.iterdir()) - before:
         path.unlink()
 
 
