@@ -4,7 +4,7 @@ The same object serves a Ray actor, a rank of a gang, the merge actor and the dr
 """
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workers.config.model import ModelConfig
 from workers.heartbeat import Progress
@@ -12,9 +12,11 @@ from workers.storage.store import Store
 from workers.types import WorkerConfig, model_key
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from workers.data import Images
+    from workers.training.resume import WarmState
 
 
 class WorkerContext:
@@ -30,10 +32,10 @@ class WorkerContext:
         """Monotonic time of the last step of work here, for `gap_s`."""
         self.loaded_checkpoint_id: str | None = None
         """Id of the checkpoint that the training model's memory is, byte for byte."""
-        self.warm_state: Any = None
-        """What training keeps beside the weights that `memory_is` names."""
-        self.hard_images_first: tuple[tuple[str, ...], Any] | None = None
-        """Checkpoint ids, and the order of images that tastes derive from their predictions."""
+        self.warm_state: WarmState | None = None
+        """Optimizer, position and moving average that belong to `loaded_checkpoint_id`."""
+        self.hard_images_first: tuple[tuple[str, ...], np.ndarray] | None = None
+        """(checkpoint ids, selection images sorted by how few of these models get them right)."""
         self._images: Images | None = None
         self._models: dict[str, nn.Module] = {}
         self._drop_path = 0.0
@@ -62,11 +64,8 @@ class WorkerContext:
         key = model_key(spec)
         if not self.holds(spec, drop_path):
             self._models.clear()  # one shape at a time: memory stays that of one model
-            self.loaded_checkpoint_id, self.warm_state, self._drop_path = (
-                None,
-                None,
-                drop_path or 0.0,
-            )
+            self.loaded_checkpoint_id, self.warm_state = None, None
+            self._drop_path = drop_path or 0.0
             model = create_model(
                 spec, len(self.images.classes), self.setting.data, drop_path=self._drop_path
             )

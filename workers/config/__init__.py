@@ -8,7 +8,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 class Section(BaseModel):
     """A frozen, strict part of the configuration; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Docstrings of fields are descriptions, from which configs/README.md is generated.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def _named_paths(value: Any) -> Any:
