@@ -60,7 +60,7 @@ def _verify_checkpoints(
 def _verify_checkpoint(checkpoint: Checkpoint, store: Store) -> str | None:
     """Files against the manifest, and the manifest against the ledger."""
     try:
-        manifest.verify(store, checkpoint.id)
+        manifest.verify_files(store, checkpoint.id)
     except (CorruptFile, FileNotFoundError) as error:
         return str(error)
     known = manifest.read_manifest(store, checkpoint.id)

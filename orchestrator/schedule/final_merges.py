@@ -175,7 +175,7 @@ def _turn(
         options=opened.options,
         ingredients=opened.ingredients,
         answers=merge.answers,
-        kitchen=kitchen_of(program, state, cohort),
+        context=kitchen_of(program, state, cohort),
     )
 
 

@@ -48,14 +48,14 @@ def train_transform(spec: TrainConfig, preprocessing: dict[str, Any]) -> Transfo
     if spec.crop == "center":
         crops = [_to_pillow, *_center_crop(preprocessing)]
     else:
-        crops = [Crop(crop)] if crop.interpolation in INTERPOLATIONS else [_to_pillow, crop]
+        crops = [RandomCrop(crop)] if crop.interpolation in INTERPOLATIONS else [_to_pillow, crop]
     later = [*_warps(spec, preprocessing), *colours.transforms]
     # Erasing comes after a ToTensor, which makes floats of Pillow images only.
     pillow = [_to_pillow] if later or spec.reprob else []
     return Compose([*crops, *flips, *pillow, *later, *to_tensor.transforms])
 
 
-class Crop:
+class RandomCrop:
     """timm's random resized crop by torch's kernel for bytes, which takes a third of Pillow's time
     and rounds differently, by at most a few of 255 levels."""
 
@@ -78,7 +78,7 @@ def require_policy(spec: TrainConfig) -> None:
     it. Draws from the global generators."""
     if not spec.aa:
         return
-    reason = _overlooked(spec.aa) or _broken(spec.aa)
+    reason = _ignored_section(spec.aa) or _policy_error(spec.aa)
     if reason:
         raise UserError(
             f"train.aa {spec.aa!r} is no auto-augment policy of timm ({reason}); "
@@ -155,7 +155,7 @@ def _warps(spec: TrainConfig, preprocessing: dict[str, Any]) -> list[Any]:
     return warps
 
 
-def _overlooked(policy: str) -> str | None:
+def _ignored_section(policy: str) -> str | None:
     """timm passes over a section without a number, and takes an unknown set for its own choice."""
     kind, *sections = policy.split("-")
     sets = OP_SETS if kind == "rand" else ()
@@ -165,7 +165,7 @@ def _overlooked(policy: str) -> str | None:
     return None
 
 
-def _broken(policy: str) -> str | None:
+def _policy_error(policy: str) -> str | None:
     """timm refuses some options when it makes the policy, others only when it applies it."""
     try:
         _, colours, _ = transforms_imagenet_train(auto_augment=policy, separate=True)

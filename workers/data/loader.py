@@ -18,7 +18,7 @@ from workers.config.train import TrainConfig
 PREFETCH = 3
 """Batches that each loader process keeps ready."""
 
-Batch = tuple[Tensor, Tensor]
+LoadedBatch = tuple[Tensor, Tensor]
 
 
 class Pixels(Protocol):
@@ -64,7 +64,7 @@ def train_batches(
     epoch: int,
     workers: int,
     pin: bool = False,
-) -> Iterator[Batch]:
+) -> Iterator[LoadedBatch]:
     """(x (B, 3, H, W) of the transform's dtype, y int64 (B,)) for every batch of indices in `plan`.
 
     The same bits for any number of loader processes, which run torch on one thread. With `workers`
@@ -76,7 +76,7 @@ def train_batches(
         _TrainImages(pixels, labels, transform, seed, stream, epoch),
         batch_sampler=[batch.tolist() for batch in plan],
         num_workers=num,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         pin_memory=pin,
         prefetch_factor=PREFETCH if num else None,
         generator=torch.Generator(),  # otherwise the loader draws from the global one
@@ -84,7 +84,7 @@ def train_batches(
     return iter(loader)
 
 
-class _TrainImages(Dataset[Batch]):
+class _TrainImages(Dataset[LoadedBatch]):
     """Batches by their indices; each sample is a function of seeds and its own index."""
 
     def __init__(
@@ -103,7 +103,7 @@ class _TrainImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, indices: list[int]) -> Batch:
+    def __getitems__(self, indices: list[int]) -> LoadedBatch:
         first = self._sample(indices[0])
         # One layout in memory, in which convolutions give the same bits for any number of workers;
         # transposed images stacked would keep theirs.
@@ -119,7 +119,7 @@ class _TrainImages(Dataset[Batch]):
         return self.transform(image)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     """What `__getitems__` gives is a batch already."""
     return batch
 

@@ -38,15 +38,15 @@ from workers.errors import UserError
 from workers.storage.node_cache import Touch, disk_cache, memory_cache
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 FORMAT = 1
 """Of the files; another number is another name."""
 MIN_CACHED_IMAGES = 64
 """`auto` keeps no file of fewer images: they are decoded again sooner than it is built."""
-PROBED = 16
+NUM_PROBED = 16
 """Images that are decoded to tell the size of all."""
-OVERHEAD = 1 << 16
+OVERHEAD_BYTES = 1 << 16
 """Bytes of a file beside its pixels, or nearly so."""
 
 
@@ -156,14 +156,14 @@ def _train_pixels(images: Images, size: int, touch: Touch) -> TrainPixels:
 
     @cache
     def mean_bytes() -> float:
-        probed = [read(i) for i in range(min(len(samples), PROBED))]
+        probed = [read(i) for i in range(min(len(samples), NUM_PROBED))]
         return sum(3 * image.width * image.height for image in probed) / len(probed)
 
-    found = _kept(
+    found = _from_cache(
         images,
         [samples[i] for i in order],
         {"reduced to": size},
-        lambda: int(1.1 * len(samples) * mean_bytes()) + OVERHEAD,
+        lambda: int(1.1 * len(samples) * mean_bytes()) + OVERHEAD_BYTES,
         lambda file: write_images(file, in_threads(read, order, touch), mean_bytes()),
         lambda path: CachedImages(path, rows),
         touch,
@@ -181,11 +181,11 @@ def _eval_pixels(
     def render(i: int) -> tuple[int, np.ndarray]:
         return i, transform(_whole_image(images, split, i)).numpy()
 
-    found = _kept(
+    found = _from_cache(
         images,
         images.samples(split)[:num],
         preprocessing,
-        lambda: math.prod(shape) + OVERHEAD,
+        lambda: math.prod(shape) + OVERHEAD_BYTES,
         lambda file: write_pixels(file, shape, in_threads(render, order, touch)),
         lambda path: mapped_pixels(path, shape),
         touch,
@@ -217,18 +217,18 @@ def reduced_image(images: Images, i: int, size: int) -> Image.Image:
         raise OSError(f"training image {sample.key} can no longer be read: {error}") from error
 
 
-def _kept(
+def _from_cache(
     images: Images,
     samples: list[Sample],
     shaping: dict[str, Any],
     need: Callable[[], int],
     build: Callable[[BinaryIO], None],
-    opened: Callable[[Path], T],
+    opened: Callable[[Path], Result],
     touch: Touch,
-) -> T | None:
+) -> Result | None:
     """The file of these samples as `opened`; None where the mode, or lack of room, keeps none."""
     mode = images.spec.cache
-    if mode == "off" or not samples or (mode == "auto" and not _worthwhile(samples)):
+    if mode == "off" or not samples or (mode == "auto" and not _is_worth_caching(samples)):
         return None
     name = f"{content_key(samples, shaping)}.arrow"
     try:
@@ -246,7 +246,7 @@ def _kept(
         ) from error
 
 
-def _worthwhile(samples: list[Sample]) -> bool:
+def _is_worth_caching(samples: list[Sample]) -> bool:
     """Bundled digits need no decoding."""
     return len(samples) >= MIN_CACHED_IMAGES and bool(samples[0].path)
 
@@ -262,11 +262,11 @@ def content_key(samples: list[Sample], shaping: dict[str, Any]) -> str:
     return digest.hexdigest()[:32]
 
 
-def in_threads(do: Callable[[int], T], indices: list[int], touch: Touch) -> Iterator[T]:
+def in_threads(do: Callable[[int], Result], indices: list[int], touch: Touch) -> Iterator[Result]:
     """do(i) for every index in order, a few at a time: Pillow works without the interpreter's lock.
     `touch` is called after each."""
     threads = min(16, os.cpu_count() or 1)
-    waiting: deque[Future[T]] = deque()
+    waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for i in indices:
             waiting.append(pool.submit(do, i))

@@ -21,7 +21,7 @@ from PIL import Image
 
 BATCH_BYTES = 32 << 20
 """Aimed size of a record batch of training images; a build holds about two in memory."""
-IMAGES = pa.schema(
+IMAGE_SCHEMA = pa.schema(
     [("height", pa.int32()), ("width", pa.int32()), ("pixels", pa.large_binary())],
 )
 NO_RESERVE = (
@@ -32,7 +32,7 @@ READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError)
 """What reading raises for a file that is not whole."""
 
 
-class Batch(NamedTuple):
+class BatchViews(NamedTuple):
     """Views of one record batch; a plain index of them needs no Arrow after a fork."""
 
     heights: np.ndarray
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 def write_images(file: BinaryIO, images: Iterator[Image.Image], mean_bytes: float) -> None:
     """RGB images in order; `mean_bytes` of one image settles how many share a record batch."""
     rows = min(1024, max(1, int(BATCH_BYTES / mean_bytes)))
-    schema = IMAGES.with_metadata({"rows": str(rows)})
+    schema = IMAGE_SCHEMA.with_metadata({"rows": str(rows)})
     with pa.ipc.new_file(file, schema) as writer:
         while some := [np.asarray(image) for image in islice(images, rows)]:
             writer.write_batch(_record_batch(some, schema))
@@ -106,10 +106,10 @@ class MappedImages:
         return int(batch.heights[row]), int(batch.widths[row]), batch.pixels[start:stop]
 
 
-def _views(batch: pa.RecordBatch, memory: np.ndarray, whole: pa.Buffer) -> Batch:
+def _views(batch: pa.RecordBatch, memory: np.ndarray, whole: pa.Buffer) -> BatchViews:
     height, width, pixels = (column.buffers() for column in batch.columns)
     num = len(batch)
-    return Batch(
+    return BatchViews(
         np.frombuffer(height[1], np.int32)[:num],
         np.frombuffer(width[1], np.int32)[:num],
         np.frombuffer(pixels[1], np.int64)[: num + 1],

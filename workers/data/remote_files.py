@@ -31,7 +31,7 @@ def is_http(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def shown(uri: str) -> str:
+def public_uri(uri: str) -> str:
     """For people: without credentials and query."""
     return str(Store(uri)) if is_remote(uri) else uri
 
@@ -58,7 +58,7 @@ class Files:
     def __init__(self) -> None:
         # Neither a connection nor a position in a file survives a fork or is shared by threads.
         self._kept = lru_cache(OPEN_FILES)(lambda uri, pid, thread: self._open(uri))
-        self._folder = lru_cache(OPEN_FILES)(lambda uri, pid: open_filesystem(uri, shown(uri)))
+        self._folder = lru_cache(OPEN_FILES)(lambda uri, pid: open_filesystem(uri, public_uri(uri)))
 
     def __reduce__(self) -> tuple[type["Files"], tuple[()]]:
         return Files, ()
@@ -72,7 +72,9 @@ class Files:
                 file.seek(offset)
                 content = file.read(-1 if size is None else size)
         if size is not None and len(content) != size:
-            raise OSError(f"{shown(uri)} ends before byte {offset + size}; it has become shorter")
+            raise OSError(
+                f"{public_uri(uri)} ends before byte {offset + size}; it has become shorter"
+            )
         return content
 
     def size(self, uri: str) -> int:
@@ -95,7 +97,7 @@ class Files:
         folder, _, name = pattern.rpartition("/")
         if is_http(root) or "*" in folder:
             raise UserError(
-                f"pattern {pattern!r} cannot be looked up below {shown(root)}; "
+                f"pattern {pattern!r} cannot be looked up below {public_uri(root)}; "
                 "write the numbers out, as in shard-{000000..000099}.tar"
             )
         names = self._names(join(root, folder) if folder else root)
@@ -148,13 +150,13 @@ def _naming(uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{shown(uri)} is not there") from error
+        raise FileNotFoundError(f"{public_uri(uri)} is not there") from error
     except (OSError, ClientError) as error:
-        raise OSError(f"{shown(uri)} does not answer: {first_line(error)}") from error
+        raise OSError(f"{public_uri(uri)} does not answer: {first_line(error)}") from error
     except ValueError as error:
         if not is_http(uri):
             raise
         raise UserError(
-            f"the server of {shown(uri)} does not answer requests for a range of bytes; copy the "
+            f"the server of {public_uri(uri)} does not answer requests for a range of bytes; copy the "
             "file to a folder or bucket, or use a server that does"
         ) from error

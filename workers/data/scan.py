@@ -20,12 +20,12 @@ from workers.data.sources import ImageRef, Reader, digit_image, find_images, rea
 from workers.data.split import assign_folds, assign_splits, seeded_order
 from workers.errors import UserError, first_line
 
-AT_ONCE = 1024
+SCAN_BLOCK = 1024
 """Images handed to the threads together: their bytes come and go, so memory stays flat."""
 
 
 class ScannedImage(NamedTuple):
-    found: ImageRef
+    ref: ImageRef
     sha256: str
     decodes: bool
 
@@ -42,30 +42,30 @@ def scan(
     """
     touch = on_image or (lambda: None)
     classes, found = find_images(spec, touch)
-    looked = list(_look_at_all(found, reader(spec), touch))
-    corrupt = tuple(look.found.key for look in looked if not look.decodes)
+    looked = list(_scan_images(found, reader(spec), touch))
+    corrupt = tuple(look.ref.key for look in looked if not look.decodes)
     good = [look for look in looked if look.decodes]
     _refuse_empty_classes(classes, found, good)
-    _refuse_shared(good, spec)
+    _refuse_overlap(good, spec)
     images = Images(classes, _split(good, spec, seed), spec)
     _refuse_empty_splits(images, spec)
     if spec.folds:
-        images = Images(classes, _dealt(images, spec.folds, seed), spec)
+        images = Images(classes, _with_folds(images, spec.folds, seed), spec)
     warnings = (*_corrupt_warning(corrupt), *_overlap_warnings(images), *_gap_warnings(images))
     return images, corrupt, warnings
 
 
-def _look_at_all(
+def _scan_images(
     found: list[ImageRef], reads: Reader, touch: Callable[[], object]
 ) -> Iterator[ScannedImage]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(found), AT_ONCE):
-            for look in pool.map(partial(_look_at, reads), found[start : start + AT_ONCE]):
+        for start in range(0, len(found), SCAN_BLOCK):
+            for look in pool.map(partial(_scan_image, reads), found[start : start + SCAN_BLOCK]):
                 touch()
                 yield look
 
 
-def _look_at(reads: Reader, found: ImageRef) -> ScannedImage:
+def _scan_image(reads: Reader, found: ImageRef) -> ScannedImage:
     if not found.path:
         content = digit_image(int(found.key)).tobytes()
         return ScannedImage(found, hashlib.sha256(content).hexdigest(), True)
@@ -87,11 +87,11 @@ def _look_at(reads: Reader, found: ImageRef) -> ScannedImage:
 def _refuse_empty_classes(
     classes: tuple[str, ...], found: list[ImageRef], good: list[ScannedImage]
 ) -> None:
-    alive = {(look.found.pool, look.found.label) for look in good}
+    alive = {(look.ref.split_source, look.ref.label) for look in good}
     for image in found:
-        if (image.pool, image.label) not in alive:
+        if (image.split_source, image.label) not in alive:
             raise UserError(
-                f"none of the images of class {classes[image.label]!r} in {image.pool} decodes, "
+                f"none of the images of class {classes[image.label]!r} in {image.split_source} decodes, "
                 f"e.g. {image.key}; replace them, or leave out the class"
             )
 
@@ -105,30 +105,30 @@ def _refuse_empty_splits(images: Images, spec: DataConfig) -> None:
             )
 
 
-def _refuse_shared(good: list[ScannedImage], spec: DataConfig) -> None:
+def _refuse_overlap(good: list[ScannedImage], spec: DataConfig) -> None:
     """Selecting on a test image makes its score a lie."""
     if spec.val is None or spec.test is None:
         return
-    vals = {look.sha256: look.found for look in good if look.found.pool == "val"}
+    vals = {look.sha256: look.ref for look in good if look.ref.split_source == "val"}
     for look in good:
-        if look.found.pool == "test" and (twin := vals.get(look.sha256)):
+        if look.ref.split_source == "test" and (twin := vals.get(look.sha256)):
             raise UserError(
-                f"the image {twin.key} of data.val is also in data.test, as {look.found.key}; "
+                f"the image {twin.key} of data.val is also in data.test, as {look.ref.key}; "
                 "remove one of the two, or leave out data.val and data.test to have them split"
             )
 
 
 def _split(good: list[ScannedImage], spec: DataConfig, seed: int) -> list[Sample]:
-    settled = _settled(good, spec, seed)
+    settled = _assigned_splits(good, spec, seed)
     samples = [
         Sample(
-            settled.get((look.found.pool, look.sha256), look.found.pool),
-            look.found.key,
-            look.found.path,
-            look.found.label,
+            settled.get((look.ref.split_source, look.sha256), look.ref.split_source),
+            look.ref.key,
+            look.ref.path,
+            look.ref.label,
             look.sha256,
-            look.found.offset,
-            look.found.size,
+            look.ref.offset,
+            look.ref.size,
         )
         for look in good
     ]
@@ -141,7 +141,9 @@ def _split(good: list[ScannedImage], spec: DataConfig, seed: int) -> list[Sample
     return sorted(samples, key=place)
 
 
-def _settled(good: list[ScannedImage], spec: DataConfig, seed: int) -> dict[tuple[str, str], str]:
+def _assigned_splits(
+    good: list[ScannedImage], spec: DataConfig, seed: int
+) -> dict[tuple[str, str], str]:
     """Split of every (pool, content) of the pools that others are set aside from."""
     wanted = (
         ("val", spec.val, spec.val_fraction, "train"),
@@ -150,23 +152,23 @@ def _settled(good: list[ScannedImage], spec: DataConfig, seed: int) -> dict[tupl
     settled = {}
     for pool in ("train", "val"):
         fractions = {s: share for s, given, share, of in wanted if given is None and of == pool}
-        members = [(look.found.label, look.sha256) for look in good if look.found.pool == pool]
+        members = [(look.ref.label, look.sha256) for look in good if look.ref.split_source == pool]
         for content, split in assign_splits(members, fractions, seed).items():
             settled[pool, content] = pool if split == "train" else split
     return settled
 
 
-def _dealt(images: Images, folds: int, seed: int) -> list[Sample]:
+def _with_folds(images: Images, folds: int, seed: int) -> list[Sample]:
     """All samples, the training images with the fold that holds them out."""
     train = images.samples("train")
-    _refuse_few(images, folds)
+    _refuse_too_many_folds(images, folds)
     fold_of = assign_folds(((sample.label, sample.sha256) for sample in train), folds, seed)
     dealt = [replace(sample, fold=fold_of[sample.sha256]) for sample in train]
     others = [split for split in images.split_names if split != "train"]
     return [*dealt, *(sample for split in others for sample in images.samples(split))]
 
 
-def _refuse_few(images: Images, folds: int) -> None:
+def _refuse_too_many_folds(images: Images, folds: int) -> None:
     """Every fold has to hold out an image of every class, and leave one to learn from."""
     contents = {(sample.label, sample.sha256) for sample in images.samples("train")}
     counts = Counter(label for label, _ in contents)

@@ -28,11 +28,11 @@ def assign_splits(
         classes[label][content] += 1
     splits: dict[str, str] = {}
     for label in sorted(classes):
-        _set_aside_class(classes[label], fractions, seed, splits)
+        _assign_class_splits(classes[label], fractions, seed, splits)
     return splits
 
 
-def _set_aside_class(
+def _assign_class_splits(
     counts: dict[str, int], fractions: dict[str, float], seed: int, splits: dict[str, str]
 ) -> None:
     total = sum(counts.values())
@@ -66,11 +66,13 @@ def assign_folds(samples: Iterable[tuple[int, str]], num: int, seed: int) -> dic
     folds: dict[str, int] = {}
     sizes = [0] * num
     for label in sorted(classes):
-        _deal_class(classes[label], folds, sizes, seed)
+        _assign_class_folds(classes[label], folds, sizes, seed)
     return folds
 
 
-def _deal_class(counts: dict[str, int], folds: dict[str, int], sizes: list[int], seed: int) -> None:
+def _assign_class_folds(
+    counts: dict[str, int], folds: dict[str, int], sizes: list[int], seed: int
+) -> None:
     mine = [0] * len(sizes)
     for content in counts.keys() & folds.keys():
         mine[folds[content]] += counts[content]

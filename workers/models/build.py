@@ -18,8 +18,8 @@ import workers.models.resnext_vit  # noqa: F401  (registers)
 from workers.config.data import DataConfig
 from workers.config.model import ModelConfig
 from workers.errors import UserError, did_you_mean, first_line
-from workers.models.heads import entrypoint, in_classifier, in_head, mark_head
-from workers.models.pretrained import REFUSALS, assign_weights, load_initial
+from workers.models.heads import timm_entrypoint, in_classifier, in_head, mark_head
+from workers.models.pretrained import TIMM_ERRORS, assign_weights, load_initial
 
 __all__ = [
     "assign_weights",
@@ -40,9 +40,9 @@ RESERVED_KWARGS = {
     "pretrained_cfg",
 }
 """Arguments of timm.create_model that have their own place in the configuration."""
-HEADS = {"soupfleet_se": "se", "soupfleet_attention": "attention"}
+HEAD_ENTRYPOINTS = {"soupfleet_se": "se", "soupfleet_attention": "attention"}
 """Entrypoints that `model.head` stands for."""
-SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"}
+WEIGHT_SOURCE_KEYS = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"}
 """Where a pretrained_cfg says weights come from; meaningless for weights of our own."""
 
 
@@ -52,8 +52,8 @@ def create_model(
     """timm's module with a head for `num_classes`, freshly initialised from torch's global
     generator; nothing is downloaded. Raises UserError for what timm does not know or take."""
     _refuse_unknown(spec.name)
-    _refuse_taken(spec)
-    name, head = entrypoint(spec)
+    _refuse_reserved(spec)
+    name, head = timm_entrypoint(spec)
     kwargs = {**spec.kwargs, **_img_size(spec, data)}
     if drop_path:
         kwargs["drop_path_rate"] = drop_path
@@ -61,7 +61,7 @@ def create_model(
         model: nn.Module = timm.create_model(name, num_classes=num_classes, **kwargs, **head)
     except UserError:
         raise
-    except REFUSALS as error:
+    except TIMM_ERRORS as error:
         raise UserError(
             f"model {spec.name} cannot be built with {kwargs}: {first_line(error)}; "
             "change model.head, model.kwargs, data.image_size or train.drop_path"
@@ -95,7 +95,7 @@ def init_head(model: nn.Module, how: Literal["zero", "timm"], seed: int) -> None
     """
     names = head_parameter_names(model)
     zeros = {name for name in names if how == "zero" and in_classifier(model, name)}
-    fresh = _fresh_like(model, seed) if zeros != names else None
+    fresh = _freshly_initialised(model, seed) if zeros != names else None
     with torch.no_grad():
         for name in names:
             parameter = model.get_parameter(name)
@@ -121,11 +121,17 @@ def timm_config(
     """config.json beside model.safetensors, with which `timm.create_model("local-dir:...",
     pretrained=True)` rebuilds the model, its preprocessing and its label names."""
     source: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
-    size_bound = SOURCES | {"test_input_size", "test_crop_pct", "label_offset", "pool_size", "tag"}
+    size_bound = WEIGHT_SOURCE_KEYS | {
+        "test_input_size",
+        "test_crop_pct",
+        "label_offset",
+        "pool_size",
+        "tag",
+    }
     config = {key: value for key, value in source.items() if key not in size_bound}
     config |= preprocessing(model, data) | {"num_classes": len(classes), "custom_load": False}
     args = {key: v for key, v in spec.kwargs.items() if key != "pretrained_cfg_overlay"}
-    _, head = entrypoint(spec)
+    _, head = timm_entrypoint(spec)
     return {
         "architecture": source["architecture"],
         "num_classes": len(classes),
@@ -136,7 +142,7 @@ def timm_config(
     }
 
 
-def _refuse_taken(spec: ModelConfig) -> None:
+def _refuse_reserved(spec: ModelConfig) -> None:
     if taken := RESERVED_KWARGS & spec.kwargs.keys():
         raise UserError(f"model.kwargs: {min(taken)} is set by soupfleet; remove it")
     if spec.head == "attention" and "global_pool" in spec.kwargs:
@@ -144,12 +150,12 @@ def _refuse_taken(spec: ModelConfig) -> None:
 
 
 def _refuse_unknown(name: str) -> None:
-    known = timm.list_models(exclude_filters=list(HEADS))
+    known = timm.list_models(exclude_filters=list(HEAD_ENTRYPOINTS))
     architecture, _, tag = name.partition(".")
-    if architecture in HEADS:
+    if architecture in HEAD_ENTRYPOINTS:
         raise UserError(
             f"model.name: {architecture} needs a network below it; name that, and write "
-            f"model.head: {HEADS[architecture]}"
+            f"model.head: {HEAD_ENTRYPOINTS[architecture]}"
         )
     if architecture in known:
         return _refuse_unknown_tag(architecture, tag)
@@ -175,7 +181,7 @@ def _img_size(spec: ModelConfig, data: DataConfig) -> dict[str, int]:
     return {"img_size": data.image_size} if fixed or "img_size" in spec.kwargs else {}
 
 
-def _fresh_like(model: nn.Module, seed: int) -> nn.Module:
+def _freshly_initialised(model: nn.Module, seed: int) -> nn.Module:
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     arguments: dict[str, Any] = model._model_args  # type: ignore[assignment]
     with torch.random.fork_rng(devices=[]):

@@ -26,7 +26,7 @@ def components_of(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
     `inputs` float32 (N, 3, H, W). Parameters that are the model's own come first. The model is
     left in the mode it was in.
     """
-    turns = _turns(model, inputs)
+    turns = _call_order(model, inputs)
     total = sum(parameter.numel() for parameter in model.parameters())
     own, first_turn = [], {}
     for prefix, is_parameter in _groups(model, "", total):
@@ -39,7 +39,7 @@ def components_of(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
     return (*own, *sorted(first_turn, key=first_turn.__getitem__))
 
 
-def _turns(model: nn.Module, inputs: Tensor) -> dict[str, int]:
+def _call_order(model: nn.Module, inputs: Tensor) -> dict[str, int]:
     """When each module was called first, by name."""
     turns: dict[str, int] = {}
 

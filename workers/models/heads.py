@@ -34,10 +34,10 @@ TOKEN_MODULES = {
 HEAD_WIDTH = 64
 """Channels per attention head, as in most vision transformers, where the width allows it."""
 
-Weights = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
-def entrypoint(spec: ModelConfig) -> tuple[str, dict[str, Any]]:
+def timm_entrypoint(spec: ModelConfig) -> tuple[str, dict[str, Any]]:
     """(timm's name for the network that `spec` describes, the arguments its head adds).
 
     Token networks pool by attention with timm's own option, which plain timm rebuilds.
@@ -64,15 +64,17 @@ def in_head(model: nn.Module, name: str) -> bool:
     """Whether the tensor `name` belongs to the head: the classifier, or a pooling that learns and
     that `model.head` asked for."""
     marked: tuple[str, ...] = getattr(model, "soupfleet_head", ())
-    return in_classifier(model, name) or _lies_in(name, marked)
+    return in_classifier(model, name) or _is_inside(name, marked)
 
 
 def in_classifier(model: nn.Module, name: str) -> bool:
     classifier: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]
-    return _lies_in(name, (classifier,) if isinstance(classifier, str) else tuple(classifier or ()))
+    return _is_inside(
+        name, (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    )
 
 
-def weight_filter(name: str) -> Callable[[Weights, nn.Module], Weights] | None:
+def weight_filter(name: str) -> Callable[[StateDict, nn.Module], StateDict] | None:
     """timm's own filter of an architecture's checkpoints, which renames old keys and resamples
     position and patch embeddings; many architectures need none."""
     return getattr(sys.modules[_module_of(name)], "checkpoint_filter_fn", None)
@@ -223,5 +225,5 @@ def _module_of(name: str) -> str:
     return module
 
 
-def _lies_in(name: str, modules: tuple[str, ...]) -> bool:
+def _is_inside(name: str, modules: tuple[str, ...]) -> bool:
     return name.startswith(tuple(f"{module}." for module in modules))

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from workers.errors import UserError
 from workers.storage.layout import MANIFEST, WEIGHTS
 
-CONFIG = "config.json"
+MODEL_CONFIG = "config.json"
 PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
@@ -63,10 +63,10 @@ def config_of(file: Path) -> ModelFile | None:
 
 def _places(file: Path) -> list[Path]:
     base = _base_name(file.parent / MANIFEST)
-    places = [file.parent / CONFIG]
+    places = [file.parent / MODEL_CONFIG]
     # <experiment>/runs/<run>/checkpoints/<step>/model.safetensors
     if base is not None and len(file.parents) > 4:
-        places.append(file.parents[4] / base / CONFIG)
+        places.append(file.parents[4] / base / MODEL_CONFIG)
     return places
 
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from workers.config.model import ModelConfig
 from workers.errors import UserError, first_line
-from workers.models.heads import entrypoint, in_head, weight_filter
+from workers.models.heads import timm_entrypoint, in_head, weight_filter
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 """Of files that `model.checkpoint` may name."""
-REFUSALS = (AssertionError, AttributeError, KeyError, TypeError, ValueError, RuntimeError)
+TIMM_ERRORS = (AssertionError, AttributeError, KeyError, TypeError, ValueError, RuntimeError)
 """What timm raises for arguments, sizes or weights that an architecture does not take."""
-UNREADABLE = (*REFUSALS, SafetensorError, EOFError, OSError, IndexError, struct.error)
+WEIGHT_READ_ERRORS = (*TIMM_ERRORS, SafetensorError, EOFError, OSError, IndexError, struct.error)
 """What safetensors and torch's restricted unpickler raise for bytes that are no weights."""
 
 
@@ -35,7 +35,7 @@ def load_initial(model: nn.Module, spec: ModelConfig) -> None:
     if spec.pretrained:
         _copy_backbone(model, _pretrained(model, spec), f"timm's weights of {spec.name}")
     elif spec.checkpoint:
-        weights = _translated(model, read_weights(spec.checkpoint), spec)
+        weights = _filtered_by_timm(model, read_weights(spec.checkpoint), spec)
         _copy_backbone(model, weights, f"model.checkpoint {spec.checkpoint}")
 
 
@@ -64,7 +64,7 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str)
 def _pretrained(model: nn.Module, spec: ModelConfig) -> dict[str, Tensor]:
     """Those of the backbone, as timm publishes them, from a network without a head of ours."""
     overlay = spec.kwargs.get("pretrained_cfg_overlay")
-    _, head = entrypoint(spec)
+    _, head = timm_entrypoint(spec)
     every: dict[str, Any] = model._model_args  # type: ignore[assignment]
     arguments = {key: value for key, value in every.items() if key not in head}
     try:
@@ -94,19 +94,19 @@ def read_weights(
     said = f"{setting} {file}"
     if not file.is_file():
         raise UserError(f"{said} is not a file; give the path of the weights")
-    if file.suffix not in SUFFIXES:
+    if file.suffix not in WEIGHT_SUFFIXES:
         raise UserError(f"{said} is neither .safetensors nor .pth; convert it to one of them")
     try:
         loaded: Any = timm.models.load_state_dict(str(file), use_ema=use_ema, weights_only=True)
-    except UNREADABLE as error:
-        raise UserError(_refusal(said, error)) from error
+    except WEIGHT_READ_ERRORS as error:
+        raise UserError(_read_error(said, error)) from error
     tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{said} holds no tensors; give a file of weights")
     return tensors
 
 
-def _refusal(said: str, error: BaseException) -> str:
+def _read_error(said: str, error: BaseException) -> str:
     if "weights_only" in str(error):
         return (
             f"{said} needs unpickling, which could run code, and was not opened; save its state "
@@ -115,7 +115,7 @@ def _refusal(said: str, error: BaseException) -> str:
     return f"{said} cannot be read as weights ({first_line(error)}); save it again"
 
 
-def _translated(
+def _filtered_by_timm(
     model: nn.Module, weights: dict[str, Tensor], spec: ModelConfig
 ) -> Mapping[str, Tensor]:
     """Through timm's own filter of the architecture."""
@@ -124,7 +124,7 @@ def _translated(
         return weights
     try:
         return filter_weights(weights, model)
-    except (*REFUSALS, IndexError) as error:
+    except (*TIMM_ERRORS, IndexError) as error:
         raise UserError(
             f"model.checkpoint {spec.checkpoint} does not hold weights of {spec.name} "
             f"({first_line(error)}); give the weights of this architecture"

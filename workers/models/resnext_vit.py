@@ -81,7 +81,7 @@ class ResNetViT(ResNet):
         return matcher | {"blocks": [(matcher["blocks"], None), (r"^layer(4)\.vit", (1000,))]}
 
 
-def _borrowed(name: str) -> DefaultCfg:
+def _plain_weights(name: str) -> DefaultCfg:
     """timm's weights of the plain network; a folder there carries the plain network's name."""
     plain = resnet_cfgs[name]
     cfgs = {
@@ -92,9 +92,9 @@ def _borrowed(name: str) -> DefaultCfg:
 
 
 default_cfgs = {
-    "soupfleet_resnext50_vit": _borrowed("resnext50_32x4d"),
-    "soupfleet_resnext101_vit": _borrowed("resnext101_32x8d"),
-    "soupfleet_test_resnet_vit": _borrowed("test_resnet"),
+    "soupfleet_resnext50_vit": _plain_weights("resnext50_32x4d"),
+    "soupfleet_resnext101_vit": _plain_weights("resnext101_32x8d"),
+    "soupfleet_test_resnet_vit": _plain_weights("test_resnet"),
 }
 """Read by timm's register_model."""
 

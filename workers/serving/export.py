@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from workers.context import WorkerContext
-from workers.merging.write_soup import CONFIG, SOUP, SoupFile
+from workers.merging.write_soup import SOUP, SoupFile
+from workers.models.model_files import MODEL_CONFIG
 from workers.storage.layout import SERVED, WEIGHTS, checkpoint_dir
 from workers.types import AnyEvent, Served, ServeOrder
 
@@ -16,9 +17,9 @@ def serve(order: ServeOrder, attempt: int, worker: WorkerContext) -> Iterator[An
     """Copy a soup to `soup/`, where plain timm loads it, with a README of its own."""
     store, folder = worker.store, checkpoint_dir(order.soup.id)
     weights = store.fetch(f"{folder}/{WEIGHTS}", order.soup.sha256)
-    config, made = store.read(f"{folder}/{CONFIG}"), store.read(f"{folder}/{SOUP}")
+    config, made = store.read(f"{folder}/{MODEL_CONFIG}"), store.read(f"{folder}/{SOUP}")
     store.put(weights, f"{SERVED}/{WEIGHTS}")
-    store.write(f"{SERVED}/{CONFIG}", config)
+    store.write(f"{SERVED}/{MODEL_CONFIG}", config)
     store.write(f"{SERVED}/{SOUP}", made)
     text = _readme(SoupFile.model_validate_json(made), json.loads(config))
     store.write(f"{SERVED}/{README}", text.encode())

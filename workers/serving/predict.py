@@ -21,7 +21,7 @@ from workers.data.sources import EXTENSIONS, image_files
 from workers.errors import UserError
 from workers.scoring import ensembles, stacking
 from workers.scoring.metrics import log_softmax, predictions
-from workers.serving.served_model import Served
+from workers.serving.served_model import ServedModel
 from workers.storage import local_disk
 from workers.storage.layout import WEIGHTS, checkpoint_dir
 from workers.storage.manifest import read_manifest
@@ -51,7 +51,7 @@ def images_below(path: Path) -> list[Path]:
 
 def by_model(model_dir: Path, files: Sequence[Path], on_image: OnImage = lambda: None) -> Answers:
     """A served folder's answers."""
-    served = Served(model_dir)
+    served = ServedModel(model_dir)
     return Answers(served.labels, served.logits(files, on_image))
 
 

@@ -22,16 +22,16 @@ from workers.data.decode import DECODE_ERRORS, decode
 from workers.data.sources import EXTENSIONS, class_folders, image_files
 from workers.errors import UserError, did_you_mean, first_line
 from workers.models.build import preprocessing
-from workers.models.pretrained import UNREADABLE
+from workers.models.pretrained import WEIGHT_READ_ERRORS
 from workers.scoring.forward import EVAL_BATCH, logits
 from workers.scoring.metrics import score
 from workers.types import Score
 
-BLOCK = 8 * EVAL_BATCH
+IMAGES_IN_MEMORY = 8 * EVAL_BATCH
 """Images in memory at a time; whole batches, so that the cuts change no bit of any logit."""
 
 
-class Served:
+class ServedModel:
     """A network in eval mode on the best device here, with its preprocessing and its labels."""
 
     def __init__(self, folder: Path) -> None:
@@ -47,8 +47,8 @@ class Served:
         """float32 (N, C); a row of NaN where a file does not decode."""
         rows = [np.zeros((0, len(self.labels)), np.float32)]
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(files), BLOCK):
-                pixels = list(pool.map(self._pixels, files[start : start + BLOCK]))
+            for start in range(0, len(files), IMAGES_IN_MEMORY):
+                pixels = list(pool.map(self._pixels, files[start : start + IMAGES_IN_MEMORY]))
                 rows.append(self._forward(pixels, on_image))
         return np.concatenate(rows)
 
@@ -79,7 +79,7 @@ def evaluate_folder(model_dir: Path, data: Path) -> Score:
         UserError: a folder that is no model; a missing, unknown or empty class folder; an image
             that does not decode.
     """
-    served = Served(model_dir)
+    served = ServedModel(model_dir)
     found = list(_images(data, served.labels))
     rows = served.logits([file for file, _ in found])
     for (file, _), broken in zip(found, np.isnan(rows).all(axis=1), strict=True):
@@ -132,7 +132,7 @@ def open_served(folder: Path) -> tuple[nn.Module, dict[str, Any], tuple[str, ...
             )
     try:
         model = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True)
-    except UNREADABLE as error:
+    except WEIGHT_READ_ERRORS as error:
         raise UserError(
             f"the model in {folder} cannot be loaded ({first_line(error)}); copy or make it again"
         ) from error

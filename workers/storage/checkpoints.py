@@ -29,7 +29,7 @@ class TrainState:
 # Reading
 
 
-class Weights(Mapping[str, Tensor]):
+class CheckpointTensors(Mapping[str, Tensor]):
     """The tensors of a checkpoint, mapped from its file: nothing is read before it is looked at.
 
     A tensor is a view of the page cache, not to be written to; it outlives `close`.
@@ -60,14 +60,14 @@ class Weights(Mapping[str, Tensor]):
         self._names = {}
         self._file = None
 
-    def __enter__(self) -> "Weights":
+    def __enter__(self) -> "CheckpointTensors":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def open_weights(store: Store, checkpoint: Checkpoint) -> Weights:
+def open_weights(store: Store, checkpoint: Checkpoint) -> CheckpointTensors:
     """The weights of a checkpoint, whose file is hashed before its first use in this process.
 
     Raises:
@@ -75,7 +75,7 @@ def open_weights(store: Store, checkpoint: Checkpoint) -> Weights:
         FileNotFoundError: there is no such file.
     """
     path = f"{checkpoint_dir(checkpoint.id)}/{WEIGHTS}"
-    return Weights(str(store.fetch(path, checkpoint.sha256)))
+    return CheckpointTensors(str(store.fetch(path, checkpoint.sha256)))
 
 
 def load_train_state(store: Store, checkpoint: Checkpoint) -> TrainState | None:
@@ -93,10 +93,12 @@ def load_train_state(store: Store, checkpoint: Checkpoint) -> TrainState | None:
     return TrainState(tensors, json.loads(scalars.read_text()))
 
 
-def open_state(store: Store, checkpoint: Checkpoint) -> Weights:
+def open_state(store: Store, checkpoint: Checkpoint) -> CheckpointTensors:
     """The tensors of the training state beside a checkpoint, mapped; errors as above."""
     sha256 = _files_of(store, checkpoint)[STATE_TENSORS]
-    return Weights(str(store.fetch(f"{checkpoint_dir(checkpoint.id)}/{STATE_TENSORS}", sha256)))
+    return CheckpointTensors(
+        str(store.fetch(f"{checkpoint_dir(checkpoint.id)}/{STATE_TENSORS}", sha256))
+    )
 
 
 def _files_of(store: Store, checkpoint: Checkpoint) -> dict[str, str]:

@@ -90,7 +90,7 @@ def discard(store: Store, checkpoint_id: str) -> None:
     store.delete(folder)
 
 
-def verify(store: Store, checkpoint_id: str) -> None:
+def verify_files(store: Store, checkpoint_id: str) -> None:
     """Hash every file of a checkpoint against its manifest.
 
     Raises:

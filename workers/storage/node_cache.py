@@ -24,7 +24,7 @@ from typing import BinaryIO, TypeVar
 from workers.errors import UserError
 from workers.storage import local_disk
 
-Opened = TypeVar("Opened")
+Contents = TypeVar("Contents")
 Touch = Callable[[], object]
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -57,9 +57,9 @@ class NodeCache:
         name: str,
         num_bytes: Callable[[], int],
         build: Callable[[BinaryIO], None],
-        opened: Callable[[Path], Opened],
+        opened: Callable[[Path], Contents],
         touch: Touch = lambda: None,
-    ) -> Opened:
+    ) -> Contents:
         """The file as `opened` returns it, built if it is absent or damaged.
 
         `num_bytes` estimates the size before a build. `touch` is called while another process
@@ -77,7 +77,7 @@ class NodeCache:
                     result = self._build(name, num_bytes, build, opened)
         return result
 
-    def _open(self, name: str, opened: Callable[[Path], Opened]) -> Opened | None:
+    def _open(self, name: str, opened: Callable[[Path], Contents]) -> Contents | None:
         """None: the file is absent or damaged."""
         path = self.path / name
         try:
@@ -96,8 +96,8 @@ class NodeCache:
         name: str,
         num_bytes: Callable[[], int],
         build: Callable[[BinaryIO], None],
-        opened: Callable[[Path], Opened],
-    ) -> Opened | None:
+        opened: Callable[[Path], Contents],
+    ) -> Contents | None:
         self._make_room(num_bytes(), name)
         with local_disk.replacing(self.path / name, self.durable) as file:
             build(file)

@@ -191,7 +191,7 @@ class MergeOrder(Order):
     options: dict[str, Any] = {}
     ingredients: tuple[Ingredient, ...]
     answers: tuple[Answer, ...] = ()
-    kitchen: RecipeContext | None = None
+    context: RecipeContext | None = None
 
     @property
     def id(self) -> str:

@@ -19,7 +19,7 @@ from torchvision.transforms.functional import to_pil_image
 from tests.workers.data.augmentations import POLICIES, PREPROCESSING, pictures, specs
 from workers.config.train import AffineConfig, PerspectiveConfig, TrainConfig
 from workers.data import normalise, require_policy, train_transform
-from workers.data.augment import Crop, eval_transform
+from workers.data.augment import RandomCrop, eval_transform
 from workers.errors import UserError
 
 STILL: dict[str, Any] = {"crop": "center", "hflip": 0}
@@ -52,7 +52,7 @@ def _timm(spec: TrainConfig) -> Callable[[Image.Image], torch.Tensor]:
         re_prob=spec.reprob,
         re_mode="pixel",
     )
-    crop = Crop(transform.transforms[0])
+    crop = RandomCrop(transform.transforms[0])
     transform.transforms[0] = lambda image: to_pil_image(crop(image))
     return transform
 
@@ -61,7 +61,7 @@ def _timm(spec: TrainConfig) -> Callable[[Image.Image], torch.Tensor]:
 def test_the_crop_is_timms_but_for_rounding(interpolation: str) -> None:
     theirs = RandomResizedCropAndInterpolation(24, (0.35, 1.0), interpolation=interpolation)
     for seed, image in enumerate(pictures()):
-        ours = _seeded(Crop(theirs), image, seed).permute(1, 2, 0).numpy().astype(int)
+        ours = _seeded(RandomCrop(theirs), image, seed).permute(1, 2, 0).numpy().astype(int)
         levels = abs(ours - np.asarray(_seeded(theirs, image, seed)))
         assert levels.max() <= 3 and levels.mean() < 0.5
 

@@ -14,7 +14,7 @@ from workers.config.data import DataConfig
 from workers.data import scan
 from workers.data.remote_files import Files
 from workers.data.sources import parquet
-from workers.data.sources.parquet import Rows
+from workers.data.sources.parquet import RowReader
 from workers.errors import UserError
 
 
@@ -87,8 +87,8 @@ def test_row_groups_are_kept_within_bounds_and_read_from_any_process(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_parquet(pictures, tmp_path / "a.parquet", hub=True, group=3)
-    monkeypatch.setattr(parquet, "KEPT_BYTES", 1)
-    rows = Rows(Files(), "image")
+    monkeypatch.setattr(parquet, "CACHED_BYTES", 1)
+    rows = RowReader(Files(), "image")
     contents = [content for _, _, content in listed(pictures)]
     uri = str(tmp_path / "a.parquet")
     for row in (0, 19, 2, 3, 10, 19, 5):

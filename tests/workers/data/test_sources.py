@@ -17,7 +17,7 @@ from tests.image_folders import write_classes
 from tests.shard_writers import write_parquet, write_shards
 from workers.config.data import DataConfig
 from workers.data import Images, scan
-from workers.data.remote_files import Files, join, shown
+from workers.data.remote_files import Files, join, public_uri
 from workers.errors import UserError
 from workers.storage.store import Store
 
@@ -239,7 +239,7 @@ def test_paths_join_as_people_write_them() -> None:
     assert join("/data", "a.tar") == "/data/a.tar" == join("file:///data", "a.tar")
     assert join("s3://b/x", "https://h/a.tar") == "https://h/a.tar"
     assert join("/data", "/else/a.tar") == "/else/a.tar"
-    assert shown("s3://key:secret@b/x?token=1") == "s3://b/x"
+    assert public_uri("s3://key:secret@b/x?token=1") == "s3://b/x"
 
 
 def test_a_range_is_exactly_what_was_asked_for(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_the_score_is_that_of_the_images_one_by_one(
     found = logits(model, eval_pixels(images, "x", preprocessing), preprocessing, "cpu")
     expected = score(found, np.array(labels))
     assert evaluate_folder(served, data) == expected and expected.count == 135
-    monkeypatch.setattr(workers.serving.served_model, "BLOCK", 64)
+    monkeypatch.setattr(workers.serving.served_model, "IMAGES_IN_MEMORY", 64)
     assert evaluate_folder(served, data) == expected
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from workers.storage.checkpoint_writer import CheckpointWriter, write_checkpoint
 from workers.storage.checkpoints import TrainState, load_train_state, open_weights
 from workers.storage.layout import checkpoint_dir
-from workers.storage.manifest import complete, discard, read_manifest, verify
+from workers.storage.manifest import complete, discard, read_manifest, verify_files
 from workers.storage.store import CorruptFile, Store
 from workers.types import Checkpoint, Score
 
@@ -117,7 +117,7 @@ def test_the_manifest_says_all_there_is_to_know(store: Store) -> None:
     assert {name: facts.size for name, facts in manifest.files.items()} == sizes
     assert checkpoint.num_bytes == sum(sizes.values())
     assert checkpoint == manifest.checkpoint
-    verify(store, checkpoint.id)
+    verify_files(store, checkpoint.id)
 
 
 def test_tied_tensors_are_each_written(store: Store) -> None:
@@ -146,7 +146,7 @@ def test_a_flipped_byte_of_a_committed_file_is_found_and_the_file_named(
         open_weights(store, checkpoint)
         load_train_state(store, checkpoint)
     with pytest.raises(CorruptFile, match=path):
-        verify(store, checkpoint.id)
+        verify_files(store, checkpoint.id)
 
 
 def test_training_state_beside_other_weights_is_refused(store: Store) -> None:

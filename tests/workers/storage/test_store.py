@@ -14,7 +14,7 @@ from workers.storage.manifest import (
     complete,
     discard,
     read_manifest,
-    verify,
+    verify_files,
 )
 from workers.storage.store import CorruptFile, Store
 
@@ -149,19 +149,19 @@ def test_a_torn_or_misplaced_manifest_is_none(store: Store) -> None:
 def test_verify_names_the_file_that_is_missing_short_or_changed(store: Store) -> None:
     checkpoint_id = write_manifest(store, attempt=1, step=2).checkpoint.id
     path = f"{checkpoint_dir(checkpoint_id)}/model.safetensors"
-    verify(store, checkpoint_id)
+    verify_files(store, checkpoint_id)
     flip_a_byte(store, path)
     with pytest.raises(CorruptFile, match=f"{path}.*corrupt"):
-        verify(store, checkpoint_id)
+        verify_files(store, checkpoint_id)
     store.write(path, b"weig")
     with pytest.raises(CorruptFile, match=f"{path}.*4 bytes instead of 7"):
-        verify(store, checkpoint_id)
+        verify_files(store, checkpoint_id)
     store.delete(path)
     with pytest.raises(CorruptFile, match=f"{path}.*missing"):
-        verify(store, checkpoint_id)
+        verify_files(store, checkpoint_id)
     discard(store, checkpoint_id)
     with pytest.raises(CorruptFile, match="manifest.json"):
-        verify(store, checkpoint_id)
+        verify_files(store, checkpoint_id)
 
 
 def test_a_discarded_checkpoint_leaves_no_file(store: Store) -> None:

@@ -10,7 +10,7 @@ from workers.data.remote_files import Files
 from workers.data.sources.digits import digit_image, find_digits
 from workers.data.sources.folder import EXTENSIONS, class_folders, find_in_folders, image_files
 from workers.data.sources.image_ref import ImageRef, Reader
-from workers.data.sources.parquet import Rows, find_in_parquet
+from workers.data.sources.parquet import RowReader, find_in_parquet
 from workers.data.sources.webdataset import find_in_shards
 
 __all__ = [
@@ -44,4 +44,4 @@ def find_images(
 
 def reader(spec: DataConfig) -> Reader:
     """Reads what `find_images` found; opens nothing yet, and travels to other processes."""
-    return Rows(Files(), spec.image_column) if spec.source == "parquet" else Files()
+    return RowReader(Files(), spec.image_column) if spec.source == "parquet" else Files()

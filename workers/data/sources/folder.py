@@ -7,8 +7,8 @@ from pathlib import Path
 from workers.config.data import DataConfig
 from workers.data.remote_files import Files, is_remote
 from workers.data.sources.classes import class_list
-from workers.data.sources.image_ref import ImageRef, some
-from workers.data.sources.split_files import data_root, report_pools
+from workers.data.sources.image_ref import ImageRef, first_few
+from workers.data.sources.split_files import data_root, report_splits
 from workers.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -23,7 +23,7 @@ def find_in_folders(spec: DataConfig, files: Files) -> tuple[tuple[str, ...], li
             "the images into shards for data.source=webdataset"
         )
     root = Path(data_root(spec))
-    trains = [_pool_folder(root, "data.train", path) for path in spec.train.values()]
+    trains = [_split_folder(root, "data.train", path) for path in spec.train.values()]
     _refuse_repeated(trains)
     given = class_list(spec, files, str(root))
     classes = _classes(root, spec, trains) if given is None else given
@@ -31,8 +31,8 @@ def find_in_folders(spec: DataConfig, files: Files) -> tuple[tuple[str, ...], li
         _refuse_unknown_classes(folder, "data.train", classes, "data.classes")
     found = [image for folder in trains for image in _walk(root, "train", folder, classes)]
     listed = "data.classes" if given else "data.train" if trains else "data.val"
-    for pool, setting, path in report_pools(spec):
-        folder = _pool_folder(root, setting, path)
+    for pool, setting, path in report_splits(spec):
+        folder = _split_folder(root, setting, path)
         _refuse_unknown_classes(folder, setting, classes, listed)
         found += _walk(root, pool, folder, classes)
     return classes, found
@@ -42,15 +42,15 @@ def _classes(root: Path, spec: DataConfig, trains: list[Path]) -> tuple[str, ...
     """Of the training folders; without any, of the selection images."""
     if trains or spec.val is None:
         return _common_classes(trains, "data.train")
-    return _common_classes([_pool_folder(root, "data.val", spec.val)], "data.val")
+    return _common_classes([_split_folder(root, "data.val", spec.val)], "data.val")
 
 
-def _pool_folder(root: Path, setting: str, path: str) -> Path:
+def _split_folder(root: Path, setting: str, path: str) -> Path:
     folder = Path(os.path.normpath(root / Path(path).expanduser()))
     if not folder.is_dir():
         raise UserError(
             f"{setting} {path!r} is not a folder below data.root {root}; "
-            f"there are {some(class_folders(root)) or 'no folders'}"
+            f"there are {first_few(class_folders(root)) or 'no folders'}"
         )
     return folder
 
@@ -77,7 +77,7 @@ def _common_classes(trains: list[Path], setting: str) -> tuple[str, ...]:
     if len(classes) < 2:
         raise UserError(
             f"{setting} folder {trains[0]} has {len(classes)} class folder(s) "
-            f"({some(classes) or 'none'}); a classifier needs at least two"
+            f"({first_few(classes) or 'none'}); a classifier needs at least two"
         )
     return tuple(classes)
 
@@ -85,7 +85,7 @@ def _common_classes(trains: list[Path], setting: str) -> tuple[str, ...]:
 def _refuse_splits_as_classes(trains: list[Path], classes: list[str], setting: str) -> None:
     if classes and {name.lower() for name in classes} <= SPLIT_NAMES:
         raise UserError(
-            f"{setting} folder {trains[0]} holds the splits {some(classes)} and no class "
+            f"{setting} folder {trains[0]} holds the splits {first_few(classes)} and no class "
             f"folders; set {setting}={classes[0]} and so on"
         )
 
@@ -97,11 +97,11 @@ def _refuse_unknown_classes(
     if unknown := [name for name in names if name not in classes]:
         raise UserError(
             f"{setting} folder {folder} has a class folder {unknown[0]!r} that {listed} does "
-            f"not have; its classes are {some(classes)}"
+            f"not have; its classes are {first_few(classes)}"
         )
     if not names:
         raise UserError(
-            f"{setting} folder {folder} has no class folders; it needs some of {some(classes)}"
+            f"{setting} folder {folder} has no class folders; it needs some of {first_few(classes)}"
         )
 
 

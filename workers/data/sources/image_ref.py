@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 class ImageRef(NamedTuple):
     """`pool` is the split it comes from, `train` before `val` and `test` are set aside."""
 
-    pool: str
+    split_source: str
     key: str
     path: str
     """Absolute, or a URI; empty for a bundled digit."""
@@ -20,7 +20,7 @@ class ImageRef(NamedTuple):
 class LabelledRef(NamedTuple):
     """Likewise, with the label as its file has it: a whole number or a class name."""
 
-    pool: str
+    split_source: str
     key: str
     path: str
     label: int | str
@@ -34,7 +34,7 @@ class Reader(Protocol):
     def read(self, uri: str, offset: int, size: int | None) -> bytes: ...
 
 
-def some(names: list[str] | tuple[str, ...]) -> str:
+def first_few(names: list[str] | tuple[str, ...]) -> str:
     """The first few, for a message."""
     shown = ", ".join(names[:8])
     return f"{shown}, ... ({len(names)} in all)" if len(names) > 8 else shown

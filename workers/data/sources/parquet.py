@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workers.config.data import DataConfig
-from workers.data.remote_files import Files, shown
+from workers.data.remote_files import Files, public_uri
 from workers.data.sources.classes import class_list, to_class_indices
-from workers.data.sources.image_ref import ImageRef, LabelledRef, some
-from workers.data.sources.split_files import DataFile, data_files, data_root, in_each
+from workers.data.sources.image_ref import ImageRef, LabelledRef, first_few
+from workers.data.sources.split_files import DataFile, data_files, data_root, map_files
 from workers.errors import UserError, first_line
 
-KEPT_BYTES = 256 << 20
+CACHED_BYTES = 256 << 20
 """Of image columns kept in memory per process, beside the two read last."""
 
 
@@ -38,11 +38,11 @@ def find_in_parquet(
         return _index(file, spec, files)
 
     given = class_list(spec, files, root)
-    images = [image for each in in_each(files, root, among, index, ".parquet") for image in each]
+    images = [image for each in map_files(files, root, among, index, ".parquet") for image in each]
     return to_class_indices(images, given or _hub_classes(among[0], files, spec.label_column))
 
 
-class Rows:
+class RowReader:
     """Image bytes of rows, at random. Whole row groups are read, and the last of them kept."""
 
     def __init__(self, files: Files, column: str) -> None:
@@ -51,8 +51,8 @@ class Rows:
         self._groups: OrderedDict[tuple[str, int], pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type["Rows"], tuple[Files, str]]:
-        return Rows, (self._files, self._column)
+    def __reduce__(self) -> tuple[type["RowReader"], tuple[Files, str]]:
+        return RowReader, (self._files, self._column)
 
     def read(self, uri: str, offset: int, size: int | None = None) -> bytes:
         """The image of row `offset`. Raises UserError where there is none."""
@@ -60,12 +60,12 @@ class Rows:
             metadata, ends = self._layout(uri)
             group = bisect_right(ends, offset)
             if group == len(ends):
-                raise OSError(f"{shown(uri)} has no row {offset} any more")
+                raise OSError(f"{public_uri(uri)} has no row {offset} any more")
             column = self._group(uri, group, metadata)
         content = column[offset - (ends[group - 1] if group else 0)].as_py()
         if content is None:
             raise UserError(
-                f"row {offset} of {shown(uri)} has no bytes in column {self._column!r}; "
+                f"row {offset} of {public_uri(uri)} has no bytes in column {self._column!r}; "
                 "leave the row out, or store the images themselves"
             )
         return bytes(content)
@@ -84,7 +84,7 @@ class Rows:
         if key not in self._groups:
             self._groups[key] = self._read(uri, group, metadata)
         self._groups.move_to_end(key)
-        while len(self._groups) > 2 and self._num_bytes() > KEPT_BYTES:
+        while len(self._groups) > 2 and self._num_bytes() > CACHED_BYTES:
             self._groups.popitem(last=False)
         return self._groups[key]
 
@@ -111,7 +111,7 @@ def _rows(file: DataFile, spec: DataConfig, parquet: pq.ParquetFile) -> list[Lab
     for setting, column in (("image", spec.image_column), ("label", spec.label_column)):
         if column not in schema.names:
             raise UserError(
-                f"{file.name} has no column {column!r}; it has {some(schema.names)}: "
+                f"{file.name} has no column {column!r}; it has {first_few(schema.names)}: "
                 f"set data.{setting}_column to one of them"
             )
     _refuse_no_images(file, schema, spec.image_column)
@@ -119,7 +119,7 @@ def _rows(file: DataFile, spec: DataConfig, parquet: pq.ParquetFile) -> list[Lab
     if not labels:
         raise UserError(f"{file.name} has no rows; leave it out, or write it again")
     return [
-        LabelledRef(file.pool, f"{file.name}/{row}", file.uri, label, row)
+        LabelledRef(file.split_source, f"{file.name}/{row}", file.uri, label, row)
         for row, label in enumerate(labels)
     ]
 

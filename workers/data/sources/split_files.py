@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 from workers.config.data import DataConfig
-from workers.data.remote_files import Files, is_http, is_remote, join, shown
-from workers.data.sources.image_ref import some
+from workers.data.remote_files import Files, is_http, is_remote, join, public_uri
+from workers.data.sources.image_ref import first_few
 from workers.errors import UserError, first_line
 
-T = TypeVar("T")
+Indexed = TypeVar("Indexed")
 
 
 class DataFile(NamedTuple):
-    pool: str
+    split_source: str
     setting: str
     """That named it, e.g. `data.val`."""
     name: str
@@ -40,7 +40,7 @@ def data_root(spec: DataConfig) -> str:
     return root
 
 
-def report_pools(spec: DataConfig) -> Iterator[tuple[str, str, str]]:
+def report_splits(spec: DataConfig) -> Iterator[tuple[str, str, str]]:
     """(pool, setting, path) of all pools that are given beside `train`."""
     if spec.val is not None:
         yield "val", "data.val", spec.val
@@ -54,7 +54,7 @@ def data_files(spec: DataConfig, files: Files, root: str, suffix: str) -> list[D
     """Every file of every pool, in the order of the patterns. UserError if one comes twice."""
     trains = [("train", "data.train", pattern) for pattern in spec.train.values()]
     found: dict[str, DataFile] = {}
-    for pool, setting, pattern in [*trains, *report_pools(spec)]:
+    for pool, setting, pattern in [*trains, *report_splits(spec)]:
         for name in _expand(files, root, setting, pattern, suffix):
             file = DataFile(pool, setting, _name(root, name), join(root, name))
             real = file.uri if is_remote(file.uri) else os.path.realpath(file.uri)
@@ -67,19 +67,19 @@ def data_files(spec: DataConfig, files: Files, root: str, suffix: str) -> list[D
     return list(found.values())
 
 
-def in_each(
-    files: Files, root: str, among: list[DataFile], look: Callable[[DataFile], T], suffix: str
-) -> Iterator[T]:
+def map_files(
+    files: Files, root: str, among: list[DataFile], look: Callable[[DataFile], Indexed], suffix: str
+) -> Iterator[Indexed]:
     """What `look` returns for every file, in order; several are looked at together. UserError for
     a file that is not there, and for a local one that cannot be read."""
 
-    def looked(file: DataFile) -> T:
+    def looked(file: DataFile) -> Indexed:
         try:
             return look(file)
         except FileNotFoundError as error:
             raise UserError(
-                f"{file.setting} names {file.name}, which is not in data.root {shown(root)}"
-                f"{_there(files, root, suffix)}"
+                f"{file.setting} names {file.name}, which is not in data.root {public_uri(root)}"
+                f"{_existing_files(files, root, suffix)}"
             ) from error
         except OSError as error:
             if is_remote(file.uri):
@@ -105,15 +105,15 @@ def _expand(files: Files, root: str, setting: str, pattern: str, suffix: str) ->
     if not is_remote(join(root, pattern)) and os.path.isdir(join(root, pattern)):
         raise UserError(
             f"{setting} {pattern!r} is a folder; name its files, e.g. "
-            f"{setting}=train-{{000..099}}{suffix}{_there(files, root, suffix)}"
+            f"{setting}=train-{{000..099}}{suffix}{_existing_files(files, root, suffix)}"
         )
     expanded = []
     for name in names:
         matching = files.matching(root, name) if "*" in name else [name]
         if not matching:
             raise UserError(
-                f"{setting} {pattern!r} matches no file in data.root {shown(root)}"
-                f"{_there(files, root, suffix)}"
+                f"{setting} {pattern!r} matches no file in data.root {public_uri(root)}"
+                f"{_existing_files(files, root, suffix)}"
             )
         expanded += matching
     return expanded
@@ -133,10 +133,10 @@ def _name(root: str, name: str) -> str:
     if not is_remote(uri) and not is_remote(root):
         inside = os.path.relpath(uri, root)
         return uri if inside.startswith("..") else inside
-    return shown(uri) if "://" in name else name
+    return public_uri(uri) if "://" in name else name
 
 
-def _there(files: Files, root: str, suffix: str) -> str:
+def _existing_files(files: Files, root: str, suffix: str) -> str:
     if is_http(root):
         return ""
-    return f"; there are {some(files.matching(root, f'*{suffix}')) or 'none'}"
+    return f"; there are {first_few(files.matching(root, f'*{suffix}')) or 'none'}"

@@ -18,14 +18,14 @@ from workers.data.remote_files import Files, is_remote, join
 from workers.data.sources.classes import class_list, read_class_list, to_class_indices
 from workers.data.sources.folder import EXTENSIONS
 from workers.data.sources.image_ref import ImageRef, LabelledRef
-from workers.data.sources.split_files import DataFile, data_files, data_root, in_each
+from workers.data.sources.split_files import DataFile, data_files, data_root, map_files
 from workers.errors import UserError
 
-IMAGES = {suffix.removeprefix(".") for suffix in EXTENSIONS}
-LABELS = ("cls", "json")
+IMAGE_SUFFIXES = {suffix.removeprefix(".") for suffix in EXTENSIONS}
+LABEL_SUFFIXES = ("cls", "json")
 JSON_KEYS = ("label", "cls", "class")
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-BLOCK = 512
+TAR_BLOCK = 512
 """A tar is made of these."""
 
 
@@ -38,7 +38,7 @@ class _Sample:
 
     @property
     def images(self) -> list[str]:
-        return [suffix for suffix in self.members if suffix in IMAGES]
+        return [suffix for suffix in self.members if suffix in IMAGE_SUFFIXES]
 
 
 def find_in_shards(
@@ -47,16 +47,16 @@ def find_in_shards(
     """Class names in order, and every image of every pool."""
     root = data_root(spec)
     shards = data_files(spec, files, root, ".tar")
-    given = class_list(spec, files, root) or _classes_beside(shards[0], files)
+    given = class_list(spec, files, root) or _neighbouring_class_list(shards[0], files)
 
     def index(shard: DataFile) -> list[LabelledRef]:
         return _index(shard, files, touch)
 
-    images = [image for each in in_each(files, root, shards, index, ".tar") for image in each]
+    images = [image for each in map_files(files, root, shards, index, ".tar") for image in each]
     return to_class_indices(images, given)
 
 
-def _classes_beside(shard: DataFile, files: Files) -> tuple[str, ...] | None:
+def _neighbouring_class_list(shard: DataFile, files: Files) -> tuple[str, ...] | None:
     body, mark, query = shard.uri.partition("?") if is_remote(shard.uri) else (shard.uri, "", "")
     folder = body.rpartition("/")[0] + mark + query
     try:
@@ -76,7 +76,7 @@ def _index(shard: DataFile, files: Files, touch: Callable[[], object]) -> list[L
                 images.append(image)
     if not images:
         raise UserError(
-            f"shard {shard.name} holds no samples; it needs images ({', '.join(sorted(IMAGES))}) "
+            f"shard {shard.name} holds no samples; it needs images ({', '.join(sorted(IMAGE_SUFFIXES))}) "
             "and for each a .cls or .json of the same key"
         )
     return images
@@ -110,7 +110,7 @@ def _members(shard: DataFile, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         ) from error
     # tarfile takes a torn or broken header for the end; the real one is a block of zeros.
     file.seek(tar.offset)
-    if file.read(BLOCK) != bytes(BLOCK):
+    if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
         raise UserError(_truncated(shard, file))
 
 
@@ -148,17 +148,17 @@ def _samples(shard: DataFile, members: Iterator[tarfile.TarInfo]) -> Iterator[_S
             if sample is not None:
                 yield sample
             if key in seen:
-                raise UserError(_twice(shard, key))
+                raise UserError(_repeated_key(shard, key))
             seen.add(key)
             sample = _Sample(key)
         if suffix.lower() in sample.members:
-            raise UserError(_twice(shard, key))
+            raise UserError(_repeated_key(shard, key))
         sample.members[suffix.lower()] = (member.offset_data, member.size)
     if sample is not None:
         yield sample
 
 
-def _twice(shard: DataFile, key: str) -> str:
+def _repeated_key(shard: DataFile, key: str) -> str:
     return (
         f"shard {shard.name} has the key {key!r} twice; give every sample a key of its own, its "
         "members side by side"
@@ -167,7 +167,7 @@ def _twice(shard: DataFile, key: str) -> str:
 
 def _labelled(shard: DataFile, sample: _Sample, file: BinaryIO) -> LabelledRef | None:
     """None for what is neither image nor label."""
-    suffix = next((suffix for suffix in LABELS if suffix in sample.members), None)
+    suffix = next((suffix for suffix in LABEL_SUFFIXES if suffix in sample.members), None)
     value = None
     if suffix is not None:
         start, length = sample.members[suffix]
@@ -187,7 +187,9 @@ def _labelled(shard: DataFile, sample: _Sample, file: BinaryIO) -> LabelledRef |
             f"with a whole number or a class name, or a .json with it under {', '.join(JSON_KEYS)}"
         )
     offset, size = sample.members[sample.images[0]]
-    return LabelledRef(shard.pool, f"{shard.name}/{sample.key}", shard.uri, value, offset, size)
+    return LabelledRef(
+        shard.split_source, f"{shard.name}/{sample.key}", shard.uri, value, offset, size
+    )
 
 
 def _label(suffix: str, content: bytes) -> int | str | None:
