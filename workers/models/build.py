@@ -18,7 +18,7 @@ import workers.models.resnext_vit  # noqa: F401  (registers)
 from workers.config.data import DataConfig
 from workers.config.model import ModelConfig
 from workers.errors import UserError, did_you_mean, first_line
-from workers.models.heads import timm_entrypoint, in_classifier, in_head, mark_head
+from workers.models.heads import in_classifier, in_head, mark_head, timm_entrypoint
 from workers.models.pretrained import TIMM_ERRORS, assign_weights, load_initial
 
 __all__ = [

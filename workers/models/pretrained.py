@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from workers.config.model import ModelConfig
 from workers.errors import UserError, first_line
-from workers.models.heads import timm_entrypoint, in_head, weight_filter
+from workers.models.heads import in_head, timm_entrypoint, weight_filter
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 """Of files that `model.checkpoint` may name."""
