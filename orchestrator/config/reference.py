@@ -74,17 +74,17 @@ def reference() -> str:
     return "\n".join(parts)
 
 
-Row = tuple[str, str, str, str]
+KeyRow = tuple[str, str, str, str]
 """Key, type, default, description."""
 
 
-def _table(key: str, rows: Iterable[Row]) -> str:
+def _table(key: str, rows: Iterable[KeyRow]) -> str:
     lines = [f"| {key} | value | default | meaning |", "|---|---|---|---|"]
     lines += [f"| `{name}` | " + " | ".join(cells) + " |" for name, *cells in rows]
     return "\n".join(lines) + "\n"
 
 
-def _rows(section: type[BaseModel], prefix: str = "") -> Iterator[Row]:
+def _rows(section: type[BaseModel], prefix: str = "") -> Iterator[KeyRow]:
     """One row per key, followed by the keys of the section inside it."""
     for name, field in section.model_fields.items():
         kind = _words(field.annotation, field.metadata)
@@ -107,7 +107,7 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield from _parts(argument)
 
 
-def _option_rows(recipe: type) -> Iterator[Row]:
+def _option_rows(recipe: type) -> Iterator[KeyRow]:
     """The fields that a dataclass adds to its bases. Python discards the docstrings of fields."""
     tree = ast.parse(inspect.getsource(recipe)).body[0]
     assert isinstance(tree, ast.ClassDef)

@@ -71,7 +71,7 @@ class TrainConfig(Section):
     head_lr: float | None = Field(default=None, gt=0)
     """Peak learning rate of the classifier. None: `lr`."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """Weight decay of matrices and kernels. Vectors, biases and what the model exempts have none."""
+    """Weight decay. Vectors, biases and parameters that the model exempts have none."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of optimizers that have one, such as `sgd`."""
     layer_decay: float | None = Field(default=None, gt=0, le=1)

@@ -1,6 +1,6 @@
-"""Model: the door to timm's architectures, their heads and configuration.
+"""Models of timm: architecture, initial head, preprocessing and configuration.
 
-ModelSpec -> create_model -> load_initial (head dropped) -> init_head -> the base
+ModelConfig -> create_model -> load_initial (head dropped) -> init_head -> the base
                   |-> preprocessing, timm_config
 
 Importing this file registers the project's own architectures, soupfleet_*, with timm.
@@ -39,18 +39,20 @@ RESERVED_KWARGS = {
     "features_only",
     "pretrained_cfg",
 }
-"""Arguments of timm.create_model that have their own place in the configuration."""
+"""Arguments of timm.create_model that other keys of the configuration set."""
 HEAD_ENTRYPOINTS = {"soupfleet_se": "se", "soupfleet_attention": "attention"}
-"""Entrypoints that `model.head` stands for."""
+"""Entrypoint of timm -> value of `model.head` that uses it."""
 WEIGHT_SOURCE_KEYS = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"}
-"""Where a pretrained_cfg says weights come from; meaningless for weights of our own."""
+"""Keys of a pretrained_cfg that name the origin of weights, which our weights do not have."""
 
 
 def create_model(
     spec: ModelConfig, num_classes: int, data: DataConfig, drop_path: float = 0.0
 ) -> nn.Module:
-    """timm's module with a head for `num_classes`, freshly initialised from torch's global
-    generator; nothing is downloaded. Raises UserError for what timm does not know or take."""
+    """timm's module with a head for `num_classes`, initialised from torch's global generator.
+
+    Nothing is downloaded. Raises UserError for names and arguments that timm does not have.
+    """
     _refuse_unknown(spec.name)
     _refuse_reserved(spec)
     name, head = timm_entrypoint(spec)
@@ -73,8 +75,10 @@ def create_model(
 
 
 def preprocessing(model: nn.Module, data: DataConfig) -> dict[str, Any]:
-    """timm's `resolve_model_data_config`, with data.image_size and data.crop_pct, as plain JSON:
-    input_size, interpolation, mean, std, crop_pct, crop_mode."""
+    """timm's `resolve_model_data_config` with data.image_size and data.crop_pct, as plain JSON.
+
+    Keys: input_size, interpolation, mean, std, crop_pct, crop_mode.
+    """
     config = resolve_model_data_config(
         model, args={"img_size": data.image_size, "crop_pct": data.crop_pct}
     )
@@ -87,11 +91,11 @@ def preprocessing(model: nn.Module, data: DataConfig) -> dict[str, Any]:
 
 
 def init_head(model: nn.Module, how: Literal["zero", "timm"], seed: int) -> None:
-    """Head parameters, as timm initialises them after `seed`; those of the classifier all zeros
-    if `how` is zero.
+    """Initialise the head as timm does after `seed`. `how` zero: the classifier is all zeros.
 
-    A zero classifier starts all classes equal; timm's large initial MobileNetV2 head cost 15
-    points of two-epoch accuracy on PACS. What stands before it could not learn from zeros.
+    With a zero classifier all classes start equal; timm's large initial MobileNetV2 head cost 15
+    points of two-epoch accuracy on PACS. Only the classifier, because layers before it could not
+    learn from zeros.
     """
     names = head_parameter_names(model)
     zeros = {name for name in names if how == "zero" and in_classifier(model, name)}
@@ -106,8 +110,7 @@ def init_head(model: nn.Module, how: Literal["zero", "timm"], seed: int) -> None
 
 
 def head_parameter_names(model: nn.Module) -> set[str]:
-    """Names of the parameters of the head: of the classifier, all of them if there are several,
-    and of what `model.head` puts before it."""
+    """Names of the parameters of all classifiers, and of the layers that `model.head` adds."""
     return {name for name, _ in model.named_parameters() if in_head(model, name)}
 
 
@@ -118,8 +121,8 @@ def has_batchnorm(model: nn.Module) -> bool:
 def timm_config(
     model: nn.Module, spec: ModelConfig, classes: tuple[str, ...], data: DataConfig
 ) -> dict[str, Any]:
-    """config.json beside model.safetensors, with which `timm.create_model("local-dir:...",
-    pretrained=True)` rebuilds the model, its preprocessing and its label names."""
+    """config.json from which `timm.create_model("local-dir:...", pretrained=True)` rebuilds the
+    model, its preprocessing and its label names."""
     source: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
     size_bound = WEIGHT_SOURCE_KEYS | {
         "test_input_size",
@@ -150,16 +153,16 @@ def _refuse_reserved(spec: ModelConfig) -> None:
 
 
 def _refuse_unknown(name: str) -> None:
-    known = timm.list_models(exclude_filters=list(HEAD_ENTRYPOINTS))
+    architectures = timm.list_models(exclude_filters=list(HEAD_ENTRYPOINTS))
     architecture, _, tag = name.partition(".")
     if architecture in HEAD_ENTRYPOINTS:
         raise UserError(
-            f"model.name: {architecture} needs a network below it; name that, and write "
+            f"model.name: {architecture} needs a backbone; write the backbone, and "
             f"model.head: {HEAD_ENTRYPOINTS[architecture]}"
         )
-    if architecture in known:
+    if architecture in architectures:
         return _refuse_unknown_tag(architecture, tag)
-    hint = did_you_mean(name, known) or "see timm.list_models()"
+    hint = did_you_mean(name, architectures) or "see timm.list_models()"
     raise UserError(f"model.name: timm has no model {name!r}; {hint}")
 
 
@@ -173,7 +176,7 @@ def _refuse_unknown_tag(architecture: str, tag: str) -> None:
 
 
 def _img_size(spec: ModelConfig, data: DataConfig) -> dict[str, int]:
-    """The argument that tells a network of fixed input size about data.image_size."""
+    """The argument for data.image_size of a network with a fixed input size."""
     if data.image_size is None:
         return {}
     config = timm.models.get_pretrained_cfg(spec.name, allow_unregistered=True)

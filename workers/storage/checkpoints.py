@@ -1,4 +1,4 @@
-"""Reading checkpoints: tensors mapped lazily from verified files, and the state beside them."""
+"""Reading checkpoints: tensors mapped from verified files, and the training state."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,20 +19,17 @@ STATE_SCALARS = "train_state.json"
 
 @dataclass
 class TrainState:
-    """What training needs beside the weights to go on as if it had never stopped."""
+    """All that training needs beside the weights to continue as if it had never stopped."""
 
     tensors: dict[str, Tensor]
     scalars: dict[str, Any]
     """Plain JSON."""
 
 
-# Reading
-
-
 class CheckpointTensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint, mapped from its file: nothing is read before it is looked at.
+    """The tensors of a checkpoint, mapped from its file and read on use.
 
-    A tensor is a view of the page cache, not to be written to; it outlives `close`.
+    A tensor is a view of the page cache, must not be written to, and stays valid after `close`.
     """
 
     def __init__(self, path: str) -> None:
@@ -68,10 +65,10 @@ class CheckpointTensors(Mapping[str, Tensor]):
 
 
 def open_weights(store: Store, checkpoint: Checkpoint) -> CheckpointTensors:
-    """The weights of a checkpoint, whose file is hashed before its first use in this process.
+    """The weights of a checkpoint. Its file is hashed before the first use in this process.
 
     Raises:
-        CorruptFile: the file is not the one the checkpoint names.
+        CorruptFile: the file has another hash than the checkpoint.
         FileNotFoundError: there is no such file.
     """
     path = f"{checkpoint_dir(checkpoint.id)}/{WEIGHTS}"
@@ -79,10 +76,10 @@ def open_weights(store: Store, checkpoint: Checkpoint) -> CheckpointTensors:
 
 
 def load_train_state(store: Store, checkpoint: Checkpoint) -> TrainState | None:
-    """The training state beside a checkpoint, in memory of its own; None if it has none.
+    """The training state of a checkpoint, copied into memory. None: it has no state.
 
     Raises:
-        CorruptFile: its manifest is missing or speaks of other weights, or a file is corrupt.
+        CorruptFile: the manifest is missing or of other weights, or a file is corrupt.
     """
     files = _files_of(store, checkpoint)
     if STATE_SCALARS not in files:
@@ -94,7 +91,7 @@ def load_train_state(store: Store, checkpoint: Checkpoint) -> TrainState | None:
 
 
 def open_state(store: Store, checkpoint: Checkpoint) -> CheckpointTensors:
-    """The tensors of the training state beside a checkpoint, mapped; errors as above."""
+    """The tensors of a checkpoint's training state, mapped; errors as in `load_train_state`."""
     sha256 = _files_of(store, checkpoint)[STATE_TENSORS]
     return CheckpointTensors(
         str(store.fetch(f"{checkpoint_dir(checkpoint.id)}/{STATE_TENSORS}", sha256))
@@ -102,11 +99,11 @@ def open_state(store: Store, checkpoint: Checkpoint) -> CheckpointTensors:
 
 
 def _files_of(store: Store, checkpoint: Checkpoint) -> dict[str, str]:
-    """sha256 of every file of a checkpoint, by its manifest."""
+    """sha256 of every file in the manifest of a checkpoint."""
     manifest = read_manifest(store, checkpoint.id)
     if manifest is None or manifest.checkpoint.sha256 != checkpoint.sha256:
         raise CorruptFile(
             f"{checkpoint_dir(checkpoint.id)}/{MANIFEST} in {store} is missing, cut short, or of "
             "other weights"
         )
-    return {name: facts.sha256 for name, facts in manifest.files.items()}
+    return {name: file.sha256 for name, file in manifest.files.items()}

@@ -1,4 +1,4 @@
-"""Durable writes on a local disk: a file appears whole, and outlives a power cut."""
+"""Files on a local disk: whole and durable writes, hashes, locks."""
 
 import contextlib
 import fcntl
@@ -22,7 +22,7 @@ def hash_file(local: Path) -> str:
 
 
 def walk(root: Path, folder: Path) -> Iterator[tuple[str, int]]:
-    """Relative path and bytes of every file, leaving out unfinished writes."""
+    """(relative path, bytes) of every file except unfinished writes."""
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent, name)
@@ -37,7 +37,7 @@ def _is_unfinished(name: str) -> bool:
 
 @contextlib.contextmanager
 def replacing(target: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file that takes its name only when it is whole, so that nobody maps or reads a part."""
+    """A file for writing that gets the name of `target` once it is complete."""
     make_dirs(target.parent)
     unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -53,7 +53,7 @@ def replacing(target: Path, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def make_dirs(folder: Path) -> None:
-    """Like mkdir -p, but the new names outlive a power cut."""
+    """Create a folder and its parents, durably."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -61,11 +61,13 @@ def make_dirs(folder: Path) -> None:
 
 
 def sync(file: BinaryIO) -> None:
+    """Wait until the content of an open file is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -74,6 +76,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def delete(path: Path) -> None:
+    """Delete a file or a folder with all its files. A missing one is no error."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=False)
         return

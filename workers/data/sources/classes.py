@@ -1,4 +1,4 @@
-"""Class names: their order, and which class a label in a file means."""
+"""Class names: their order, and the class of a label in a file."""
 
 import json
 
@@ -9,7 +9,7 @@ from workers.errors import UserError, did_you_mean
 
 
 def class_list(spec: DataConfig, files: Files, root: str) -> tuple[str, ...] | None:
-    """What `data.classes` says; None when it is absent."""
+    """Class names of `data.classes`. None: it is not set."""
     if spec.classes is None:
         return None
     if not isinstance(spec.classes, str):
@@ -19,13 +19,13 @@ def class_list(spec: DataConfig, files: Files, root: str) -> tuple[str, ...] | N
         return read_class_list(files, path)
     except FileNotFoundError as error:
         raise UserError(
-            f"data.classes names {public_uri(path)}, which is not there; give the class names, or a "
-            "JSON list or text file of them relative to data.root"
+            f"data.classes names {public_uri(path)}, which is not there; give the class names, "
+            "or a JSON list or text file of them relative to data.root"
         ) from error
 
 
 def read_class_list(files: Files, path: str) -> tuple[str, ...]:
-    """From a JSON list, or a text file with a name per line. FileNotFoundError if absent."""
+    """Class names of a JSON list, or of a text file with a name per line."""
     try:
         text = files.read(path).decode()
         names = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.split("\n")
@@ -52,10 +52,10 @@ def _checked(names: list[str] | tuple[str, ...], where: str) -> tuple[str, ...]:
 def to_class_indices(
     images: list[LabelledRef], given: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], list[ImageRef]]:
-    """Class names and images with the index of their class.
+    """Class names, and images with the index of their class.
 
-    With a list of classes a whole number is an index into it, and a text one of its names. Else
-    the classes are what the training images are labelled: numbers in order, or names, sorted.
+    With given classes, a number is an index into them and a text one of their names. Otherwise the
+    classes are the labels of the training images: numbers in order, or sorted names.
     """
     if given is None:
         classes, numbers = _classes_of([image for image in images if image.split_source == "train"])
@@ -63,16 +63,16 @@ def to_class_indices(
         classes, numbers = given, list(range(len(given)))
     index: dict[int | str, int] = {name: i for i, name in enumerate(classes)}
     index.update((number, i) for i, number in enumerate(numbers))
-    found = []
+    refs = []
     for image in images:
         if image.label not in index:
             raise UserError(_unknown_label(image, classes))
-        found.append(ImageRef(*image[:3], index[image.label], *image[4:]))
-    return classes, found
+        refs.append(ImageRef(*image[:3], index[image.label], *image[4:]))
+    return classes, refs
 
 
 def _classes_of(images: list[LabelledRef]) -> tuple[tuple[str, ...], list[int]]:
-    """Names of the classes; and in the same order their numbers, if that is what labels are."""
+    """Names of the classes, and in the same order their numbers, if labels are numbers."""
     labels = {image.label: image.key for image in reversed(images)}
     numbers = sorted(label for label in labels if isinstance(label, int))
     names = sorted(label for label in labels if isinstance(label, str))

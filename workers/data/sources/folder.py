@@ -1,4 +1,4 @@
-"""Class folders on a local disk, as torchvision's ImageFolder has them."""
+"""Class folders on a local disk, as for torchvision's ImageFolder."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}
 
 
 def find_in_folders(spec: DataConfig, files: Files) -> tuple[tuple[str, ...], list[ImageRef]]:
-    """Class names in order, and every image of every pool."""
+    """Class names in order, and every image of every given split."""
     if spec.root is not None and is_remote(spec.root):
         raise UserError(
             "data.root is a URI, but data.source=folder reads local folders; mount it, or pack "
@@ -29,17 +29,17 @@ def find_in_folders(spec: DataConfig, files: Files) -> tuple[tuple[str, ...], li
     classes = _classes(root, spec, trains) if given is None else given
     for folder in trains if given else ():
         _refuse_unknown_classes(folder, "data.train", classes, "data.classes")
-    found = [image for folder in trains for image in _walk(root, "train", folder, classes)]
+    refs = [ref for folder in trains for ref in _walk(root, "train", folder, classes)]
     listed = "data.classes" if given else "data.train" if trains else "data.val"
-    for pool, setting, path in report_splits(spec):
+    for split, setting, path in report_splits(spec):
         folder = _split_folder(root, setting, path)
         _refuse_unknown_classes(folder, setting, classes, listed)
-        found += _walk(root, pool, folder, classes)
-    return classes, found
+        refs += _walk(root, split, folder, classes)
+    return classes, refs
 
 
 def _classes(root: Path, spec: DataConfig, trains: list[Path]) -> tuple[str, ...]:
-    """Of the training folders; without any, of the selection images."""
+    """Class names of the training folders, or of the selection images if there are none."""
     if trains or spec.val is None:
         return _common_classes(trains, "data.train")
     return _common_classes([_split_folder(root, "data.val", spec.val)], "data.val")
@@ -64,7 +64,7 @@ def _refuse_repeated(folders: list[Path]) -> None:
 
 
 def _common_classes(trains: list[Path], setting: str) -> tuple[str, ...]:
-    """Class names, sorted; every one of the folders must have all of them."""
+    """Sorted class names. Every folder must have all of them."""
     per_folder = {folder: class_folders(folder) for folder in trains}
     classes = sorted({name for names in per_folder.values() for name in names})
     _refuse_splits_as_classes(trains, classes, setting)
@@ -105,7 +105,7 @@ def _refuse_unknown_classes(
         )
 
 
-def _walk(root: Path, pool: str, folder: Path, classes: tuple[str, ...]) -> Iterator[ImageRef]:
+def _walk(root: Path, split: str, folder: Path, classes: tuple[str, ...]) -> Iterator[ImageRef]:
     for label, name in enumerate(classes):
         class_folder = folder / name
         if not class_folder.is_dir():
@@ -117,11 +117,11 @@ def _walk(root: Path, pool: str, folder: Path, classes: tuple[str, ...]) -> Iter
                 "fill it, or remove it everywhere"
             )
         for file in files:
-            yield ImageRef(pool, _key(root, pool, folder, file), str(file), label)
+            yield ImageRef(split, _key(root, split, folder, file), str(file), label)
 
 
 def image_files(class_folder: Path) -> list[Path]:
-    """Recursively, following links like torchvision's ImageFolder, in a fixed order."""
+    """Image files below a folder, sorted. Links are followed, as in torchvision's ImageFolder."""
     return sorted(
         Path(parent) / file
         for parent, _, files in os.walk(class_folder, followlinks=True)
@@ -130,14 +130,15 @@ def image_files(class_folder: Path) -> list[Path]:
     )
 
 
-def _key(root: Path, pool: str, folder: Path, file: Path) -> str:
-    """Relative to data.root; a pool given by an absolute path elsewhere brings its own name."""
+def _key(root: Path, split: str, folder: Path, file: Path) -> str:
+    """Path relative to data.root, or for a folder elsewhere `<split>/<path in the folder>`."""
     if file.is_relative_to(root):
         return file.relative_to(root).as_posix()
-    return f"{pool}/{file.relative_to(folder).as_posix()}"
+    return f"{split}/{file.relative_to(folder).as_posix()}"
 
 
 def class_folders(parent: Path) -> list[str]:
+    """Sorted names of the folders in a folder."""
     return sorted(
         entry.name
         for entry in parent.iterdir()

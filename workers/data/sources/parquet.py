@@ -1,6 +1,6 @@
-"""Parquet files with encoded images and labels in columns, as Hugging Face hubs store them.
+"""Parquet files with columns of encoded images and labels, as on Hugging Face hubs.
 
-file -> label column -> Labelled(key, row)        row -> (row group, row in it) -> image bytes
+file -> label column -> LabelledRef(key, row)        row -> (row group, row in it) -> image bytes
 """
 
 import json
@@ -23,27 +23,29 @@ from workers.data.sources.split_files import DataFile, data_files, data_root, ma
 from workers.errors import UserError, first_line
 
 CACHED_BYTES = 256 << 20
-"""Of image columns kept in memory per process, beside the two read last."""
+"""Bytes of image columns that a process keeps in memory. The two read last are always kept."""
 
 
 def find_in_parquet(
     spec: DataConfig, files: Files, touch: Callable[[], object]
 ) -> tuple[tuple[str, ...], list[ImageRef]]:
-    """Class names in order, and every image of every pool."""
+    """Class names in order, and every image of every given split."""
     root = data_root(spec)
-    among = data_files(spec, files, root, ".parquet")
+    parquet_files = data_files(spec, files, root, ".parquet")
 
     def index(file: DataFile) -> list[LabelledRef]:
         touch()
         return _index(file, spec, files)
 
     given = class_list(spec, files, root)
-    images = [image for each in map_files(files, root, among, index, ".parquet") for image in each]
-    return to_class_indices(images, given or _hub_classes(among[0], files, spec.label_column))
+    indexed = map_files(files, root, parquet_files, index, ".parquet")
+    images = [image for images_of_file in indexed for image in images_of_file]
+    hub_classes = _hub_classes(parquet_files[0], files, spec.label_column) if not given else None
+    return to_class_indices(images, given or hub_classes)
 
 
 class RowReader:
-    """Image bytes of rows, at random. Whole row groups are read, and the last of them kept."""
+    """Reader of the image in a row. It reads whole row groups and keeps the last ones."""
 
     def __init__(self, files: Files, column: str) -> None:
         self._files, self._column = files, column
@@ -55,7 +57,7 @@ class RowReader:
         return RowReader, (self._files, self._column)
 
     def read(self, uri: str, offset: int, size: int | None = None) -> bytes:
-        """The image of row `offset`. Raises UserError where there is none."""
+        """The image of row `offset`. Raises UserError if there is none."""
         with self._lock:
             metadata, ends = self._layout(uri)
             group = bisect_right(ends, offset)
@@ -71,7 +73,7 @@ class RowReader:
         return bytes(content)
 
     def _layout(self, uri: str) -> tuple[pq.FileMetaData, list[int]]:
-        """Metadata, and the row after each row group."""
+        """Metadata, and the end of every row group as a row number."""
         if uri not in self._layouts:
             with self._files.open(uri) as file:
                 metadata = pq.read_metadata(file)
@@ -101,7 +103,7 @@ class RowReader:
 
 
 def _index(file: DataFile, spec: DataConfig, files: Files) -> list[LabelledRef]:
-    """Every row, with its label; no image is read."""
+    """Every row with its label. No image is read."""
     with files.open(file.uri) as opened:
         return _rows(file, spec, _parquet(file, opened))
 
@@ -181,7 +183,7 @@ def _labels(file: DataFile, parquet: pq.ParquetFile, column: str) -> list[int | 
 
 
 def _hub_classes(file: DataFile, files: Files, column: str) -> tuple[str, ...] | None:
-    """Names of a ClassLabel in the metadata that Hugging Face's datasets write, if there are."""
+    """Class names in the metadata of Hugging Face's datasets. None: there are none."""
     with files.open(file.uri) as opened:
         metadata = (_parquet(file, opened).schema_arrow.metadata or {}).get(b"huggingface")
     if metadata is None:
