@@ -17,7 +17,7 @@ from workers.types.values import Checkpoint, Cohort, FrozenModel, Metric, Mix, R
 
 
 class WorkerConfig(FrozenModel):
-    """What all orders of an experiment have in common. A worker is built with it."""
+    """Settings that all orders of an experiment share. A worker is built with them."""
 
     uri: str
     """URI of the experiment, `<storage>/<name>`."""
@@ -92,7 +92,7 @@ OptimizerState = Literal["keep", "reset", "average"]
 
 
 class Rejoin(FrozenModel):
-    """How a run continues from merged weights."""
+    """The way a run continues from merged weights."""
 
     own_checkpoint: Checkpoint
     """Checkpoint of the run, with its step, schedule, optimizer and moving average."""
@@ -221,11 +221,11 @@ class TasteOrder(Order):
 
     @property
     def id(self) -> str:
-        bar = "full" if self.at_least is None else f"{self.at_least:.12g}{'+' * self.strict}"
-        bar = "hits" if self.hits else bar
+        limit = "full" if self.at_least is None else f"{self.at_least:.12g}{'+' * self.strict}"
+        limit = "hits" if self.hits else limit
         # Another id, so that a final merge still tastes what a round has given up.
         what = "observe" if self.observe else "taste"
-        return f"{what}-{self.cohort.id}-{self.mix.key}-{bar}"
+        return f"{what}-{self.cohort.id}-{self.mix.key}-{limit}"
 
     @property
     def place(self) -> Literal["slot", "merge"]:

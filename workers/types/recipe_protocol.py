@@ -17,8 +17,7 @@ class Ingredient(FrozenModel):
 
 
 class RecipeContext(FrozenModel):
-    """What a recipe may know beside its ingredients; recipes that need it take it as a second
-    argument."""
+    """What a recipe knows beside its ingredients: its second argument."""
 
     base: str
     """Name of the checkpoint that all ingredients were fine-tuned from; may be mixed."""

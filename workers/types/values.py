@@ -110,7 +110,7 @@ class Cohort(FrozenModel):
     base: str
     """Name of the base checkpoint, `base/<hash>`."""
     batchnorm: Policy
-    """How a mix gets BatchNorm statistics. `none`: a network without BatchNorm."""
+    """Policy of BatchNorm statistics of mixes. `none`: a network without BatchNorm."""
 
     @property
     def family(self) -> str:
