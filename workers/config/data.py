@@ -41,8 +41,8 @@ class DataConfig(Section):
     crop_pct: float | None = Field(default=None, gt=0, le=1)
     """Fraction of the image that evaluation's centre crop keeps. None: the model's own."""
     cache: Literal["auto", "memory", "disk", "off"] = "auto"
-    """Place of decoded images on a node: shared memory, disk, or none. `auto`: disk if there is room.
-    No result depends on it."""
+    """Place of decoded images on a node: shared memory, disk, or none. `auto`: disk if there is
+    room. No result depends on it."""
     cache_size: int | None = Field(default=None, ge=8)
     """Shorter side in pixels that training images are reduced to once, before augmentation. None:
     8/7 of the input size, as in 256 for 224. Smaller images keep their size."""
