@@ -17,7 +17,7 @@ from workers.context import WorkerContext
 from workers.merging.blend import blend
 from workers.merging.taste import load_mix
 from workers.models.build import timm_config
-from workers.models.model_files import CONFIG
+from workers.models.model_files import MODEL_CONFIG
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.checkpoints import open_weights
 from workers.storage.safetensors_writer import HashingSink, write_tensors
@@ -68,7 +68,7 @@ def blend_soup(order: BlendOrder, attempt: int, worker: WorkerContext) -> Iterat
     sources being mapped.
     """
     began = time.monotonic()
-    files = {CONFIG: _config(order.cohort, worker), SOUP: _soup_file(order, worker)}
+    files = {MODEL_CONFIG: _config(order.cohort, worker), SOUP: _soup_file(order, worker)}
     tensors = _tensors(order.soup.mix, order.cohort, order.ingredients, worker)
     checkpoint = write_checkpoint(
         worker.store,
