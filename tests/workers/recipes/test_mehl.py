@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tests.workers.recipes.quadratic_losses import Bench, bench
 from workers.merging.recipe_driver import advance
-from workers.recipes.mehl import Mehl, clipped, schedule
+from workers.recipes.mehl import Mehl, clipped, lr_factor
 from workers.types import GramMatrices, Mix, MixGradient, Soup, Taste
 
 
@@ -33,7 +33,7 @@ def textbook(here: Bench, recipe: Mehl, few: list[list[str]]) -> list[dict[str, 
         x = torch.zeros(len(names), len(parts), dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.AdamW([x], lr=recipe.lr, weight_decay=0)
         steps = recipe.epochs * -(-len(here.labels) // recipe.batch_size)
-        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s, t=steps: schedule(s, t))
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s, t=steps: lr_factor(s, t))
         for _ in range(recipe.epochs):
             for start in range(0, len(here.labels), recipe.batch_size):
                 soup = _moved(here, c, x, names, parts)
@@ -150,11 +150,11 @@ def test_a_replayed_recipe_asks_what_it_asked_before() -> None:
 
 
 def test_the_rate_warms_up_over_a_fifth_and_falls_as_a_cosine() -> None:
-    rates = [schedule(step, 10) for step in range(10)]
+    rates = [lr_factor(step, 10) for step in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[6] == pytest.approx(0.5)
     assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
-    assert schedule(0, 1) == 1.0
+    assert lr_factor(0, 1) == 1.0
 
 
 def test_clipping_keeps_the_direction() -> None:
