@@ -27,7 +27,7 @@ PERFORMERS = {
     "train": "workers.training.train:train",
     "merge": "workers.merging.recipe_driver:merge",
     "geometry": "workers.merging.gram:measure_gram_matrices",
-    "gradient": "workers.merging.gradient:gradient",
+    "gradient": "workers.merging.gradient:measure_gradient",
     "taste": "workers.merging.taste:taste",
     "blend": "workers.merging.write_soup:blend_soup",
     "diversity": "workers.analysis.diversity:measure_diversity",

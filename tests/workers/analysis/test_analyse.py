@@ -61,7 +61,7 @@ def order_for(pool: Pool) -> AnalyseOrder:
             ),
         ),
         splits=SPLITS,
-        way=((0.0, 0.7), (0.5, 0.6), (1.0, 0.75)),
+        path=((0.0, 0.7), (0.5, 0.6), (1.0, 0.75)),
     )
 
 

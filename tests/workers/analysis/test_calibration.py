@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
-from sklearn.metrics import log_loss
+from sklearn import metrics
 
 from tests.workers.analysis.synthetic_logits import labels_of, logits_of
 from workers.analysis.calibration import (
@@ -62,7 +62,7 @@ def test_calibration_before_and_after() -> None:
         "ece_scaled": after.ece,
     }
     assert found["calibration"]["nll_scaled"] == pytest.approx(
-        log_loss(labels, softmax(logits.astype(np.float64) / 4, axis=1))
+        metrics.log_loss(labels, softmax(logits.astype(np.float64) / 4, axis=1))
     )
     assert (found["top1"], found["worst_class"]) == (before.top1, before.worst_class)
 
@@ -92,7 +92,7 @@ def test_confusion_is_scikit_learns_and_classes_without_images_have_their_row() 
     logits = logits_of(3, labels, num_classes=6)
     found = confusion_matrix(logits.argmax(axis=1), labels, 6)
     np.testing.assert_array_equal(
-        found, confusion_matrix(labels, logits.argmax(axis=1), labels=range(6))
+        found, metrics.confusion_matrix(labels, logits.argmax(axis=1), labels=range(6))
     )
     said = detail(logits, labels, 6, None)
     assert said["confusion"] == found.tolist()

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
 from workers.data import eval_pixels, normalise
-from workers.merging.gradient import batch_of, gradient
+from workers.merging.gradient import batch_of, measure_gradient
 from workers.models.build import preprocessing
 from workers.storage.checkpoints import open_weights
 from workers.types import (
@@ -53,7 +53,7 @@ def question_of(pool: Pool, **changes: object) -> MixGradient:
 
 def slope(pool: Pool, question: MixGradient) -> MixGradientResult:
     order = GradientOrder(cohort=pool.cohort, question=question, ingredients=everyone(pool))
-    (event,) = gradient(order, 0, pool.worker)
+    (event,) = measure_gradient(order, 0, pool.worker)
     assert isinstance(event, Measured) and isinstance(event.answer, MixGradientResult)
     assert event.key == question.key and event.cohort == "c"
     assert event.samples == len(batch_of(question, pool.worker.setting.seed, 150))
