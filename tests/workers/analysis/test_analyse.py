@@ -8,7 +8,7 @@ import pytest
 from tests.workers.analysis.synthetic_logits import decompose
 from tests.workers.small_soups import VIT, Pool, make_pool
 from workers.analysis.analyse import analyse, detectable
-from workers.analysis.calibration import temperature
+from workers.analysis.calibration import fit_temperature
 from workers.scoring.compare import compare
 from workers.scoring.metrics import ece, nll, score
 from workers.storage.layout import ANALYSIS, WEIGHTS, checkpoint_dir
@@ -97,9 +97,9 @@ def test_numbers_of_the_analysis_are_those_of_the_predictions(pool: Pool) -> Non
     found = json.loads(store.read(ANALYSIS))
     for subject in order.subjects[:4]:
         _, labels, val = read_predictions(store, subject.id, "val")
-        heat = temperature(val, labels)
+        expected = fit_temperature(val, labels)
         (model,) = (each for each in found["models"] if each["id"] == subject.id)
-        assert model["temperature"] == pytest.approx(heat, rel=1e-5)
+        assert model["temperature"] == pytest.approx(expected, rel=1e-5)
         for split in SPLITS:
             _, labels, logits = read_predictions(store, subject.id, split)
             at = found["splits"][split]["models"][subject.id]

@@ -11,9 +11,9 @@ from tests.workers.analysis.synthetic_logits import labels_of, logits_of
 from workers.analysis.calibration import (
     confusion_matrix,
     detail,
+    fit_temperature,
     on_split,
     reliability_bins,
-    temperature,
 )
 from workers.scoring.metrics import ece, nll, predictions, score
 
@@ -23,8 +23,8 @@ def test_a_temperature_undoes_the_heat_that_was_put_in() -> None:
     rng = np.random.default_rng(0)
     logits = 2 * rng.normal(size=(20_000, 4))
     labels = np.array([rng.choice(4, p=row) for row in softmax(logits, axis=1)])
-    assert temperature(logits, labels) == pytest.approx(1, rel=0.05)
-    found = temperature(3 * logits, labels)
+    assert fit_temperature(logits, labels) == pytest.approx(1, rel=0.05)
+    found = fit_temperature(3 * logits, labels)
     assert found == pytest.approx(3, rel=0.05)
     assert ece(3 * logits / found, labels) < 0.02 < ece(3 * logits, labels)
 
@@ -35,7 +35,7 @@ def test_what_a_temperature_is_fitted_on_is_never_worse_for_it_and_no_neighbour_
 ) -> None:
     labels = labels_of(seed, count=30)
     logits = logits_of(seed, labels, heat=heat)
-    found = temperature(logits, labels)
+    found = fit_temperature(logits, labels)
     assert found is not None
     wide = logits.astype(np.float64)
     loss = nll(wide / found, labels)
@@ -46,7 +46,7 @@ def test_what_a_temperature_is_fitted_on_is_never_worse_for_it_and_no_neighbour_
 
 def test_a_broken_model_has_no_temperature() -> None:
     logits = np.array([[0.0, np.nan], [1.0, 0.0]])
-    assert temperature(logits, np.array([0, 1])) is None
+    assert fit_temperature(logits, np.array([0, 1])) is None
     assert on_split(logits, np.array([0, 1]), 2, None)["calibration"]["nll"] is not None
 
 

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from tests.workers.small_runs import RESNET, make_base, make_setting
-from workers.analysis.weight_space import cosines, lengths, measure_weight_space, parts
+from workers.analysis.weight_space import (
+    cosines,
+    lengths,
+    measure_weight_space,
+    tensors_by_component,
+)
 from workers.context import WorkerContext
 from workers.merging.batchnorm import statistics
 from workers.storage.checkpoint_writer import write_checkpoint
@@ -51,14 +56,14 @@ def _moved(tensor: Tensor, by: float) -> Tensor:
 
 def test_a_tensor_belongs_to_the_longest_prefix_that_fits() -> None:
     names = ["stem.w", "block.1.w", "block.10.w", "block.1.norm.w", "head"]
-    found = parts(names, ("stem", "block.1", "block.1.norm", "unused"))
+    found = tensors_by_component(names, ("stem", "block.1", "block.1.norm", "unused"))
     assert found == {
         "stem": ["stem.w"],
         "block.1": ["block.1.w"],
         "block.1.norm": ["block.1.norm.w"],
         "": ["block.10.w", "head"],
     }
-    assert parts(["a"], ()) == {"": ["a"]}
+    assert tensors_by_component(["a"], ()) == {"": ["a"]}
 
 
 def test_geometry_is_that_of_the_flat_vectors(around: Around) -> None:
@@ -74,7 +79,7 @@ def test_geometry_is_that_of_the_flat_vectors(around: Around) -> None:
                     for name, tensor in weights.items()
                     if tensor.is_floating_point()
                     and name not in skipped
-                    and (prefix is None or parts([name], PREFIXES).get(prefix))
+                    and (prefix is None or tensors_by_component([name], PREFIXES).get(prefix))
                 ]
             ).numpy()
 
