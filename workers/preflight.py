@@ -19,7 +19,7 @@ from workers.storage.store import Bytes, Store
 from workers.training.import_weights import require_weights
 from workers.training.loss import class_weights
 from workers.training.optim import create_optimizer, require_optimizer
-from workers.training.unfreezing import require_sections
+from workers.training.unfreezing import require_model_features
 from workers.types import (
     SELECTION,
     AnyEvent,
@@ -97,7 +97,7 @@ def _model_info(
         load_initial(model, spec)
     for key, train in order.train_configs:
         if key == model_key(spec):
-            require_sections(model, train)
+            require_model_features(model, train)
             require_weights(model, train)
     config = preprocessing(model, worker.setting.data)
     split = "train" if images.count("train") else SELECTION

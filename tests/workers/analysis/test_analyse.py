@@ -103,7 +103,7 @@ def test_numbers_of_the_analysis_are_those_of_the_predictions(pool: Pool) -> Non
         for split in SPLITS:
             _, labels, logits = read_predictions(store, subject.id, split)
             at = found["splits"][split]["models"][subject.id]
-            scaled = logits.astype(np.float64) / heat
+            scaled = logits.astype(np.float64) / expected
             assert at["top1"] == pytest.approx(score(logits, labels).top1, rel=1e-5)
             assert at["worst_class"] == pytest.approx(score(logits, labels).worst_class, rel=1e-5)
             said = at["calibration"]
