@@ -18,8 +18,8 @@ from workers.analysis.calibration import (
 from workers.scoring.metrics import ece, nll, predictions, score
 
 
-def test_a_temperature_undoes_the_heat_that_was_put_in() -> None:
-    """Labels are drawn from the model itself, so at its own temperature it is calibrated."""
+def test_the_fitted_temperature_undoes_a_factor_of_the_logits() -> None:
+    """Labels are drawn from the model's probabilities, so it is calibrated."""
     rng = np.random.default_rng(0)
     logits = 2 * rng.normal(size=(20_000, 4))
     labels = np.array([rng.choice(4, p=row) for row in softmax(logits, axis=1)])
@@ -30,7 +30,7 @@ def test_a_temperature_undoes_the_heat_that_was_put_in() -> None:
 
 
 @given(st.integers(0, 10_000), st.floats(0.05, 20))
-def test_what_a_temperature_is_fitted_on_is_never_worse_for_it_and_no_neighbour_is_better(
+def test_a_temperature_is_never_worse_than_one_and_no_neighbour_is_better(
     seed: int, heat: float
 ) -> None:
     labels = labels_of(seed, count=30)

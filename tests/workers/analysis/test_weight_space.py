@@ -1,4 +1,4 @@
-"""Angles: against one flat vector per model, all in memory."""
+"""Weight space against one flat vector per model in memory."""
 
 from dataclasses import dataclass
 
@@ -99,13 +99,13 @@ def test_geometry_is_that_of_the_flat_vectors(around: Around) -> None:
     assert found["ids"] == [each.id for each in ingredients]
 
 
-def test_what_did_not_move_has_no_direction() -> None:
+def test_an_ingredient_equal_to_the_base_has_no_direction() -> None:
     inner = np.array([[4.0, 0.0], [0.0, 0.0]])
     assert lengths(inner) == [2.0, 0.0]
     found = np.array(cosines(inner), np.float64)
     assert found[0, 0] == 1 and np.isnan([found[0, 1], found[1, 0], found[1, 1]]).all()
 
 
-def test_rounding_puts_no_cosine_beyond_one() -> None:
+def test_rounding_gives_no_cosine_beyond_one() -> None:
     inner = np.array([[3.0, 3.0 + 1e-15], [3.0 + 1e-15, 3.0]])
     assert np.max(cosines(inner)) == 1

@@ -36,7 +36,7 @@ def everyone(pool: Pool) -> tuple[Checkpoint, ...]:
 
 
 def question_of(pool: Pool, **changes: object) -> MixGradient:
-    """Every weight another one, the base's and a negative one among them; a short last batch."""
+    """Different weights, one of the base and one negative; a short last batch."""
     components = COMPONENTS[pool.cohort.model.name]
     names = [each.name for each in everyone(pool)]
     mix = Mix(
@@ -97,8 +97,8 @@ class Direct:
         return found
 
 
-def test_slopes_are_those_of_the_loss_as_a_function_of_the_weights(pool: Pool) -> None:
-    """By finite differences, BatchNorm statistics and all."""
+def test_gradients_are_those_of_the_loss_as_a_function_of_the_weights(pool: Pool) -> None:
+    """By finite differences, including BatchNorm statistics."""
     question = question_of(pool)
     found, direct, h = slope(pool, question), Direct(pool, question), 1e-6
     scale = max(abs(value) for row in found.weights for value in row)
@@ -115,7 +115,7 @@ def test_slopes_are_those_of_the_loss_as_a_function_of_the_weights(pool: Pool) -
         assert found.temperature == pytest.approx((up - down) / (2 * h), rel=1e-4)
 
 
-def test_slopes_are_those_of_autograd_where_nothing_is_a_statistic(pool: Pool) -> None:
+def test_gradients_are_those_of_autograd_without_statistics(pool: Pool) -> None:
     if pool.cohort.model != VIT:
         pytest.skip("torch has no gradient of BatchNorm statistics")
     question = question_of(pool)
@@ -154,7 +154,7 @@ def test_batches_of_an_epoch_cover_the_split_once_in_an_order_of_its_own(pool: P
         batch_of(question_of(pool, batch=3), 3, 150)
 
 
-def test_tensors_of_no_component_count_nowhere(pool: Pool) -> None:
+def test_tensors_of_no_component_are_left_out(pool: Pool) -> None:
     everywhere, question = slope(pool, question_of(pool)), question_of(pool)
     fewer = slope(pool, question.model_copy(update={"components": question.components[1:]}))
     assert fewer.weights == everywhere.weights[1:]

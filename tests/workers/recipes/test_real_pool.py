@@ -1,4 +1,4 @@
-"""Recipes that learn or search, on checkpoints in a store, answered by those who will do it."""
+"""Recipes that learn, on checkpoints in a store, answered by real orders."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The loss, and the images on their way to it."""
+"""The loss, and training batches."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_class_weights_multiply_and_are_not_divided_out() -> None:
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_labels_and_one_hot_targets_mean_the_same(weights: np.ndarray | None) -> None:
+def test_labels_and_one_hot_targets_have_the_same_loss(weights: np.ndarray | None) -> None:
     loss_module = LossModule(nn.Identity(), 0.2, weights)
     soft = functional.one_hot(LABELS, 3).float()
     assert torch.allclose(loss_module(LOGITS, LABELS), loss_module(LOGITS, soft))
@@ -61,11 +61,11 @@ def test_micro_batches_add_up(weights: np.ndarray | None) -> None:
     assert torch.allclose(loss_module(LOGITS, LABELS), torch.stack(shares).sum())
 
 
-def test_weights_are_no_part_of_the_state() -> None:
+def test_class_weights_are_not_in_the_state_dict() -> None:
     assert not LossModule(nn.Identity(), 0.0, WEIGHTS).state_dict()
 
 
-def test_a_fold_learns_from_the_others(setting: WorkerConfig) -> None:
+def test_a_fold_is_trained_on_the_others(setting: WorkerConfig) -> None:
     run = make_run(model=RESNET, grad_accum_steps=2).model_copy(update={"fold": 1})
     worker, _, data = _batches_of(setting, run)
     seen = np.concatenate([micro for micros in data.plan(0) for micro in micros])

@@ -1,4 +1,4 @@
-"""How a network is run while it learns, and that nothing of it stays."""
+"""Training mode of a network, and that it is undone."""
 
 import copy
 from typing import Any
@@ -23,8 +23,8 @@ def _net(name: str = "test_resnet") -> nn.Module:
     return net
 
 
-def _looks(net: nn.Module) -> list[Any]:
-    """All that an order might leave behind."""
+def _state_of(net: nn.Module) -> list[Any]:
+    """The state that an order might change."""
     parameters = [(p.requires_grad, p.stride()) for p in net.parameters()]
     modes = [module.training for module in net.modules()]
     return [parameters, modes, net.grad_checkpointing, net._compiled_call_impl]
@@ -34,29 +34,29 @@ def test_a_network_is_afterwards_as_it_was() -> None:
     net = _net()
     net.eval()
     net.get_parameter("conv1.0.weight").requires_grad_(False)
-    before = _looks(net)
+    before = _state_of(net)
     run = make_run(model=RESNET, **EVERYTHING, unfreeze=[{"epoch": 0, "modules": "layer4"}])
     with pytest.raises(RuntimeError), TrainMode(net, run, "cpu") as mode:
         mode.begin(phases(run)[0])
-        changed = _looks(net)
+        changed = _state_of(net)
         raise RuntimeError
     assert all(old != new for old, new in zip(before[:3], changed[:3], strict=True))
-    assert _looks(net) == before
+    assert _state_of(net) == before
 
 
-def test_a_pause_shows_the_plain_network_and_keeps_what_learns() -> None:
+def test_a_pause_shows_the_plain_network_and_keeps_requires_grad() -> None:
     net = _net()
-    plain = _looks(net)
+    plain = _state_of(net)
     run = make_run(model=RESNET, **EVERYTHING)
     with TrainMode(net, run, "cpu") as mode:
         mode.begin(ALL)
-        learning = _looks(net)
+        learning = _state_of(net)
         with mode.paused():
-            assert _looks(net)[0] == plain[0] and not net.grad_checkpointing
-        assert _looks(net) == learning
+            assert _state_of(net)[0] == plain[0] and not net.grad_checkpointing
+        assert _state_of(net) == learning
 
 
-def test_a_parameter_that_never_learns_is_not_unfrozen() -> None:
+def test_a_parameter_that_is_never_trained_is_not_unfrozen() -> None:
     net = _net()
     net.get_parameter("conv1.0.weight").requires_grad_(False)
     with TrainMode(net, make_run(model=RESNET), "cpu") as mode:
