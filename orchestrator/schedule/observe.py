@@ -94,11 +94,12 @@ def _number(merge: MergeState | None) -> int:
 
 
 def _is_finished(state: State, merge: MergeState | None) -> bool:
-    """Mixed, given up, or abandoned because a member turned out corrupt."""
+    """Mixed, given up, or abandoned because a member turned out corrupt, or was retired when all
+    runs had ended: an extension begins where nobody waits for that round any more."""
     if merge is None or merge.soup is not None:
         return True
     if failure(state, merge.opened.merge) is not None:
         return True
-    if not state.corrupt:
+    if not state.corrupt and not state.retired:
         return False
     return not all(counts(state, member.name) for member in merge.opened.ingredients)
