@@ -146,10 +146,9 @@ class RunIndex:
         looked at again."""
         for name, merge in self._state.unmixed.items():
             if name in self.incomplete or any(other in merge.opened.scores for other in lost):
-                change = (
-                    self.incomplete.discard if self._is_complete(merge) else self.incomplete.add
-                )
-                change(name)
+                self.incomplete.discard(name)
+                if not self._is_complete(merge):
+                    self.incomplete.add(name)
 
     def _is_complete(self, merge: MergeState) -> bool:
         return all(self._state.is_known_checkpoint(i.name) for i in merge.opened.ingredients)
