@@ -1,13 +1,19 @@
 """The house rules: who may import whom, one door per dependency, and how big a file may grow."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from workers.dispatch import ORDER_FUNCTIONS
+from workers.types import AnyOrder
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("orchestrator", "workers")
@@ -59,6 +65,13 @@ TORCH_FREE = (
     "workers/heartbeat.py",
 )
 HEAVY = ("torch", "torchvision", "timm", "accelerate")
+RIDDLES = {
+    *("told", "past", "now", "beside", "counted", "remember", "manner", "afterwards", "starting"),
+    *("making", "telling", "nouns", "words", "looks", "souping", "watching", "labelling", "scribe"),
+    *("foreign", "rehearsal", "performing", "predicting", "answered", "found", "made", "kept"),
+}
+DEFINED_TWICE = {"CAPTION", "decisions", "logger", "main", "orders", "T"}
+"""Names that mean the same wherever they are defined."""
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "util.py", "helper.py", "common.py", "misc.py"}
 
 
@@ -208,6 +221,69 @@ def test_rooms_stay_small() -> None:
         for room in rooms
     }
     assert not {room: count for room, count in counts.items() if count > MAX_FILES}
+
+
+def test_no_file_name_is_a_riddle() -> None:
+    """Participles, adverbs and prepositions name no noun of the field."""
+    files = _files(*PACKAGES)
+    assert not [_relative(path) for path in files if path.stem in RIDDLES]
+
+
+def test_a_public_name_is_defined_once() -> None:
+    places: dict[str, list[str]] = {}
+    for path in _files(*PACKAGES):
+        for name in _defined_on_top(path):
+            places.setdefault(name, []).append(_relative(path))
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    assert not {name: found for name, found in twice.items() if name not in DEFINED_TWICE}
+
+
+def _defined_on_top(path: Path) -> Iterator[str]:
+    for node in ast.parse(path.read_text()).body:
+        names: list[str] = []
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names = [node.target.id]
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def test_a_docstring_begins_with_a_noun_or_a_verb() -> None:
+    bad = [
+        f"{_relative(path)}:{line}: {text.splitlines()[0]}"
+        for path in _files(*PACKAGES)
+        for line, text in _docstrings(path)
+        if re.match(r"(Of|Likewise|That|Who)\b", text)
+    ]
+    assert not bad
+
+
+def _docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Strings that stand alone: of modules, classes and functions, and below their values."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        is_alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if is_alone and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value.strip()
+
+
+def test_every_kind_of_order_has_a_function_and_one_place_for_its_id() -> None:
+    orders = {kind.model_fields["kind"].default: kind for kind in get_args(AnyOrder)}
+    assert set(ORDER_FUNCTIONS) == set(orders)
+    assert all("id_of" in vars(kind) for kind in orders.values())
+
+
+def test_what_the_packages_import_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {
+        re.split(r"[<>=\[ ]", entry)[0].lower().replace("-", "_")
+        for entry in project["dependencies"]
+    }
+    known_as = {"PIL": "pillow", "sklearn": "scikit_learn", "yaml": "pyyaml", "pydantic_core": "pydantic"}
+    used = {name.partition(".")[0] for path in _files(*PACKAGES) for name in _imports(path)}
+    foreign = used - set(sys.stdlib_module_names) - set(PACKAGES)
+    assert not {name for name in foreign if known_as.get(name, name) not in declared}
 
 
 def test_files_stay_small() -> None:

@@ -107,7 +107,7 @@ class ResolvedExperiment:
     plans: tuple[BasePlan, ...]
     """One per distinct model, in order of first use."""
     cohorts: tuple[Cohort, ...]
-    """Likewise."""
+    """One per plan, in the same order."""
     members: Mapping[str, tuple[RunSpec, ...]]
     """The runs, by cohort id."""
     plan_of: Mapping[str, BasePlan]

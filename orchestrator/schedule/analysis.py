@@ -11,7 +11,7 @@ from orchestrator.schedule.final_merges import FinalMerge, written_soups
 from orchestrator.schedule.ingredients import selection
 from orchestrator.schedule.moment import Moment, once
 from orchestrator.schedule.scoring import (
-    Scored,
+    ScoredVariant,
     best_single,
     comparison,
     predictions_of,
@@ -86,7 +86,7 @@ def _compared(moment: Moment) -> tuple[CompareOrder, Compared] | None:
     return order, moment.state.compared[order.key]
 
 
-def _kept(moment: Moment, singles: Sequence[Scored]) -> list[Scored]:
+def _kept(moment: Moment, singles: Sequence[ScoredVariant]) -> list[ScoredVariant]:
     """The best few, in configured order."""
     metric = moment.config.soup.metric
     best = sorted(singles, key=lambda pair: (-selection(pair[1], metric), pair[0].id))
@@ -94,7 +94,7 @@ def _kept(moment: Moment, singles: Sequence[Scored]) -> list[Scored]:
     return [single for single in singles if single[0].id in few]
 
 
-def _ingredients(moment: Moment, kept: Sequence[Scored]) -> Iterator[AnalysedModel]:
+def _ingredients(moment: Moment, kept: Sequence[ScoredVariant]) -> Iterator[AnalysedModel]:
     for variant, event in kept:
         cohort = moment.resolved.cohort_of[run_id_of(variant.id)].id
         yield AnalysedModel(
@@ -115,7 +115,7 @@ def _soups(moment: Moment, order: CompareOrder) -> Iterator[AnalysedModel]:
             )
 
 
-def _weight_spaces(moment: Moment, kept: Sequence[Scored]) -> Iterator[WeightSpaceGroup]:
+def _weight_spaces(moment: Moment, kept: Sequence[ScoredVariant]) -> Iterator[WeightSpaceGroup]:
     """Cohorts with at least two ingredients."""
     resolved = moment.resolved
     for cohort in resolved.cohorts:
@@ -132,7 +132,7 @@ def _weight_spaces(moment: Moment, kept: Sequence[Scored]) -> Iterator[WeightSpa
 # The path from the best single model to the served soup
 
 
-def _ends(moment: Moment) -> tuple[Scored, FinalMerge, str] | None:
+def _ends(moment: Moment) -> tuple[ScoredVariant, FinalMerge, str] | None:
     """None: there is no path, to another architecture or to a soup that is a single model."""
     name = soup_to_serve(moment)
     if name is None:

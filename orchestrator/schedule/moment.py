@@ -51,7 +51,7 @@ class Moment:
         self._resolved = resolved
         self._index = index
         self.answers: dict[Callable[..., Any], Any] = {}
-        """Of functions that are asked `once`."""
+        """Answers of functions that are decorated with `once`."""
 
     def later(self, events: Iterable[AnyEvent]) -> "Moment":
         """The moment after these events, which the state already holds."""
@@ -92,7 +92,7 @@ class Moment:
     # Runs
 
     def run(self, run: str) -> RunState:
-        """Of a run, a stage of a base, or a moving average."""
+        """The state of a run, a stage of a base, or a moving average."""
         return self.state.run(run)
 
     @cached_property

@@ -228,7 +228,7 @@ class RunIndex:
         return ready
 
     def checkpoint_ids(self, opened: MergeOpened) -> tuple[str, ...]:
-        """Of all ingredients of a merge; long, and the same for each of its tastes."""
+        """Ids of all ingredients of a merge; long, and the same for each of its tastes."""
         if opened.merge not in self._checkpoint_ids:
             names = (ingredient.name for ingredient in opened.ingredients)
             places = self._state.checkpoints_named(names)

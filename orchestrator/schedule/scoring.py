@@ -28,7 +28,7 @@ from workers.types import (
     run_id_of,
 )
 
-Scored = tuple[RunSpec, Checkpointed]
+ScoredVariant = tuple[RunSpec, Checkpointed]
 """A run or moving average, and the checkpoint that represents it."""
 
 
@@ -45,7 +45,7 @@ def score_orders(moment: Moment) -> Iterator[ScoreOrder]:
 
 
 @once
-def ended_variants(moment: Moment) -> tuple[Scored, ...]:
+def ended_variants(moment: Moment) -> tuple[ScoredVariant, ...]:
     """Usable runs and averages that are over."""
     pairs = moment.represented_variants
     return tuple(pair for pair in pairs if run_id_of(pair[0].id) not in moment.in_flight)
@@ -112,7 +112,7 @@ def comparison(moment: Moment) -> CompareOrder | None:
 
 
 @once
-def scored_variants(moment: Moment) -> tuple[Scored, ...]:
+def scored_variants(moment: Moment) -> tuple[ScoredVariant, ...]:
     """Runs and averages that are over, scored on every split."""
     splits = moment.resolved.report_splits
     return tuple(
@@ -122,7 +122,7 @@ def scored_variants(moment: Moment) -> tuple[Scored, ...]:
     )
 
 
-def _comparison(moment: Moment, singles: Sequence[Scored]) -> CompareOrder:
+def _comparison(moment: Moment, singles: Sequence[ScoredVariant]) -> CompareOrder:
     state, splits, ensemble = moment.state, moment.resolved.splits, moment.config.ensemble
     soups = {predictions_of(state, final, name): name for final, name in written_soups(moment)}
     scored = {id for id, name in soups.items() if id != name or not lacks(state, name, splits)}
@@ -139,7 +139,7 @@ def _comparison(moment: Moment, singles: Sequence[Scored]) -> CompareOrder:
     )
 
 
-def best_single(moment: Moment, singles: Sequence[Scored]) -> Scored:
+def best_single(moment: Moment, singles: Sequence[ScoredVariant]) -> ScoredVariant:
     """Highest selection score; ties go to the smaller run id, as in every recipe."""
     metric = moment.config.soup.metric
     return min(singles, key=lambda pair: (-selection(pair[1], metric), pair[0].id))
@@ -151,7 +151,9 @@ def predictions_of(state: State, final: FinalMerge, name: str) -> str:
     return name if member is None else state.checkpoint_event(member).checkpoint.id
 
 
-def stacking_groups(moment: Moment, singles: Sequence[Scored]) -> tuple[tuple[RunSpec, ...], ...]:
+def stacking_groups(
+    moment: Moment, singles: Sequence[ScoredVariant]
+) -> tuple[tuple[RunSpec, ...], ...]:
     """Members of the stacked classifier, in configured order, a group in order of folds.
 
     A setting that lost a run to a failure is left out: it has no answer for that fold. Empty when

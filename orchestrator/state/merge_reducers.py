@@ -98,7 +98,7 @@ def _awaited(state: State) -> set[tuple[str, str]]:
 
 
 def _drop_old_decisions(state: State, series: str) -> None:
-    """Of earlier rounds of the same cohort and fold only the soup is still needed.
+    """Earlier rounds of the same cohort and fold keep only their soup.
 
     They were cleaned when the round before this one was mixed, so the first clean one is the end.
     """

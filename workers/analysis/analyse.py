@@ -44,7 +44,7 @@ from workers.types import SELECTION, Analysed, AnalysedModel, AnalyseOrder, AnyE
 DIGITS = 6
 """Significant digits of every number in the file."""
 QUANTILE_975, QUANTILE_80 = 1.959964, 0.841621
-"""Of the normal distribution: 95 % two-sided confidence, and a power of 80 %."""
+"""Quantiles of the normal distribution: 95 % two-sided confidence, and a power of 80 %."""
 
 
 def analyse(order: AnalyseOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
