@@ -175,7 +175,7 @@ def _turn(
         options=opened.options,
         ingredients=opened.ingredients,
         answers=merge.answers,
-        context=kitchen_of(program, state, cohort),
+        kitchen=kitchen_of(program, state, cohort),
     )
 
 

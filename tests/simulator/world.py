@@ -221,7 +221,7 @@ class World:
 
     def _merge(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         recipe = recipes.load(order.recipe, order.options)
-        outcome = advance(recipe, order.ingredients, order.answers, order.context)
+        outcome = advance(recipe, order.ingredients, order.answers, order.kitchen)
         if isinstance(outcome, Soup):
             yield Mixed(merge=order.merge, soup=outcome)
         else:

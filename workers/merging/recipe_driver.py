@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def merge(order: MergeOrder, attempt: int, worker: "WorkerContext") -> Iterator[AnyEvent]:
     """One event: what the recipe asks after these answers, or the soup it made."""
     recipe = recipes.load(order.recipe, order.options)
-    outcome = advance(recipe, order.ingredients, order.answers, order.context)
+    outcome = advance(recipe, order.ingredients, order.answers, order.kitchen)
     if isinstance(outcome, Soup):
         yield Mixed(merge=order.merge, soup=outcome)
     else:

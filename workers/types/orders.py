@@ -191,7 +191,7 @@ class MergeOrder(Order):
     options: dict[str, Any] = {}
     ingredients: tuple[Ingredient, ...]
     answers: tuple[Answer, ...] = ()
-    context: RecipeContext | None = None
+    kitchen: RecipeContext | None = None
 
     @property
     def id(self) -> str:
