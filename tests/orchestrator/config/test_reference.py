@@ -4,13 +4,13 @@ import dataclasses
 
 from orchestrator.config import Experiment
 from orchestrator.config.error_messages import keys
-from orchestrator.config.reference import MARKER, REFERENCE_FILE, reference
+from orchestrator.config.reference import CONFIG_README, MARKER, reference
 from workers.recipes import RECIPES
 
 
 def test_the_reference_is_that_of_the_code() -> None:
     """If it fails: python -m orchestrator.config.reference."""
-    assert REFERENCE_FILE.read_text().partition(MARKER)[2].strip() == reference().strip()
+    assert CONFIG_README.read_text().partition(MARKER)[2].strip() == reference().strip()
 
 
 def test_every_key_and_every_option_has_a_row() -> None:
