@@ -1,9 +1,9 @@
-"""Which function performs which order, and what an exception becomes.
+"""Dispatch: the function for each kind of order, and the event for an exception.
 
     order -> perform -> events, the last of them `failed` if an exception was raised
 
-A worker's exception becomes one `failed` event with its traceback; the schedule decides what
-follows, nothing is retried here. Imports are late: a rank never loads what it does not use.
+An exception becomes one `failed` event with its traceback. The schedule decides what follows;
+nothing is retried here. Imports are late: a rank loads only what it uses.
 """
 
 import importlib
@@ -21,13 +21,13 @@ from workers.types import AnyEvent, AnyOrder, ErrorClass, Failed, Retired, Retir
 
 OrderFunction = Callable[[Any, int, WorkerContext], Iterator[AnyEvent]]
 
-PERFORMERS = {
+ORDER_FUNCTIONS = {
     "preflight": "workers.preflight:preflight",
     "base": "workers.training.base_model:make_base",
     "train": "workers.training.train:train",
     "merge": "workers.merging.recipe_driver:merge",
     "geometry": "workers.merging.gram:measure_gram_matrices",
-    "gradient": "workers.merging.gradient:gradient",
+    "gradient": "workers.merging.gradient:measure_gradient",
     "taste": "workers.merging.taste:taste",
     "blend": "workers.merging.write_soup:blend_soup",
     "diversity": "workers.analysis.diversity:measure_diversity",
@@ -38,6 +38,8 @@ PERFORMERS = {
     "serve": "workers.serving.export:serve",
     "retire": "workers.dispatch:retire",
 }
+"""Kind of order -> `module:function`."""
+
 IMPORT = "workers.training.import_weights:adopt"
 """Performs the training order of a run whose weights were trained elsewhere."""
 
@@ -46,7 +48,7 @@ INSTANT = frozenset({"merge", "retire"})
 
 
 def perform(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iterator[AnyEvent]:
-    """The events of one order, each with its order, run, attempt and slot."""
+    """The events of one order, with order, run, attempt and slot filled in."""
     origin = {"order": order.id, "run": order.run_id, "attempt": attempt, "slot": worker.slot}
     worker.progress.begin(order.id)
     try:
@@ -62,19 +64,19 @@ def _events(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iterator[An
         worker.set_num_threads()
         if order.kind != "train":  # training sends it itself, when its first batch is ready
             yield Started(warm=worker.is_warm, gap_s=worker.gap_s())
-    yield from performer(order)(order, attempt, worker)
+    yield from order_function(order)(order, attempt, worker)
 
 
-def performer(order: AnyOrder) -> OrderFunction:
-    """The function for this order, imported at first use. A run with train.weights trains nothing:
-    it imports them."""
+def order_function(order: AnyOrder) -> OrderFunction:
+    """The function for the order's kind, imported at first use. A run with train.weights trains
+    nothing: it imports them."""
     imports = order.kind == "train" and order.run.train.weights is not None
-    module, _, function = (IMPORT if imports else PERFORMERS[order.kind]).partition(":")
+    module, _, function = (IMPORT if imports else ORDER_FUNCTIONS[order.kind]).partition(":")
     return cast(OrderFunction, getattr(importlib.import_module(module), function))
 
 
 def perform_safely(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iterator[AnyEvent]:
-    """The events of an order; an exception is the last of them, and leaves nothing warm behind."""
+    """The events of an order. An exception becomes the last one, and all warm state is dropped."""
     try:
         yield from perform(worker, order, attempt)
     except Exception as error:  # noqa: BLE001  the declared fault boundary: see the docstring
@@ -90,13 +92,14 @@ def perform_safely(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iter
 
 
 def failed(error: BaseException) -> Failed:
+    """The event for an exception, without order, run, attempt and slot."""
     text = str(error).strip() or type(error).__name__
     first_line = text.splitlines()[0]
     kind = classify(error)
-    named = kind in ("refused", "storage", "corrupt", "diverged")
+    is_expected = kind in ("refused", "storage", "corrupt", "diverged")
     return Failed(
         error=kind,
-        message=first_line if named else f"{type(error).__name__}: {first_line}",
+        message=first_line if is_expected else f"{type(error).__name__}: {first_line}",
         traceback="".join(traceback.format_exception(error)),
         checkpoint=checkpoint_of(text) if kind == "corrupt" else None,
     )

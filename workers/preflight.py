@@ -1,4 +1,4 @@
-"""Preflight: look at data, models and storage before anything trains; facts, or a refusal."""
+"""Preflight: check data, models and storage before anything trains."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ from workers.storage.store import Store
 from workers.training.import_weights import require_weights
 from workers.training.loss import class_weights
 from workers.training.optim import create_optimizer, require_optimizer
-from workers.training.unfreezing import require_sections
+from workers.training.unfreezing import require_model_features
 from workers.types import (
     SELECTION,
     AnyEvent,
@@ -32,16 +32,16 @@ from workers.types import (
 )
 
 FEW_CHECKPOINTS = 10
-"""Free disk for fewer than these is worth a warning: a fleet writes one per run and epoch."""
+"""Warn if free disk is for fewer checkpoints: a fleet writes one per run and epoch."""
 ADAM_MOMENTS = 2.0
-"""Optimizer state per parameter where it cannot be tried: that of Adam, which few exceed."""
+"""Optimizer state per parameter if it cannot be measured: that of Adam, which few exceed."""
 
 TRIAL_STEPS = 6
-"""After which Lookahead, the slowest to begin, has all its state."""
+"""Steps after which Lookahead, the slowest to begin, has all its state."""
 
 
 def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
-    """Yields Preflighted, after writing splits.parquet. Raises UserError for what cannot work."""
+    """Yields Preflighted, after writing splits.parquet. Raises UserError if a run cannot work."""
     setting = worker.setting
     for name in order.optimizers:
         require_optimizer(name)
@@ -53,19 +53,19 @@ def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Ite
         class_weights(train, images.labels("train"), images.classes)
     models = {}
     for spec in order.models:
-        models[model_key(spec)] = _model_facts(spec, order, images, worker)
+        models[model_key(spec)] = _model_info(spec, order, images, worker)
         worker.progress.touch()
     images.save(worker.store)
-    facts = PreflightResult(
+    result = PreflightResult(
         classes=images.classes,
-        splits={s: _split_facts(images, s) for s in dict.fromkeys(("train", *images.split_names))},
+        splits={s: _split_info(images, s) for s in dict.fromkeys(("train", *images.split_names))},
         corrupt=corrupt,
         models=models,
         folds=images.fold_counts,
         warnings=(*warnings, *_disk_warning(worker.store, models)),
     )
     _refuse_endless_round(order, images, worker)
-    yield Preflighted(facts=facts)
+    yield Preflighted(facts=result)
 
 
 def _refuse_endless_round(order: PreflightOrder, images: Images, worker: WorkerContext) -> None:
@@ -75,12 +75,12 @@ def _refuse_endless_round(order: PreflightOrder, images: Images, worker: WorkerC
     steps = order.longest_train.epochs * per_epoch
     if order.round_steps >= steps:
         raise UserError(
-            f"merge.every is {order.round_steps} steps, but the longest run has {steps}, and a "
-            "round is for runs that go on after it; write a smaller number, or merge.mode=off"
+            f"merge.every is {order.round_steps} steps, but the longest run has {steps}, and runs "
+            "continue after a round; write a smaller number, or merge.mode=off"
         )
 
 
-def _split_facts(images: Images, split: str) -> SplitInfo:
+def _split_info(images: Images, split: str) -> SplitInfo:
     return SplitInfo(
         count=images.count(split),
         fingerprint=images.fingerprint(split),
@@ -88,16 +88,16 @@ def _split_facts(images: Images, split: str) -> SplitInfo:
     )
 
 
-def _model_facts(
+def _model_info(
     spec: ModelConfig, order: PreflightOrder, images: Images, worker: WorkerContext
 ) -> ModelInfo:
-    """Builds the model on the CPU, and loads its checkpoint if it names one; downloads nothing."""
+    """Build the model on the CPU, and load its checkpoint if it names one; downloads nothing."""
     model = create_model(spec, len(images.classes), worker.setting.data)
     if spec.checkpoint:
         load_initial(model, spec)
     for key, train in order.train_configs:
         if key == model_key(spec):
-            require_sections(model, train)
+            require_model_features(model, train)
             require_weights(model, train)
     config = preprocessing(model, worker.setting.data)
     split = "train" if images.count("train") else SELECTION
@@ -118,26 +118,25 @@ def _model_facts(
 
 
 def _state_bytes(order: PreflightOrder, model_bytes: int, parameter_bytes: int) -> int:
-    """Of the largest train_state that the runs may write: what the optimizer remembers, and the
-    moving average."""
+    """Bytes of the largest training state of the runs: optimizer state and moving average."""
     averaged = any(train.model_ema_decay is not None for _, train in order.train_configs)
     copies = max((state_copies(opt) for opt in order.optimizers), default=ADAM_MOMENTS)
     return model_bytes * averaged + round(copies * parameter_bytes)
 
 
 def state_copies(opt: str) -> float:
-    """Size of an optimizer's state over that of its parameters, learned by stepping it."""
+    """Size of an optimizer's state over that of its parameters, measured by a few steps."""
     toy = nn.Linear(64, 64, bias=False)
     toy.weight.grad = torch.ones_like(toy.weight)
     try:
         optimizer = create_optimizer(toy, TrainConfig(opt=opt), head=set())
         for _ in range(TRIAL_STEPS):
             optimizer.step()
-    except (UserError, RuntimeError):  # wants a GPU or a package, which slots may have
+    except (UserError, RuntimeError):  # needs a GPU or a package, which slots may have
         return ADAM_MOMENTS
-    memory = optimizer.state_dict()["state"].values()
-    kept = [each for state in memory for each in state.values()]
-    state_bytes = sum(each.nbytes for each in kept if isinstance(each, Tensor))
+    states = optimizer.state_dict()["state"].values()
+    values = [value for state in states for value in state.values()]
+    state_bytes = sum(value.nbytes for value in values if isinstance(value, Tensor))
     return state_bytes / toy.weight.nbytes
 
 
@@ -162,10 +161,8 @@ def _refuse_wrong_output(
 
 
 def _disk_warning(store: Store, models: dict[str, ModelInfo]) -> list[str]:
-    free, largest = (
-        store.free_bytes(),
-        max((m.checkpoint_bytes for m in models.values()), default=0),
-    )
+    free = store.free_bytes()
+    largest = max((model.checkpoint_bytes for model in models.values()), default=0)
     if free is None or free >= FEW_CHECKPOINTS * largest:
         return []
     return [

@@ -1,9 +1,9 @@
 """Ray actors around a WorkerContext: thin shells, one process each.
 
-    perform   one at a time, events as a stream           (default thread)
-    heartbeat signs of life while perform is at work       (its own thread)
+    perform    one order at a time, events as a stream     (default thread)
+    heartbeat  progress while an order is performed        (its own thread)
 
-A rank of a gang is the same actor; rank 0 speaks for all.
+A rank of a gang is the same actor; only rank 0 yields events.
 """
 
 import os
@@ -20,14 +20,14 @@ from workers.types import AnyEvent, AnyOrder, WorkerConfig
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"heartbeat": 1})
 class WorkerActor:
-    """Never restarted by Ray: a new process would come back without its memory or process group."""
+    """A worker process. Not restarted by Ray: a new one would lack its memory and process group."""
 
     def __init__(self, setting: WorkerConfig, slot: str, rank: int, ranks: int) -> None:
         self.ranks = ranks
         self.worker = WorkerContext(setting, slot=slot, rank=rank)
 
     def ready(self) -> str:
-        """Import what every order needs, so that the first one starts warm; returns the node id."""
+        """Import what every order needs, so that the first one starts fast; returns the node id."""
         import workers.scoring.forward  # noqa: F401
         import workers.training.train  # noqa: F401
 
@@ -47,12 +47,12 @@ class WorkerActor:
 
     @ray.method(concurrency_group="heartbeat")
     def interrupt(self, reason: str) -> None:
-        """Ask the work to checkpoint and end at its next step."""
+        """Ask training to write a checkpoint and end at its next step."""
         self.worker.progress.interrupt = reason
 
     @ray.method(concurrency_group="heartbeat")
     def rendezvous(self) -> tuple[str, int]:
-        """An address on this node where the gang can meet."""
+        """Address and port on this node for the gang's process group."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             port: int = probe.getsockname()[1]

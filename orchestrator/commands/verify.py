@@ -60,7 +60,7 @@ def _verify_checkpoints(
 def _verify_checkpoint(checkpoint: Checkpoint, store: Store) -> str | None:
     """The first difference of files, manifest and ledger. None: they agree."""
     try:
-        manifest.verify(store, checkpoint.id)
+        manifest.verify_files(store, checkpoint.id)
     except (CorruptFile, FileNotFoundError) as error:
         return str(error)
     stored = manifest.read_manifest(store, checkpoint.id)

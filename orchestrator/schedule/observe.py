@@ -91,12 +91,10 @@ def _number(merge: MergeState | None) -> int:
 
 
 def _is_finished(moment: Moment, merge: MergeState | None) -> bool:
-    """Mixed, given up, or abandoned because a member turned out corrupt."""
+    """Mixed, given up, or abandoned because an ingredient is gone: corrupt, or retired when all
+    runs had ended. After an extension nothing waits for such a round any more."""
     if merge is None or merge.soup is not None:
         return True
     if merge_failure(moment.state, merge) is not None:
         return True
-    if not moment.state.corrupt:
-        return False
-    names = (member.name for member in merge.opened.ingredients)
-    return not all(moment.state.is_known_checkpoint(name) for name in names)
+    return merge.opened.merge in moment.index.incomplete

@@ -16,7 +16,7 @@ from orchestrator.schedule.ingredients import (
     representative_checkpoint,
     selected_checkpoints,
 )
-from orchestrator.state.state import RunState, State
+from orchestrator.state.state import MergeState, RunState, State
 from workers.types import (
     AnyEvent,
     BaseOrder,
@@ -109,6 +109,10 @@ class RunIndex:
         self.steps: Counter[str] = Counter()
         """By cohort: steps evaluated so far, of all its runs."""
         self._steps_of: dict[str, int] = {}
+        self.incomplete = {
+            name for name, merge in self._state.unmixed.items() if not self._is_complete(merge)
+        }
+        """Merges without a soup that have lost an ingredient: it is deleted or corrupt."""
         self.answers: dict[Hashable, Any] = {}
         """What was derived from all runs; valid until one of them changes."""
         for owner in self._owners:
@@ -117,6 +121,7 @@ class RunIndex:
     def update(self, events: Iterable[AnyEvent]) -> None:
         """Look again at the runs that these events, already applied to the state, are about."""
         touched: dict[str, None] = {}
+        lost: set[str] = set()
         for event in events:
             if self._changes_all(event):
                 return self._rebuild()
@@ -127,12 +132,26 @@ class RunIndex:
             elif event.kind == "mixed":
                 self._checkpoint_ids.pop(event.merge, None)
             touched |= dict.fromkeys(_owners(event))
+            lost.update(checkpoint.rpartition("-")[0] for checkpoint in _dropped(event))
         for owner in touched:
             if owner in self._stages:
                 self._look_at(owner)
             elif (run := self._runs.get(run_id_of(owner))) is not None:
                 for variant in run_and_ema(run):  # they end, and are rewound, together
                     self._look_at(variant.id)
+        self._look_at_merges(lost)
+
+    def _look_at_merges(self, lost: set[str]) -> None:
+        """`lost` are names of checkpoints. An ingredient may come back, so incomplete merges are
+        looked at again."""
+        for name, merge in self._state.unmixed.items():
+            if name in self.incomplete or any(other in merge.opened.scores for other in lost):
+                self.incomplete.discard(name)
+                if not self._is_complete(merge):
+                    self.incomplete.add(name)
+
+    def _is_complete(self, merge: MergeState) -> bool:
+        return all(self._state.is_known_checkpoint(i.name) for i in merge.opened.ingredients)
 
     def _changes_all(self, event: AnyEvent) -> bool:
         """A base that was given up, or a stage of one, ends all its runs."""
@@ -236,3 +255,10 @@ def _owners(event: AnyEvent) -> Iterator[str]:
         yield event.checkpoint.partition("/")[0]
     elif event.kind in ("evaluated", "trained", "gave_up") and event.run is not None:
         yield event.run
+
+
+def _dropped(event: AnyEvent) -> Iterable[str]:
+    """Ids of checkpoints that are known no longer."""
+    if event.kind == "retired":
+        return event.checkpoints
+    return (event.checkpoint,) if event.kind == "failed" and event.checkpoint is not None else ()

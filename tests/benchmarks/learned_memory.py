@@ -33,7 +33,7 @@ from workers.config.data import DataConfig
 from workers.config.model import BaseConfig, ModelConfig
 from workers.context import WorkerContext
 from workers.data import Images, eval_pixels, normalise, scan
-from workers.merging.gradient import gradient
+from workers.merging.gradient import measure_gradient
 from workers.models.build import create_model, preprocessing
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.layout import WEIGHTS, checkpoint_dir
@@ -158,7 +158,7 @@ def _question(scene: Scene) -> int:
     )
     order = GradientOrder(cohort=cohort, question=question, ingredients=members)
     with PeakAnonymous() as peak:
-        list(gradient(order, 0, worker))
+        list(measure_gradient(order, 0, worker))
     return peak.grown
 
 

@@ -123,7 +123,6 @@ def _serve() -> None:
 
 
 def _preload() -> None:
-    import pandas  # noqa: F401
     import plotly.offline  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import torch

@@ -72,7 +72,7 @@ def scores_of(worker: WorkerContext, checkpoint: Checkpoint, *splits: str) -> Sc
     return event
 
 
-def test_preflight_finds_out_what_later_orders_rely_on(tmp_path: Path) -> None:
+def test_preflight_collects_what_later_orders_need(tmp_path: Path) -> None:
     worker = worker_at(tmp_path)
     vit = ModelConfig(name="test_vit")
     facts = facts_of(worker, RESNET, vit)

@@ -1,1 +1,1 @@
-"""What the models of an experiment have in common: predictions, weights, calibration."""
+"""Analysis of an experiment's models: predictions, weights, calibration."""

@@ -1,4 +1,4 @@
-"""Distances between models by what they predict, not by what they weigh."""
+"""Distances between models by their predictions."""
 
 from collections.abc import Mapping
 
@@ -8,28 +8,28 @@ from workers.analysis.schema import Distances
 from workers.scoring.metrics import log_softmax, predictions
 
 SMALLEST = 1e-8
-"""Probabilities are no smaller: one that is 0 would put two models infinitely far apart."""
+"""Least probability: with one that is 0 two models would be infinitely far apart."""
 MAX_NUMBERS = 16_000_000
-"""Probabilities held in memory at a time, of all models together."""
+"""Most probabilities in memory at a time, of all models together."""
 
 
 def num_images(num_models: int, num_classes: int, count: int) -> int:
-    """Of a split with so many images, as many as memory allows."""
+    """How many of a split's `count` images fit into memory for all models."""
     return min(count, max(1, MAX_NUMBERS // max(1, num_models * num_classes)))
 
 
 def evenly_spaced(count: int, num: int) -> np.ndarray:
-    """`num` of `count` images, evenly spaced."""
+    """Indices of `num` of `count` images, evenly spaced."""
     rows: np.ndarray = np.arange(num) * count // num
     return rows
 
 
 def distances(logits: Mapping[str, np.ndarray]) -> Distances:
-    """Between models by id, from their (N, C) logits of the same images; all finite."""
+    """Distances by model id, from (N, C) finite logits for the same images."""
     with np.errstate(under="ignore"):
-        soft = [np.exp(log_softmax(each)) for each in logits.values()]
-    p = np.stack([np.maximum(each, SMALLEST).ravel() for each in soft])
-    predicted = np.stack([predictions(each) for each in logits.values()])
+        probabilities = [np.exp(log_softmax(rows)) for rows in logits.values()]
+    p = np.stack([np.maximum(rows, SMALLEST).ravel() for rows in probabilities])
+    predicted = np.stack([predictions(rows) for rows in logits.values()])
     num = predicted.shape[1]
     return Distances(
         ids=list(logits),
@@ -54,10 +54,11 @@ def _symmetric_cross_entropy(p: np.ndarray, num: int) -> np.ndarray:
 
 
 def _jeffreys(p: np.ndarray, num: int) -> np.ndarray:
-    """(1/N) sum (p - q) (log p - log q): as differences, so that equal models are 0 apart."""
+    """(1/N) sum (p - q) (log p - log q), of differences, so that it is 0 for equal models."""
     log_p = np.log(p)
-    found = np.zeros((len(p), len(p)))
+    divergence = np.zeros((len(p), len(p)))
     for i in range(len(p)):
         for j in range(i + 1, len(p)):
-            found[i, j] = found[j, i] = np.dot(p[i] - p[j], log_p[i] - log_p[j]) / num
-    return found
+            value = np.dot(p[i] - p[j], log_p[i] - log_p[j]) / num
+            divergence[i, j] = divergence[j, i] = value
+    return divergence

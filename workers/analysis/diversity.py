@@ -1,7 +1,7 @@
-"""Diversity: whether the members of a round still differ, or have become one.
+"""Diversity: how much the members of a round differ in weights and predictions.
 
-weights --------------> cosine of what two of them moved from the base   } means over all pairs
-cached predictions ---> share of images that two of them label otherwise }
+weights --------------> cosine of two displacements from the base         } means over all pairs
+cached predictions ---> share of images that two members label differently }
 """
 
 import time
@@ -20,24 +20,24 @@ from workers.types import SELECTION, AnyEvent, Diversity, DiversityOrder
 def measure_diversity(
     order: DiversityOrder, attempt: int, worker: WorkerContext
 ) -> Iterator[AnyEvent]:
-    """One event. A member alone has no pairs, one that has not moved no direction: None."""
-    began, ids = time.monotonic(), [each.id for each in order.members.ingredients]
-    labelled = [predictions(read_predictions(worker.store, id_, SELECTION)[2]) for id_ in ids]
-    angles = [[np.nan if c is None else c for c in row] for row in _cosines(order, worker)]
+    """One event. A mean is None without pairs, a cosine also if a member is equal to the base."""
+    began = time.monotonic()
+    predicted = [
+        predictions(read_predictions(worker.store, member.id, SELECTION)[2])
+        for member in order.members.ingredients
+    ]
+    cosines = measure_weight_space(order.members, worker)["cosines"]
+    rows = [[np.nan if value is None else value for value in row] for row in cosines]
     yield Diversity(
         merge=order.merge,
-        cosine=mean_of_pairs(np.array(angles)),
-        disagreement=mean_of_pairs(disagreement(np.stack(labelled))),
+        cosine=mean_of_pairs(np.array(rows)),
+        disagreement=mean_of_pairs(disagreement(np.stack(predicted))),
         busy_s=time.monotonic() - began,
     )
 
 
-def _cosines(order: DiversityOrder, worker: WorkerContext) -> list[list[float | None]]:
-    return measure_weight_space(order.members, worker)["cosines"]
-
-
 def mean_of_pairs(values: np.ndarray) -> float | None:
-    """Of the numbers above the diagonal of (K, K); None without pairs, or where one is NaN."""
+    """Mean above the diagonal of (K, K) values. None: no pairs, or one is NaN."""
     above = values[np.triu_indices(len(values), 1)]
     mean = float(above.mean()) if len(above) else float("nan")
     return None if np.isnan(mean) else mean

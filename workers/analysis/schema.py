@@ -1,11 +1,11 @@
-"""Analysis: what the models of an experiment have in common, and what not; the shape of the result.
+"""The schema of `analysis.json`, which holds one `Analysis`.
 
     cached predictions --> calibration, classes, bias and variance, distances, map
     checkpoints ---------> angles between ingredients, distance to the base
 
-`analysis.json` holds one `Analysis`. Nothing is chosen here and no image is looked at. Ids are
-those of results.json: an ingredient is the `representative` of a run, a soup `soup/...`, an
-ensemble `soft_voting` or `stacking`. Fractions 0..1, nats; what is no finite number is null.
+Nothing is selected by it and no image is read for it. Ids are those of results.json: an ingredient
+is the `representative` of a run, a soup `soup/...`, an ensemble `soft_voting` or `stacking`.
+Fractions are 0..1, losses in nats; a number that is not finite is null.
 """
 
 from typing import TypedDict
@@ -25,13 +25,12 @@ class Model(TypedDict):
     cohort: str | None
     """None for an ensemble."""
     temperature: float | None
-    """One number that divides the logits; minimises the negative log-likelihood of the selection
-    split (Guo et al., 2017). None where the logits are not finite, and for a classifier that was
-    stacked on that very split."""
+    """Divisor of the logits that minimises the negative log-likelihood of the selection split (Guo
+    et al., 2017). None: the logits are not finite, or the model was stacked on that split."""
 
 
 class Calibration(TypedDict):
-    """`scaled`: after division of the logits by the model's temperature; null if it has none."""
+    """`scaled`: after division by the model's temperature; null if it has none."""
 
     nll: float | None
     ece: float | None
@@ -40,7 +39,7 @@ class Calibration(TypedDict):
 
 
 class Reliability(TypedDict):
-    """15 bins of confidence: bin b holds (b/15, (b+1)/15]. Null where a bin is empty."""
+    """15 bins of confidence: bin b holds (b/15, (b+1)/15]. Null: the bin is empty."""
 
     count: list[int]
     confidence: list[float | None]
@@ -53,25 +52,25 @@ class OnSplit(TypedDict):
 
     top1: float
     per_class: list[float | None]
-    """Accuracy (recall) by class, in the order of results.json `classes`; null where the split has
-    no image of it."""
+    """Recall by class, in the order of `classes` of results.json. Null: the split has no image of
+    the class."""
     worst_class: float | None
     """The lowest of them."""
     calibration: Calibration
 
 
 class Detail(TypedDict):
-    """Of the best single model and of the served soup."""
+    """More about the best single model and the served soup."""
 
     confusion: list[list[int]]
-    """Images by [true class][predicted class]; one with no number as logit is in no column."""
+    """Images by [true class][predicted class]; images with a NaN logit are left out."""
     reliability: Reliability
     reliability_scaled: Reliability
     """After temperature scaling."""
 
 
 class BiasVariance(TypedDict):
-    """Over the runs of a cohort, averaged over images (runs differ in whatever the sweep set).
+    """Over the runs of a cohort, averaged over images; runs differ in what the sweep varies.
 
     0-1 loss (Domingos, 2000): mean prediction y* = the most frequent class, the lowest of equals;
     `bias` = share of images with y* wrong; `variance` = P(prediction != y*), of which `unbiased` on
@@ -94,23 +93,23 @@ class BiasVariance(TypedDict):
 
 
 class Distances(TypedDict):
-    """Between models, by their predictions on `num_images` images of the split."""
+    """Distances between models by their predictions on `num_images` images of the split."""
 
     ids: list[str]
     num_images: int
-    """All, or evenly spaced ones where all would be too much for memory."""
+    """All, or evenly spaced ones if all do not fit into memory."""
     disagreement: Matrix
     """Share of images with different predicted classes."""
     symmetric_cross_entropy: Matrix
-    """-E sum_c (p log q + q log p), the diagonal set to 0 as published; not 0 for equal models."""
+    """-E sum_c (p log q + q log p). The diagonal is 0 as published, though equal models are not."""
     jeffreys: Matrix
-    """E [KL(p||q) + KL(q||p)], nats: the one above less both entropies; 0 for equal models."""
+    """E [KL(p||q) + KL(q||p)], nats: the former less both entropies; 0 for equal models."""
 
 
 class Map(TypedDict):
-    """Two dimensions in which distances are about the square roots of the Jeffreys divergences.
+    """Points in two dimensions whose distances approximate the roots of the Jeffreys divergences.
 
-    Metric multidimensional scaling, in nats^(1/2); only distances mean anything.
+    Metric multidimensional scaling, in nats^(1/2); only distances have a meaning.
     """
 
     ids: list[str]
@@ -127,38 +126,37 @@ class Paired(TypedDict):
     """Images that the single model alone gets right."""
     only_soup: int
     detectable: float
-    """Gain in top-1 that a split of this size would show (95 % confidence) four times in five, if
-    the models differ as often as here."""
+    """Gain in top-1 that a split of this size shows with 95 % confidence and a power of 80 %, for
+    models that differ as often as here."""
 
 
 class SplitAnalysis(TypedDict):
     count: int
     models: dict[str, OnSplit]
-    """By id; every model in `Analysis.models` (a classifier stacked on the selection split is not
-    judged there)."""
+    """By id; all of `Analysis.models`, without an ensemble that was fitted on this split."""
     details: dict[str, Detail]
     """By id: the best single model and the served soup."""
     bias_variance: dict[str, BiasVariance]
-    """By cohort id; of cohorts with at least two ingredients."""
+    """By cohort id; cohorts with at least two ingredients."""
     distances: Distances
     map: Map | None
-    """None for fewer than three models."""
+    """None: fewer than three models."""
     paired: Paired | None
-    """None where the served soup is the best single model, or there is none."""
+    """None: no soup is served, or it is the best single model."""
 
 
 class ComponentGeometry(TypedDict):
     prefix: str
-    """Dotted module path; "" is all that no other component names."""
+    """Dotted module path; "" is the rest."""
     num_values: int
     distance: list[float]
     """Euclidean distance of each ingredient to the base."""
     cosines: Matrix
-    """Of the displacements from the base; null for an ingredient that did not move."""
+    """Cosines of displacements from the base. Null: an ingredient is equal to the base."""
 
 
 class Geometry(TypedDict):
-    """Weights of a cohort's ingredients, seen from their base; no BatchNorm statistics."""
+    """Weights of a cohort's ingredients relative to their base, without BatchNorm statistics."""
 
     cohort: str
     base: str
@@ -166,13 +164,13 @@ class Geometry(TypedDict):
     base_norm: float
     distance: list[float]
     cosines: Matrix
-    """Of all weights together."""
+    """Cosines over all weights together."""
     components: list[ComponentGeometry]
     """In the order the model executes them."""
 
 
 class Barrier(TypedDict):
-    """The straight way from the best single model to the served soup, on the selection split."""
+    """The straight line from the best single model to the served soup, on the selection split."""
 
     single: str
     soup: str
@@ -181,22 +179,22 @@ class Barrier(TypedDict):
     score: list[float | None]
     """Selection score, higher is better."""
     height: float | None
-    """Lower of both ends less the lowest score on the way; negative where the way is higher."""
+    """Lower score of both ends less the lowest score between them; negative: no barrier."""
 
 
 class Analysis(TypedDict):
     schema: int
     key: str
     metric: str
-    """`soup.metric`: of `Barrier.score`."""
+    """`soup.metric`; the metric of `Barrier.score`."""
     classes: list[str]
     best_single: str
     served: str | None
     models: list[Model]
     """Ingredients in configured order, then soups, then ensembles."""
     left_out: list[str]
-    """Ids of ingredients beyond the best few, which are in no matrix, map or geometry."""
+    """Ids of ingredients beyond the best few, which are not analysed."""
     splits: dict[str, SplitAnalysis]
     geometry: list[Geometry]
-    """Of cohorts with at least two ingredients."""
+    """Cohorts with at least two ingredients."""
     barrier: Barrier | None

@@ -1,7 +1,7 @@
-"""Angles: in which directions the ingredients went from their base, and how far.
+"""Weight space: directions and lengths of the ingredients' displacements from their base.
 
-Inner products of the displacements come per tensor; those of a component are the sums over its
-tensors, and lengths and cosines follow from them (Wortsman et al., 2022, section 3.3).
+Inner products of displacements are computed per tensor and summed over the tensors of a component.
+Lengths and cosines follow from them (Wortsman et al., 2022, section 3.3).
 """
 
 import math
@@ -21,36 +21,38 @@ from workers.storage.checkpoints import open_weights
 from workers.types import GramResult, WeightSpaceGroup, component_of
 
 
-def measure_weight_space(weighed: WeightSpaceGroup, worker: WorkerContext) -> Geometry:
-    """Reads every checkpoint once, side by side, a block of each at a time."""
-    base, others = weighed.base, weighed.ingredients
-    skipped = statistics(worker.model(weighed.cohort.model))
+def measure_weight_space(group: WeightSpaceGroup, worker: WorkerContext) -> Geometry:
+    """Lengths and cosines of the group. Every checkpoint is read once, block by block."""
+    base, ingredients = group.base, group.ingredients
+    skipped = statistics(worker.model(group.cohort.model))
     with ExitStack() as opened:
         sources = {
-            each.name: opened.enter_context(open_weights(worker.store, each))
-            for each in (base, *others)
+            checkpoint.name: opened.enter_context(open_weights(worker.store, checkpoint))
+            for checkpoint in (base, *ingredients)
         }
-        names = tuple(each.name for each in others)
+        names = tuple(ingredient.name for ingredient in ingredients)
         grams = grams_of(sources, names, base.name, skipped, worker)
-        sizes, norm = _measured(sources[base.name], grams.tensors)
-    whole = squared(grams, grams.tensors, len(others))
+        sizes, norm = _sizes_and_norm(sources[base.name], grams.tensors)
+    whole = inner_products(grams, grams.tensors, len(ingredients))
     return Geometry(
-        cohort=weighed.cohort.id,
+        cohort=group.cohort.id,
         base=base.id,
-        ids=[each.id for each in others],
+        ids=[ingredient.id for ingredient in ingredients],
         base_norm=norm,
         distance=lengths(whole),
         cosines=cosines(whole),
         components=[
             _component(prefix, sum(sizes[name] for name in names), inner)
-            for prefix, names in parts(grams.tensors, weighed.components).items()
-            for inner in [squared(grams, names, len(others))]
+            for prefix, names in tensors_by_component(grams.tensors, group.components).items()
+            for inner in [inner_products(grams, names, len(ingredients))]
         ],
     )
 
 
-def _measured(base: Mapping[str, Tensor], names: Iterable[str]) -> tuple[dict[str, int], float]:
-    """Numbers in each tensor, and the length of all together."""
+def _sizes_and_norm(
+    base: Mapping[str, Tensor], names: Iterable[str]
+) -> tuple[dict[str, int], float]:
+    """(elements of each tensor, length of all tensors together)."""
     sizes = {name: base[name].numel() for name in names}
     lengths = (float(torch.linalg.vector_norm(base[name], dtype=torch.float64)) for name in sizes)
     return sizes, math.hypot(*lengths)
@@ -62,15 +64,15 @@ def _component(prefix: str, num_values: int, inner: np.ndarray) -> ComponentGeom
     )
 
 
-def parts(tensors: Iterable[str], prefixes: Sequence[str]) -> dict[str, list[str]]:
+def tensors_by_component(tensors: Iterable[str], prefixes: Sequence[str]) -> dict[str, list[str]]:
     """Tensors by component, in order of the prefixes; `""` has the rest, if there is any."""
-    found: dict[str, list[str]] = {prefix: [] for prefix in (*prefixes, "")}
+    names: dict[str, list[str]] = {prefix: [] for prefix in (*prefixes, "")}
     for name in tensors:
-        found[component_of(name, prefixes) or ""].append(name)
-    return {prefix: names for prefix, names in found.items() if names}
+        names[component_of(name, prefixes) or ""].append(name)
+    return {prefix: own for prefix, own in names.items() if own}
 
 
-def squared(grams: GramResult, names: Iterable[str], count: int) -> np.ndarray:
+def inner_products(grams: GramResult, names: Iterable[str], count: int) -> np.ndarray:
     """(K, K) inner products over these tensors."""
     total = np.zeros(count * (count + 1) // 2)
     for name in names:
@@ -79,15 +81,15 @@ def squared(grams: GramResult, names: Iterable[str], count: int) -> np.ndarray:
 
 
 def lengths(inner: np.ndarray) -> list[float]:
-    found: list[float] = np.sqrt(np.maximum(np.diag(inner), 0.0)).tolist()
-    return found
+    values: list[float] = np.sqrt(np.maximum(np.diag(inner), 0.0)).tolist()
+    return values
 
 
 def cosines(inner: np.ndarray) -> list[list[float | None]]:
-    """NaN for a displacement of length zero."""
+    """(K, K) cosines; NaN for a displacement of length zero."""
     length = np.sqrt(np.maximum(np.diag(inner), 0.0))
     scale = np.outer(length, length)
-    nothing = np.full_like(inner, np.nan)
-    found = np.divide(inner, scale, out=nothing, where=scale > 0).clip(-1.0, 1.0)
-    rows: list[list[float | None]] = found.tolist()
+    missing = np.full_like(inner, np.nan)
+    values = np.divide(inner, scale, out=missing, where=scale > 0).clip(-1.0, 1.0)
+    rows: list[list[float | None]] = values.tolist()
     return rows

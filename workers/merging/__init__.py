@@ -1,1 +1,1 @@
-"""Merging: blend weights, score a mix, measure ingredients, drive a recipe, write a soup."""
+"""Merging: blend weights, score mixes, measure ingredients, drive recipes, write soups."""

@@ -1,12 +1,12 @@
-"""BatchNorm statistics of a mix: the mean of two networks has activations of its own.
+"""BatchNorm statistics of a mix, whose activations differ from those of its members.
 
-    recompute  forward training images, as evaluation sees them, through the mixed weights
+    recompute  forward training images, preprocessed as for evaluation, through the mixed weights
     average    blend the members' statistics like any other tensor
-    best       those of the first member, which recipes make the best single model
-    frozen     training never changed them, so those of any member
+    best       take those of the first member, which is the best single model
+    frozen     take those of any member: training never changed them
     none       the network has no BatchNorm
 
-A mix of one checkpoint is that checkpoint, so nothing here is ever applied to it.
+A mix of one checkpoint is that checkpoint; nothing here is applied to it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ from workers.data import normalise
 from workers.models.training_flags import keep_training_flags
 
 BATCH = 64
-"""Images per batch of `recompute`; a constant, because the statistics depend on it."""
+"""Images per batch of `recompute`. A constant, because the statistics depend on it."""
 
 
 def recompute(
@@ -33,9 +33,9 @@ def recompute(
 ) -> None:
     """Replace all running statistics by the mean over batches of `pixels`, uint8 (N, 3, H, W).
 
-    Every batch counts the same, as in `torch.optim.swa_utils.update_bn`; a last batch of a single
-    image is dropped, since it has no variance. Only BatchNorm modules are in train mode meanwhile
-    (dropout and stochastic depth are not), and all modes are as before afterwards.
+    Every batch counts the same, as in `torch.optim.swa_utils.update_bn`. A last batch of a single
+    image is dropped, since it has no variance. Only BatchNorm modules are in train mode, not
+    dropout and stochastic depth; all training flags are restored.
     """
     with _only_batchnorm_trains(model), torch.inference_mode():
         for start in range(0, len(pixels), BATCH):
@@ -54,7 +54,7 @@ def restore_statistics(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def repair(model: nn.Module) -> None:
-    """No variance below zero, which a blend with negative weights may give."""
+    """Raise variances below zero to zero; a blend with negative weights may contain some."""
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.running_var is not None:
             module.running_var.clamp_(min=0)
@@ -72,7 +72,7 @@ def statistics(model: nn.Module) -> list[str]:
 
 @contextmanager
 def _only_batchnorm_trains(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode but for reset BatchNorm modules with a cumulative average."""
+    """Eval mode, except BatchNorm modules, which are reset and average cumulatively."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [(norm, norm.momentum) for norm in norms]
     with keep_training_flags(model):

@@ -2,13 +2,13 @@
 
     mix      [(a, 2), (b, 1)] / 3                theta = (2 * a + 1 * b) / 3, in float64
              below `head`: [0, 3] / 3            head  = b, bit for bit
-    tensors  a.stem  a.block1 ...                one after the other, so memory stays that of one
+    tensors  a.stem  a.block1 ...                one at a time, so memory is that of one tensor
              b.stem  b.block1 ...
     threads  |=========|=======|                 share a tensor
     blocks   |====|====|====|==|                 stay in the processor's cache
 
-Sources are memory-mapped files: their bytes are read once, straight into a block. Every element is
-a function of the same element of the sources alone, so neither block size nor threads change a bit.
+Sources are memory-mapped files, read once, straight into a block. Every element is a function of
+the same element of the sources alone, so neither block size nor threads change a bit.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,8 +26,8 @@ StateDict = Mapping[str, Tensor]
 
 BLEND_BLOCK = 32_000
 """Elements per block: accumulator and term, half a MiB together, stay in a core's cache. Torch does
-not split operations this small over its own threads, which wait for each other after every one:
-on a busy machine that was seen to take ten times as long."""
+not split operations this small over its own threads, which would wait for each other after every
+one: on a busy machine that took ten times as long."""
 
 
 def blend(
@@ -35,13 +35,13 @@ def blend(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields (key, theta) with theta = (sum_i w_i theta_i) / d, in the key order of the first.
 
-    The weights are those of the component that the tensor belongs to, else those of the mix. The
-    sum runs in float64 in mix order from the first term on; zero weights are dropped; the result is
-    cast back to the stored dtype. Where one checkpoint has all the weight, its very tensor comes
-    out. Integer tensors (counters) come from the heaviest member, the first among equals.
+    The weights are those of the component of the tensor, else those of the mix. The sum is in
+    float64 in mix order, starting from the first term; zero weights are dropped; the result is cast
+    back to the stored dtype. If one checkpoint has all the weight, its tensor is returned itself.
+    Integer tensors (counters) are those of the heaviest member, the first among equals.
 
-    Raises UserError that names ingredient and tensor where keys, shapes or dtypes differ, or where
-    a value is not finite.
+    Raises UserError that names ingredient and tensor if keys, shapes or dtypes differ, or if a
+    value is not finite.
     """
     if not mix.names:
         raise ValueError("a mix needs at least one checkpoint with a weight, got none")
@@ -52,8 +52,8 @@ def blend(
     num_threads = torch.get_num_threads()
     with ThreadPoolExecutor(num_threads) as pool:
         for key in sources[first]:
-            weighed = zip(members, weights_of(mix, key), strict=True)
-            terms = [(name, weight, sources[name][key]) for name, weight in weighed if weight]
+            weights = zip(members, weights_of(mix, key), strict=True)
+            terms = [(name, weight, sources[name][key]) for name, weight in weights if weight]
             if not terms:
                 raise ValueError(f"no checkpoint of the mix has a weight for tensor {key!r}")
             check_same_shapes(key, terms)
@@ -61,11 +61,11 @@ def blend(
 
 
 def weights_of(mix: Mix, key: str) -> tuple[float, ...]:
-    """What each checkpoint of the mix weighs in this tensor, in mix order, before division."""
+    """Weights of the mix's checkpoints in this tensor, in mix order, before division."""
     prefix = component_of(key, [component.prefix for component in mix.components])
     if prefix is None:
         return tuple(weight for _, weight in mix.weights)
-    return next(each.weights for each in mix.components if each.prefix == prefix)
+    return next(component.weights for component in mix.components if component.prefix == prefix)
 
 
 Term = tuple[str, float, Tensor]
@@ -73,7 +73,7 @@ Term = tuple[str, float, Tensor]
 
 @dataclass(frozen=True)
 class _Sum:
-    """What there is to do for one tensor."""
+    """The sum for one tensor."""
 
     key: str
     terms: list[Term]
@@ -111,7 +111,7 @@ def _sum_part(job: _Sum, blended: Tensor, start: int, stop: int) -> None:
             into.copy_(flat[part])
             if weight != 1.0:
                 # Not `add_(term, alpha=weight)`: it may fuse multiplication and addition, and
-                # whether it does depends on an element's place in the block.
+                # whether it does depends on an element's position in the block.
                 into.mul_(weight)
             if i:
                 total.add_(term)
@@ -120,8 +120,8 @@ def _sum_part(job: _Sum, blended: Tensor, start: int, stop: int) -> None:
 
 
 def _check_finite(values: Tensor, job: _Sum) -> None:
-    """A sum is finite only if all its terms are, so looking at the sum is enough."""
-    # min and max pass NaN on and allocate nothing; isfinite().all() costs several times more.
+    """Check the sum alone: it is finite only if all its terms are."""
+    # min and max propagate NaN and allocate nothing; isfinite().all() costs several times more.
     low, high = torch.aminmax(values) if values.numel() else (torch.zeros(()), torch.zeros(()))
     if torch.isfinite(low) and torch.isfinite(high):
         return
@@ -133,7 +133,7 @@ def _check_finite(values: Tensor, job: _Sum) -> None:
 
 
 def refuse_not_finite(owner: str, key: str, tensor: Tensor) -> None:
-    """Raises UserError if a value is not finite; `owner` names the checkpoint in it."""
+    """Raises UserError if a value is not finite; `owner` says whose tensor it is."""
     num = int((~torch.isfinite(tensor)).sum())
     if num:
         raise UserError(
@@ -142,9 +142,9 @@ def refuse_not_finite(owner: str, key: str, tensor: Tensor) -> None:
         )
 
 
-def check_same_keys(first: str, expected: StateDict, name: str, found: StateDict) -> None:
+def check_same_keys(first: str, expected: StateDict, name: str, other: StateDict) -> None:
     """Raises UserError that names a tensor of only one of the two."""
-    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+    missing, extra = expected.keys() - other.keys(), other.keys() - expected.keys()
     if missing or extra:
         key = min(missing or extra)
         verb = "lacks" if missing else "has a surplus"
@@ -155,12 +155,12 @@ def check_same_keys(first: str, expected: StateDict, name: str, found: StateDict
 
 
 def check_same_shapes(key: str, terms: list[Term]) -> None:
-    """Raises UserError that names the first that is of another shape or dtype."""
+    """Raises UserError that names the first ingredient of another shape or dtype."""
     first, _, expected = terms[0]
-    for name, _, found in terms[1:]:
-        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+    for name, _, other in terms[1:]:
+        if (other.shape, other.dtype) != (expected.shape, expected.dtype):
             raise UserError(
-                f"ingredient {name}: tensor {key!r} is {found.dtype} {list(found.shape)}, but "
+                f"ingredient {name}: tensor {key!r} is {other.dtype} {list(other.shape)}, but "
                 f"{expected.dtype} {list(expected.shape)} in {first}; only checkpoints of one "
                 "architecture can be averaged"
             )

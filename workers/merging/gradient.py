@@ -4,8 +4,8 @@
                                                                 |
     dL/dw_i = <dL/dtheta, theta_i> / d, per component      member after member, from its file
 
-No member is ever in memory as a whole: two models' worth, and the batch, is all there is. The
-method is that of MEHL-Soup (one backward through one blended model, projected on the members).
+No member is ever in memory as a whole: memory is that of two models and the batch. The method is
+that of MEHL-Soup (one backward pass through one blended model, projected on the members).
 """
 
 import time
@@ -36,12 +36,13 @@ from workers.types import (
 )
 
 PROJECTION_BLOCK = 1 << 17
-"""Numbers per block of a projection. Part of the result's bits."""
+"""Elements per block of a projection. Part of the result's bits."""
 
 
-def gradient(order: GradientOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
-    """One event: loss and slopes. The warm model is left without gradients, its parameters
-    learnable or not as they were."""
+def measure_gradient(
+    order: GradientOrder, attempt: int, worker: WorkerContext
+) -> Iterator[AnyEvent]:
+    """One event: the loss and its gradient by the weights. The warm model keeps no gradients."""
     began, question = time.monotonic(), order.question
     model = worker.model(order.cohort.model)
     blended = order.cohort.model_copy(update={"batchnorm": "average"})
@@ -49,8 +50,8 @@ def gradient(order: GradientOrder, attempt: int, worker: WorkerContext) -> Itera
     images, labels = _batch(question, model, worker)
     with _learnable(model):
         loss, temperature = _backward(model, images, labels, question.temperature)
-        slopes = {key: slope for key, slope in _slopes(model) if slope is not None}
-        rows = _projected(slopes, order, worker)
+        gradients = {key: tensor for key, tensor in _gradients(model) if tensor is not None}
+        rows = _projected(gradients, order, worker)
     yield Measured(
         key=question.key,
         cohort=order.cohort.family,
@@ -86,8 +87,8 @@ def _batch(question: MixGradient, model: nn.Module, worker: WorkerContext) -> tu
 
 @contextmanager
 def _learnable(model: nn.Module) -> Iterator[None]:
-    """In eval mode, with a gradient for every parameter; afterwards as before, gradients freed."""
-    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    """Eval mode, with a gradient for every parameter; on exit as before, without gradients."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with keep_training_flags(model):
         model.eval().requires_grad_(True)
         model.zero_grad(set_to_none=True)
@@ -95,8 +96,8 @@ def _learnable(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             model.zero_grad(set_to_none=True)
-            for parameter, requires in asked:
-                parameter.requires_grad_(requires)
+            for parameter, learns in flags:
+                parameter.requires_grad_(learns)
 
 
 def _backward(
@@ -113,17 +114,17 @@ def _backward(
     return loss.item(), scale.grad.item()
 
 
-def _slopes(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
-    """d loss / d tensor by state-dict key: of parameters, and of BatchNorm statistics, which are
-    blended as well; of a BatchNorm without scale and shift they count as constants."""
+def _gradients(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
+    """d loss / d tensor by state-dict key, of parameters and of BatchNorm statistics, which are
+    blended as well. Statistics of a BatchNorm without scale and shift count as constants."""
     for name, parameter in model.named_parameters():
         yield name, parameter.grad
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.affine and module.running_var is not None:
-            yield from _slopes_of_statistics(f"{name}.", module)
+            yield from _statistics_gradients(f"{name}.", module)
 
 
-def _slopes_of_statistics(prefix: str, norm: _BatchNorm) -> Iterator[tuple[str, Tensor | None]]:
+def _statistics_gradients(prefix: str, norm: _BatchNorm) -> Iterator[tuple[str, Tensor | None]]:
     """y = (x - mean) * s * weight + bias with s = (var + eps)^(-1/2), so
     dL/dmean = -dL/dbias * weight * s and dL/dvar = -dL/dweight * weight * s^2 / 2."""
     if norm.weight.grad is None or norm.bias.grad is None or norm.running_var is None:
@@ -135,21 +136,21 @@ def _slopes_of_statistics(prefix: str, norm: _BatchNorm) -> Iterator[tuple[str, 
 
 
 def _projected(
-    slopes: Mapping[str, Tensor], order: GradientOrder, worker: WorkerContext
+    gradients: Mapping[str, Tensor], order: GradientOrder, worker: WorkerContext
 ) -> tuple[tuple[float, ...], ...]:
-    """A row per component, a column per checkpoint; tensors of no component count nowhere."""
+    """A row per component, a column per checkpoint. Tensors of no component are left out."""
     question = order.question
-    places = {each.name: each for each in order.ingredients}
+    checkpoints = {checkpoint.name: checkpoint for checkpoint in order.ingredients}
     table = {prefix: [0.0] * len(question.mix.weights) for prefix in question.components}
     with ExitStack() as opened:
         members = [
-            opened.enter_context(open_weights(worker.store, places[name]))
+            opened.enter_context(open_weights(worker.store, checkpoints[name]))
             for name, _ in question.mix.weights
         ]
-        for key, slope in slopes.items():
+        for key, gradient in gradients.items():
             component = component_of(key, question.components)
             if component is not None:
-                products = _products(slope.cpu().double().reshape(-1), key, members)
+                products = _products(gradient.cpu().double().reshape(-1), key, members)
                 row = table[component]
                 table[component] = [a + b for a, b in zip(row, products, strict=True)]
             worker.progress.touch()
@@ -157,13 +158,13 @@ def _projected(
     return tuple(tuple(v / divisor for v in table[prefix]) for prefix in question.components)
 
 
-def _products(slope: Tensor, key: str, members: Sequence[StateDict]) -> list[float]:
-    """<slope, theta_i> of every member, in float64 and in an order of its own."""
+def _products(gradient: Tensor, key: str, members: Sequence[StateDict]) -> list[float]:
+    """<gradient, theta_i> of every member, in float64, block by block."""
     flats = [member[key].reshape(-1) for member in members]
-    scratch = torch.empty(min(PROJECTION_BLOCK, len(slope)), dtype=torch.float64)
+    scratch = torch.empty(min(PROJECTION_BLOCK, len(gradient)), dtype=torch.float64)
     products = [0.0] * len(flats)
-    for low in range(0, len(slope), PROJECTION_BLOCK):
-        part = slope[low : low + PROJECTION_BLOCK]
+    for low in range(0, len(gradient), PROJECTION_BLOCK):
+        part = gradient[low : low + PROJECTION_BLOCK]
         term = scratch[: len(part)]
         for i, flat in enumerate(flats):
             products[i] += torch.dot(part, term.copy_(flat[low : low + PROJECTION_BLOCK])).item()

@@ -1,4 +1,4 @@
-"""Geometry: how the ingredients lie around the base, tensor by tensor.
+"""Gram matrices of the ingredients' displacements from the base, tensor by tensor.
 
     theta_1 - theta_0    |----|----|--|
     theta_2 - theta_0    |----|----|--|     block by block:  G += D D^T, in float64
@@ -21,19 +21,19 @@ from workers.storage.checkpoints import open_weights
 from workers.types import AnyEvent, GeometryOrder, GramResult, Measured
 
 GRAM_BLOCK = 1 << 20
-"""Numbers per block, of all displacements together: 8 MiB. Part of the result's bits."""
+"""Elements per block of all displacements together: 8 MiB. Part of the result's bits."""
 
 
 def measure_gram_matrices(
     order: GeometryOrder, attempt: int, worker: WorkerContext
 ) -> Iterator[AnyEvent]:
-    """One event: the Gram matrix of the displacements in every tensor of weights."""
+    """One event: the Gram matrix of every tensor, BatchNorm statistics left out."""
     began, question = time.monotonic(), order.question
-    places = {each.name: each for each in order.ingredients}
+    checkpoints = {checkpoint.name: checkpoint for checkpoint in order.ingredients}
     model = worker.model(order.cohort.model)
     with ExitStack() as opened:
         sources = {
-            name: opened.enter_context(open_weights(worker.store, places[name]))
+            name: opened.enter_context(open_weights(worker.store, checkpoints[name]))
             for name in dict.fromkeys((*question.names, question.base))
         }
         grams = grams_of(sources, question.names, question.base, statistics(model), worker)
@@ -52,10 +52,11 @@ def grams_of(
     skip: Collection[str] = (),
     worker: WorkerContext | None = None,
 ) -> GramResult:
-    """<theta_i - theta_base, theta_j - theta_base> for i <= j of every floating tensor but `skip`.
+    """<theta_i - theta_base, theta_j - theta_base> for i <= j of every floating-point tensor but
+    those in `skip`.
 
-    Raises UserError that names ingredient and tensor where keys, shapes or dtypes differ from the
-    base's, or where a value is not finite.
+    Raises UserError that names ingredient and tensor if keys, shapes or dtypes differ from those of
+    the base, or if a value is not finite.
     """
     start = sources[base]
     for name in names:
@@ -73,8 +74,8 @@ def grams_of(
 
 
 def _gram(key: str, base: tuple[str, Tensor], *others: tuple[str, Tensor]) -> Tensor:
-    """(N, N) float64. Rows of a scratch of its own: products of mapped memory may depend on where
-    it happens to begin."""
+    """(N, N) float64. Displacements are copied into a scratch tensor, because the last bits of a
+    product may depend on the alignment of mapped memory."""
     start, size = base[1], max(1, GRAM_BLOCK // max(1, len(others)))
     scratch = torch.empty(len(others), min(size, len(start)), dtype=torch.float64)
     gram = torch.zeros(len(others), len(others), dtype=torch.float64)

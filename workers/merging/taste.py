@@ -1,4 +1,4 @@
-"""Tasting: score a mix on the selection split, and stop as soon as it cannot reach the bar.
+"""Tastes: score a mix on the selection split, and stop once it cannot reach the threshold.
 
 checkpoints --blend--> warm model --BatchNorm--> images, hard ones first --> score, or a bound
 """
@@ -19,7 +19,6 @@ from workers.models.build import preprocessing
 from workers.models.pretrained import assign_weights
 from workers.scoring.forward import EVAL_BATCH, logits
 from workers.scoring.metrics import log_softmax, pack_hits, predictions, score
-from workers.scoring.metrics import score as metrics_of
 from workers.scoring.score import split_logits
 from workers.storage.checkpoints import open_weights
 from workers.storage.predictions import read_predictions
@@ -38,18 +37,17 @@ from workers.types import (
 
 
 def taste(order: TasteOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
-    """One event with the score of the mix, or with the bound that rules it out.
+    """One event with the score of the mix, or with the bound that rules it out. Writes nothing.
 
-    Writes nothing. Every image of the selection split is looked at in the same batches, whether
-    the taste is stopped early or not, so stopping cannot change a score.
+    The batches are the same whether a taste can be stopped early or not, so stopping cannot change
+    a score.
     """
     began = time.monotonic()
     model = worker.model(order.cohort.model)
     load_mix(model, order.mix, order.cohort, order.ingredients, worker)
-    tasting = _tasted(model, order, worker)
     yield Tasted(
         mix=order.mix.key,
-        tasting=tasting,
+        tasting=_tasted(model, order, worker),
         cohort=order.cohort.id,
         busy_s=time.monotonic() - began,
     )
@@ -62,16 +60,16 @@ def load_mix(
     ingredients: tuple[Checkpoint, ...],
     worker: WorkerContext,
 ) -> None:
-    """Make `model` the mix: weights blended straight into it, BatchNorm statistics settled.
+    """Make `model` the mix: blended weights, and BatchNorm statistics by the cohort's policy.
 
-    `ingredients` say where the members of the mix lie. A mix of one checkpoint becomes exactly
+    `ingredients` are the checkpoints that the mix names. A mix of one checkpoint becomes exactly
     that checkpoint. Raises UserError for members that do not fit each other or the model.
     """
     worker.loaded_checkpoint_id = None
-    places = {each.name: each for each in ingredients}
+    checkpoints = {checkpoint.name: checkpoint for checkpoint in ingredients}
     with ExitStack() as opened:
         sources = {
-            name: opened.enter_context(open_weights(worker.store, places[name]))
+            name: opened.enter_context(open_weights(worker.store, checkpoints[name]))
             for name in mix.names
         }
         first = mix.names[0]
@@ -81,11 +79,11 @@ def load_mix(
 
 
 def _load_blend(model: nn.Module, mix: Mix, sources: Mapping[str, StateDict]) -> None:
-    """One tensor after the other, so that no second copy of the model exists."""
+    """Blend one tensor at a time, so that no second copy of the model exists."""
     first = mix.names[0]
     live = model.state_dict()
-    found = {key: tensor.shape for key, tensor in sources[first].items()}
-    if found != {key: tensor.shape for key, tensor in live.items()}:
+    shapes = {key: tensor.shape for key, tensor in sources[first].items()}
+    if shapes != {key: tensor.shape for key, tensor in live.items()}:
         assign_weights(model, sources[first], f"checkpoint {first}")  # raises, naming the tensor
     with torch.no_grad():
         for key, tensor in blend(mix, sources):
@@ -108,49 +106,49 @@ def _set_batchnorm(
 
 
 def _tasted(model: nn.Module, order: TasteOrder, worker: WorkerContext) -> TasteResult:
-    """Batch by batch; before each one: can the bar still be reached?"""
+    """Score batch by batch, until the threshold is out of reach."""
     config = preprocessing(model, worker.setting.data)
     pixels = eval_pixels(worker.images, SELECTION, config, touch=worker.progress.touch)
     labels = worker.images.labels(SELECTION)
     queue = hard_images_first(order.hard_images_first, worker)
-    bar = None if order.hits else order.at_least
-    seen = np.empty((len(queue), len(worker.images.classes)), np.float32)
+    at_least = None if order.hits else order.at_least
+    rows = np.empty((len(queue), len(worker.images.classes)), np.float32)
     num_wrong = 0
     for start in range(0, len(queue), EVAL_BATCH):
         at_most = (len(queue) - num_wrong) / len(queue)
-        if worker.setting.metric == "top1" and _is_out_of_reach(bar, order.strict, at_most):
+        if worker.setting.metric == "top1" and _is_out_of_reach(at_least, order.strict, at_most):
             return TasteResult(score=None, at_most=at_most, samples=start)
         batch = queue[start : start + EVAL_BATCH]
         images = pixels[torch.from_numpy(batch)]
-        seen[batch] = logits(model, images, config, worker.setting.device)
-        num_wrong += int((predictions(seen[batch]) != labels[batch]).sum())
+        rows[batch] = logits(model, images, config, worker.setting.device)
+        num_wrong += int((predictions(rows[batch]) != labels[batch]).sum())
         worker.progress.touch()
-    # In split order again, so that the same logits give the same float as anywhere else.
-    scored = score(seen, labels)
-    found = scored.selection(worker.setting.metric)
+    # Scored in split order, so that the same logits give the same float as everywhere else.
+    scored = score(rows, labels)
+    selection = scored.selection(worker.setting.metric)
     return TasteResult(
-        score=found,
-        at_most=found,
+        score=selection,
+        at_most=selection,
         samples=len(queue),
-        hits=pack_hits(predictions(seen) == labels) if order.hits else None,
+        hits=pack_hits(predictions(rows) == labels) if order.hits else None,
         nll=scored.nll,
     )
 
 
-def _is_out_of_reach(bar: float | None, strict: bool, at_most: float) -> bool:
-    if bar is None:
+def _is_out_of_reach(at_least: float | None, strict: bool, at_most: float) -> bool:
+    if at_least is None:
         return False
-    return at_most <= bar if strict else at_most < bar
+    return at_most <= at_least if strict else at_most < at_least
 
 
 def hard_images_first(checkpoint_ids: tuple[str, ...], worker: WorkerContext) -> np.ndarray:
-    """(N,) indices of the selection split: first the images that most of these checkpoints get
-    wrong by their cached predictions; among equals those they are least sure of (mean probability
-    of the label); then in split order.
+    """(N,) indices of the selection split, by how many of these checkpoints get an image wrong
+    according to their cached predictions; among equals the lowest mean probability of the label
+    first; then in split order.
 
-    What a mix gets wrong is mostly what its members get wrong or nearly so, and a hopeless mix
-    shows early. The result depends on the checkpoints alone, never on how far a taste gets.
-    Without the predictions of all of them it is the split order.
+    A mix is mostly wrong where its members are wrong or nearly so, so a hopeless mix is stopped
+    early. The order depends on the checkpoints alone. If predictions of one are missing, it is the
+    split order.
     """
     if worker.hard_images_first is None or worker.hard_images_first[0] != checkpoint_ids:
         worker.hard_images_first = checkpoint_ids, _by_hardness(checkpoint_ids, worker)
@@ -160,24 +158,24 @@ def hard_images_first(checkpoint_ids: tuple[str, ...], worker: WorkerContext) ->
 
 def _by_hardness(checkpoint_ids: tuple[str, ...], worker: WorkerContext) -> np.ndarray:
     count = worker.images.count(SELECTION)
-    num_wrong, sureness = np.zeros(count, np.int64), np.zeros(count)
+    num_wrong, confidence = np.zeros(count, np.int64), np.zeros(count)
     for checkpoint_id in checkpoint_ids:
         try:
             _, labels, cached = read_predictions(worker.store, checkpoint_id, SELECTION)
         except FileNotFoundError:
             return np.arange(count)
         num_wrong += predictions(cached) != labels
-        sureness += np.exp(log_softmax(cached)[np.arange(count), labels])
-    return np.lexsort((np.arange(count), np.nan_to_num(sureness), -num_wrong))
+        confidence += np.exp(log_softmax(cached)[np.arange(count), labels])
+    return np.lexsort((np.arange(count), np.nan_to_num(confidence), -num_wrong))
 
 
 def score_mix(order: ScoreMixOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
-    """Yields Scored. The mix is made in memory and forgotten; nobody asks for its logits again."""
+    """Yields Scored. Neither the mix nor its logits are written."""
     began = time.monotonic()
     model = worker.model(order.cohort.model)
     load_mix(model, order.mix, order.cohort, order.ingredients, worker)
     scores = {
-        split: metrics_of(split_logits(model, split, worker), worker.images.labels(split))
+        split: score(split_logits(model, split, worker), worker.images.labels(split))
         for split in order.splits
     }
     yield Scored(checkpoint=order.name, scores=scores, busy_s=time.monotonic() - began)

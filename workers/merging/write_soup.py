@@ -1,9 +1,9 @@
-"""Write a soup: blend what a recipe decided into a checkpoint of its own, and make it again.
+"""Write a soup: blend the mix of a recipe into a checkpoint of its own, and rebuild it to verify.
 
-    mix --mix_into--> warm model --> soups/<id>/{model.safetensors, config.json, soup.json}
+    mix --load_mix--> warm model --> soups/<id>/{model.safetensors, config.json, soup.json}
                                                      |-- rebuild --> the same bytes, or corrupt
 
-soup.json holds no times, attempts or places: the same experiment gives the same file anywhere.
+soup.json holds no times, attempts or paths: the same experiment writes the same file anywhere.
 """
 
 import json
@@ -17,7 +17,7 @@ from workers.context import WorkerContext
 from workers.merging.blend import blend
 from workers.merging.taste import load_mix
 from workers.models.build import timm_config
-from workers.models.model_files import CONFIG
+from workers.models.model_files import MODEL_CONFIG
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.checkpoints import open_weights
 from workers.storage.safetensors_writer import HashingSink, write_tensors
@@ -38,13 +38,15 @@ SOUP = "soup.json"
 
 
 class Member(FrozenModel):
+    """A checkpoint with a weight in the soup."""
+
     name: str
     sha256: str
-    """Of its model.safetensors."""
+    """Hash of its model.safetensors."""
 
 
 class SoupFile(FrozenModel):
-    """soup.json: how the soup was made, and all it takes to make it again."""
+    """soup.json: how the soup was made, and all that is needed to make it again."""
 
     schema_version: Literal[1] = 1
     id: str
@@ -57,18 +59,18 @@ class SoupFile(FrozenModel):
     """In order of acceptance."""
     metric: Metric
     score: float | None
-    """On the selection split, higher is better; None when the recipe did not learn it."""
+    """Selection score, higher is better. None: the recipe did not ask for it."""
     decisions: tuple[Decision, ...]
 
 
 def blend_soup(order: BlendOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
     """Write the soup as a complete checkpoint `soup/<id>`.
 
-    It has no attempt: whoever writes it writes the same bytes. Memory is that of one model, its
-    sources being mapped.
+    It needs no attempt number, because every writer writes the same bytes. Memory is that of one
+    model; the sources are mapped.
     """
     began = time.monotonic()
-    files = {CONFIG: _config(order.cohort, worker), SOUP: _soup_file(order, worker)}
+    files = {MODEL_CONFIG: _config(order.cohort, worker), SOUP: _soup_file(order, worker)}
     tensors = _tensors(order.soup.mix, order.cohort, order.ingredients, worker)
     checkpoint = write_checkpoint(
         worker.store,
@@ -82,30 +84,30 @@ def blend_soup(order: BlendOrder, attempt: int, worker: WorkerContext) -> Iterat
     yield Blended(checkpoint=checkpoint, busy_s=time.monotonic() - began)
 
 
-def rebuild(made: SoupFile, ingredients: tuple[Checkpoint, ...], worker: WorkerContext) -> str:
+def rebuild(soup: SoupFile, ingredients: tuple[Checkpoint, ...], worker: WorkerContext) -> str:
     """sha256 of the model.safetensors that this soup must have, made again from its members.
 
     Raises:
-        CorruptFile: a member is missing, or is not the one that went into the soup.
+        CorruptFile: a member is missing, or its weights have changed.
     """
-    places = {each.name: each for each in ingredients}
-    for member in made.members:
-        place = places.get(member.name)
-        if place is None or place.sha256 != member.sha256:
-            what = "is missing" if place is None else "has other weights now"
-            raise CorruptFile(f"{made.id} cannot be made again: its member {member.name} {what}")
-    worker.set_num_threads()  # an order would have; the number of threads is part of the bits
+    checkpoints = {checkpoint.name: checkpoint for checkpoint in ingredients}
+    for member in soup.members:
+        checkpoint = checkpoints.get(member.name)
+        if checkpoint is None or checkpoint.sha256 != member.sha256:
+            reason = "is missing" if checkpoint is None else "has other weights now"
+            raise CorruptFile(f"{soup.id} cannot be made again: its member {member.name} {reason}")
+    worker.set_num_threads()  # outside an order nothing has; it is part of the result's bits
     sink = HashingSink()
-    write_tensors(sink, _tensors(made.mix, made.cohort, ingredients, worker))
+    write_tensors(sink, _tensors(soup.mix, soup.cohort, ingredients, worker))
     return sink.sha256.hexdigest()
 
 
 def _tensors(
     mix: Mix, cohort: Cohort, ingredients: tuple[Checkpoint, ...], worker: WorkerContext
 ) -> Mapping[str, Tensor]:
-    """The state dict of the mix; views of the file where the mix is one checkpoint."""
+    """The state dict of the mix; views of the file if the mix is one checkpoint."""
     if mix.single is not None:
-        (only,) = (each for each in ingredients if each.name == mix.single)
+        (only,) = (checkpoint for checkpoint in ingredients if checkpoint.name == mix.single)
         return dict(blend(mix, {only.name: open_weights(worker.store, only)}))
     model = worker.model(cohort.model)
     load_mix(model, mix, cohort, ingredients, worker)
@@ -120,17 +122,17 @@ def _config(cohort: Cohort, worker: WorkerContext) -> bytes:
 
 
 def _soup_file(order: BlendOrder, worker: WorkerContext) -> bytes:
-    places = {each.name: each for each in order.ingredients}
+    checkpoints = {checkpoint.name: checkpoint for checkpoint in order.ingredients}
     mix = order.soup.mix
-    made = SoupFile(
+    soup = SoupFile(
         id=order.name,
         recipe=order.recipe,
         cohort=order.cohort,
         batchnorm_samples=worker.setting.batchnorm_samples,
         mix=mix,
-        members=tuple(Member(name=name, sha256=places[name].sha256) for name in mix.names),
+        members=tuple(Member(name=name, sha256=checkpoints[name].sha256) for name in mix.names),
         metric=worker.setting.metric,
         score=order.soup.score,
         decisions=order.soup.decisions,
     )
-    return (made.model_dump_json(indent=2) + "\n").encode()
+    return (soup.model_dump_json(indent=2) + "\n").encode()

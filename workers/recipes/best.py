@@ -1,4 +1,4 @@
-"""The recipe `best`: no averaging at all, the best single model. What every soup must beat."""
+"""The recipe `best`: no averaging at all, the best single model, which every soup must beat."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from workers.types import Answer, Decision, Ingredient, Mix, Question, RecipeCon
 
 
 def by_score(ingredients: tuple[Ingredient, ...]) -> list[Ingredient]:
-    """By selection score, highest first; ties by run id, then by name, never by arrival."""
+    """Ingredients by selection score, highest first; ties by run id, then by name."""
     if not ingredients:
         raise ValueError("a recipe needs at least one ingredient, got none")
-    return sorted(ingredients, key=lambda each: (-each.score, each.run, each.name))
+    return sorted(ingredients, key=lambda i: (-i.score, i.run, i.name))
 
 
 @dataclass(frozen=True)
 class Best:
-    """The checkpoint with the highest selection score. Assumes nothing, asks nothing."""
+    """The checkpoint with the highest selection score. Asks nothing."""
 
     def most_tastes(self, count: int) -> int:
-        """Of `count` ingredients, for forecasts."""
+        """Passes over the selection split with `count` ingredients, for estimates."""
         return 0
 
     def __call__(

@@ -1,9 +1,9 @@
-"""Going downhill on a mix's loss: what the recipes that learn their weights have in common.
+"""Gradient descent on the loss of a mix: what recipes that learn their weights share.
 
-weights  (components, checkpoints)   row 0 holds wherever no component's prefix fits
+weights  (components, checkpoints)   row 0 is for tensors that no component's prefix fits
 
-        Gradient --> Slope --> Adam --> weights' --> Taste
-once per batch, one blended model      at the end of an epoch
+     MixGradient --> MixGradientResult --> Adam --> weights' --> Taste
+     once per batch, one blended model              at the end of an epoch
 """
 
 import math
@@ -27,11 +27,11 @@ from workers.types import (
 )
 
 EVERYTHING = ""
-"""The prefix that fits every tensor which no longer prefix fits."""
+"""The prefix of all tensors that no longer prefix fits."""
 
 
 class Adam:
-    """Adam (Kingma and Ba, ICLR 2015) as in torch, and AdamW too: the weight decay is 0."""
+    """Adam (Kingma and Ba, ICLR 2015) as in torch. With a weight decay of 0 it equals AdamW."""
 
     def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
         self._beta1, self._beta2, self._eps = beta1, beta2, eps
@@ -39,24 +39,24 @@ class Adam:
         self._second: np.ndarray | float = 0.0
         self._num_steps = 0
 
-    def step(self, values: np.ndarray, slope: np.ndarray, lr: float) -> np.ndarray:
-        """New values of the same shape."""
+    def step(self, values: np.ndarray, gradient: np.ndarray, lr: float) -> np.ndarray:
+        """The values after one step, of the same shape."""
         self._num_steps += 1
-        self._first = self._beta1 * self._first + (1 - self._beta1) * slope
-        self._second = self._beta2 * self._second + (1 - self._beta2) * slope**2
+        self._first = self._beta1 * self._first + (1 - self._beta1) * gradient
+        self._second = self._beta2 * self._second + (1 - self._beta2) * gradient**2
         first = self._first / (1 - self._beta1**self._num_steps)
         second = self._second / (1 - self._beta2**self._num_steps)
         return values - lr * first / (np.sqrt(second) + self._eps)
 
 
-def rows_of(context: RecipeContext, per_component: bool) -> tuple[str, ...]:
-    """The prefixes that get weights of their own."""
+def prefixes_of(context: RecipeContext, per_component: bool) -> tuple[str, ...]:
+    """The prefixes that have weights of their own."""
     return (EVERYTHING, *context.components) if per_component else (EVERYTHING,)
 
 
 def mix_of(names: tuple[str, ...], prefixes: tuple[str, ...], weights: np.ndarray) -> Mix:
     """The mix with these (prefix, checkpoint) weights, whose rows sum to 1."""
-    first, *others = ([float(each) for each in row] for row in weights)
+    first, *others = ([float(weight) for weight in row] for row in weights)
     components = tuple(
         Component(prefix=prefix, weights=tuple(row))
         for prefix, row in zip(prefixes[1:], others, strict=True)
@@ -67,28 +67,28 @@ def mix_of(names: tuple[str, ...], prefixes: tuple[str, ...], weights: np.ndarra
 
 
 def num_batches(context: RecipeContext, batch_size: int) -> int:
-    """Per epoch; the last one may be smaller."""
+    """Batches per epoch; the last one may be smaller."""
     return math.ceil(context.num_selection / batch_size)
 
 
 @dataclass(frozen=True)
 class Iterate:
-    """Where the descent stood at the end of an epoch."""
+    """The result of a descent at the end of an epoch."""
 
     label: str
     mix: Mix
     weights: np.ndarray
     score: float
     nll: float
-    """On the selection split, without a temperature; infinite where unknown or not finite."""
+    """On the selection split, without a temperature, nats. Infinite: unknown, or not finite."""
     loss: float | None = None
-    """Mean over the epoch's batches, while the weights were moving."""
+    """Mean over the epoch's batches, each before its step. None: no epoch was trained."""
 
 
-def tasted(
+def taste_iterate(
     label: str, mix: Mix, weights: np.ndarray, losses: list[float]
 ) -> Generator[Question, Answer, Iterate]:
-    """Asks for the mix's score."""
+    """Ask for the mix's score and NLL."""
     answer = yield Taste(mixes=(mix,))
     assert isinstance(answer, TasteResults)
     nll = answer.nll[0] if answer.nll else None
@@ -98,21 +98,21 @@ def tasted(
 
 
 def best_of(iterates: list[Iterate]) -> int:
-    """Index of the highest score among the iterates whose NLL is not above the start's; of equal
-    scores the lowest NLL, then the earliest. So neither score nor NLL is ever worse than the
-    start's, which is `iterates[0]`.
+    """Index of the highest score among the iterates whose NLL is not above that of the start,
+    `iterates[0]`; of equal scores the lowest NLL, then the earliest. So neither score nor NLL is
+    ever worse than at the start.
     """
-    fit = [i for i, each in enumerate(iterates) if each.nll <= iterates[0].nll]
-    return min(fit, key=lambda i: (-iterates[i].score, iterates[i].nll, i))
+    allowed = [i for i, iterate in enumerate(iterates) if iterate.nll <= iterates[0].nll]
+    return min(allowed, key=lambda i: (-iterates[i].score, iterates[i].nll, i))
 
 
-def is_finite(slope: MixGradientResult) -> bool:
-    """Whether a step along it leads anywhere."""
-    return math.isfinite(slope.loss) and bool(np.isfinite(slope.weights).all())
+def is_finite(result: MixGradientResult) -> bool:
+    """Whether the loss and its gradient allow a step."""
+    return math.isfinite(result.loss) and bool(np.isfinite(result.weights).all())
 
 
 def single_ingredient_soup(only: Ingredient) -> Soup:
-    """One ingredient is its own soup."""
+    """The soup of one ingredient: the ingredient itself."""
     reason = "the only ingredient: there is nothing to learn"
     decision = Decision(candidate=only.name, accepted=True, after=only.score, reason=reason)
     return Soup(mix=Mix.mean([only.name]), score=only.score, decisions=(decision,))
@@ -121,32 +121,39 @@ def single_ingredient_soup(only: Ingredient) -> Soup:
 def soup_of(iterates: list[Iterate], ingredients: list[Ingredient], names: tuple[str, ...]) -> Soup:
     """The best iterate, with what each ingredient weighs in it, then the score of each iterate."""
     best = iterates[best_of(iterates)]
-    shares = [_share(each, best.weights[:, names.index(each.name)]) for each in ingredients]
-    path = [_told(each, each is best, iterates[0]) for each in iterates]
+    shares = [
+        _share(ingredient, best.weights[:, names.index(ingredient.name)])
+        for ingredient in ingredients
+    ]
+    path = [_iterate_decision(iterate, iterate is best, iterates[0]) for iterate in iterates]
     return Soup(mix=best.mix, score=best.score, decisions=(*shares, *path))
 
 
-def _share(each: Ingredient, column: np.ndarray) -> Decision:
+def _share(ingredient: Ingredient, column: np.ndarray) -> Decision:
     own = column[1:] if len(column) > 1 else column
     reason = f"weighs {own.mean():.4f}"
     if len(own) > 1:
         reason += f" on average over {len(own)} components, {own.min():.4f} to {own.max():.4f}"
-    reason += f"; alone it scores {each.score:.4f}"
-    return Decision(candidate=each.name, accepted=bool(column.any()), reason=reason)
+    reason += f"; alone it scores {ingredient.score:.4f}"
+    return Decision(candidate=ingredient.name, accepted=bool(column.any()), reason=reason)
 
 
-def _told(each: Iterate, is_best: bool, start: Iterate) -> Decision:
-    seen = f"scores {each.score:.4f}"
-    if math.isfinite(each.nll):
-        seen += f" with an NLL of {each.nll:.4f}"
-    if each.loss is not None:
-        seen += f", mean loss of the epoch {each.loss:.4f}"
+def _iterate_decision(iterate: Iterate, is_best: bool, start: Iterate) -> Decision:
+    reason = f"scores {iterate.score:.4f}"
+    if math.isfinite(iterate.nll):
+        reason += f" with an NLL of {iterate.nll:.4f}"
+    if iterate.loss is not None:
+        reason += f", mean loss of the epoch {iterate.loss:.4f}"
     if is_best:
-        seen += "; the best iterate"
-    elif each.nll > start.nll:
-        seen += f"; its NLL exceeds that of the start, {start.nll:.4f}"
+        reason += "; the best iterate"
+    elif iterate.nll > start.nll:
+        reason += f"; its NLL exceeds that of the start, {start.nll:.4f}"
     else:
-        seen += "; another iterate is better"
+        reason += "; another iterate is better"
     return Decision(
-        candidate=each.label, accepted=is_best, before=start.score, after=each.score, reason=seen
+        candidate=iterate.label,
+        accepted=is_best,
+        before=start.score,
+        after=iterate.score,
+        reason=reason,
     )

@@ -1,4 +1,4 @@
-"""The recipe `greedy`: add what does not hurt, best first."""
+"""The recipe `greedy`: add every candidate that does not lower the score, best first."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from workers.types import Answer, Decision, Ingredient, Mix, Question, RecipeCon
 class Greedy(Acceptance):
     """Greedy soup (Wortsman et al., "Model soups", ICML 2022, recipe 1).
 
-    Candidates by selection score, best first; each is offered once, and joins when the mean with
-    it scores at least what the soup scores without it. So the soup is never worse than the best
-    single model on the selection split, which is also all it promises: a small split cannot see
-    small differences. Assumes a common base.
+    Candidates by selection score, best first. Each is offered once, and joins if the mean with it
+    scores at least as much as the soup without it. So the soup is never worse than the best single
+    model on the selection split. It promises no more: a small split cannot show small differences.
+    Assumes a common base.
 
-    The recipe asks for the first of the remaining candidates that is good enough; how many are
+    The recipe asks for the first of the remaining candidates that is good enough. How many are
     tasted at once, and whether a hopeless taste is stopped early, cannot change its answer.
     """
 
@@ -30,19 +30,19 @@ class Greedy(Acceptance):
 def grow_greedily(
     rule: Acceptance, order: Sequence[Ingredient], first: str = "the best single model"
 ) -> Generator[Question, Answer, Soup]:
-    """The first starts the soup, for the reason given; each of the others is offered once."""
-    members, queue = [order[0].name], [each.name for each in order[1:]]
-    held = yield from rule.start(Mix.mean(members), order[0].score)
+    """Start from the first ingredient, called `first` in reasons; offer each other one once."""
+    members, queue = [order[0].name], [candidate.name for candidate in order[1:]]
+    current = yield from rule.start(Mix.mean(members), order[0].score)
     decisions = [start_decision(order[0], first)]
     while queue:
-        turn = yield from rule.offer(queue, lambda name: Mix.mean([*members, name]), held)
-        decisions += turn.decisions
-        held = turn.held
-        if turn.index is None:
+        offer = yield from rule.offer(queue, lambda name: Mix.mean([*members, name]), current)
+        decisions += offer.decisions
+        current = offer.current
+        if offer.index is None:
             break
-        members.append(queue[turn.index])
-        queue = queue[turn.index + 1 :]
-    return Soup(mix=Mix.mean(members), score=held.score, decisions=tuple(decisions))
+        members.append(queue[offer.index])
+        queue = queue[offer.index + 1 :]
+    return Soup(mix=Mix.mean(members), score=current.score, decisions=tuple(decisions))
 
 
 def start_decision(ingredient: Ingredient, why: str) -> Decision:

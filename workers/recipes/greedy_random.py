@@ -1,4 +1,4 @@
-"""The recipe `greedy_random`: greedy, the candidates in random order."""
+"""The recipe `greedy_random`: greedy with the candidates in random order."""
 
 import statistics
 from collections.abc import Generator
@@ -16,20 +16,20 @@ from workers.types import Answer, Decision, Ingredient, Question, RecipeContext,
 class GreedyRandom(Acceptance):
     """Greedy soup in random order (Wortsman et al., "Model soups", ICML 2022, table 3).
 
-    Says how much greedy owes to its order. An order follows from the experiment's seed, `seed`
-    and the names of the ingredients, so it is the same wherever and whenever it is drawn, and a
-    new ingredient leaves the others in their order. Of several orders the soup with the highest
-    selection score is made, the first among equals; their spread is told.
+    Shows how much greedy owes to its order. An order is a function of the experiment's seed, `seed`
+    and the names of the ingredients; a new ingredient leaves the others in their order. Of several
+    orders the soup with the highest selection score is made, the first among equals. The decisions
+    contain the spread of the scores.
     """
 
     seed: int = 0
     best_first: bool = True
-    """Start from the best single model, so that the soup cannot score less. Without it, from
-    whoever comes first."""
+    """Start from the best single model, so that the soup cannot score less; else from the first
+    in random order."""
     orders: PositiveInt = 1
 
     def most_tastes(self, count: int) -> int:
-        """Of `count` ingredients, for forecasts."""
+        """Passes over the selection split with `count` ingredients, for estimates."""
         return self.orders * count
 
     def __call__(
@@ -42,19 +42,19 @@ class GreedyRandom(Acceptance):
             soups.append((yield from grow_greedily(self, order, first)))
         if self.orders == 1:
             return soups[0]
-        made = max(soups, key=_score)
-        compared = _compared(soups, soups.index(made))
-        return made.model_copy(update={"decisions": (*compared, *made.decisions)})
+        best = max(soups, key=_score)
+        compared = _compared(soups, soups.index(best))
+        return best.model_copy(update={"decisions": (*compared, *best.decisions)})
 
     def order(
         self, ingredients: tuple[Ingredient, ...], experiment_seed: int, number: int
     ) -> list[Ingredient]:
         best, *others = by_score(ingredients)
-        drawn = others if self.best_first else [best, *others]
-        drawn = sorted(
-            drawn, key=lambda each: digest([experiment_seed, self.seed, number, each.name], 32)
+        shuffled = sorted(
+            others if self.best_first else [best, *others],
+            key=lambda other: digest([experiment_seed, self.seed, number, other.name], 32),
         )
-        return [best, *drawn] if self.best_first else drawn
+        return [best, *shuffled] if self.best_first else shuffled
 
 
 def _compared(soups: list[Soup], chosen: int) -> list[Decision]:

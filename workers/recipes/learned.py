@@ -15,10 +15,10 @@ from workers.recipes.gradient_descent import (
     is_finite,
     mix_of,
     num_batches,
-    rows_of,
+    prefixes_of,
     single_ingredient_soup,
     soup_of,
-    tasted,
+    taste_iterate,
 )
 from workers.types import (
     Answer,
@@ -38,29 +38,29 @@ class Learned:
 
     Minimises the mean cross-entropy of `temperature * logits` over the selection split. The
     weights are a softmax, so they are positive and sum to 1: one for the whole model, or one per
-    component. The temperature is learned beside them and does not become part of the soup. Starts
-    from equal weights; after each epoch the iterate is tasted, and the best one is returned: the
+    component. The temperature is learned as well, and is not part of the soup. The descent starts
+    from equal weights. Its iterate is tasted after each epoch, and the best one is returned: the
     highest score among those whose selection NLL is not above that of equal weights, ties by the
-    lower NLL. The paper's authors hold every ingredient in memory; here each step needs one
-    blended model. Assumes a common base, and a selection split large enough to learn from.
+    lower NLL. The paper's authors hold every ingredient in memory; here a step needs one blended
+    model. Assumes a common base, and a selection split large enough to learn from.
     """
 
     by: Literal["ingredient", "component"] = "ingredient"
     """One softmax for all tensors, or one per component."""
     epochs: PositiveInt | None = None
-    """Over the selection split; by default the published 3 by ingredient, 5 by component."""
+    """Passes over the selection split. None: the published 3 by ingredient, 5 by component."""
     batch_size: PositiveInt = 256
     lr: PositiveFloat | None = None
-    """Constant; by default the published 0.1 by ingredient, 0.05 by component."""
+    """Constant learning rate. None: the published 0.1 by ingredient, 0.05 by component."""
     patience: PositiveInt | None = None
-    """Stop after so many epochs without a better iterate."""
+    """Epochs without a better iterate after which to stop. None: never."""
 
     @property
     def num_epochs(self) -> int:
         return self.epochs or (3 if self.by == "ingredient" else 5)
 
     def most_tastes(self, count: int) -> int:
-        """For forecasts; the gradients of an epoch cost what two tastes do."""
+        """For estimates; the gradients of an epoch cost as much as two tastes."""
         return 1 + 3 * self.num_epochs
 
     def __call__(
@@ -69,37 +69,37 @@ class Learned:
         ordered = by_score(ingredients)
         if len(ordered) == 1:
             return single_ingredient_soup(ordered[0])
-        names = tuple(each.name for each in ordered)
+        names = tuple(ingredient.name for ingredient in ordered)
         iterates = yield from self._descend(names, context)
         return soup_of(iterates, ordered, names)
 
     def _descend(
         self, names: tuple[str, ...], context: RecipeContext
     ) -> Generator[Question, Answer, list[Iterate]]:
-        prefixes = rows_of(context, self.by == "component")
-        raw, adam = SoftmaxParameters(np.zeros((len(prefixes), len(names))), 1.0), Adam()
-        # The mean exactly as the recipe `uniform` writes it, so that it need be tasted only once.
-        start = yield from tasted("equal weights", Mix.mean(names), softmax(raw.weights), [])
-        iterates = [start]
+        prefixes = prefixes_of(context, self.by == "component")
+        parameters, adam = SoftmaxParameters(np.zeros((len(prefixes), len(names))), 1.0), Adam()
+        # The mean exactly as the recipe `uniform` writes it, so that it is tasted only once.
+        mean, weights = Mix.mean(names), softmax(parameters.weights)
+        iterates = [(yield from taste_iterate("equal weights", mean, weights, []))]
         for epoch in range(self.num_epochs):
             losses: list[float] = []
             for batch in range(num_batches(context, self.batch_size)):
-                slope = yield MixGradient(
-                    mix=mix_of(names, prefixes, softmax(raw.weights)),
+                result = yield MixGradient(
+                    mix=mix_of(names, prefixes, softmax(parameters.weights)),
                     components=prefixes,
                     epoch=epoch,
                     batch=batch,
                     batch_size=self.batch_size,
-                    temperature=raw.temperature,
+                    temperature=parameters.temperature,
                 )
-                assert isinstance(slope, MixGradientResult)
-                if not is_finite(slope):
+                assert isinstance(result, MixGradientResult)
+                if not is_finite(result):
                     return iterates
-                raw = raw.step(slope, adam, self._lr)
-                losses.append(slope.loss)
-            weights = softmax(raw.weights)
+                parameters = parameters.step(result, adam, self._lr)
+                losses.append(result.loss)
+            weights = softmax(parameters.weights)
             mix, label = mix_of(names, prefixes, weights), f"epoch {epoch + 1}"
-            iterates.append((yield from tasted(label, mix, weights, losses)))
+            iterates.append((yield from taste_iterate(label, mix, weights, losses)))
             if self.patience and len(iterates) - 1 - best_of(iterates) >= self.patience:
                 break
         return iterates
@@ -116,22 +116,22 @@ class SoftmaxParameters:
     weights: np.ndarray
     temperature: float
 
-    def step(self, slope: MixGradientResult, adam: Adam, lr: float) -> "SoftmaxParameters":
-        down = softmax_slope(softmax(self.weights), np.array(slope.weights))
+    def step(self, result: MixGradientResult, adam: Adam, lr: float) -> "SoftmaxParameters":
+        gradient = softmax_gradient(softmax(self.weights), np.array(result.weights))
         values = np.append(self.weights, self.temperature)
-        moved = adam.step(values, np.append(down, slope.temperature), lr)
+        moved = adam.step(values, np.append(gradient, result.temperature), lr)
         return SoftmaxParameters(moved[:-1].reshape(self.weights.shape), float(moved[-1]))
 
 
-def softmax(raw: np.ndarray) -> np.ndarray:
-    """Row by row."""
-    powers = np.exp(raw - raw.max(axis=1, keepdims=True))
+def softmax(inputs: np.ndarray) -> np.ndarray:
+    """The softmax of each row."""
+    powers = np.exp(inputs - inputs.max(axis=1, keepdims=True))
     shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
     return shares
 
 
-def softmax_slope(weights: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """d loss / d raw from `weights = softmax(raw)` and d loss / d weights, all of one shape."""
-    mean = (weights * slope).sum(axis=1, keepdims=True)
-    down: np.ndarray = weights * (slope - mean)
-    return down
+def softmax_gradient(weights: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """d loss / d inputs from `weights = softmax(inputs)` and d loss / d weights, of one shape."""
+    mean = (weights * gradient).sum(axis=1, keepdims=True)
+    result: np.ndarray = weights * (gradient - mean)
+    return result

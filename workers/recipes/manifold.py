@@ -1,4 +1,4 @@
-"""The recipe `manifold`: one proportion per component for every new ingredient, by search."""
+"""The recipe `manifold`: searches one share per component for every new ingredient."""
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -34,29 +34,29 @@ class Manifold:
     out-of-distribution performance with manifold mixing model soup", 2023), phase 1.
 
     Candidates by selection score, best first. A candidate is first mixed in evenly: the soup of K
-    keeps the share K / (K + 1) of every component. Below `tau` times the soup's score it is left
-    at that. Else CMA-ES (Hansen and Ostermeier, 2001; the authors use COBYLA) seeks a share per
-    component, within half the way from K / (K + 1) to 1 on either side, and the candidate joins
-    when the best mix seen scores at least what the soup does. So the soup is never worse than the
-    best single model on the selection split, on which many more mixes are tried than by other
-    recipes: a small split is soon fitted. Assumes a common base.
+    keeps the share K / (K + 1) of every component. A candidate below `tau` times the soup's score
+    is refused. For others CMA-ES (Hansen and Ostermeier, 2001; the authors use COBYLA) searches a
+    share per component, within half the way from K / (K + 1) to 1 on either side. The candidate
+    joins if the best mix scores at least as much as the soup. So the soup is never worse than the
+    best single model on the selection split. Many more mixes are tried than by other recipes, so
+    a small split is soon overfitted. Assumes a common base.
     """
 
     tau: Annotated[float, Field(gt=0, le=1)] = 0.998
-    """Of the soup's score, for the even mix to be worth a search."""
+    """Share of the soup's score that the even mix needs for a search."""
     budget: Annotated[int, Field(ge=0)] = 4
-    """Most tastes of a search, times the number of components; the authors' is 30."""
+    """Most tastes of a search per component; the authors use 30."""
     max_components: PositiveInt = 8
-    """Neighbours are grouped so that there are no more than the authors' 8."""
+    """Neighbours are grouped into at most so many; the authors use 8."""
     tie: Literal["accept", "strict"] = "accept"
-    """`accept` takes an equal score (the paper's rule), `strict` asks for a higher one."""
+    """`accept` accepts an equal score (the paper's rule), `strict` asks for a higher one."""
     min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """By how much the score must rise."""
+    """Least rise of the score."""
     patience: PositiveInt | None = None
-    """After so many refusals in a row the rest is not offered; None offers everybody."""
+    """Refusals in a row after which the rest is not offered. None: all are offered."""
 
     def most_tastes(self, count: int) -> int:
-        """Of `count` ingredients, for forecasts."""
+        """Passes over the selection split with `count` ingredients, for estimates."""
         return count * (1 + self.budget * self.max_components)
 
     def __call__(
@@ -64,107 +64,106 @@ class Manifold:
     ) -> Generator[Question, Answer, Soup]:
         best, *queue = by_score(ingredients)
         groups = grouped(context.components, self.max_components)
-        pot = PartialSoup((best.name,), groups, np.ones((len(groups) + 1, 1)), best.score)
+        soup = PartialSoup((best.name,), groups, np.ones((len(groups) + 1, 1)), best.score)
         decisions = [start_decision(best, "the best single model")]
         num_refused = 0
         while queue and num_refused != self.patience:
-            heard = len(queue) if self.patience is None else self.patience - num_refused
-            width = min(MAX_CANDIDATES, heard)
-            mixes = tuple(pot.with_(each.name).mix for each in queue[:width])
-            found = yield FirstAtLeast(mixes=mixes, at_least=self._threshold(pot.score))
-            assert isinstance(found, FirstResult)
-            skipped = found.tried if found.index is None else found.tried[:-1]
-            for each, tasting in zip(queue, skipped, strict=False):
-                decisions.append(self._skipped(each, tasting, pot))
-            num_refused += len(skipped)
-            if found.index is None:
+            offered = len(queue) if self.patience is None else self.patience - num_refused
+            width = min(MAX_CANDIDATES, offered)
+            mixes = tuple(soup.with_(candidate.name).mix for candidate in queue[:width])
+            first = yield FirstAtLeast(mixes=mixes, at_least=self._threshold(soup.score))
+            assert isinstance(first, FirstResult)
+            refused = first.tried if first.index is None else first.tried[:-1]
+            for candidate, result in zip(queue, refused, strict=False):
+                decisions.append(self._refusal(candidate, result, soup))
+            num_refused += len(refused)
+            if first.index is None:
                 queue = queue[width:]
                 continue
-            tasted, candidate = found.tried[found.index].score, queue[found.index]
-            assert tasted is not None, "an even mix that met the bar was tasted completely"
-            even = replace(pot.with_(candidate.name), score=tasted)
-            tried, num_tastes = yield from self._search(pot, even, context.seed)
-            decision = self._decided(candidate, pot, even, tried, num_tastes)
+            score, candidate = first.tried[first.index].score, queue[first.index]
+            assert score is not None, "an even mix above the threshold was tasted completely"
+            even = replace(soup.with_(candidate.name), score=score)
+            best_mix, num_tastes = yield from self._search(soup, even, context.seed)
+            decision = self._decision(candidate, soup, even, best_mix, num_tastes)
             decisions.append(decision)
-            pot, queue = tried if decision.accepted else pot, queue[found.index + 1 :]
+            soup, queue = best_mix if decision.accepted else soup, queue[first.index + 1 :]
             num_refused = 0 if decision.accepted else num_refused + 1
-        decisions += [not_offered(each.name, num_refused) for each in queue]
-        return Soup(mix=pot.mix, score=pot.score, decisions=tuple(decisions))
+        decisions += [not_offered(candidate.name, num_refused) for candidate in queue]
+        return Soup(mix=soup.mix, score=soup.score, decisions=tuple(decisions))
 
     def _threshold(self, score: float) -> float:
-        # A negative log-likelihood is negative: its bar lies below it all the same.
+        # The score may be negative, as a negated NLL is; the threshold is below it all the same.
         return score - (1 - self.tau) * abs(score)
 
     def _search(
-        self, pot: "PartialSoup", even: "PartialSoup", seed: int
+        self, soup: "PartialSoup", even: "PartialSoup", seed: int
     ) -> Generator[Question, Answer, tuple["PartialSoup", int]]:
-        """The best mix seen, the even one included, and how many were tasted beside it."""
-        size = len(pot.names)
+        """(the best mix, the even one included; how many other mixes were tasted)."""
+        size = len(soup.names)
         middle, half = size / (size + 1), 0.5 / (size + 1)
-        num = max(1, len(pot.groups))
+        num = max(1, len(soup.groups))
         bounds = np.tile([[middle - half, middle + half]], (num, 1))
-        # A stream of its own for every candidate: CMA takes 32 bits.
+        # Every candidate has a random stream of its own; CMA takes 32 bits.
         own = np.random.SeedSequence([seed, *even.names[-1].encode()]).generate_state(1)[0]
         search = CMA(mean=np.full(num, middle), sigma=half / 2, bounds=bounds, seed=int(own))
         best, num_tastes = even, 0
         while num_tastes + search.population_size <= self.budget * num:
-            asked = [search.ask() for _ in range(search.population_size)]
-            pots = [pot.with_(even.names[-1], shares) for shares in asked]
-            answer = yield Taste(mixes=tuple(each.mix for each in pots))
+            points = [search.ask() for _ in range(search.population_size)]
+            soups = [soup.with_(even.names[-1], shares) for shares in points]
+            answer = yield Taste(mixes=tuple(tried.mix for tried in soups))
             assert isinstance(answer, TasteResults)
-            for each, score in zip(pots, answer.scores, strict=True):
-                best = replace(each, score=score) if score > best.score else best
-            scores = [-score for score in answer.scores]
-            search.tell(list(zip(asked, scores, strict=True)))
+            for tried, score in zip(soups, answer.scores, strict=True):
+                best = replace(tried, score=score) if score > best.score else best
+            losses = [-score for score in answer.scores]
+            search.tell(list(zip(points, losses, strict=True)))
             num_tastes += search.population_size
         return best, num_tastes
 
-    def _skipped(self, each: Ingredient, tasting: TasteResult, pot: "PartialSoup") -> Decision:
-        after = tasting.score
-        seen = f"{after:.4f}" if after is not None else f"at most {tasting.at_most:.4f}"
-        reason = (
-            f"mixed in evenly it scores {seen}, below {self._threshold(pot.score):.4f}: no search"
-        )
-        at_most = tasting.at_most if after is None else None
+    def _refusal(self, candidate: Ingredient, result: TasteResult, soup: "PartialSoup") -> Decision:
+        after = result.score
+        score = f"{after:.4f}" if after is not None else f"at most {result.at_most:.4f}"
+        threshold = f"{self._threshold(soup.score):.4f}"
+        reason = f"mixed in evenly it scores {score}, below {threshold}: no search"
+        at_most = result.at_most if after is None else None
         return Decision(
-            candidate=each.name,
+            candidate=candidate.name,
             accepted=False,
-            before=pot.score,
+            before=soup.score,
             after=after,
             at_most=at_most,
             reason=reason,
         )
 
-    def _decided(
+    def _decision(
         self,
         candidate: Ingredient,
-        pot: "PartialSoup",
+        soup: "PartialSoup",
         even: "PartialSoup",
-        tried: "PartialSoup",
+        best: "PartialSoup",
         num_tastes: int,
     ) -> Decision:
-        gain = tried.score - pot.score
+        gain = best.score - soup.score
         if self.min_delta:
-            # Rounded, so that 0.1 + 0.2 is no more than the 0.3 that 30 images of 100 score.
+            # Rounded, because 0.1 + 0.2 is more than 0.3 in binary.
             gain = round(gain - self.min_delta, 12)
         accepted = gain > 0 or (gain == 0 and self.tie == "accept")
-        own = tried.weights[1:, -1] if len(tried.weights) > 1 else tried.weights[:, -1]
+        own = best.weights[1:, -1] if len(best.weights) > 1 else best.weights[:, -1]
         reason = (
-            f"evenly {even.score:.4f}, after {num_tastes} more tastes {tried.score:.4f} with "
-            f"shares of {own.min():.3f} to {own.max():.3f}; the soup without it {pot.score:.4f}"
+            f"evenly {even.score:.4f}, after {num_tastes} more tastes {best.score:.4f} with "
+            f"shares of {own.min():.3f} to {own.max():.3f}; the soup without it {soup.score:.4f}"
         )
         return Decision(
             candidate=candidate.name,
             accepted=accepted,
-            before=pot.score,
-            after=tried.score,
+            before=soup.score,
+            after=best.score,
             reason=reason,
         )
 
 
 @dataclass(frozen=True)
 class PartialSoup:
-    """A soup under way: (1 + groups, members) weights, whose first row holds outside all groups."""
+    """The soup so far: (1 + groups, members) weights; the first row is for all other tensors."""
 
     names: tuple[str, ...]
     groups: tuple[tuple[str, ...], ...]
@@ -172,8 +171,8 @@ class PartialSoup:
     score: float
 
     def with_(self, name: str, shares: np.ndarray | None = None) -> "PartialSoup":
-        """With one more, where the soup so far keeps these shares of the groups; by default, and
-        outside all groups, K / (K + 1)."""
+        """The soup with one more member. Members so far keep `shares` of the groups; by default,
+        and outside all groups, K / (K + 1)."""
         kept = np.full((len(self.weights), 1), len(self.names) / (len(self.names) + 1))
         if shares is not None:
             kept[-len(shares) :, 0] = shares
@@ -190,7 +189,7 @@ class PartialSoup:
 
 
 def grouped(components: tuple[str, ...], most: int) -> tuple[tuple[str, ...], ...]:
-    """Neighbours together, in at most so many groups of nearly the same size."""
+    """At most `most` groups of neighbours, of nearly the same size."""
     if not components:
         return ()
     num = min(most, len(components))

@@ -1,4 +1,4 @@
-"""The recipe `model_stock`: the mean, pulled towards the base as far as its members disagree."""
+"""The recipe `model_stock`: the mean, pulled towards the base the more its members disagree."""
 
 import math
 from collections.abc import Generator
@@ -25,8 +25,8 @@ from workers.types import (
 )
 
 EPSILON = 1e-12
-"""Least product of two lengths, relative to the longest one's square: what moved less than that
-has no direction."""
+"""Least product of two lengths, relative to the square of the longest: a displacement below has no
+direction."""
 
 
 @dataclass(frozen=True)
@@ -37,30 +37,30 @@ class ModelStock:
     Per tensor theta = t * mean + (1 - t) * base, with t = N c / (1 + (N - 1) c) and c the mean
     cosine between the displacements of two ingredients: the point between base and mean that is
     nearest to the centre that the ingredients scatter around. It needs no data; its selection
-    score is asked for and chooses nothing. Clamped to [0, 1]: where displacements point apart, the
-    base holds. BatchNorm statistics are no weights: they are the members' mean, and obey the
-    cohort's policy. A head counts like any tensor, its anchor being that of the base.
+    score chooses nothing. t is clamped to [0, 1]: where displacements point apart, the base is
+    taken. BatchNorm statistics are the members' mean, and follow the cohort's policy. The head
+    counts like any other tensor.
     """
 
     needs_base: ClassVar[bool] = True
 
     def most_tastes(self, count: int) -> int:
-        """Of `count` ingredients, for forecasts."""
+        """Passes over the selection split with `count` ingredients, for estimates."""
         return 1
 
     def __call__(
         self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> Generator[Question, Answer, Soup]:
         ordered = by_score(ingredients)
-        names = tuple(each.name for each in ordered)
+        names = tuple(ingredient.name for ingredient in ordered)
         grams = yield GramMatrices(names=names, base=context.base)
         assert isinstance(grams, GramResult)
         pulls = {key: pull(gram, len(names)) for key, gram in grams.tensors.items()}
         mix = _mix(names, context.base, pulls)
         answer = yield Taste(mixes=(mix,))
         assert isinstance(answer, TasteResults)
-        joined = [member_decision(each, len(names)) for each in ordered]
-        decisions = (*joined, _anchors(context.base, pulls))
+        members = [member_decision(ingredient, len(names)) for ingredient in ordered]
+        decisions = (*members, _base_decision(context.base, pulls))
         return Soup(mix=mix, score=answer.scores[0], decisions=decisions)
 
 
@@ -85,26 +85,27 @@ def pull(gram: tuple[float, ...], num: int) -> float:
 
 
 def _mix(names: tuple[str, ...], base: str, pulls: dict[str, float]) -> Mix:
-    """The mean where t is 1 and in what has no t; the base comes last, for it leads nothing."""
+    """The mean where t is 1 and in tensors without t. The base comes last, so that BatchNorm
+    statistics and integers are a member's."""
     num = float(len(names))
-    members = Mix.mean(names)
-    parts = {key: min(max(t, 0.0), 1.0) for key, t in pulls.items()}
+    mean = Mix.mean(names)
+    clamped = {key: min(max(t, 0.0), 1.0) for key, t in pulls.items()}
     components = tuple(
         Component(prefix=key, weights=(*(t for _ in names), (1 - t) * num))
-        for key, t in parts.items()
+        for key, t in clamped.items()
         if t != 1
     )
     if not components:
-        return members
-    return Mix(weights=(*members.weights, (base, 0.0)), divisor=num, components=components)
+        return mean
+    return Mix(weights=(*mean.weights, (base, 0.0)), divisor=num, components=components)
 
 
-def _anchors(base: str, pulls: dict[str, float]) -> Decision:
+def _base_decision(base: str, pulls: dict[str, float]) -> Decision:
     low, high = sum(t < 0 for t in pulls.values()), sum(t > 1 for t in pulls.values())
-    held = [min(max(t, 0.0), 1.0) for t in pulls.values()]
-    seen = f", from {min(held):.3f} to {max(held):.3f}, median {median(held):.3f}" if held else ""
+    kept = [min(max(t, 0.0), 1.0) for t in pulls.values()]
+    shares = f", from {min(kept):.3f} to {max(kept):.3f}, median {median(kept):.3f}" if kept else ""
     reason = (
-        f"the base has the share 1 - t in each of {len(held)} tensors; t is that of Model "
-        f"Stock{seen}; {low} were clamped to 0 and {high} to 1"
+        f"the base has the share 1 - t in each of {len(kept)} tensors; t is that of Model "
+        f"Stock{shares}; {low} were clamped to 0 and {high} to 1"
     )
-    return Decision(candidate=base, accepted=any(t < 1 for t in held), reason=reason)
+    return Decision(candidate=base, accepted=any(t < 1 for t in kept), reason=reason)

@@ -1,4 +1,4 @@
-"""The recipe `wise_ft`: some way back from the fine-tuned weights to the base."""
+"""The recipe `wise_ft`: a point on the line from the base to the fine-tuned weights."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class WiseFt:
     """WiSE-FT (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
 
     theta = (1 - alpha) * base + alpha * fine-tuned. The alpha with the highest selection score is
-    taken, the first among equals: in the default order the one nearest to the base. Robustness to
-    other data often peaks at a lower alpha than the selection split does; all scores are told.
-    Assumes that the base has a trained head, as `base.probe_epochs` gives it one: between a random
-    head and a trained one lies little of use.
+    chosen, the first among equals: in the default order the one nearest to the base. Robustness to
+    other data often peaks at a lower alpha than the selection split does; the decisions contain
+    all scores. Assumes that the base has a trained head, from `base.probe_epochs` for instance:
+    points between a random head and a trained one are of little use.
     """
 
     needs_base: ClassVar[bool] = True
@@ -39,17 +39,17 @@ class WiseFt:
         0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0,
     )  # fmt: skip
     of: Literal["best", "uniform"] = "best"
-    """What was fine-tuned: the best single model, or the mean of all."""
+    """The fine-tuned weights: the best single model, or the mean of all."""
 
     def most_tastes(self, count: int) -> int:
-        """Of `count` ingredients, for forecasts."""
+        """Passes over the selection split with `count` ingredients, for estimates."""
         return 1 + len(self.alphas)
 
     def path(
         self, ingredients: tuple[Ingredient, ...], context: RecipeContext
     ) -> tuple[tuple[float, Mix], ...]:
         """(alpha, mix) of every point that is tasted, in order: a curve of the report."""
-        members = [each.name for each in by_score(ingredients)]
+        members = [ingredient.name for ingredient in by_score(ingredients)]
         members = members[:1] if self.of == "best" else members
         return tuple((alpha, between(context.base, members, alpha)) for alpha in self.alphas)
 
@@ -61,27 +61,27 @@ class WiseFt:
         assert isinstance(answer, TasteResults)
         chosen = answer.scores.index(max(answer.scores))
         decisions = tuple(
-            _decided(alpha, score, self.alphas[chosen], i == chosen)
+            _decision(alpha, score, self.alphas[chosen], i == chosen)
             for i, (alpha, score) in enumerate(zip(self.alphas, answer.scores, strict=True))
         )
         return Soup(mix=mixes[chosen], score=answer.scores[chosen], decisions=decisions)
 
 
 def between(base: str, members: list[str], alpha: float) -> Mix:
-    """(1 - alpha) * base + alpha * mean of the members, who come first: their BatchNorm statistics
-    are the ones to keep. At the ends the base itself, and the very mean that others taste."""
+    """(1 - alpha) * base + alpha * mean of the members, which come first: their BatchNorm
+    statistics are kept. At the ends the base itself, and the same mean that other recipes taste."""
     if alpha == 0:
         return Mix.mean([base])
     if alpha == 1:
         return Mix.mean(members)
     size = len(members)
-    # Rounded, so that people read 0.1 where 1 - 0.9 would be 0.09999999999999998.
+    # Rounded, to write 0.1 instead of 0.09999999999999998 for 1 - 0.9.
     rest = round((1 - alpha) * size, 12)
     weights = (*((name, alpha) for name in members), (base, rest))
     return Mix(weights=weights, divisor=float(size))
 
 
-def _decided(alpha: float, score: float, best: float, chosen: bool) -> Decision:
+def _decision(alpha: float, score: float, best: float, chosen: bool) -> Decision:
     reason = (
         f"the highest selection score, {score:.4f}"
         if chosen

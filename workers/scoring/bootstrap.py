@@ -1,7 +1,7 @@
 """Paired differences of two models on the same images, with bootstrap intervals.
 
-Both models are seen on the same resampled images, so what is hard for both cancels, and the
-interval is of the difference. Beside it stands, for top-1, the exact McNemar test.
+Both models are scored on the same resampled images, so images that are hard for both cancel out.
+For top-1 there is also the p-value of the exact McNemar test.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class ImageOutcomes:
-    """What a model did on a split, image by image; small, so that logits need not be kept."""
+    """A model's predictions and losses on a split, image by image; much smaller than its logits."""
 
     score: Score
     predicted: np.ndarray
-    """(N,) classes."""
+    """(N,) class indices."""
     loss: np.ndarray
     """(N,) negative log-likelihood, nats."""
 
@@ -39,26 +39,26 @@ def paired_differences(
     resamples: int = RESAMPLES,
 ) -> dict[str, Delta]:
     """Metric of each of `others` minus that of `single`, with the percentile 95 % interval of a
-    paired bootstrap over images (Efron and Tibshirani, 1993). All see the same resamples."""
-    finite = {name: each for name, each in others.items() if _value(each, metric) is not None}
+    paired bootstrap over images (Efron and Tibshirani, 1993). All share the same resamples."""
+    finite = {name: other for name, other in others.items() if _value(other, metric) is not None}
     base = _value(single, metric)
     if base is None or not finite:
         return {}
-    drawn = np.empty((resamples, len(finite)))
+    deltas = np.empty((resamples, len(finite)))
     rng = np.random.default_rng(seed)
-    for row in drawn:
+    for row in deltas:
         times = np.bincount(rng.integers(0, len(labels), len(labels)), minlength=len(labels))
-        against = _resampled(labels, single, metric, times)
-        row[:] = [_resampled(labels, each, metric, times) - against for each in finite.values()]
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+        resampled = _resampled(labels, single, metric, times)
+        row[:] = [_resampled(labels, other, metric, times) - resampled for other in finite.values()]
+    low, high = np.percentile(deltas, [2.5, 97.5], axis=0)
     return {
         name: Delta(
             metric=metric,
-            delta=(_value(each, metric) or 0.0) - base,
+            delta=(_value(other, metric) or 0.0) - base,
             ci95=(float(low[i]), float(high[i])),
-            p=_p_value(labels, single, each, metric),
+            p=_p_value(labels, single, other, metric),
         )
-        for i, (name, each) in enumerate(finite.items())
+        for i, (name, other) in enumerate(finite.items())
     }
 
 
@@ -86,6 +86,6 @@ def _resampled(
         return float(times @ outcome.loss) / len(labels)
     size = 1 + max(int(labels.max()), int(outcome.predicted.max()))
     hits = np.bincount(labels, times * (outcome.predicted == labels), size)
-    named = np.bincount(labels, times, size) + np.bincount(outcome.predicted, times, size)
-    present = named > 0
-    return float(np.mean(2 * hits[present] / named[present]))
+    total = np.bincount(labels, times, size) + np.bincount(outcome.predicted, times, size)
+    present = total > 0
+    return float(np.mean(2 * hits[present] / total[present]))

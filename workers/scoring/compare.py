@@ -2,7 +2,7 @@
 
     cached predictions -> per image: class, loss -> difference, with a paired bootstrap interval
 
-Nothing is chosen here.
+Nothing is selected here.
 """
 
 import zlib
@@ -28,9 +28,9 @@ from workers.types import (
 
 
 def compare(order: CompareOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
-    """One event: per split, the difference of every soup and ensemble to the best single.
+    """One event: per split, the difference of every soup and ensemble to the best single model.
 
-    A split on which the metric is no finite number is left out.
+    A split is left out if the metric is not finite.
     """
     stacker = None
     if order.stacking:
@@ -43,10 +43,10 @@ def compare(order: CompareOrder, attempt: int, worker: WorkerContext) -> Iterato
         if order.best_single in order.soups:
             outcomes[order.best_single] = single
         seed = [worker.setting.seed, zlib.crc32(split.encode())]
-        found = paired_differences(labels, single, outcomes, worker.setting.metric, seed)
+        differences = paired_differences(labels, single, outcomes, worker.setting.metric, seed)
         for name, outcome in outcomes.items():
             scores.setdefault(name, {})[split] = outcome.score
-        for name, delta in found.items():
+        for name, delta in differences.items():
             deltas.setdefault(name, {})[split] = delta
         worker.progress.touch()
     results = tuple(_ensemble_results(order, scores, deltas))
@@ -59,13 +59,14 @@ def compare(order: CompareOrder, attempt: int, worker: WorkerContext) -> Iterato
 def _outcomes(
     order: CompareOrder, stacker: Stacker | None, split: str, worker: WorkerContext
 ) -> tuple[np.ndarray, dict[str, ImageOutcomes]]:
-    """Labels, and the outcome of every model by id, the ensembles among them."""
+    """Labels, and the outcomes of every model and ensemble by id."""
     keys, labels, logits = read_predictions(worker.store, order.best_single, split)
     outcomes = {order.best_single: ImageOutcomes.of(logits, labels)}
 
-    def add(name: str, found: ensembles.Predictions) -> None:
-        assert found[0] == keys, f"predictions of {name} on {split} are of other images"
-        outcomes[name] = ImageOutcomes.of(found[2], labels)
+    def add(name: str, predictions: ensembles.Predictions) -> None:
+        own_keys, _, logits = predictions
+        assert own_keys == keys, f"predictions of {name} on {split} are of other images"
+        outcomes[name] = ImageOutcomes.of(logits, labels)
 
     for soup in order.soups:
         add(soup, read_predictions(worker.store, soup, split))
@@ -86,13 +87,12 @@ def _ensemble_results(
     deltas: dict[str, dict[str, Delta]],
 ) -> Iterator[EnsembleResult]:
     def result(kind: str, members: tuple[str, ...], **stacking: Any) -> EnsembleResult:
-        found, vs_best_single = scores.get(kind, {}), deltas.get(kind, {})
         return EnsembleResult(
             id=kind,
             kind=kind,
             members=members,
-            scores=found,
-            vs_best_single=vs_best_single,
+            scores=scores.get(kind, {}),
+            vs_best_single=deltas.get(kind, {}),
             **stacking,
         )
 

@@ -1,9 +1,9 @@
-"""Output ensembles: many models answer, their logits are combined. What a soup is measured against.
+"""Output ensembles, which soups are compared with: the logits of many models, combined.
 
     soft voting   the softmax of the mean logits (Wortsman et al., 2022, section 4)
     stacking      a linear classifier on the concatenated logits, see `workers.scoring.stacking`
 
-From cached predictions alone; no image is looked at.
+They are computed from cached predictions; no image is read.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from workers.types import SELECTION, EnsembleResult
 SOFT_VOTING = "soft_voting"
 STACKING = "stacking"
 OUT_OF_FOLD = "out of fold"
-"""What a stacked classifier was fitted on: logits of members that never saw the image."""
+"""`fitted_on` of a stacked classifier that was fitted on images its members did not train on."""
 STACKER = "stacker.safetensors"
 
 Groups = Sequence[Sequence[str]]
@@ -28,29 +28,30 @@ Predictions = tuple[list[str], np.ndarray, np.ndarray]
 
 
 def soft_vote(store: Store, members: Sequence[str], split: str) -> Predictions:
-    """The mean of the members' logits. One member's predictions are in memory at a time."""
+    """The mean of the members' logits, with one member's predictions in memory at a time."""
     keys, labels, first = read_predictions(store, members[0], split)
     total = first.astype(np.float64)
     for member in members[1:]:
-        others, _, found = read_predictions(store, member, split)
-        assert others == keys, f"predictions of {member} on {split} are of other images"
-        total += found
+        own_keys, _, logits = read_predictions(store, member, split)
+        assert own_keys == keys, f"predictions of {member} on {split} are of other images"
+        total += logits
     return keys, labels, total / len(members)
 
 
 def fit_stacker(store: Store, groups: Groups, folds: Mapping[str, int]) -> Stacker:
-    """Fitted out of fold where the members have folds, else on the selection split."""
-    found = [_to_fit_on(store, group, folds) for group in groups]
-    keys, labels, _ = found[0]
-    assert all(each[0] == keys for each in found), "groups were not trained on the same folds"
-    return fit([logits for _, _, logits in found], labels)
+    """A stacker fitted out of fold if the members have folds, else on the selection split."""
+    predictions = [_to_fit_on(store, group, folds) for group in groups]
+    keys, labels, _ = predictions[0]
+    same_images = all(own_keys == keys for own_keys, _, _ in predictions)
+    assert same_images, "groups were not trained on the same folds"
+    return fit([logits for _, _, logits in predictions], labels)
 
 
 def stack(store: Store, stacker: Stacker, groups: Groups, split: str) -> Predictions:
     """Keys, labels and the stacked classifier's logits on a split."""
-    found = [soft_vote(store, group, split) for group in groups]
-    keys, labels, _ = found[0]
-    return keys, labels, stacker([logits for _, _, logits in found])
+    votes = [soft_vote(store, group, split) for group in groups]
+    keys, labels, _ = votes[0]
+    return keys, labels, stacker([logits for _, _, logits in votes])
 
 
 def write_ensemble(store: Store, ensemble: EnsembleResult, stacker: Stacker | None = None) -> None:
@@ -65,8 +66,9 @@ def read_ensemble(store: Store, ensemble_id: str) -> tuple[EnsembleResult, Stack
     """What `write_ensemble` wrote. Raises FileNotFoundError if there is no such ensemble."""
     folder = ensemble_dir(ensemble_id)
     ensemble = EnsembleResult.model_validate_json(store.read(f"{folder}/ensemble.json"))
-    stacked = ensemble.kind == STACKING
-    return ensemble, Stacker.from_bytes(store.read(f"{folder}/{STACKER}")) if stacked else None
+    if ensemble.kind != STACKING:
+        return ensemble, None
+    return ensemble, Stacker.from_bytes(store.read(f"{folder}/{STACKER}"))
 
 
 def _to_fit_on(store: Store, group: Sequence[str], folds: Mapping[str, int]) -> Predictions:
@@ -77,9 +79,9 @@ def _to_fit_on(store: Store, group: Sequence[str], folds: Mapping[str, int]) -> 
 
 
 def _in_key_order(parts: Iterable[Predictions]) -> Predictions:
-    """The folds of one setting, put together; the same order for every setting."""
+    """The folds of one setting, joined and sorted by key: the same order for every setting."""
     keys, labels, logits = (list(column) for column in zip(*parts, strict=True))
     flat = np.array([key for part in keys for key in part])
     order = np.argsort(flat, kind="stable")
-    together = np.concatenate(logits).astype(np.float64)
-    return flat[order].tolist(), np.concatenate(labels)[order], together[order]
+    rows = np.concatenate(logits).astype(np.float64)
+    return flat[order].tolist(), np.concatenate(labels)[order], rows[order]

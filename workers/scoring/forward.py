@@ -15,8 +15,8 @@ from workers.data import normalise
 from workers.models.training_flags import keep_training_flags
 
 EVAL_BATCH = 64
-"""Every forward pass sees this many images, the last one padded: the kernels a CPU picks, and so
-the last bits of a logit, depend on the batch size."""
+"""Images per forward pass, the last one padded: the kernels a CPU picks, and so the last bits of a
+logit, depend on the batch size."""
 
 
 def logits(
@@ -27,7 +27,7 @@ def logits(
     on_batch: Callable[[int], None] | None = None,
     amp_dtype: str = "none",
 ) -> np.ndarray:
-    """float32 (N, C) in eval mode; the model is left in the mode it was in.
+    """float32 (N, C) logits in eval mode; training flags are restored.
 
     `pixels` uint8 (N, 3, H, W). `on_batch` gets the number of images done so far.
     """

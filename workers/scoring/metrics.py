@@ -11,8 +11,8 @@ NUM_BINS = 15
 def score(logits: np.ndarray, labels: np.ndarray) -> Score:
     """Top-1, worst class, macro-F1, log-likelihood and calibration error of (N, C) logits.
 
-    A row with a NaN is a wrong prediction. What is no finite number becomes None. Raises
-    ValueError for an empty split.
+    A row with a NaN is a wrong prediction. A metric that is not finite is None. Raises ValueError
+    for an empty split.
     """
     if not len(labels):
         raise ValueError("no images to score; the split is empty")
@@ -29,12 +29,12 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Score:
 
 
 def predictions(logits: np.ndarray) -> np.ndarray:
-    """(N,) class of the largest logit, the lowest index among equals; -1 where a logit is NaN."""
+    """(N,) class of the largest logit, the lowest index among equals; -1 if a logit is NaN."""
     return np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
 
 
 def class_accuracies(predicted: np.ndarray, labels: np.ndarray, num_classes: int = 0) -> np.ndarray:
-    """(C,) share of each class's images that are predicted as such; NaN for one without images."""
+    """(C,) recall of each class; NaN for a class without images."""
     count = np.bincount(labels, minlength=num_classes)
     hits = np.bincount(labels, predicted == labels, num_classes)
     return np.divide(hits, count, out=np.full(len(count), np.nan), where=count > 0)
@@ -64,11 +64,11 @@ def unpack_hits(digits: str) -> np.ndarray:
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Unweighted mean of the F1 of every class that is in `labels` or was predicted."""
+    """Unweighted mean of the F1 of all classes in `labels` or among the predictions."""
     classes = np.union1d(predicted, labels)
     hits = np.array([np.sum((predicted == c) & (labels == c)) for c in classes])
-    named = np.array([np.sum(predicted == c) + np.sum(labels == c) for c in classes])
-    return float(np.mean(2 * hits / named))
+    total = np.array([np.sum(predicted == c) + np.sum(labels == c) for c in classes])
+    return float(np.mean(2 * hits / total))
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -93,7 +93,7 @@ def bins_of(confidence: np.ndarray) -> np.ndarray:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """(N, C) in float64; NaN where a row has a NaN or an infinite largest logit."""
+    """(N, C) in float64; a row with a NaN or an infinite largest logit is NaN."""
     wide = logits.astype(np.float64)
     with np.errstate(invalid="ignore"):
         shifted = wide - wide.max(axis=1, keepdims=True)

@@ -1,10 +1,10 @@
 """Stacking: a linear classifier on the concatenated logits of several models (Wolpert, 1992).
 
-    logits of the groups on images that no member has learned from -> fit -> Stacker
+    logits of the groups on images that no member was trained on -> fit -> Stacker
 
-A group is one setting: the mean of its members' logits, which differ in the fold they held out, or
-a single model. There are often fewer images than weights, so the penalty pulls the classifier not
-to zero but to soft voting at its best temperature; how hard, cross-validation decides.
+A group is one setting: a single model, or the mean logits of members with different held-out folds.
+There are often fewer images than weights, so the penalty pulls the classifier towards soft voting
+at its best temperature, not towards zero. Cross-validation chooses its strength.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from scipy.optimize import minimize, minimize_scalar
 from workers.scoring.metrics import log_softmax, nll
 
 PENALTIES = 10.0 ** np.arange(-4, 3)
-"""To choose from: nats per image and squared distance from soft voting, of unit-scale features."""
+"""Candidates: nats per image and squared distance from soft voting, for features of unit scale."""
 PARTS = 5
-"""Of the cross-validation that chooses."""
+"""Parts of the cross-validation that chooses the penalty."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Stacker:
     """float64 (C,)"""
 
     def __call__(self, blocks: Sequence[np.ndarray]) -> np.ndarray:
-        """float64 (N, C), from the (N, C) logits of every group."""
+        """float64 (N, C) logits from the (N, C) logits of every group."""
         result: np.ndarray = np.concatenate(blocks, axis=1) @ self.weight.T + self.bias
         return result
 
     def to_bytes(self) -> bytes:
-        """As safetensors."""
-        # safetensors writes the memory as it lies, whatever the strides.
+        """The content of its safetensors file."""
+        # safetensors writes memory in its order and ignores strides.
         tensors = {name: np.ascontiguousarray(value) for name, value in vars(self).items()}
         content: bytes = save(tensors, {"format": "pt"})
         return content
@@ -52,8 +52,8 @@ class Stacker:
 def fit(blocks: Sequence[np.ndarray], labels: np.ndarray) -> Stacker:
     """The classifier that predicts `labels`, int64 (N,), from the (N, C) logits of every group.
 
-    Logits mean something up to a constant per image and a temperature per model, so the fit sees
-    them centred and of unit scale; both are folded into the weights. Deterministic.
+    Logits are defined up to a constant per image and a temperature per model, so they are centred
+    and scaled to unit variance for the fit; both are folded into the weights. Deterministic.
     """
     scales = [_scale(block) for block in blocks]
     features = np.concatenate(
@@ -65,7 +65,7 @@ def fit(blocks: Sequence[np.ndarray], labels: np.ndarray) -> Stacker:
 
 
 def _centred(rows: np.ndarray) -> np.ndarray:
-    """Subtracting the mean of a row is symmetric, so weights take it over unchanged."""
+    """Rows minus their mean. The projection is symmetric, so weights are centred the same way."""
     wide = rows.astype(np.float64)
     result: np.ndarray = wide - wide.mean(axis=1, keepdims=True)
     return result
@@ -76,15 +76,15 @@ def _scale(block: np.ndarray) -> float:
 
 
 def _penalty(features: np.ndarray, labels: np.ndarray, groups: int) -> float:
-    """The one with the smallest cross-validated negative log-likelihood."""
+    """The penalty with the smallest cross-validated negative log-likelihood."""
     if len(labels) < PARTS:
         return float(PENALTIES[-1])
     part = np.random.default_rng(0).permutation(len(labels)) % PARTS
 
     def loss(penalty: float, held_out: int) -> float:
-        kept = part != held_out
-        weight, bias = _fitted(features[kept], labels[kept], penalty, groups)
-        return nll(features[~kept] @ weight.T + bias, labels[~kept]) * float((~kept).sum())
+        is_held = part == held_out
+        weight, bias = _fitted(features[~is_held], labels[~is_held], penalty, groups)
+        return nll(features[is_held] @ weight.T + bias, labels[is_held]) * float(is_held.sum())
 
     losses = [sum(loss(penalty, k) for k in range(PARTS)) for penalty in PENALTIES]
     return float(PENALTIES[int(np.argmin(losses))])
@@ -96,20 +96,20 @@ def _fitted(
     """(weight (C, G * C), bias (C,)): multinomial logistic regression around soft voting."""
     num_classes = features.shape[1] // groups
     prior = _soft_voting(features, labels, groups)
-    hits = np.eye(num_classes)[labels]
+    targets = np.eye(num_classes)[labels]
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weight, bias = _unpacked(flat, num_classes)
         logits = features @ weight.T + bias
-        slack = (np.exp(log_softmax(logits)) - hits) / len(labels)
-        apart = np.concatenate([weight - prior, bias[:, None]], axis=1)
-        gradient = np.concatenate([slack.T @ features, slack.sum(0)[:, None]], axis=1)
-        loss = nll(logits, labels) + penalty * float((apart**2).sum()) / 2
-        return loss, (gradient + penalty * apart).ravel()
+        errors = (np.exp(log_softmax(logits)) - targets) / len(labels)
+        offset = np.concatenate([weight - prior, bias[:, None]], axis=1)
+        gradient = np.concatenate([errors.T @ features, errors.sum(0)[:, None]], axis=1)
+        loss = nll(logits, labels) + penalty * float((offset**2).sum()) / 2
+        return loss, (gradient + penalty * offset).ravel()
 
     start = np.concatenate([prior, np.zeros((num_classes, 1))], axis=1).ravel()
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
-    return _unpacked(found.x, num_classes)
+    best = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    return _unpacked(best.x, num_classes)
 
 
 def _unpacked(flat: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +122,7 @@ def _soft_voting(features: np.ndarray, labels: np.ndarray, groups: int) -> np.nd
     num_classes = features.shape[1] // groups
     mean = np.concatenate([np.eye(num_classes) / groups] * groups, axis=1)
     votes = features @ mean.T
-    found = minimize_scalar(
-        lambda log_heat: nll(votes * np.exp(log_heat), labels), bounds=(-5, 5), method="bounded"
+    best = minimize_scalar(
+        lambda log_scale: nll(votes * np.exp(log_scale), labels), bounds=(-5, 5), method="bounded"
     )
-    return mean * float(np.exp(found.x))
+    return mean * float(np.exp(best.x))

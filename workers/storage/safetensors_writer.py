@@ -1,7 +1,7 @@
-"""Streams tensors out as a safetensors file: the same tensors give the same bytes, anywhere.
+"""Tensors as a stream of bytes in the safetensors format. Equal tensors give equal bytes.
 
-The safetensors library writes to a path or to one block of memory. A checkpoint goes to any store
-and is hashed on its way, so the (simple) format is written here, byte for byte as the library does.
+The safetensors library writes to a path or to one block of memory. A checkpoint is written to any
+store and hashed at the same time, so the format is written here, byte for byte as the library does.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ _RANK = {dtype: rank for rank, dtype in enumerate(_DTYPES)}
 def write_tensors(sink: Sink, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file whose metadata is exactly {"format": "pt"}.
 
-    Tensors on a device are copied to the host one at a time; tensors that share memory are each
+    Tensors on a device are copied to the host one at a time. Tensors that share memory are all
     written in full.
 
     Raises:
@@ -99,11 +99,11 @@ def _header(tensors: list[tuple[str, Tensor]]) -> bytes:
             "data_offsets": [start, end],
         }
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # so that the data, too, starts at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the data also starts at a multiple of 8
     return len(text).to_bytes(8, "little") + text
 
 
 def _memory(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order, without a copy where they already lie so."""
+    """The bytes of a tensor in row-major order, without a copy if it is contiguous."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data

@@ -1,6 +1,6 @@
-"""Base: the one starting point of all runs of a cohort, written once.
+"""The base: the common starting point of all runs of a cohort, written once.
 
-fresh model (seeded) -> initial weights -> head     or     what the trunk or probe became
+fresh model (seeded) -> initial weights -> head     or     the last checkpoint of trunk or probe
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from workers.types import AnyEvent, BaseOrder, BaseReady, Checkpoint
 
 
 def make_base(order: BaseOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
-    """Yields BaseReady. Any attempt writes the same bytes, so attempts need no fencing."""
+    """Yields BaseReady. All attempts write the same bytes, so they need no numbers."""
     model = _fresh(order, worker)
     if order.source is None:
         yield BaseReady(checkpoint=_write(order, model, model.state_dict(), worker))
@@ -30,12 +30,12 @@ def make_base(order: BaseOrder, attempt: int, worker: WorkerContext) -> Iterator
 
 
 def base_seed(seed: int, name: str) -> int:
-    """Of the initial weights; another base of the same experiment gets another."""
+    """The seed of the initial weights; different for every base of an experiment."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
 
 
 def _fresh(order: BaseOrder, worker: WorkerContext) -> nn.Module:
-    """Built on the CPU, whose generator draws the same numbers everywhere."""
+    """A new model, built on the CPU, whose generator draws the same numbers everywhere."""
     setting = worker.setting
     seed = base_seed(setting.seed, order.name)
     with torch.random.fork_rng(devices=[]):

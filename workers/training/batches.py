@@ -26,39 +26,39 @@ from workers.types import RunSpec
 
 TrainBatch = tuple[Tensor, Tensor]
 EpochPlan = list[list[np.ndarray]]
-"""Of an epoch: per optimizer step, the indices of each micro-batch."""
+"""Per optimizer step of an epoch, the image indices of each micro-batch."""
 
 
 class TrainBatches:
-    """The training images of one run on one rank, ready to be asked for batches."""
+    """The training images of one run on one rank, in batches."""
 
     def __init__(self, net: nn.Module, run: RunSpec, worker: WorkerContext) -> None:
         images, setting = worker.images, worker.setting
         self._run, self._worker = run, worker
         self._config = preprocessing(net, setting.data)
         self._transform = train_transform(run.train, self._config)
-        self._learners = images.train_indices(run.fold)
+        self._indices = images.train_indices(run.fold)
         self._pixels = train_pixels(images, self._config, worker.progress.touch)
         self._labels = images.labels("train")
         self._mixing = Mixing(run.train, len(images.classes))
-        self.steps_per_epoch = run.train.steps_per_epoch(len(self._learners), setting.ranks)
-        self.weights = class_weights(run.train, self._labels[self._learners], images.classes)
+        self.steps_per_epoch = run.train.steps_per_epoch(len(self._indices), setting.ranks)
+        self.weights = class_weights(run.train, self._labels[self._indices], images.classes)
         self._require_images()
 
     def _require_images(self) -> None:
         if self.steps_per_epoch == 0:
             ranks = self._worker.setting.ranks
             raise UserError(
-                f"data.train: {len(self._learners)} training images are too few for {ranks} ranks, "
+                f"data.train: {len(self._indices)} training images are too few for {ranks} ranks, "
                 "each of which needs two; add images or lower fleet.gpus_per_run"
             )
 
     def plan(self, epoch: int, micro_batch: int | None = None) -> EpochPlan:
-        """What this rank sees in an epoch, a function of seeds."""
+        """The images of this rank in an epoch, a function of seeds."""
         run, setting = self._run, self._worker.setting
-        order = epoch_order(len(self._learners), setting.seed, run.stream, epoch)
+        order = epoch_order(len(self._indices), setting.seed, run.stream, epoch)
         return step_batches(
-            self._learners[order], run.train, setting.ranks, self._worker.rank, micro_batch
+            self._indices[order], run.train, setting.ranks, self._worker.rank, micro_batch
         )
 
     def batches(self, plan: EpochPlan, epoch: int) -> Iterator[TrainBatch]:
@@ -77,9 +77,9 @@ class TrainBatches:
         )
 
     def to_device(self, batch: TrainBatch, epoch: int) -> TrainBatch:
-        """A batch on the device, normalised and mixed; mixing draws from torch's CPU generator."""
+        """The batch on the device, normalised and mixed; mixup draws from torch's CPU generator."""
         device = self._worker.setting.device
-        images, labels = (each.to(device, non_blocking=True) for each in batch)
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
         if images.dtype == torch.uint8:
             images = normalise(images, self._config)
         images, targets = self._mixing.mix(images, labels, epoch)

@@ -1,9 +1,9 @@
-"""Checkpoints from elsewhere: runs that are not trained but taken in, once they are seen to fit.
+"""Imported checkpoints: runs that are not trained here, but take their weights from a file.
 
-    file of timm's train script -> wrappers and prefixes off -> keys, shapes, dtypes, numbers
+    file of timm's train script -> wrappers and prefixes off -> check keys, shapes, dtypes, values
          preflight: refuse                                   -> run's order: score, commit
 
-From here on such a run is like any other: an ingredient with a selection score of its own.
+Afterwards such a run is like any other: an ingredient with a selection score.
 """
 
 import time
@@ -28,31 +28,31 @@ from workers.storage.predictions import write_predictions
 from workers.types import SELECTION, AnyEvent, Checkpointed, Started, Trained, TrainOrder
 
 COUNTER = "num_batches_tracked"
-"""Converted weights often lack it; nothing here reads it."""
+"""Often missing in converted weights, and never read here."""
 
 
 def require_weights(model: nn.Module, train: TrainConfig) -> None:
-    """Raises UserError, naming file and tensor, for `train.weights` that are not of this model."""
+    """Raises UserError that names file and tensor if `train.weights` do not fit the model."""
     if train.weights is not None:
         fitting_weights(model, train)
 
 
 def fitting_weights(model: nn.Module, train: TrainConfig) -> dict[str, Tensor]:
-    """The tensors of `train.weights`, in memory: keys, shapes and dtypes of `model`, all finite.
+    """The tensors of `train.weights`, with the keys, shapes and dtypes of `model`, all finite.
 
-    Raises UserError, naming file and tensor.
+    Raises UserError that names file and tensor.
     """
     assert train.weights is not None
-    said = f"checkpoint {train.weights}"
-    weights = _averaged(train.weights) if train.weights_ema else _raw(train.weights)
+    owner = f"checkpoint {train.weights}"
+    weights = _ema_weights(train.weights) if train.weights_ema else _raw_weights(train.weights)
     live: dict[str, Tensor] = model.state_dict()
     counters = {name: t for name, t in live.items() if name.endswith(COUNTER)}
     weights = counters | weights
-    _refuse_other_classes(model, live, weights, said)
-    refuse_mismatch(live, weights, said)
-    _refuse_dtypes(live, weights, said)
+    _refuse_other_classes(model, live, weights, owner)
+    refuse_mismatch(live, weights, owner)
+    _refuse_dtypes(live, weights, owner)
     for name, tensor in weights.items():
-        refuse_not_finite(said, name, tensor)
+        refuse_not_finite(owner, name, tensor)
     return {name: weights[name] for name in live}
 
 
@@ -69,7 +69,7 @@ def adopt(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[An
     assign_weights(model, fitting_weights(model, run.train), f"checkpoint {run.train.weights}")
     worker.progress.touch()
     rows, labels = _selection_logits(model, worker), worker.images.labels(SELECTION)
-    name, known = f"{run.id}/{order.stop_step:08d}", score(rows, labels)
+    name, selection = f"{run.id}/{order.stop_step:08d}", score(rows, labels)
 
     def predictions() -> None:
         keys = worker.images.keys(SELECTION)
@@ -82,10 +82,10 @@ def adopt(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[An
         order.stop_step,
         model.state_dict(),
         base=order.start.name,
-        score=known,
+        score=selection,
         before_manifest=predictions,
     )
-    yield Checkpointed(checkpoint=checkpoint, score=known)
+    yield Checkpointed(checkpoint=checkpoint, score=selection)
     yield Trained(step=order.stop_step, busy_s=time.monotonic() - began)
 
 
@@ -95,13 +95,13 @@ def _selection_logits(model: nn.Module, worker: WorkerContext) -> np.ndarray:
     return logits(model, pixels, config, worker.setting.device, lambda _: touch())
 
 
-def _raw(path: str) -> dict[str, Tensor]:
+def _raw_weights(path: str) -> dict[str, Tensor]:
     return read_weights(path, "checkpoint", use_ema=False)
 
 
-def _averaged(path: str) -> dict[str, Tensor]:
-    """timm falls back to the raw weights without a word; here that is refused."""
-    averaged, raw = read_weights(path, "checkpoint", use_ema=True), _raw(path)
+def _ema_weights(path: str) -> dict[str, Tensor]:
+    """Refuses a file without averaged weights, where timm silently falls back to the raw ones."""
+    averaged, raw = read_weights(path, "checkpoint", use_ema=True), _raw_weights(path)
     if averaged.keys() == raw.keys() and all(torch.equal(t, raw[n]) for n, t in averaged.items()):
         raise UserError(
             f"checkpoint {path} holds no averaged weights (state_dict_ema or model_ema); leave out "
@@ -111,25 +111,25 @@ def _averaged(path: str) -> dict[str, Tensor]:
 
 
 def _refuse_other_classes(
-    model: nn.Module, live: Mapping[str, Tensor], weights: Mapping[str, Tensor], said: str
+    model: nn.Module, live: Mapping[str, Tensor], weights: Mapping[str, Tensor], owner: str
 ) -> None:
-    """The same classifier but for its number of outputs."""
+    """Refuses a classifier that differs only in its number of outputs."""
     for name, tensor in live.items():
-        found = weights.get(name)
-        if found is None or not in_head(model, name) or found.ndim != tensor.ndim or not found.ndim:
+        other = weights.get(name)
+        if other is None or not in_head(model, name) or other.ndim != tensor.ndim or not other.ndim:
             continue
-        if found.shape[1:] == tensor.shape[1:] and len(found) != len(tensor):
+        if other.shape[1:] == tensor.shape[1:] and len(other) != len(tensor):
             raise UserError(
-                f"{said}: tensor {name} has {len(found)} rows, so it was trained on as many "
+                f"{owner}: tensor {name} has {len(other)} rows, so it was trained on as many "
                 f"classes, but the images have {len(tensor)}; give images of the classes that it "
                 "was trained on"
             )
 
 
-def _refuse_dtypes(live: Mapping[str, Tensor], weights: Mapping[str, Tensor], said: str) -> None:
+def _refuse_dtypes(live: Mapping[str, Tensor], weights: Mapping[str, Tensor], owner: str) -> None:
     for name, tensor in live.items():
         if weights[name].dtype != tensor.dtype:
             raise UserError(
-                f"{said}: tensor {name} is {weights[name].dtype}, the model's is {tensor.dtype}; "
+                f"{owner}: tensor {name} is {weights[name].dtype}, the model's is {tensor.dtype}; "
                 f"save the checkpoint as {tensor.dtype}"
             )

@@ -16,8 +16,8 @@ class LossModule(nn.Module):
     """(images, labels or soft targets (B, C)) -> mean cross-entropy.
 
     Class weights multiply and are not divided out again, so that micro-batches add up to the step.
-    This shell is what Accelerate wraps and patches; the network inside stays bare, so it is saved
-    under its own names and scored in its own precision.
+    Accelerate wraps and patches this module, not the network inside, which so keeps its names in
+    checkpoints and its precision in evaluation.
     """
 
     class_weights: Tensor | None
@@ -26,8 +26,8 @@ class LossModule(nn.Module):
         super().__init__()
         self.net = net
         self.smoothing = smoothing
-        kept = None if weights is None else torch.from_numpy(weights)
-        self.register_buffer("class_weights", kept, persistent=False)
+        tensor = None if weights is None else torch.from_numpy(weights)
+        self.register_buffer("class_weights", tensor, persistent=False)
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         logits = self.net(images).float()
@@ -44,7 +44,7 @@ class LossModule(nn.Module):
 def class_weights(
     spec: TrainConfig, labels: np.ndarray, classes: tuple[str, ...]
 ) -> np.ndarray | None:
-    """float32 (C,) by class index, or None where all weigh the same.
+    """float32 (C,) by class index. None: all weigh the same.
 
     `balanced` is scikit-learn's: inverse to the frequency in `labels`, with a mean of 1 over the
     training images. A class without images weighs 1. Raises UserError for a class that does not

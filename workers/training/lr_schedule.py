@@ -1,4 +1,4 @@
-"""Learning rates, and when a run has learned enough: pure functions of step and scores so far.
+"""Learning rates and early stopping, as pure functions of the step and the scores so far.
 
 step, scores of finished epochs -> rate of every group        scores -> patience is over
 """
@@ -12,22 +12,22 @@ from torch.optim import Optimizer
 from workers.config.train import TrainConfig
 
 WARMUP_LR = 1e-5
-"""Where warm-up starts (timm's default), unless the learning rate itself is smaller."""
+"""First rate of the warm-up (timm's default), unless the learning rate itself is smaller."""
 POLY_POWER = 1.0
-"""Of `sched: poly`: a straight line, as in BERT; timm's flag default of 0.1 hardly decays."""
+"""Exponent of `sched: poly`: a straight line, as in BERT; timm's default of 0.1 hardly decays."""
 BETTER_BY = 1e-4
-"""Relative gain that `plateau` takes for one (torch's default)."""
+"""Least relative gain for `plateau` (torch's default)."""
 AFTER_RESTART = 1e-4
-"""Steps by which a schedule with restarts is asked later: at the very first step of a cycle its
-rounded arithmetic may still see the last cycle, and answer with its lowest rate."""
+"""Steps added for a schedule with restarts: at the first step of a cycle, rounding may still place
+it in the cycle before, at its lowest rate."""
 
 
 class Schedule:
     """timm's scheduler over `num_epochs` epochs, per optimizer step, without memory.
 
-    A resumed run asks for its step and learns at the same rates. Cycles of cosine, poly and tanh
-    (SGDR, Loshchilov and Hutter, 2017) fill the epochs. `plateau` replays the scores of all epochs
-    since warm-up as torch's ReduceLROnPlateau would have seen them.
+    A resumed run so has the same rates. Cycles of cosine, poly and tanh (SGDR, Loshchilov and
+    Hutter, 2017) fill the epochs. `plateau` replays the scores of all epochs since warm-up like
+    torch's ReduceLROnPlateau.
     """
 
     def __init__(
@@ -36,20 +36,24 @@ class Schedule:
         self._spec = spec
         self._warmup_epochs = spec.warmup_epochs if spec.warmup_epochs < num_epochs else 0
         self._shift = AFTER_RESTART if spec.lr_cycle_limit > 1 else 0
-        self._rates = self._timms(optimizer, steps_per_epoch, num_epochs)
+        self._rates = self._timm_scheduler(optimizer, steps_per_epoch, num_epochs)
 
     def set(self, step: int, scores: Sequence[float] = ()) -> None:
-        """Give every parameter group its rate for `step`, counted from the schedule's beginning,
-        as `scores` are of its epochs, of which the last has just ended or is the one before."""
+        """Set the rate of every parameter group for `step`, counted from the schedule's beginning.
+
+        `scores` are those of all epochs of the schedule that have ended.
+        """
         self._rates.step_update(step + self._shift)
         spec = self._spec
         if spec.sched == "plateau":
-            settled = scores[self._warmup_epochs :]
-            if decays := num_decays(settled, spec.patience_epochs):
+            after_warmup = scores[self._warmup_epochs :]
+            if decays := num_decays(after_warmup, spec.patience_epochs):
                 rate = max(spec.lr * spec.decay_rate**decays, spec.min_lr)
                 self._rates.update_groups(rate)
 
-    def _timms(self, optimizer: Optimizer, steps_per_epoch: int, num_epochs: int) -> Scheduler:
+    def _timm_scheduler(
+        self, optimizer: Optimizer, steps_per_epoch: int, num_epochs: int
+    ) -> Scheduler:
         spec = self._spec
         # timm's `none` would skip warm-up and the scales of groups; its `plateau` has a memory.
         flat = spec.sched in ("none", "plateau")
@@ -61,7 +65,7 @@ class Schedule:
             warmup_epochs=self._warmup_epochs,
             warmup_lr=min(WARMUP_LR, spec.lr),
             decay_epochs=spec.decay_epochs,
-            # timm decays a step before the milestone: half a step later is exactly on it.
+            # timm decays a step before the milestone; half a step later it decays exactly there.
             decay_milestones=[m + 0.5 / steps_per_epoch for m in spec.decay_milestones],
             decay_rate=POLY_POWER if spec.sched == "poly" else spec.decay_rate,
             cycle_mul=spec.lr_cycle_mul,
@@ -75,14 +79,14 @@ class Schedule:
 
 
 def _cycles(spec: TrainConfig) -> float:
-    """Length of all cycles together over that of the first one."""
+    """Length of all cycles together, over that of the first one."""
     return sum(spec.lr_cycle_mul**i for i in range(spec.lr_cycle_limit))
 
 
 def num_decays(scores: Sequence[float], patience: int) -> int:
-    """How often torch's ReduceLROnPlateau would have decayed after these scores, one per epoch.
+    """How often torch's ReduceLROnPlateau decays for these scores, one per epoch.
 
-    Higher is better. A decay follows `patience` + 1 epochs without a gain; counting starts anew.
+    Higher is better. A decay follows `patience` + 1 epochs without a gain; then counting restarts.
     """
     if not scores:
         return 0
@@ -100,8 +104,8 @@ def num_decays(scores: Sequence[float], patience: int) -> int:
 def patience_is_over(scores: Sequence[float], patience: int | None, counted: int) -> bool:
     """Whether the best of the scores, one per epoch, is `patience` epochs old.
 
-    Epochs before the last `counted` ones may hold the best score but try nobody's patience: they
-    belong to earlier sections of unfreezing.
+    Only the last `counted` epochs count as age, because those before belong to earlier unfreeze
+    phases; the best score may be among them.
     """
     if patience is None or not scores:
         return False

@@ -1,4 +1,4 @@
-"""Optimizers and moving averages: timm's, on our own parameter groups.
+"""Optimizers and moving averages: timm's, with parameter groups made here.
 
 parameters x {decay, no decay} x {layers of the body, head} -> optimizer
 weights after each step -> their exponential moving average
@@ -29,12 +29,12 @@ ParameterGroup = dict[str, Any]
 
 
 def require_optimizer(name: str) -> None:
-    """Raise UserError with the nearest names when timm has no optimizer `name`, or has one that
-    needs gradients of gradients, which training does not compute."""
-    known = [name for name in list_optimizers() if not get_optimizer_info(name).second_order]
-    if name.lower().removeprefix(LOOKAHEAD) in known:
+    """Raises UserError with the nearest names if timm has no optimizer `name`, or one that needs
+    gradients of gradients, which training does not compute."""
+    names = [name for name in list_optimizers() if not get_optimizer_info(name).second_order]
+    if name.lower().removeprefix(LOOKAHEAD) in names:
         return
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) or ["adamw", "sgd"]
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4) or ["adamw", "sgd"]
     raise UserError(
         f"train.opt: timm has no first-order optimizer {name!r}; nearest: {', '.join(near)}"
     )
@@ -43,7 +43,7 @@ def require_optimizer(name: str) -> None:
 def create_optimizer(model: nn.Module, spec: TrainConfig, head: set[str]) -> Optimizer:
     """timm's optimizer over the parameters of `model` that require gradients.
 
-    `head` holds the names of the classifier's parameters, which learn at `head_lr`.
+    `head` are the names of the classifier's parameters, whose rate is `head_lr`.
     """
     require_optimizer(spec.opt)
     groups = parameter_groups(model, spec, head)
@@ -60,10 +60,10 @@ def create_optimizer(model: nn.Module, spec: TrainConfig, head: set[str]) -> Opt
 
 
 def parameter_groups(model: nn.Module, spec: TrainConfig, head: set[str]) -> list[ParameterGroup]:
-    """Groups `{names, weight_decay, lr_scale}`; each trained parameter lies in exactly one.
+    """Groups `{names, weight_decay, lr_scale}`; every trained parameter is in exactly one.
 
-    As in timm, vectors, biases and what the model exempts itself do not decay, and with
-    `layer_decay` the rate falls from each group of layers to the one below it (BEiT, Bao et al.,
+    Vectors, biases and parameters that the model exempts do not decay, as in timm. With
+    `layer_decay` the rate falls from each group of layers to the one below (BEiT, Bao et al.,
     2022). `head_lr` is the classifier's rate whatever its layer.
     """
     layers = layer_of(model) if spec.layer_decay is not None else {}
@@ -83,8 +83,7 @@ def parameter_groups(model: nn.Module, spec: TrainConfig, head: set[str]) -> lis
 
 
 def layer_of(model: nn.Module) -> dict[str, int]:
-    """Parameter name -> number of its group of layers as timm counts them, 0 nearest to the
-    image."""
+    """Parameter name -> number of its group of layers as timm counts them, 0 next to the image."""
     matcher: Any = getattr(model, "group_matcher", None)
     groups: dict[str, int] = (
         group_parameters(model, matcher(coarse=False), reverse=True)
@@ -117,9 +116,9 @@ def body_lr(optimizer: Optimizer) -> float:
 
 
 def create_average(net: nn.Module, spec: TrainConfig) -> ModelEmaV3 | None:
-    """The exponential moving average of the network's weights and statistics, if the run keeps one.
+    """The exponential moving average of the network's weights and statistics. None: not asked for.
 
-    It starts as the network is; `update(net, step)` follows each step, counted from 1.
+    It starts equal to the network; `update(net, step)` is for after each step, counted from 1.
     """
     if spec.model_ema_decay is None:
         return None

@@ -1,4 +1,4 @@
-"""What rank 0 writes and tells while a run trains: scores, predictions, checkpoints, the log.
+"""What rank 0 writes while a run trains: scores, predictions, checkpoints, the log.
 
 network, average --evaluate--> scores, predictions --+
 network, average, state --save--> background: predictions, log, weights, manifest --> Checkpointed
@@ -26,7 +26,7 @@ from workers.types import SELECTION, AnyEvent, Checkpointed, Evaluated, Score, T
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One network on the splits that a run is scored on."""
+    """Scores and logits of one network on the splits of a run."""
 
     step: int
     scores: dict[str, Score]
@@ -34,7 +34,7 @@ class Evaluation:
 
 
 class RunRecorder:
-    """Of one order; a context, so that the writer's thread and the log end with it."""
+    """Writes for one order; a context, so that the writer's thread and the log end with it."""
 
     def __init__(self, worker: WorkerContext, order: TrainOrder, attempt: int) -> None:
         self._worker, self._order, self._attempt = worker, order, attempt
@@ -46,8 +46,8 @@ class RunRecorder:
         self._held_out = fold
         self._splits = (SELECTION, fold) if fold else (SELECTION,)
         self._scores: dict[str, Score | None] = {}
-        self._judged: dict[str, Evaluation] = {}
-        """The latest evaluation, by run: its own and its moving average's."""
+        self._evaluations: dict[str, Evaluation] = {}
+        """The latest evaluations, by id: the run's and its moving average's."""
         self._log.log(
             f"training from {order.start.id} at step {own.step} to step {order.stop_step}"
         )
@@ -74,13 +74,13 @@ class RunRecorder:
     def evaluate(
         self, net: nn.Module, average: nn.Module | None, *, step: int, epoch: int, **facts: float
     ) -> Evaluated:
-        """Score the network and its moving average on the selection split, and on the images of the
-        run's fold, in float32. `facts` are Evaluated's."""
+        """Score the network and its moving average on the selection split and the run's held-out
+        fold, in float32. `facts` are further fields of Evaluated."""
         run = self._order.run.id
-        self._judged = {run: self._judge(net, step)}
+        self._evaluations = {run: self._evaluate(net, step)}
         if average is not None:
-            self._judged[ema_id(run)] = self._judge(average, step)
-        own, averaged = self._judged[run].scores, self._judged.get(ema_id(run))
+            self._evaluations[ema_id(run)] = self._evaluate(average, step)
+        own, averaged = self._evaluations[run].scores, self._evaluations.get(ema_id(run))
         evaluated = Evaluated(
             step=step,
             epoch=epoch,
@@ -89,10 +89,10 @@ class RunRecorder:
             held_out=own[self._held_out] if self._held_out else None,
             **facts,
         )
-        self._tell_epoch(evaluated)
+        self._log_epoch(evaluated)
         return evaluated
 
-    def _judge(self, net: nn.Module, step: int) -> Evaluation:
+    def _evaluate(self, net: nn.Module, step: int) -> Evaluation:
         worker, touch = self._worker, self._worker.progress.touch
         prepared = preprocessing(net, worker.setting.data)
         scores, values = {}, {}
@@ -108,8 +108,10 @@ class RunRecorder:
         return Evaluation(step, scores, values)
 
     def save(self, net: nn.Module, average: nn.Module | None, step: int, state: TrainState) -> None:
-        """Hand the checkpoint of `step` to the background writer, with its score if it has one; the
-        moving average's before it, so that who goes on from the run's own finds both."""
+        """Hand the checkpoint of `step` to the background writer, with its score if it has one.
+
+        The moving average is written first, so that a complete checkpoint of the run implies it.
+        """
         self._log.log(f"checkpoint at step {step}")
         run = self._order.run.id
         if average is not None:
@@ -118,13 +120,13 @@ class RunRecorder:
 
     def _submit(self, run: str, net: nn.Module, step: int, state: TrainState | None) -> None:
         name = f"{run}/{step:08d}"
-        judged = self._judged.get(run)
-        if judged is not None and judged.step != step:
-            judged = None
-        self._scores[name] = judged.scores[SELECTION] if judged else None
+        evaluation = self._evaluations.get(run)
+        if evaluation is not None and evaluation.step != step:
+            evaluation = None
+        self._scores[name] = evaluation.scores[SELECTION] if evaluation else None
 
         def before_manifest() -> None:
-            for split, values in judged.logits.items() if judged else ():
+            for split, values in evaluation.logits.items() if evaluation else ():
                 self._write_predictions(f"{name}-{self._attempt}", split, values)
             self._log.put()
 
@@ -140,12 +142,12 @@ class RunRecorder:
         )
 
     def completed(self) -> Iterator[AnyEvent]:
-        """Checkpoints that became complete since the last look."""
+        """Checkpoints that became complete since the last call."""
         for checkpoint in self._writer.done():
             yield Checkpointed(checkpoint=checkpoint, score=self._scores.pop(checkpoint.name))
 
     def flush(self) -> Iterator[AnyEvent]:
-        """All that is left to become complete; waits for it."""
+        """Wait for all checkpoints to become complete."""
         for checkpoint in self._writer.flush():
             yield Checkpointed(checkpoint=checkpoint, score=self._scores.pop(checkpoint.name))
         self._log.log(f"done; checkpoints held training up for {self._writer.stall_s:.2f} s")
@@ -155,26 +157,32 @@ class RunRecorder:
         keys, labels = images.keys(split), images.labels(split)
         write_predictions(self._worker.store, checkpoint_id, split, keys, labels, values)
 
-    def _tell_epoch(self, told: Evaluated) -> None:
-        top1 = f"{SELECTION} top-1 {100 * told.score.top1:.2f} %"
-        if told.held_out:
-            top1 += f", {self._held_out} top-1 {100 * told.held_out.top1:.2f} %"
-        if told.ema:
-            top1 += f", moving average {100 * told.ema.top1:.2f} %"
+    def _log_epoch(self, event: Evaluated) -> None:
+        top1 = f"{SELECTION} top-1 {100 * event.score.top1:.2f} %"
+        if event.held_out:
+            top1 += f", {self._held_out} top-1 {100 * event.held_out.top1:.2f} %"
+        if event.ema:
+            top1 += f", moving average {100 * event.ema.top1:.2f} %"
         self._log.log(
-            f"epoch {told.epoch} (step {told.step}): loss {told.loss:.4f}, {top1}, "
-            f"{told.images_per_s:.1f} images/s"
+            f"epoch {event.epoch} (step {event.step}): loss {event.loss:.4f}, {top1}, "
+            f"{event.images_per_s:.1f} images/s"
         )
         self._log.scalars(
-            told.step, train__epoch_loss=told.loss, train__images_per_s=told.images_per_s
+            event.step,
+            train__epoch_loss=event.loss,
+            train__images_per_s=event.images_per_s,
         )
-        for group, score_ in (("val", told.score), ("fold", told.held_out), ("ema", told.ema)):
+        for group, score_ in (
+            ("val", event.score),
+            ("fold", event.held_out),
+            ("ema", event.ema),
+        ):
             for metric in ("top1", "nll", "macro_f1", "ece") if score_ else ():
-                self._log.scalars(told.step, **{f"{group}__{metric}": getattr(score_, metric)})
+                self._log.scalars(event.step, **{f"{group}__{metric}": getattr(score_, metric)})
 
 
 def _base_of(worker: WorkerContext, order: TrainOrder) -> str | None:
-    """Name of the base that the weights go back to."""
+    """Name of the base that the run descends from. None: unknown."""
     if order.own_checkpoint.name.startswith("base/"):
         return order.own_checkpoint.name
     manifest = read_manifest(worker.store, order.own_checkpoint.id)

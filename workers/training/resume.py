@@ -1,5 +1,5 @@
-"""Restoring a run: what the network is when an order begins, and optimizer, position and moving
-average, from this worker's memory or from the checkpoint."""
+"""Restoring a run: weights, optimizer, position and moving average, from this worker's memory or
+from the checkpoint."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,10 +21,10 @@ from workers.types import Checkpoint, Mix, TrainOrder
 
 
 def starting_weights(order: TrainOrder, worker: WorkerContext) -> nn.Module:
-    """The warm network with the start's weights; nothing is loaded if it already is the start.
+    """The warm network with the start's weights, loaded unless it has them already.
 
-    What the worker keeps of the run's training stays, though its network may have tasted soups or
-    been given merged weights since.
+    The worker's warm state of the run remains valid even if the network has held other weights
+    since, for tastes or after a merge.
     """
     net = worker.model(order.run.model, order.run.train.drop_path)
     start = order.own_checkpoint if order.is_pull else order.start
@@ -37,25 +37,25 @@ def starting_weights(order: TrainOrder, worker: WorkerContext) -> nn.Module:
 
 
 def pull_towards_mean(t: TrainLoop) -> None:
-    """Of merge.method: pull. Own weights, moved towards the merged ones, the less the lower the
-    learning rate of the step to come (PAPA, Jolicoeur-Martineau et al., 2024). Statistics move,
-    too."""
+    """Apply merge.method `pull`: move the own weights towards the merged ones (PAPA,
+    Jolicoeur-Martineau et al., 2024). The share falls with the learning rate of the next step.
+    BatchNorm statistics move as well."""
     if not t.order.is_pull:
         return
     set_rates(t)
-    mix = _towards(t.order, body_lr(t.learner.optimizer) / t.run.train.lr)
-    places = {each.name: each for each in (t.order.own_checkpoint, t.order.start)}
+    mix = _pull_mix(t.order, body_lr(t.optimization.optimizer) / t.run.train.lr)
+    checkpoints = {c.name: c for c in (t.order.own_checkpoint, t.order.start)}
     with ExitStack() as opened:
         sources = {
-            name: opened.enter_context(open_weights(t.worker.store, places[name]))
+            name: opened.enter_context(open_weights(t.worker.store, checkpoints[name]))
             for name in mix.names
         }
         assign_weights(t.net, dict(blend(mix, sources)), t.order.own_checkpoint.id)
     t.worker.loaded_checkpoint_id = None
 
 
-def _towards(order: TrainOrder, rate: float) -> Mix:
-    """alpha of the own weights at the peak of the learning rate, all of them where it is zero."""
+def _pull_mix(order: TrainOrder, rate: float) -> Mix:
+    """The own weights with share alpha at the peak of the learning rate, and 1 if it is zero."""
     assert order.rejoin is not None and order.rejoin.alpha is not None
     share = (1 - order.rejoin.alpha) * rate
     return Mix(
@@ -65,70 +65,70 @@ def _towards(order: TrainOrder, rate: float) -> Mix:
 
 @dataclass
 class WarmState:
-    """What a worker keeps beside the weights of the checkpoint `id`, to go on without loading."""
+    """What a worker keeps besides the weights of checkpoint `id`, to continue without loading."""
 
     id: str
     optimizer: Optimizer
     position: TrainPosition
     scaler: dict[str, Any] | None
     average: Any
-    """timm's moving average, on rank 0 of a run that keeps one."""
+    """timm's moving average. None: other ranks, or the run keeps none."""
 
 
 RestoredState = WarmState | TrainState
 
 
 def restore(order: TrainOrder, worker: WorkerContext) -> RestoredState | None:
-    """None where the run begins, at a base. What the worker has kept is taken from it."""
-    kept, worker.warm_state = worker.warm_state, None
+    """The run's state at its own checkpoint; takes the worker's warm state. None: a new run."""
+    warm, worker.warm_state = worker.warm_state, None
     if not order.own_checkpoint.name.startswith(f"{order.run.id}/"):
         return None
-    others = order.rejoin.peers if order.rejoin is not None else ()
-    if isinstance(kept, WarmState) and kept.id == order.own_checkpoint.id and not others:
-        return kept
+    peers = order.rejoin.peers if order.rejoin is not None else ()
+    if isinstance(warm, WarmState) and warm.id == order.own_checkpoint.id and not peers:
+        return warm
     state = load_train_state(worker.store, order.own_checkpoint)
     if state is None:
         raise ValueError(
             f"checkpoint {order.own_checkpoint.id} holds no training state to resume from"
         )
-    return _averaged(state, others, worker) if others else state
+    return _averaged(state, peers, worker) if peers else state
 
 
-def _averaged(own: TrainState, others: tuple[Checkpoint, ...], worker: WorkerContext) -> TrainState:
-    """With the mean of everyone's optimizer state; the moving average stays the run's own.
+def _averaged(own: TrainState, peers: tuple[Checkpoint, ...], worker: WorkerContext) -> TrainState:
+    """The own state with the mean of the peers' optimizer states, which include its own.
 
-    Raises UserError where one's optimizer keeps other tensors than another's.
+    Raises UserError if two optimizers keep different tensors.
     """
     with ExitStack() as opened:
-        states = {
-            each.name: opened.enter_context(open_state(worker.store, each)) for each in others
-        }
+        states = {peer.name: opened.enter_context(open_state(worker.store, peer)) for peer in peers}
         sources = {name: train_state.optimizer_tensors(state) for name, state in states.items()}
         mean = dict(blend(Mix.mean(list(sources)), sources))
     return replace(own, tensors={**own.tensors, **mean})
 
 
-def position_at(order: TrainOrder, past: RestoredState | None) -> TrainPosition:
-    if past is None:
+def position_at(order: TrainOrder, restored: RestoredState | None) -> TrainPosition:
+    if restored is None:
         return TrainPosition(step=order.own_checkpoint.step)
-    return past.position if isinstance(past, WarmState) else train_state.position_of(past)
+    if isinstance(restored, WarmState):
+        return restored.position
+    return train_state.position_of(restored)
 
 
-def average_at(net: nn.Module, spec: TrainConfig, past: RestoredState | None) -> Any:
-    """The moving average as it was; a new one, equal to the network, where there is no past."""
-    if isinstance(past, WarmState):
-        return past.average
+def average_at(net: nn.Module, spec: TrainConfig, restored: RestoredState | None) -> Any:
+    """The restored moving average, or a new one equal to the network."""
+    if isinstance(restored, WarmState):
+        return restored.average
     average = create_average(net, spec)
-    if average is not None and past is not None:
-        train_state.restore_average(past, average.module)
+    if average is not None and restored is not None:
+        train_state.restore_average(restored, average.module)
     return average
 
 
-def scaler_of(past: RestoredState | None) -> dict[str, Any] | None:
-    """Of the loss, where training runs in float16."""
-    if past is None:
+def scaler_of(restored: RestoredState | None) -> dict[str, Any] | None:
+    """State of the loss scaler of float16 training."""
+    if restored is None:
         return None
     scaler: dict[str, Any] | None = (
-        past.scaler if isinstance(past, WarmState) else past.scalars["scaler"]
+        restored.scaler if isinstance(restored, WarmState) else restored.scalars["scaler"]
     )
     return scaler

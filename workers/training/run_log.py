@@ -1,8 +1,8 @@
-"""A run's diary: a plain log and TensorBoard scalars, written here, put whole into the store.
+"""A run's log and TensorBoard scalars, written locally and put whole into the store.
 
-    say, scalars -> temporary folder -> put -> runs/<id>/{params.json, logs/, tensorboard/}
+    log, scalars -> temporary folder -> put -> runs/<id>/{params.json, logs/, tensorboard/}
 
-An object store cannot append, so every checkpoint puts the whole files again.
+An object store cannot append, so every checkpoint writes the whole files again.
 """
 
 import logging
@@ -18,21 +18,21 @@ logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """One attempt's files. `put` may be called from another thread than the rest."""
+    """The log files of one attempt. `put` may be called from another thread than the rest."""
 
     def __init__(self, store: Store, run: RunSpec, attempt: int, step: int) -> None:
-        # Lazily: the writer costs a second of import that only training ranks should pay.
+        # Imported late: it takes a second, which only training ranks should pay.
         from torch.utils.tensorboard import SummaryWriter
 
         self._store, self._run, self._attempt = store, run, attempt
         self._folder = tempfile.TemporaryDirectory(prefix=f"run-{run.id}-")
         self._path = Path(self._folder.name) / f"attempt-{attempt}.log"
         self._path.write_bytes(self._earlier())
-        # What an interrupted attempt drew beyond `step` is hidden by its repetition.
+        # Hides what an interrupted attempt wrote beyond `step`.
         self._board = SummaryWriter(f"{self._folder.name}/tensorboard", purge_step=step + 1)
 
     def log(self, sentence: str) -> None:
-        """Append a line with the time of day in UTC."""
+        """Append a line with date and time in UTC."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
         with self._path.open("a", encoding="utf-8") as file:
             file.write(f"{stamp}  {sentence}\n")
@@ -44,7 +44,7 @@ class RunLog:
                 self._board.add_scalar(name.replace("__", "/"), value, step)
 
     def put(self) -> None:
-        """Everything written so far, into the store."""
+        """Write all files into the store."""
         self._board.flush()
         self._store.write(
             run_file(self._run.id, "params.json"), self._run.model_dump_json(indent=2).encode()
@@ -63,5 +63,5 @@ class RunLog:
         return run_file(self._run.id, "logs", f"attempt-{self._attempt}.log")
 
     def _earlier(self) -> bytes:
-        """The log of the earlier segments of this attempt."""
+        """The log of earlier orders of this attempt."""
         return self._store.read(self._log_file) if self._store.exists(self._log_file) else b""

@@ -1,7 +1,7 @@
-"""Rehearsal: a few real training steps and forward passes, timed, so that a plan can be honest.
+"""Timing a run: a few real training steps and forward passes, for estimates.
 
-The network, its optimizer, the images with their decoding, augmentation and mixing, the batch size
-and the sections are those of the run; its weights are random, which costs the same time.
+Network, optimizer, images, augmentation, batch size and unfreeze phases are those of the run; the
+weights are random, which takes the same time.
 """
 
 import os
@@ -24,20 +24,20 @@ from workers.training.unfreezing import UnfreezePhase, phases
 from workers.types import RunSpec, RunTiming
 
 BUDGET_S = 2.0
-"""For the timed steps of a section; a slow model gets one step all the same."""
+"""For the timed steps of a phase; a slow model gets at least one step."""
 MAX_TIMED_STEPS = 20
 
 
 def time_run(run: RunSpec, worker: WorkerContext) -> RunTiming:
-    """Time one rank of `run` on the worker's device, which nothing else should use meanwhile."""
+    """Time one rank of `run` on the worker's device, which should be idle otherwise."""
     threads = torch.get_num_threads()
-    # More than there are would tell nothing, and torch crashes when asked for very many.
+    # At most one per core: torch crashes for very many.
     torch.set_num_threads(min(worker.setting.threads, os.cpu_count() or 1))
     try:
         net = create_model(
             run.model, len(worker.images.classes), worker.setting.data, run.train.drop_path
         ).to(worker.setting.device)
-        step_s, num_steps = _time_sections(net, run, worker)
+        step_s, num_steps = _time_phases(net, run, worker)
         return RunTiming(
             step_s=step_s, score_image_s=_time_scoring(net, worker), num_steps=num_steps
         )
@@ -45,54 +45,54 @@ def time_run(run: RunSpec, worker: WorkerContext) -> RunTiming:
         torch.set_num_threads(threads)
 
 
-def _time_sections(net: nn.Module, run: RunSpec, worker: WorkerContext) -> tuple[float, int]:
-    """(seconds per step, steps timed): frozen layers make some sections cheaper than others."""
-    total_s, num_steps, parts = 0.0, 0, phases(run)
-    with TrainMode(net, run, worker.setting.device) as manner:
-        intake = TrainBatches(net, run, worker)
-        for span in parts:
-            manner.begin(span)
-            step_s, num = _time_steps(net, run, worker, intake, span)
-            total_s, num_steps = total_s + step_s * span.num_epochs, num_steps + num
-    return total_s / sum(span.num_epochs for span in parts), num_steps
+def _time_phases(net: nn.Module, run: RunSpec, worker: WorkerContext) -> tuple[float, int]:
+    """(seconds per step, steps timed). Frozen layers make some phases cheaper than others."""
+    total_s, num_steps = 0.0, 0
+    with TrainMode(net, run, worker.setting.device) as mode:
+        data = TrainBatches(net, run, worker)
+        for phase in phases(run):
+            mode.begin(phase)
+            step_s, num = _time_steps(net, run, worker, data, phase)
+            total_s, num_steps = total_s + step_s * phase.num_epochs, num_steps + num
+    return total_s / sum(phase.num_epochs for phase in phases(run)), num_steps
 
 
 def _time_steps(
-    net: nn.Module, run: RunSpec, worker: WorkerContext, intake: TrainBatches, span: UnfreezePhase
+    net: nn.Module, run: RunSpec, worker: WorkerContext, data: TrainBatches, phase: UnfreezePhase
 ) -> tuple[float, int]:
     device = worker.setting.device
-    objective = LossModule(net, run.train.smoothing, intake.weights).to(device)
+    loss_module = LossModule(net, run.train.smoothing, data.weights).to(device)
     optimizer = create_optimizer(net, run.train, head_parameter_names(net))
     average = create_average(net, run.train)
     ends: list[float] = []
-    for epoch, step in _steps(intake, span):
+    for epoch, step in _steps(data, phase):
         for batch in step:
-            images, targets = intake.to_device(batch, epoch)
+            images, targets = data.to_device(batch, epoch)
             with _precision(run, device):
-                loss = objective(images, targets)
+                loss = loss_module(images, targets)
             (loss / len(step)).backward()
         optimizer.step()
         optimizer.zero_grad()
         if average is not None:
             average.update(net, step=1 + len(ends))
-        _settle(device)
+        _synchronise(device)
         ends.append(time.monotonic())
         if len(ends) > 1 and (ends[-1] - ends[0] > BUDGET_S or len(ends) > MAX_TIMED_STEPS):
             break
     return (ends[-1] - ends[0]) / (len(ends) - 1), len(ends) - 1
 
 
-def _steps(intake: TrainBatches, span: UnfreezePhase) -> Iterator[tuple[int, list[TrainBatch]]]:
-    """(epoch, micro-batches) of one optimizer step after another, epoch after epoch, no end."""
-    for epoch in count(span.first):
-        plan = intake.plan(epoch)
-        batches = intake.batches(plan, epoch)
+def _steps(data: TrainBatches, phase: UnfreezePhase) -> Iterator[tuple[int, list[TrainBatch]]]:
+    """(epoch, micro-batches) of optimizer steps, without end."""
+    for epoch in count(phase.first):
+        plan = data.plan(epoch)
+        batches = data.batches(plan, epoch)
         for micros in plan:
             yield epoch, [next(batches) for _ in micros]
 
 
 def _time_scoring(net: nn.Module, worker: WorkerContext) -> float:
-    """Seconds per image of a full evaluation batch, the second one."""
+    """Seconds per image of the second of two full evaluation batches."""
     config = preprocessing(net, worker.setting.data)
     pixels = eval_pixels(worker.images, "train", config, EVAL_BATCH, worker.progress.touch)
     net.eval()
@@ -101,7 +101,7 @@ def _time_scoring(net: nn.Module, worker: WorkerContext) -> float:
         for _ in range(2):
             began = time.monotonic()
             net(normalise(pixels.to(worker.setting.device), config))
-            _settle(worker.setting.device)
+            _synchronise(worker.setting.device)
     return (time.monotonic() - began) / len(pixels)
 
 
@@ -111,7 +111,7 @@ def _precision(run: RunSpec, device: str) -> torch.autocast:
     return torch.autocast(device, dtype=dtype, enabled=name != "none")
 
 
-def _settle(device: str) -> None:
-    """A GPU answers before it is done."""
+def _synchronise(device: str) -> None:
+    """Wait for a GPU, which works asynchronously."""
     if device == "cuda":
         torch.cuda.synchronize()

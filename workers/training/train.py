@@ -1,12 +1,12 @@
-"""Training: one order, from a checkpoint to a step. The only door to Accelerate.
+"""Training: one order, from a checkpoint to a step. The only file that imports Accelerate.
 
-    start --> Training --> step, step, ... --> end of epoch: score --> checkpoint --> Trained
+    start --> TrainLoop --> step, step, ... --> end of epoch: score --> checkpoint --> Trained
                  ^                                                         |
                  +------- own checkpoint: weights, optimizer, position ----+   or Interrupted
 
-Every random number comes from (seed, stream, epoch, sample) or (seed, stream, step, micro-batch,
-rank) and every rate from the step, so a run that was stopped and taken up again, wherever, writes
-the same bytes. Ranks of a gang walk in step; rank 0 alone scores, writes and tells.
+Every random number is a function of (seed, stream, epoch, sample) or (seed, stream, step,
+micro-batch, rank), and every rate of the step. So a run that was stopped and resumed, on any
+worker, writes the same bytes. Ranks of a gang run in step; only rank 0 scores, writes and yields.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ from workers.training.resume import (
     starting_weights,
 )
 from workers.training.train_mode import TrainMode, contiguous
-from workers.training.unfreezing import require_sections
+from workers.training.unfreezing import require_model_features
 from workers.types import (
     AnyEvent,
     Evaluated,
@@ -58,19 +58,19 @@ from workers.types import (
 )
 
 GANG_TIMEOUT = timedelta(hours=1)
-"""Ranks wait this long for rank 0 to score and write; a hang is the heartbeat's to find."""
+"""Ranks wait this long for rank 0 to score and write; heartbeats detect a hang earlier."""
 
 
 def train(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
     """Train `order.run` from `order.start` to `order.stop_step`, or until its patience is over.
 
-    Yields Started, Evaluated after each epoch, Checkpointed for each complete checkpoint (that of
-    the moving average before the network's), and at the end Trained, or Interrupted if
+    Yields Started, Evaluated after each epoch, Checkpointed for each complete checkpoint (the
+    moving average's before the network's), and at the end Trained, or Interrupted if
     `worker.progress.interrupt` was set. Ranks other than 0 yield nothing.
 
     Raises:
-        FloatingPointError: the loss left the finite numbers.
-        UserError: the run asks for what timm or the device cannot do.
+        FloatingPointError: the loss is not finite.
+        UserError: timm or the device does not support the run's options.
     """
     began, spec = time.monotonic(), order.run.train
     warm = worker.holds(order.run.model, spec.drop_path)
@@ -81,33 +81,32 @@ def train(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[An
         for index, step in enumerate(steps(t)):
             if index == 0:
                 yield from _started(t, warm)
-            if t.span != t.learner.span:
-                _end_section(t)
-                _begin_section(t)
+            if t.phase != t.optimization.phase:
+                _end_phase(t)
+                _begin_phase(t)
             learn(t, step)
             if t.ends_epoch:
                 yield from _end_epoch(t)
             elif t.position.step == order.stop_step:
-                yield from _score_here(t)
+                yield from _score_mid_epoch(t)
             if t.checkpoint_due:
                 _save(t)
-            yield from _written(t)
-            if t.reason:
+            yield from _completed(t)
+            if t.stop_reason:
                 break
         yield from _finish(t, began)
 
 
 @contextlib.contextmanager
 def accelerated(spec: TrainConfig, setting: WorkerConfig) -> Iterator[Accelerator]:
-    """A fresh Accelerator; afterwards the process is as if there had been none.
+    """A fresh Accelerator, whose process-wide state is reset on exit.
 
-    Accelerate's state is process-wide and would give the next order this one's precision and
-    process group.
+    Otherwise the next order would have this one's precision and process group.
     """
     if spec.amp_dtype == "float16" and setting.device == "cpu":
         raise UserError("train.amp_dtype: float16 needs a GPU; use bfloat16 or none on a CPU")
     if setting.ranks > 1:
-        # Without it Accelerate chooses a number of threads itself, and that changes the bits.
+        # Otherwise Accelerate chooses the number of threads, which changes the bits.
         os.environ.setdefault("OMP_NUM_THREADS", str(setting.threads))
     precision = {"none": "no", "bfloat16": "bf16", "float16": "fp16"}[spec.amp_dtype]
     try:
@@ -119,14 +118,14 @@ def accelerated(spec: TrainConfig, setting: WorkerConfig) -> Iterator[Accelerato
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-            gc.collect()  # the wrapper's hooks sit on parameters that outlive it
+            gc.collect()  # the wrapper has hooks on parameters that outlive it
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
 
 
 def _gang_settings(setting: WorkerConfig) -> list[Any]:
-    # Looking for unused parameters keeps the order of gradients in the buckets as it was in the
-    # first step, so that after a resume more than two ranks add them up in the same order.
+    # Looking for unused parameters keeps the order of gradients in the buckets as in the first
+    # step, so that after a resume more than two ranks add them up in the same order.
     fixed_buckets = setting.device == "cpu"
     return [
         DistributedDataParallelKwargs(find_unused_parameters=fixed_buckets),
@@ -141,181 +140,183 @@ def _gang_settings(setting: WorkerConfig) -> list[Any]:
 def _training(
     order: TrainOrder, attempt: int, worker: WorkerContext, accelerator: Accelerator
 ) -> Iterator[TrainLoop]:
-    """The order's start, brought to life; closed and remembered afterwards."""
+    """The loop at the order's start; its log and mode are closed on exit."""
     net = starting_weights(order, worker)
-    require_sections(net, order.run.train)
-    past = restore(order, worker)
+    require_model_features(net, order.run.train)
+    restored = restore(order, worker)
     is_first = worker.rank == 0
-    with TrainMode(net, order.run, worker.setting.device) as manner:
+    with TrainMode(net, order.run, worker.setting.device) as mode:
         t = TrainLoop(
             order=order,
             attempt=attempt,
             worker=worker,
             accelerator=accelerator,
             net=net,
-            manner=manner,
-            intake=TrainBatches(net, order.run, worker),
-            position=position_at(order, past),
-            average=average_at(net, order.run.train, past) if is_first else None,
-            scribe=RunRecorder(worker, order, attempt) if is_first else None,
+            mode=mode,
+            data=TrainBatches(net, order.run, worker),
+            position=position_at(order, restored),
+            average=average_at(net, order.run.train, restored) if is_first else None,
+            recorder=RunRecorder(worker, order, attempt) if is_first else None,
         )
-        if past is not None and order.rejoin is None:
-            t.saved = order.start.step, order.start.id
-        with t.scribe or contextlib.nullcontext():
-            _begin_section(t, past)
-            _give_back_scaler(t, past)
+        if restored is not None and order.rejoin is None:
+            t.last_saved = order.start.step, order.start.id
+        with t.recorder or contextlib.nullcontext():
+            _begin_phase(t, restored)
+            _restore_scaler(t, restored)
             pull_towards_mean(t)
             yield t
 
 
-def _begin_section(t: TrainLoop, past: RestoredState | None = None) -> None:
-    """What learns from the next step on, over a fresh optimizer; or over that of the `past`, if it
-    was in the same section."""
+def _begin_phase(t: TrainLoop, restored: RestoredState | None = None) -> None:
+    """Set up the phase of the next step, with a fresh optimizer, or the restored one if that is of
+    the same phase."""
     spec = t.run.train
-    if t.position.step == t.span.first * t.steps_per_epoch or _forgets(t):
-        past = None
-    t.manner.begin(t.span)
-    if isinstance(past, WarmState):
-        raw = past.optimizer
+    if t.position.step == t.phase.first * t.steps_per_epoch or _resets_optimizer(t):
+        restored = None
+    t.mode.begin(t.phase)
+    if isinstance(restored, WarmState):
+        raw = restored.optimizer
     else:
         raw = create_optimizer(t.net, spec, head_parameter_names(t.net))
-    objective, optimizer = t.accelerator.prepare(
-        LossModule(t.net, spec.smoothing, t.intake.weights),
+    loss_module, optimizer = t.accelerator.prepare(
+        LossModule(t.net, spec.smoothing, t.data.weights),
         raw,
-        # The optimizer's state already lies where torch wants it (step counters on the CPU).
+        # The optimizer's state is already where torch wants it (step counters on the CPU).
         device_placement=[True, False],
     )
-    if isinstance(past, TrainState):
-        train_state.restore_optimizer(past, t.net, raw)
-    schedule = Schedule(raw, spec, t.steps_per_epoch, t.span.num_epochs)
-    t.learner = PhaseOptimizer(t.span, objective, optimizer, schedule)
+    if isinstance(restored, TrainState):
+        train_state.restore_optimizer(restored, t.net, raw)
+    schedule = Schedule(raw, spec, t.steps_per_epoch, t.phase.num_epochs)
+    t.optimization = PhaseOptimizer(t.phase, loss_module, optimizer, schedule)
 
 
-def _forgets(t: TrainLoop) -> bool:
-    """Whether the run was given merged weights at this very step, and a fresh optimizer for them:
-    merge.optimizer_state."""
+def _resets_optimizer(t: TrainLoop) -> bool:
+    """Whether the run got merged weights at this step, with merge.optimizer_state: reset."""
     rejoin = t.order.rejoin
     if rejoin is None or t.position.step != rejoin.own_checkpoint.step:
         return False
     return rejoin.optimizer_state == "reset"
 
 
-def _end_section(t: TrainLoop) -> None:
-    """A gang's wrapper must be gone before the next one: its hooks sit on the parameters."""
-    del t.learner
+def _end_phase(t: TrainLoop) -> None:
+    """Drop a gang's wrapper before the next one is made: it has hooks on the parameters."""
+    del t.optimization
     t.accelerator.free_memory()
     gc.collect()
 
 
-def _give_back_scaler(t: TrainLoop, past: RestoredState | None) -> None:
-    kept = scaler_of(past)
-    if t.accelerator.scaler is not None and kept:
-        t.accelerator.scaler.load_state_dict(kept)
+def _restore_scaler(t: TrainLoop, restored: RestoredState | None) -> None:
+    state = scaler_of(restored)
+    if t.accelerator.scaler is not None and state:
+        t.accelerator.scaler.load_state_dict(state)
 
 
-# Telling and saving
+# Events and checkpoints
 
 
 def _started(t: TrainLoop, warm: bool) -> Iterator[AnyEvent]:
     t.clock = time.monotonic()
-    if t.scribe:
+    if t.recorder:
         yield Started(warm=warm, gap_s=t.worker.gap_s())
 
 
 def _end_epoch(t: TrainLoop) -> Iterator[AnyEvent]:
-    """Score the run; the other ranks wait, and the clock does not run."""
+    """Score the run while other ranks wait. The rate of images does not count this time."""
     mean_loss = read_loss(t) / t.position.images
-    evaluated = _evaluate(t, mean_loss) if t.scribe else None
+    evaluated = _evaluate(t, mean_loss) if t.recorder else None
     t.position.history.append(_shared_score(t, evaluated))
     if evaluated:
         yield evaluated
-    t.images, t.clock = 0, time.monotonic()
+    t.num_images, t.clock = 0, time.monotonic()
 
 
-def _score_here(t: TrainLoop) -> Iterator[AnyEvent]:
-    """Within an epoch, at the boundary of a sync round: for the round alone, so that patience and
-    schedule see what they would have seen without it."""
-    if t.scribe:
+def _score_mid_epoch(t: TrainLoop) -> Iterator[AnyEvent]:
+    """Score within an epoch, at the boundary of a sync round. The score is for the round alone:
+    patience and schedule do not use it."""
+    if t.recorder:
         yield _evaluate(t, read_loss(t) / t.position.images)
 
 
 def _evaluate(t: TrainLoop, mean_loss: float) -> Evaluated:
-    assert t.scribe
+    assert t.recorder
     averaged = None if t.average is None else t.average.module
-    with t.manner.paused(), _plain(averaged, t.run.train):
-        return t.scribe.evaluate(
+    with t.mode.paused(), _contiguous(averaged, t.run.train):
+        return t.recorder.evaluate(
             t.net,
             averaged,
             step=t.position.step,
             epoch=t.epoch,
             loss=mean_loss,
-            lr=body_lr(t.learner.optimizer),
+            lr=body_lr(t.optimization.optimizer),
             images_per_s=t.images_per_s,
         )
 
 
-def _plain(net: nn.Module | None, spec: TrainConfig) -> contextlib.AbstractContextManager[None]:
+def _contiguous(
+    net: nn.Module | None, spec: TrainConfig
+) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if net is None else contiguous(net, spec.channels_last)
 
 
 def _shared_score(t: TrainLoop, evaluated: Evaluated | None) -> float:
-    """What patience and plateau look at: the same on all ranks, which wait here for rank 0."""
+    """The score for patience and plateau, the same on all ranks, which wait here for rank 0."""
     value = 0.0
     if evaluated is not None:
         value = (evaluated.held_out or evaluated.score).selection(t.worker.setting.metric)
     if t.worker.setting.ranks == 1:
         return value
-    told = torch.tensor(value, dtype=torch.float64, device=t.accelerator.device)
-    torch.distributed.broadcast(told, src=0)
-    return float(told.item())
+    shared = torch.tensor(value, dtype=torch.float64, device=t.accelerator.device)
+    torch.distributed.broadcast(shared, src=0)
+    return float(shared.item())
 
 
 def _save(t: TrainLoop) -> None:
     """Hand a checkpoint of this step to the background writer."""
     read_loss(t)
-    t.saved = t.position.step, f"{t.run.id}/{t.position.step:08d}-{t.attempt}"
-    if t.scribe is None:
+    t.last_saved = t.position.step, f"{t.run.id}/{t.position.step:08d}-{t.attempt}"
+    if t.recorder is None:
         return
     averaged = None if t.average is None else t.average.module
-    raw, scaler = t.learner.optimizer.optimizer, _scaler_state(t.accelerator)
+    raw, scaler = t.optimization.optimizer.optimizer, _scaler_state(t.accelerator)
     state = train_state.capture(t.net, raw, t.position, averaged, scaler=scaler)
-    t.scribe.save(t.net, averaged, t.position.step, state)
+    t.recorder.save(t.net, averaged, t.position.step, state)
 
 
 def _scaler_state(accelerator: Accelerator) -> dict[str, Any] | None:
     return accelerator.scaler.state_dict() if accelerator.scaler is not None else None
 
 
-def _written(t: TrainLoop) -> Iterator[AnyEvent]:
-    if t.scribe:
-        yield from t.scribe.completed()
+def _completed(t: TrainLoop) -> Iterator[AnyEvent]:
+    if t.recorder:
+        yield from t.recorder.completed()
 
 
 def _finish(t: TrainLoop, began: float) -> Iterator[AnyEvent]:
-    """Everything safe in the store, then the last word."""
+    """Wait until everything is in the store, then yield the last event."""
     step, is_over = t.position.step, t.is_over
     interrupted = step < t.order.stop_step and not is_over
-    if interrupted and t.saved[0] != step:
+    if interrupted and t.last_saved[0] != step:
         _save(t)
-    _remember(t)
-    if t.scribe is None:
+    _keep_warm(t)
+    if t.recorder is None:
         return
-    yield from t.scribe.flush()
+    yield from t.recorder.flush()
     if interrupted:
-        yield Interrupted(reason=t.reason or "asked to stop")
+        yield Interrupted(reason=t.stop_reason or "asked to stop")
     else:
         early = is_over and step < t.run.train.epochs * t.steps_per_epoch
         yield Trained(step=step, busy_s=time.monotonic() - began, early=early)
 
 
-def _remember(t: TrainLoop) -> None:
-    """Memory is the last checkpoint, on every rank: a next order from there loads nothing."""
+def _keep_warm(t: TrainLoop) -> None:
+    """Make memory equal to the last checkpoint on every rank, so that the next order need not load
+    it."""
     if t.worker.setting.ranks > 1:
-        for buffer in t.net.buffers():  # the others' BatchNorm statistics saw only their images
+        for buffer in t.net.buffers():  # BatchNorm statistics are of each rank's own images
             torch.distributed.broadcast(buffer, src=0)
-    step, id_ = t.saved
+    step, id_ = t.last_saved
     if step != t.position.step:
         return
-    raw, scaler = t.learner.optimizer.optimizer, _scaler_state(t.accelerator)
+    raw, scaler = t.optimization.optimizer.optimizer, _scaler_state(t.accelerator)
     t.worker.loaded_checkpoint_id = id_
     t.worker.warm_state = WarmState(id_, raw, t.position, scaler, t.average)

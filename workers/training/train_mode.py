@@ -1,8 +1,8 @@
-"""How a network is run while it learns, and nothing of it afterwards.
+"""Training mode of a network (freezing, channels-last, checkpointing, compile), undone on exit.
 
 warm network --enter--> frozen parts, memory format, checkpointing, TF32, compiled
              <--pause-- as evaluation, tastes and other orders expect it
-             <--exit--- the same, and everything requires gradients again
+             <--exit--- the same, and requires_grad as before
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from workers.training.unfreezing import UnfreezePhase, is_below, set_checkpointi
 from workers.types import RunSpec
 
 COMPILED_VARIANTS = 64
-"""Of one network, by batch size and by what is frozen. torch's limit of 8 would in silence go back
-to eager kernels, whose bits are others, depending on what a warm worker has done before."""
+"""Per network, by batch size and frozen parameters. Beyond its limit of 8 torch silently falls back
+to eager kernels, whose bits differ, depending on what a warm worker has done before."""
 
 
 class TrainMode:
-    """Of one run on one network; a context."""
+    """The training mode of one run on one network; a context."""
 
     def __init__(self, net: nn.Module, run: RunSpec, device: str) -> None:
         self.net, self.run, self.spec, self.device = net, run, run.train, device
@@ -50,28 +50,27 @@ class TrainMode:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """The plain network for a while, so that a score means the same here as anywhere else."""
+        """The network as other orders see it, so that scores are the same everywhere."""
         self._undo.close()
         try:
             yield
         finally:
             self._apply()
 
-    def begin(self, span: UnfreezePhase) -> None:
-        """Let the modules of a section learn, and no others; training mode, except for what the run
-        leaves as it was."""
-        names = trainable_names(self.net, span.modules)
+    def begin(self, phase: UnfreezePhase) -> None:
+        """Train only the modules of a phase. Probes and frozen BatchNorm stay in eval mode."""
+        names = trainable_names(self.net, phase.modules)
         flags = zip(self.net.named_parameters(), self._learnable, strict=True)
         for (name, parameter), (_, learns) in flags:
             parameter.requires_grad_(learns and name in names)
         self.net.train(self.run.role != "probe")
         for name, module in self.net.named_modules():
-            if isinstance(module, _BatchNorm) and self._is_frozen(name, module, span):
+            if isinstance(module, _BatchNorm) and self._is_frozen(name, module, phase):
                 module.eval()
 
-    def _is_frozen(self, name: str, norm: _BatchNorm, span: UnfreezePhase) -> bool:
+    def _is_frozen(self, name: str, norm: _BatchNorm, phase: UnfreezePhase) -> bool:
         own = list(norm.parameters(recurse=False))
-        learns = any(p.requires_grad for p in own) if own else is_below(span.modules, name)
+        learns = any(p.requires_grad for p in own) if own else is_below(phase.modules, name)
         return self.spec.bn_freeze or not learns
 
     def _apply(self) -> None:
@@ -89,7 +88,7 @@ class TrainMode:
 
 @contextlib.contextmanager
 def _channels_last(net: nn.Module) -> Iterator[None]:
-    """Afterwards the weights lie in memory as a fresh network's do, and give its bits."""
+    """Channels-last; on exit the memory format is that of a fresh network, and so are the bits."""
     net.to(memory_format=torch.channels_last)
     try:
         yield
@@ -99,7 +98,7 @@ def _channels_last(net: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def contiguous(net: nn.Module, was_channels_last: bool) -> Iterator[None]:
-    """The other way round: a network in channels-last is plain for a while."""
+    """Contiguous memory for a network that is in channels-last; undone on exit."""
     if not was_channels_last:
         yield
         return
@@ -124,8 +123,8 @@ def _tf32(allowed: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _compiled(net: nn.Module) -> Iterator[None]:
-    """In place, so that names stay; torch keeps what it has compiled for this network. Each batch
-    size has kernels of its own: which ones a step uses must not depend on the steps before."""
+    """Compile in place, so that names stay; torch caches what it compiles for this network. Every
+    batch size has kernels of its own, so that a step's kernels do not depend on earlier steps."""
     import torch._dynamo
 
     limits: Any = torch._dynamo.config

@@ -1,8 +1,8 @@
-"""What training must remember beside the weights, as plain tensors and JSON.
+"""The state of training besides the weights, as plain tensors and JSON.
 
     optimizer, moving average, position  <->  TrainState: tensors by name, everything else JSON
 
-Restored state continues byte for byte; nothing is pickled.
+A restored run continues byte for byte; nothing is pickled.
 """
 
 from collections.abc import Mapping
@@ -17,27 +17,27 @@ from workers.storage.checkpoints import TrainState
 from workers.training.optim import parameter_names
 
 TENSOR = "tensor:"
-"""Marks, in the JSON, the place of a tensor of this name."""
+"""Prefix of a tensor's name in the JSON."""
 DTYPE = "dtype:"
-"""Marks the name of a torch dtype."""
+"""Prefix of the name of a torch dtype in the JSON."""
 AVERAGE = "ema."
-"""Begins the names of the moving average's tensors."""
+"""Prefix of the names of the moving average's tensors."""
 
 
 @dataclass
 class TrainPosition:
-    """Where a run is. `step` optimizer steps are done; the sums belong to the current epoch."""
+    """A run's progress: `step` optimizer steps are done; sums are of the current epoch."""
 
     step: int
     loss_sum: float = 0.0
-    """Of the epoch so far: mean loss of each step times its images, nats."""
+    """Sum over steps of mean loss times images, nats."""
     images: int = 0
     history: list[float] = field(default_factory=list)
-    """Score of each finished epoch since the run began; higher is better. What `patience` and
-    `plateau` look at."""
+    """Score of each finished epoch since the run began, for `patience` and `plateau`; higher is
+    better."""
 
     def scores(self, num_epochs: int) -> list[float]:
-        """Of the last so many epochs, as far as they are known."""
+        """Scores of the last `num_epochs` epochs, or of all if there are fewer."""
         return self.history[-num_epochs:] if num_epochs > 0 else []
 
 
@@ -48,7 +48,7 @@ def capture(
     average: nn.Module | None = None,
     **also: Any,
 ) -> TrainState:
-    """The state of training; the tensors are the live ones. `also` is JSON."""
+    """The state of training, with the live tensors. `also` is JSON."""
     tensors: dict[str, Tensor] = {}
     names = parameter_names(model, optimizer)
     state = optimizer.state_dict()
@@ -78,13 +78,13 @@ def position_of(state: TrainState) -> TrainPosition:
 
 
 def restore_optimizer(state: TrainState, model: nn.Module, optimizer: Optimizer) -> TrainPosition:
-    """Put a taken state into a fresh optimizer over the same parameters."""
-    tensors = _as_they_lay(state)
+    """Load a captured state into a fresh optimizer over the same parameters."""
+    tensors = _with_strides(state)
     names = parameter_names(model, optimizer)
     fresh = optimizer.state_dict()["param_groups"]
     groups = [
-        {**_from_json(saved, tensors), "params": now["params"]}
-        for saved, now in zip(state.scalars["groups"], fresh, strict=True)
+        {**_from_json(saved, tensors), "params": group["params"]}
+        for saved, group in zip(state.scalars["groups"], fresh, strict=True)
     ]
     memory = {
         index: _from_json(state.scalars["optimizer"][name], tensors)
@@ -97,20 +97,20 @@ def restore_optimizer(state: TrainState, model: nn.Module, optimizer: Optimizer)
 
 
 def optimizer_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without those of the moving average."""
+    """The tensors without those of the moving average."""
     return {name: tensors[name] for name in tensors if not name.startswith(AVERAGE)}
 
 
 def restore_average(state: TrainState, average: nn.Module) -> None:
-    """Put the moving average's tensors back."""
+    """Load the moving average's tensors."""
     with torch.no_grad():
         for name, tensor in average.state_dict().items():
             tensor.copy_(state.tensors[AVERAGE + name])
 
 
-def _as_they_lay(state: TrainState) -> dict[str, Tensor]:
-    """The tensors with the strides they had: sums and vectorised loops run in memory's order, so
-    that the same numbers lying otherwise end in other bits."""
+def _with_strides(state: TrainState) -> dict[str, Tensor]:
+    """The tensors with their original strides: sums and vectorised loops run in memory order, so
+    other strides give other bits."""
     strides = state.scalars["strides"]
     return {
         name: torch.empty_strided(tensor.shape, strides[name], dtype=tensor.dtype).copy_(tensor)
@@ -121,10 +121,10 @@ def _as_they_lay(state: TrainState) -> dict[str, Tensor]:
 
 
 def _restore_dtypes(memory: dict[int, dict[str, Any]], optimizer: Optimizer) -> None:
-    """torch casts what it loads to the parameter's type; some optimizers keep less precision."""
+    """Undo torch's cast of loaded state to the parameter's type; some optimizers use fewer bits."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, saved in memory.items():
-        live = optimizer.state.get(parameters[index], {})  # timm's Lookahead keeps it elsewhere
+        live = optimizer.state.get(parameters[index], {})  # empty in timm's Lookahead
         for key, value in saved.items():
             if isinstance(value, Tensor) and key in live:
                 live[key] = live[key].to(value.dtype)

@@ -1,8 +1,8 @@
-"""Sections of training: which modules learn from which epoch on (`train.unfreeze`).
+"""Unfreeze phases: which modules are trained from which epoch on (`train.unfreeze`).
 
-epoch -> Span: first epoch, end, modules -> names of the parameters that learn
+epoch -> UnfreezePhase: first epoch, end, modules -> names of the parameters that are trained
 
-What is frozen stays as it is, statistics of BatchNorm included. A probe is one section: the head.
+Frozen modules do not change, their BatchNorm statistics included. A probe has one phase: the head.
 """
 
 import difflib
@@ -17,12 +17,12 @@ from workers.training.optim import layer_of
 from workers.types import RunSpec
 
 HEAD, ALL = "head", "all"
-"""Names that stand for the classifier and for everything."""
+"""Names of the classifier and of all modules."""
 
 
 @dataclass(frozen=True)
 class UnfreezePhase:
-    """Epochs `first` to `end` - 1, in which the same modules learn."""
+    """Epochs `first` to `end` - 1, in which the same modules are trained."""
 
     first: int
     end: int
@@ -34,22 +34,22 @@ class UnfreezePhase:
 
 
 def phases(run: RunSpec) -> list[UnfreezePhase]:
-    """The sections of a run, which fill its epochs; their modules are cumulative."""
+    """The phases of a run, which cover its epochs; their modules are cumulative."""
     spec = run.train
     if run.role == "probe" or not spec.unfreeze:
         return [UnfreezePhase(0, spec.epochs, (HEAD if run.role == "probe" else ALL,))]
     ends = [section.epoch for section in spec.unfreeze[1:]] + [spec.epochs]
     modules: tuple[str, ...] = ()
-    found = []
+    result = []
     for section, end in zip(spec.unfreeze, ends, strict=True):
         modules += section.modules
-        found.append(UnfreezePhase(section.epoch, end, modules))
-    return found
+        result.append(UnfreezePhase(section.epoch, end, modules))
+    return result
 
 
 def phase_at(run: RunSpec, epoch: int) -> UnfreezePhase:
-    """The section that an epoch lies in; the last one for all epochs beyond."""
-    begun = [span for span in phases(run) if span.first <= epoch]
+    """The phase of an epoch; the last one for all later epochs."""
+    begun = [phase for phase in phases(run) if phase.first <= epoch]
     return begun[-1]
 
 
@@ -61,13 +61,13 @@ def trainable_names(net: nn.Module, modules: tuple[str, ...]) -> set[str]:
 
 
 def is_below(modules: tuple[str, ...], name: str) -> bool:
-    """Whether a module or parameter is, or lies in, one of `modules`; `head` is not looked up."""
-    return any(each == ALL or f"{name}.".startswith(f"{each}.") for each in modules)
+    """Whether a module or parameter is, or is inside, one of `modules`, `head` aside."""
+    return any(module == ALL or f"{name}.".startswith(f"{module}.") for module in modules)
 
 
-def require_sections(model: nn.Module, spec: TrainConfig) -> None:
-    """Raise UserError for what `train` asks of a model that it does not have: modules to unfreeze
-    (nearest names), layers to decay over, gradient checkpointing."""
+def require_model_features(model: nn.Module, spec: TrainConfig) -> None:
+    """Raises UserError if the model lacks what `train` needs: modules to unfreeze, layers for
+    `layer_decay`, gradient checkpointing."""
     for section in spec.unfreeze:
         for module in section.modules:
             _require_module(model, module)
@@ -95,9 +95,9 @@ def set_checkpointing(model: nn.Module, on: bool) -> None:
 def _require_module(model: nn.Module, module: str) -> None:
     if trainable_names(model, (module,)):
         return
-    known = sorted({_parent(name) for name, _ in model.named_parameters()} | {HEAD, ALL})
-    top = list(dict.fromkeys(name.partition(".")[0] for name in known))
-    near = difflib.get_close_matches(module, [*top, *known], n=3, cutoff=0.4) or top[:3]
+    names = sorted({_parent(name) for name, _ in model.named_parameters()} | {HEAD, ALL})
+    top = list(dict.fromkeys(name.partition(".")[0] for name in names))
+    near = difflib.get_close_matches(module, [*top, *names], n=3, cutoff=0.4) or top[:3]
     raise UserError(
         f"train.unfreeze: the model has no module {module!r} with anything to learn; "
         f"nearest: {', '.join(dict.fromkeys(near))}"

@@ -1,4 +1,4 @@
-"""Orders that judge what was made, and put it where it is looked for."""
+"""Orders after the merges: scores, comparisons, analysis, serving and retention."""
 
 from typing import Annotated, Literal
 
@@ -27,19 +27,19 @@ class ScoreOrder(Order):
 
 
 class ScoreMixOrder(Order):
-    """Score a mix that a recipe passed on its way. Nothing is written, and nothing waits for it."""
+    """Score a mix on the path of a recipe. Nothing is written, and nothing waits for it."""
 
     kind: Literal["point"] = "point"
     cohort: Cohort
     mix: Mix
     ingredients: tuple[Checkpoint, ...]
-    """Where the mix's members lie."""
+    """Checkpoints of the mix's members."""
     splits: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """Under which its scores are known, beside those of checkpoints: a single model is the same
-        under every BatchNorm policy."""
+        """Name of its scores beside those of checkpoints. A single model has one name under all
+        BatchNorm policies."""
         cohort = self.cohort.family if self.mix.single else self.cohort.id
         return f"mix/{cohort}-{self.mix.key}"
 
@@ -53,29 +53,28 @@ class ScoreMixOrder(Order):
 
 
 class CompareOrder(Order):
-    """From cached predictions: ensembles, and every soup and ensemble against the best single."""
+    """Compare soups and ensembles with the best single model, from cached predictions."""
 
     kind: Literal["compare"] = "compare"
     best_single: str
-    """Checkpoint ids throughout."""
+    """Checkpoint id, as in the other fields."""
     soups: tuple[str, ...]
     members: tuple[str, ...]
-    """Of the soft-voting ensemble; empty for none."""
+    """Members of the soft-voting ensemble. Empty: no such ensemble."""
     splits: tuple[str, ...]
     stacking: tuple[tuple[str, ...], ...] = ()
-    """Groups of members of the stacked classifier: a group is one setting, trained on every fold,
-    or a single member. Empty for none."""
+    """Groups of members of the stacked classifier: one setting trained on every fold, or a single
+    member. Empty: no such classifier."""
     folds: dict[str, int] = {}
-    """Fold of every member of `stacking` that has one: the classifier is fitted on predictions of
-    images that their member has not seen; else on the selection split."""
+    """Fold of every member of `stacking` that has one. Then the classifier is fitted on predictions
+    for held-out images, else on the selection split."""
 
     @property
     def key(self) -> str:
-        """Of what is compared. Fields that came later have no say where they are empty, so that
-        comparisons made before them stay known."""
-        said = self.model_dump(mode="json")
-        later = ("stacking", "folds")
-        return digest({key: value for key, value in said.items() if value or key not in later}, 12)
+        """Hash of what is compared. Newer fields are left out if empty, so old hashes stay."""
+        dump = self.model_dump(mode="json")
+        newer = ("stacking", "folds")
+        return digest({key: value for key, value in dump.items() if value or key not in newer}, 12)
 
     @staticmethod
     def id_of(key: str) -> str:
@@ -91,16 +90,16 @@ class CompareOrder(Order):
 
 
 class AnalysedModel(FrozenModel):
-    """A model that is analysed by what is cached of it."""
+    """A model that is analysed by its cached predictions."""
 
     id: str
-    """As in results.json."""
+    """Id as in results.json."""
     kind: Literal["ingredient", "soup", "ensemble"]
     label: str
-    """The run, the recipe, or the ensemble."""
+    """Name of the run, the recipe, or the ensemble."""
     cohort: str | None = None
     predictions: str | None = None
-    """Under which id they lie, if another: a soup of one member shares the member's."""
+    """Id of its predictions, e.g. of the only member of a soup. None: its own id."""
 
 
 class WeightSpaceGroup(FrozenModel):
@@ -113,7 +112,7 @@ class WeightSpaceGroup(FrozenModel):
 
 
 class DiversityOrder(Order):
-    """How far apart the members of a round are, by weights and by cached predictions."""
+    """Measure the diversity of a round's members, by weights and by cached predictions."""
 
     kind: Literal["diversity"] = "diversity"
     merge: str
@@ -133,15 +132,15 @@ class DiversityOrder(Order):
 
 
 class AnalyseOrder(Order):
-    """Write `analysis.json`: from cached predictions and weights."""
+    """Write `analysis.json` from cached predictions and weights."""
 
     kind: Literal["analyse"] = "analyse"
     best_single: str
-    """Ids of subjects."""
+    """Id of one of `subjects`, as is `served`."""
     served: str | None
     subjects: tuple[AnalysedModel, ...]
     not_analysed: Annotated[tuple[str, ...], Field(serialization_alias="left_out")] = ()
-    """Ids of ingredients that are too many to look at."""
+    """Ids of ingredients beyond the number that is analysed."""
     weighed: tuple[WeightSpaceGroup, ...] = ()
     splits: tuple[str, ...]
     path: Annotated[tuple[tuple[float, float | None], ...], Field(serialization_alias="way")] = ()
@@ -149,7 +148,7 @@ class AnalyseOrder(Order):
 
     @property
     def key(self) -> str:
-        """Hash of what is analysed, under the names that ledgers know."""
+        """Hash of what is analysed, with the field names of existing ledgers."""
         dump = self.model_dump(mode="json", exclude_defaults=True, by_alias=True)
         return digest(dump, 12)
 
@@ -167,7 +166,7 @@ class AnalyseOrder(Order):
 
 
 class ServeOrder(Order):
-    """Copy a soup to `soup/`, with a README of its own."""
+    """Copy a soup to `soup/`, with a README."""
 
     kind: Literal["serve"] = "serve"
     soup: Checkpoint
@@ -186,7 +185,7 @@ class ServeOrder(Order):
 
 
 class RetireOrder(Order):
-    """Delete checkpoints that nothing can choose any more."""
+    """Delete checkpoints that no merge can use any more."""
 
     kind: Literal["retire"] = "retire"
     checkpoints: tuple[Checkpoint, ...]

@@ -111,7 +111,8 @@ def test_asked_twice_the_schedule_answers_the_same(folder: Path) -> None:
         afresh = Moment(world.program, world.state())
         assert schedule.due(moment) == schedule.due(afresh)
         assert schedule.decisions(moment, 0.0) == schedule.decisions(afresh, 0.0)
-        assert moment.represented_variants == afresh.represented_variants
+        if moment.is_resolved:
+            assert moment.represented_variants == afresh.represented_variants
         ids = [order.id for order in schedule.due(moment)]
         assert len(ids) == len(set(ids))
 

@@ -45,7 +45,7 @@ def points(submitted: list[AnyOrder]) -> list[ScoreMixOrder]:
     return [order for order in submitted if isinstance(order, ScoreMixOrder)]
 
 
-def made(world: World, state: State, label: str) -> final_merges.Final:
+def made(world: World, state: State, label: str) -> final_merges.FinalMerge:
     soups = final_merges.written_soups(Moment(world.program, state))
     return next(final for final, _ in soups if final.recipe.label == label)
 

@@ -1,10 +1,11 @@
 """Retention: what is deleted was superseded, and no later order names it."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.experiment.resolved import resolve
@@ -12,6 +13,7 @@ from orchestrator.schedule import due, retention
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
+from tests.orchestrator.driver.test_driver import extended
 from tests.simulator.experiment import facts, program
 from tests.simulator.simulator import live
 from tests.simulator.world import Mishap, World
@@ -29,7 +31,10 @@ from workers.types import (
 
 
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],  # whole lives are slow to shrink
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     seed=st.integers(0, 1000),
@@ -38,6 +43,7 @@ from workers.types import (
     slots=st.integers(1, 4),
     bases=st.sampled_from([{}, {"trunk_epochs": 3}, {"probe_epochs": 2, "trunk_epochs": 2}]),
     unlucky=st.integers(0, 6),
+    more=st.sampled_from([0, 2]),
 )
 def test_no_order_ever_names_a_deleted_checkpoint(
     folder: Path,
@@ -47,8 +53,10 @@ def test_no_order_ever_names_a_deleted_checkpoint(
     slots: int,
     bases: dict[str, Any],
     unlucky: int,
+    more: int,
 ) -> None:
-    """The world checks every order; here with runs that lose workers on the way."""
+    """The world checks every order; here with runs that lose workers on the way, and with more of
+    them once the first have ended."""
 
     def loses(order: AnyOrder, attempt: int) -> Mishap | None:
         hit = unlucky and (len(order.id) + attempt) % 7 == unlucky and attempt < 3
@@ -62,9 +70,12 @@ def test_no_order_ever_names_a_deleted_checkpoint(
         base=bases,
         merge={"every": "10 steps"},
     )
-    place = folder / f"{seed}-{ingredients}-{len(train)}-{slots}-{len(bases)}-{unlucky}"
-    world = World.at(place, plan, seed=seed, mishaps=loses)
+    # An experiment of its own every time: another one's ledger knows other runs.
+    world = World.at(Path(tempfile.mkdtemp(dir=folder)), plan, seed=seed, mishaps=loses)
     state = live(world, slots=slots, lazy=0.4, seed=seed)
+    if more:
+        world.program = plan = extended(plan, 4 + more)
+        state = live(world, slots=slots, lazy=0.4, seed=seed)
     assert state.served is not None and state.served.soup is not None
     # Deleted while the word of it was under way, or heard of; never anything else.
     assert world.deleted == state.retired
@@ -78,6 +89,22 @@ def test_no_order_ever_names_a_deleted_checkpoint(
         steps = {event.checkpoint.step for event in state.run(track.id).checkpoints}
         if isinstance(ingredients, list):
             assert steps >= {10, 30} & set(range(state.run(run_id_of(track.id)).trained_to + 1))
+
+
+def test_an_extension_leaves_the_round_whose_members_were_retired(folder: Path) -> None:
+    """Once all had ended nobody waited for it any more, so nothing kept them."""
+    plan = program(3)
+    world = World.at(folder / "extended", plan)
+    first = live(world, slots=3)
+    (left,) = [m.opened for m in first.merges.values() if m.opened.observe and m.soup is None]
+    assert not all(first.is_known_checkpoint(member.name) for member in left.ingredients)
+    world.program = extended(plan, 5)
+    state = live(world, slots=3)
+    fresh = live(World.at(folder / "fresh", world.program), slots=3)
+    assert state.served is not None and fresh.served is not None
+    assert state.served.soup == fresh.served.soup
+    newer = [m for m in state.merges.values() if m.opened.observe and m.opened.merge > left.merge]
+    assert state.merges[left.merge].soup is None and newer, "rounds go on after it"
 
 
 def score(top1: float) -> Score:

@@ -9,7 +9,6 @@ from orchestrator.experiment.resolved import ExpandedExperiment, resolve, stage_
 from orchestrator.report.results import collect_results
 from orchestrator.schedule import preparation
 from orchestrator.schedule.moment import Moment
-from orchestrator.schedule.training import is_trained, status
 from orchestrator.state.state import State
 from tests.orchestrator.driver.test_driver import soups
 from tests.simulator.experiment import facts, program
@@ -129,11 +128,10 @@ def patient(folder: Path, **options: Any) -> tuple[World, State]:
 def test_a_run_whose_patience_is_over_is_done(folder: Path) -> None:
     world, state = patient(folder)
     plan = world.program
-    resolved = resolve(plan, facts(plan))
     early = [run for run in plan.runs if state.run(run.id).ended_early]
     assert early and all(state.run(run.id).trained_to < 60 for run in early)
-    assert all(is_trained(state, resolved, run) for run in plan.runs)
-    assert {status(Moment(plan, state), run) for run in plan.runs} == {"done"}
+    assert all(Moment(plan, state).is_trained(run) for run in plan.runs)
+    assert {Moment(plan, state).phase_of(run) for run in plan.runs} == {"done"}
     for row in collect_results(Moment(plan, state))["runs"]:
         known = state.run(row["id"])
         assert (row["steps"], row["epochs"]) == (known.trained_to, known.trained_to // 10)

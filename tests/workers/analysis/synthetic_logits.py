@@ -1,4 +1,4 @@
-"""Made-up logits that are right more often than not."""
+"""Random logits that are right more often than not."""
 
 from collections.abc import Iterable
 

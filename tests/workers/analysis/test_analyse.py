@@ -1,4 +1,4 @@
-"""The whole analysis of a small fleet: complete, the same each time, and right where it is easy."""
+"""The analysis of a small fleet: complete, reproducible, and right where that is easy to see."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from tests.workers.analysis.synthetic_logits import decompose
 from tests.workers.small_soups import VIT, Pool, make_pool
 from workers.analysis.analyse import analyse, detectable
-from workers.analysis.calibration import temperature
+from workers.analysis.calibration import fit_temperature
 from workers.scoring.compare import compare
 from workers.scoring.metrics import ece, nll, score
 from workers.storage.layout import ANALYSIS, WEIGHTS, checkpoint_dir
@@ -21,7 +21,7 @@ SPLITS = ("val", "test")
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    """With a soup whose predictions are those of soft voting, and both ensembles."""
+    """A pool with a soup whose predictions are those of soft voting, and both ensembles."""
     pool = make_pool(tmp_path_factory.mktemp("pool"), VIT)
     store, ids = pool.worker.store, tuple(each.id for each in pool.members)
     for split in SPLITS:
@@ -61,7 +61,7 @@ def order_for(pool: Pool) -> AnalyseOrder:
             ),
         ),
         splits=SPLITS,
-        way=((0.0, 0.7), (0.5, 0.6), (1.0, 0.75)),
+        path=((0.0, 0.7), (0.5, 0.6), (1.0, 0.75)),
     )
 
 
@@ -97,13 +97,13 @@ def test_numbers_of_the_analysis_are_those_of_the_predictions(pool: Pool) -> Non
     found = json.loads(store.read(ANALYSIS))
     for subject in order.subjects[:4]:
         _, labels, val = read_predictions(store, subject.id, "val")
-        heat = temperature(val, labels)
+        expected = fit_temperature(val, labels)
         (model,) = (each for each in found["models"] if each["id"] == subject.id)
-        assert model["temperature"] == pytest.approx(heat, rel=1e-5)
+        assert model["temperature"] == pytest.approx(expected, rel=1e-5)
         for split in SPLITS:
             _, labels, logits = read_predictions(store, subject.id, split)
             at = found["splits"][split]["models"][subject.id]
-            scaled = logits.astype(np.float64) / heat
+            scaled = logits.astype(np.float64) / expected
             assert at["top1"] == pytest.approx(score(logits, labels).top1, rel=1e-5)
             assert at["worst_class"] == pytest.approx(score(logits, labels).worst_class, rel=1e-5)
             said = at["calibration"]
@@ -118,8 +118,8 @@ def test_numbers_of_the_analysis_are_those_of_the_predictions(pool: Pool) -> Non
         assert value == pytest.approx(expected[name], rel=1e-5)  # type: ignore[literal-required]
 
 
-def test_soft_voting_lies_where_the_soup_with_its_predictions_lies(pool: Pool) -> None:
-    """And a soup of one member where that member lies."""
+def test_soft_voting_is_at_the_point_of_the_soup_with_its_predictions(pool: Pool) -> None:
+    """A soup of one member is at the point of that member."""
     list(analyse(order_for(pool), 0, pool.worker))
     part = json.loads(pool.worker.store.read(ANALYSIS))["splits"]["test"]
     at = {name: i for i, name in enumerate(part["map"]["ids"])}
@@ -129,7 +129,9 @@ def test_soft_voting_lies_where_the_soup_with_its_predictions_lies(pool: Pool) -
     assert apart[at["soup/b"], at["soup/s"]] > 1e-4
 
 
-def test_rights_that_only_one_has_are_counted_and_say_what_could_be_seen(pool: Pool) -> None:
+def test_images_that_only_one_gets_right_give_the_detectable_gain(
+    pool: Pool,
+) -> None:
     order, store = order_for(pool), pool.worker.store
     list(analyse(order, 0, pool.worker))
     paired = json.loads(store.read(ANALYSIS))["splits"]["test"]["paired"]
@@ -141,8 +143,8 @@ def test_rights_that_only_one_has_are_counted_and_say_what_could_be_seen(pool: P
     assert paired["detectable"] == pytest.approx(detectable(num, 150), rel=1e-5)
 
 
-def test_a_gain_that_is_detectable_is_found_four_times_in_five() -> None:
-    """By drawing: 1,000 images, of which a tenth is right for one of two models alone."""
+def test_a_detectable_gain_is_detected_with_a_power_of_80_percent() -> None:
+    """By simulation: of 1,000 images a tenth is right for only one of two models."""
     rng = np.random.default_rng(0)
     gain = detectable(100, 1000)
     ours = rng.binomial(100, 0.5 + 0.5 * gain * 1000 / 100, size=20_000)
@@ -150,7 +152,7 @@ def test_a_gain_that_is_detectable_is_found_four_times_in_five() -> None:
     assert found.mean() == pytest.approx(0.8, abs=0.04)
 
 
-def test_a_corrupt_checkpoint_is_an_error_that_takes_nothing_back(pool: Pool) -> None:
+def test_a_corrupt_checkpoint_is_a_plain_error_and_drops_no_ingredient(pool: Pool) -> None:
     order, store = order_for(pool), pool.worker.store
     path = f"{checkpoint_dir(pool.members[0].id)}/{WEIGHTS}"
     content = store.read(path)

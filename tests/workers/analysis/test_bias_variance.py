@@ -51,7 +51,7 @@ def test_parts_of_the_zero_one_loss_by_a_plain_loop(
 
 
 @given(SEEDS, st.integers(2, 6), st.integers(1, 6))
-def test_zero_one_loss_is_bias_and_unbiased_less_what_variance_mends(
+def test_zero_one_loss_is_bias_and_unbiased_less_flipped(
     seed: int, num_classes: int, num_models: int
 ) -> None:
     labels = labels_of(seed, count=20, num_classes=num_classes)

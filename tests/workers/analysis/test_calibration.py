@@ -5,37 +5,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
-from sklearn.metrics import log_loss
+from sklearn import metrics
 
 from tests.workers.analysis.synthetic_logits import labels_of, logits_of
 from workers.analysis.calibration import (
     confusion_matrix,
     detail,
+    fit_temperature,
     on_split,
     reliability_bins,
-    temperature,
 )
 from workers.scoring.metrics import ece, nll, predictions, score
 
 
-def test_a_temperature_undoes_the_heat_that_was_put_in() -> None:
-    """Labels are drawn from the model itself, so at its own temperature it is calibrated."""
+def test_the_fitted_temperature_undoes_a_factor_of_the_logits() -> None:
+    """Labels are drawn from the model's probabilities, so it is calibrated."""
     rng = np.random.default_rng(0)
     logits = 2 * rng.normal(size=(20_000, 4))
     labels = np.array([rng.choice(4, p=row) for row in softmax(logits, axis=1)])
-    assert temperature(logits, labels) == pytest.approx(1, rel=0.05)
-    found = temperature(3 * logits, labels)
+    assert fit_temperature(logits, labels) == pytest.approx(1, rel=0.05)
+    found = fit_temperature(3 * logits, labels)
     assert found == pytest.approx(3, rel=0.05)
     assert ece(3 * logits / found, labels) < 0.02 < ece(3 * logits, labels)
 
 
 @given(st.integers(0, 10_000), st.floats(0.05, 20))
-def test_what_a_temperature_is_fitted_on_is_never_worse_for_it_and_no_neighbour_is_better(
+def test_a_temperature_is_never_worse_than_one_and_no_neighbour_is_better(
     seed: int, heat: float
 ) -> None:
     labels = labels_of(seed, count=30)
     logits = logits_of(seed, labels, heat=heat)
-    found = temperature(logits, labels)
+    found = fit_temperature(logits, labels)
     assert found is not None
     wide = logits.astype(np.float64)
     loss = nll(wide / found, labels)
@@ -46,7 +46,7 @@ def test_what_a_temperature_is_fitted_on_is_never_worse_for_it_and_no_neighbour_
 
 def test_a_broken_model_has_no_temperature() -> None:
     logits = np.array([[0.0, np.nan], [1.0, 0.0]])
-    assert temperature(logits, np.array([0, 1])) is None
+    assert fit_temperature(logits, np.array([0, 1])) is None
     assert on_split(logits, np.array([0, 1]), 2, None)["calibration"]["nll"] is not None
 
 
@@ -62,7 +62,7 @@ def test_calibration_before_and_after() -> None:
         "ece_scaled": after.ece,
     }
     assert found["calibration"]["nll_scaled"] == pytest.approx(
-        log_loss(labels, softmax(logits.astype(np.float64) / 4, axis=1))
+        metrics.log_loss(labels, softmax(logits.astype(np.float64) / 4, axis=1))
     )
     assert (found["top1"], found["worst_class"]) == (before.top1, before.worst_class)
 
@@ -92,7 +92,7 @@ def test_confusion_is_scikit_learns_and_classes_without_images_have_their_row() 
     logits = logits_of(3, labels, num_classes=6)
     found = confusion_matrix(logits.argmax(axis=1), labels, 6)
     np.testing.assert_array_equal(
-        found, confusion_matrix(labels, logits.argmax(axis=1), labels=range(6))
+        found, metrics.confusion_matrix(labels, logits.argmax(axis=1), labels=range(6))
     )
     said = detail(logits, labels, 6, None)
     assert said["confusion"] == found.tolist()

@@ -25,7 +25,7 @@ def test_jeffreys_divergence_is_both_relative_entropies() -> None:
 
 
 def test_the_published_distance_is_more_by_both_entropies() -> None:
-    """So it is twice the entropy for equal models, but for the diagonal, which is set to 0."""
+    """It is twice the entropy for equal models, except on the diagonal, which is 0."""
     models = MODELS | {"again": MODELS["m1"]}
     found = distances(models)
     entropies = [entropy(p, axis=1).mean() for p in (*P.values(), P["m1"])]
@@ -47,14 +47,14 @@ def test_disagreement_is_the_share_of_images_with_other_classes() -> None:
             assert found[i][j] == np.mean(one.argmax(1) != two.argmax(1))
 
 
-def test_sure_models_that_contradict_each_other_are_finitely_far_apart() -> None:
+def test_confident_models_that_contradict_each_other_have_finite_distances() -> None:
     sure = {"a": np.array([[1e4, 0.0]]), "b": np.array([[0.0, 1e4]])}
     found = distances(sure)
     assert found["disagreement"][0][1] == 1
     assert found["jeffreys"][0][1] == pytest.approx(-2 * np.log(SMALLEST), rel=1e-6)
 
 
-def test_images_are_evenly_spaced_where_all_would_be_too_many() -> None:
+def test_images_are_evenly_spaced_if_all_are_too_many() -> None:
     assert num_images(4, 10, 500) == 500
     assert num_images(40, 1000, 50_000) == 400
     assert evenly_spaced(10, 10).tolist() == list(range(10))

@@ -1,4 +1,4 @@
-"""The map: true where a true one exists, the same each time."""
+"""The map of models: exact where an exact one exists, and reproducible."""
 
 import numpy as np
 import pytest
@@ -23,14 +23,14 @@ def test_points_of_a_plane_are_found_again_up_to_a_rotation() -> None:
     assert max(found["x"], key=abs) > 0 and max(found["y"], key=abs) > 0
 
 
-def test_the_same_models_always_lie_the_same_way() -> None:
+def test_the_same_models_always_have_the_same_map() -> None:
     rng = np.random.default_rng(1)
     apart = rng.uniform(1, 2, size=(6, 6))
     apart = np.triu(apart, 1) + np.triu(apart, 1).T
     assert mds_map(IDS, apart, seed=3) == mds_map(IDS, apart, seed=3)
 
 
-def test_equal_models_lie_on_one_point() -> None:
+def test_equal_models_are_one_point() -> None:
     found = mds_map(IDS, np.zeros((6, 6)), seed=0)
     assert found["stress"] == 0
     assert max(map(abs, [*found["x"], *found["y"]])) == pytest.approx(0, abs=1e-3)

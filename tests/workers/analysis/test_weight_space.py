@@ -1,4 +1,4 @@
-"""Angles: against one flat vector per model, all in memory."""
+"""Weight space against one flat vector per model in memory."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from tests.workers.small_runs import RESNET, make_base, make_setting
-from workers.analysis.weight_space import cosines, lengths, measure_weight_space, parts
+from workers.analysis.weight_space import (
+    cosines,
+    lengths,
+    measure_weight_space,
+    tensors_by_component,
+)
 from workers.context import WorkerContext
 from workers.merging.batchnorm import statistics
 from workers.storage.checkpoint_writer import write_checkpoint
@@ -51,14 +56,14 @@ def _moved(tensor: Tensor, by: float) -> Tensor:
 
 def test_a_tensor_belongs_to_the_longest_prefix_that_fits() -> None:
     names = ["stem.w", "block.1.w", "block.10.w", "block.1.norm.w", "head"]
-    found = parts(names, ("stem", "block.1", "block.1.norm", "unused"))
+    found = tensors_by_component(names, ("stem", "block.1", "block.1.norm", "unused"))
     assert found == {
         "stem": ["stem.w"],
         "block.1": ["block.1.w"],
         "block.1.norm": ["block.1.norm.w"],
         "": ["block.10.w", "head"],
     }
-    assert parts(["a"], ()) == {"": ["a"]}
+    assert tensors_by_component(["a"], ()) == {"": ["a"]}
 
 
 def test_geometry_is_that_of_the_flat_vectors(around: Around) -> None:
@@ -74,7 +79,7 @@ def test_geometry_is_that_of_the_flat_vectors(around: Around) -> None:
                     for name, tensor in weights.items()
                     if tensor.is_floating_point()
                     and name not in skipped
-                    and (prefix is None or parts([name], PREFIXES).get(prefix))
+                    and (prefix is None or tensors_by_component([name], PREFIXES).get(prefix))
                 ]
             ).numpy()
 
@@ -94,13 +99,13 @@ def test_geometry_is_that_of_the_flat_vectors(around: Around) -> None:
     assert found["ids"] == [each.id for each in ingredients]
 
 
-def test_what_did_not_move_has_no_direction() -> None:
+def test_an_ingredient_equal_to_the_base_has_no_direction() -> None:
     inner = np.array([[4.0, 0.0], [0.0, 0.0]])
     assert lengths(inner) == [2.0, 0.0]
     found = np.array(cosines(inner), np.float64)
     assert found[0, 0] == 1 and np.isnan([found[0, 1], found[1, 0], found[1, 1]]).all()
 
 
-def test_rounding_puts_no_cosine_beyond_one() -> None:
+def test_rounding_gives_no_cosine_beyond_one() -> None:
     inner = np.array([[3.0, 3.0 + 1e-15], [3.0 + 1e-15, 3.0]])
     assert np.max(cosines(inner)) == 1

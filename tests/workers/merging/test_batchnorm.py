@@ -72,7 +72,7 @@ def test_average_blends_statistics_and_best_takes_those_of_the_first(pool: Pool)
         assert torch.equal(best[key], tensor if key in statistics else mean)
 
 
-def test_only_batchnorm_trains_and_everything_is_put_back(pool: Pool) -> None:
+def test_only_batchnorm_trains_and_all_flags_are_restored(pool: Pool) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -96,7 +96,7 @@ def test_only_batchnorm_trains_and_everything_is_put_back(pool: Pool) -> None:
     assert net.norm.num_batches_tracked == 3
 
 
-def test_the_mix_does_not_depend_on_what_the_worker_held_before(pool: Pool, tmp_path: Path) -> None:
+def test_the_mix_does_not_depend_on_the_workers_earlier_weights(pool: Pool, tmp_path: Path) -> None:
     mix = Mix.mean(pool.names)
     first = mixed(pool, "recompute", mix)
     mixed(pool, "average", Mix.mean(pool.names[1:]))

@@ -175,7 +175,7 @@ def test_a_component_has_weights_of_its_own_negative_ones_too(
         assert torch.equal(blended[key], defined(alone, sources, key)), key
 
 
-def test_the_longest_prefix_holds_and_prefixes_end_at_dots() -> None:
+def test_the_longest_prefix_applies_and_prefixes_end_at_dots() -> None:
     prefixes = ["", "layer1", "layer1.0", "layer1.0.conv.weight", "layer"]
     assert component_of("layer1.0.conv.weight", prefixes) == "layer1.0.conv.weight"
     assert component_of("layer1.0.conv.bias", prefixes) == "layer1.0"
@@ -185,7 +185,7 @@ def test_the_longest_prefix_holds_and_prefixes_end_at_dots() -> None:
     assert component_of("layer10.0.conv.weight", prefixes[1:]) is None
 
 
-def test_a_component_of_one_checkpoint_is_its_very_tensors() -> None:
+def test_a_component_of_one_checkpoint_returns_its_tensors_themselves() -> None:
     sources = {str(i): weights(i) for i in range(2)}
     only = Component(prefix="stem", weights=(0.0, 2.0))
     blended = dict(blend(Mix.mean(["0", "1"]).model_copy(update={"components": (only,)}), sources))
@@ -205,7 +205,7 @@ def test_a_checkpoint_may_weigh_something_in_one_component_only() -> None:
     assert blended["bn.num_batches_tracked"] == 10
 
 
-def test_a_tensor_that_nothing_weighs_in_is_our_mistake() -> None:
+def test_a_tensor_without_any_weight_is_our_mistake() -> None:
     none = Component(prefix="head", weights=(0.0,))
     with pytest.raises(ValueError, match="no checkpoint of the mix has a weight for .*head.bias"):
         dict(blend(Mix.mean(["0"]).model_copy(update={"components": (none,)}), {"0": weights(0)}))

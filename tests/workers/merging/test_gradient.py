@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
 from workers.data import eval_pixels, normalise
-from workers.merging.gradient import batch_of, gradient
+from workers.merging.gradient import batch_of, measure_gradient
 from workers.models.build import preprocessing
 from workers.storage.checkpoints import open_weights
 from workers.types import (
@@ -36,7 +36,7 @@ def everyone(pool: Pool) -> tuple[Checkpoint, ...]:
 
 
 def question_of(pool: Pool, **changes: object) -> MixGradient:
-    """Every weight another one, the base's and a negative one among them; a short last batch."""
+    """Different weights, one of the base and one negative; a short last batch."""
     components = COMPONENTS[pool.cohort.model.name]
     names = [each.name for each in everyone(pool)]
     mix = Mix(
@@ -53,7 +53,7 @@ def question_of(pool: Pool, **changes: object) -> MixGradient:
 
 def slope(pool: Pool, question: MixGradient) -> MixGradientResult:
     order = GradientOrder(cohort=pool.cohort, question=question, ingredients=everyone(pool))
-    (event,) = gradient(order, 0, pool.worker)
+    (event,) = measure_gradient(order, 0, pool.worker)
     assert isinstance(event, Measured) and isinstance(event.answer, MixGradientResult)
     assert event.key == question.key and event.cohort == "c"
     assert event.samples == len(batch_of(question, pool.worker.setting.seed, 150))
@@ -97,8 +97,8 @@ class Direct:
         return found
 
 
-def test_slopes_are_those_of_the_loss_as_a_function_of_the_weights(pool: Pool) -> None:
-    """By finite differences, BatchNorm statistics and all."""
+def test_gradients_are_those_of_the_loss_as_a_function_of_the_weights(pool: Pool) -> None:
+    """By finite differences, including BatchNorm statistics."""
     question = question_of(pool)
     found, direct, h = slope(pool, question), Direct(pool, question), 1e-6
     scale = max(abs(value) for row in found.weights for value in row)
@@ -115,7 +115,7 @@ def test_slopes_are_those_of_the_loss_as_a_function_of_the_weights(pool: Pool) -
         assert found.temperature == pytest.approx((up - down) / (2 * h), rel=1e-4)
 
 
-def test_slopes_are_those_of_autograd_where_nothing_is_a_statistic(pool: Pool) -> None:
+def test_gradients_are_those_of_autograd_without_statistics(pool: Pool) -> None:
     if pool.cohort.model != VIT:
         pytest.skip("torch has no gradient of BatchNorm statistics")
     question = question_of(pool)
@@ -154,7 +154,7 @@ def test_batches_of_an_epoch_cover_the_split_once_in_an_order_of_its_own(pool: P
         batch_of(question_of(pool, batch=3), 3, 150)
 
 
-def test_tensors_of_no_component_count_nowhere(pool: Pool) -> None:
+def test_tensors_of_no_component_are_left_out(pool: Pool) -> None:
     everywhere, question = slope(pool, question_of(pool)), question_of(pool)
     fewer = slope(pool, question.model_copy(update={"components": question.components[1:]}))
     assert fewer.weights == everywhere.weights[1:]

@@ -60,7 +60,7 @@ def test_blocks_change_nothing_but_rounding(num: int, size: int, block: int) -> 
     assert found == pytest.approx(grams_of(sources, names, "0").tensors["w"], rel=1e-12)
 
 
-def test_what_did_not_move_has_products_of_zero_and_integers_have_none() -> None:
+def test_tensors_equal_to_the_base_have_products_of_zero_and_integers_have_none() -> None:
     base = {"w": torch.ones(3), "steps": torch.tensor(3)}
     assert grams_of({"b": base, "a": base}, ("a",), "b") == GramResult(tensors={"w": (0.0,)})
 

@@ -74,6 +74,11 @@ class Counting:
         return Soup(mix=Mix.mean([ingredients[0].name]), score=score)
 
 
+def question_or_soup(worker: WorkerContext, *answers: Answer, **changes: Any) -> Question | Soup:
+    event = outcome(worker, *answers, **changes)
+    return event.question if isinstance(event, Asked) else event.soup
+
+
 def outcome(worker: WorkerContext, *answers: Answer, **changes: Any) -> Asked | Mixed:
     fields: dict[str, Any] = {
         **{"merge": "m", "recipe": "greedy", "ingredients": POOL, "context": CONTEXT},
@@ -114,17 +119,17 @@ def test_a_live_recipe_is_asked_on_and_a_lost_one_replays_to_the_same_questions(
 ) -> None:
     Counting.calls = 0
     options = {"recipe": f"{__name__}:Counting"}
-    answers, asked = list[Answer](), list[Asked | Mixed]()
+    answers, outcomes = list[Answer](), list[Question | Soup]()
     for score in (0.6, 0.7, 0.8):
-        asked.append(outcome(worker, *answers, **options))
+        outcomes.append(question_or_soup(worker, *answers, **options))
         answers.append(TasteResults(scores=(score,)))
-    asked.append(outcome(worker, *answers, **options))
+    outcomes.append(question_or_soup(worker, *answers, **options))
     assert Counting.calls == 1 and not worker.live_recipes
     replayed = []
     for num in range(4):
         worker.forget()
-        replayed.append(outcome(worker, *answers[:num], **options))
-    assert replayed == asked
+        replayed.append(question_or_soup(worker, *answers[:num], **options))
+    assert replayed == outcomes
     assert Counting.calls == 5
 
 
@@ -132,11 +137,12 @@ def test_a_live_recipe_is_used_only_for_what_continues_it(worker: WorkerContext)
     Counting.calls = 0
     options = {"recipe": f"{__name__}:Counting"}
     first, other = TasteResults(scores=(0.6,)), TasteResults(scores=(0.9,))
-    asked = outcome(worker, first, **options)
-    assert outcome(worker, first, **options) == asked, "an order that is repeated"
+    asked = question_or_soup(worker, first, **options)
+    assert question_or_soup(worker, first, **options) == asked, "an order that is repeated"
     assert Counting.calls == 1
-    assert outcome(worker, other, **options) != asked, "another answer"
-    assert outcome(worker, other, ingredients=POOL[:2], **options) != asked, "other ingredients"
+    assert question_or_soup(worker, other, **options) != asked, "another answer"
+    fewer = question_or_soup(worker, other, ingredients=POOL[:2], **options)
+    assert fewer != asked, "other ingredients"
     assert Counting.calls == 3
 
 

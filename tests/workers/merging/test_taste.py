@@ -1,4 +1,4 @@
-"""Tastes: the score they find, the bound they stop at, and what stopping must not change."""
+"""Tastes: their score, the bound at which they stop, and what stopping must not change."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_a_complete_taste_is_the_score_of_the_mixed_model(pool: Pool) -> None:
     )
 
 
-def test_a_taste_that_asks_for_hits_tells_every_image_and_never_stops_early(pool: Pool) -> None:
+def test_a_taste_with_hits_reports_every_image_and_never_stops_early(pool: Pool) -> None:
     mix = Mix.mean(pool.names)
     found = tasted(pool, mix, hits=True, at_least=1.0)
     assert found.samples == 150 and found.hits is not None and len(found.hits) == 2 * 19
@@ -62,7 +62,7 @@ def test_tasting_one_checkpoint_gives_the_score_of_its_training(pool: Pool) -> N
         assert tasted(pool, Mix.mean([name])).score == expected
 
 
-def test_a_stopped_taste_is_right_and_a_reachable_bar_never_stops_one(pool: Pool) -> None:
+def test_a_stopped_taste_is_right_and_a_reachable_threshold_never_stops_one(pool: Pool) -> None:
     mix = Mix.mean(pool.names)
     full = tasted(pool, mix).score
     assert full is not None and 0.2 < full < 1
@@ -80,7 +80,7 @@ def test_a_stopped_taste_is_right_and_a_reachable_bar_never_stops_one(pool: Pool
                 assert found.score == found.at_most == full and found.samples == 150
 
 
-def test_the_exact_score_as_bar_is_reached_unless_more_is_asked(pool: Pool) -> None:
+def test_the_exact_score_as_threshold_is_reached_unless_strict(pool: Pool) -> None:
     mix = Mix.mean(pool.names)
     full = tasted(pool, mix).score
     assert full is not None
@@ -89,7 +89,7 @@ def test_the_exact_score_as_bar_is_reached_unless_more_is_asked(pool: Pool) -> N
     assert strict.score is None or strict.score == full
 
 
-def test_an_unreachable_bar_costs_at_most_the_images_that_prove_it(pool: Pool) -> None:
+def test_an_unreachable_threshold_costs_at_most_the_images_that_prove_it(pool: Pool) -> None:
     found = tasted(pool, Mix.mean(pool.names), at_least=1.0)
     assert found.score is None
     assert found.samples == EVAL_BATCH, "the hard images come first, and settle it at once"

@@ -1,5 +1,5 @@
-"""For recipes that learn: a small network in float64 that answers their questions plainly, all
-ingredients in memory, and autograd through all of them to compare with."""
+"""A small float64 network that answers the questions of recipes that learn, with all ingredients in
+memory, and autograd through all of them to compare with."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -51,7 +51,7 @@ class Bench:
         )
 
     def blended(self, mix: Mix) -> Weights:
-        """By the definition: of several prefixes that fit a tensor the longest holds."""
+        """The definition: of several prefixes that fit a tensor the longest one applies."""
         blend = {}
         for key in self.base:
             fit = [c for c in mix.components if key == c.prefix or key.startswith(c.prefix + ".")]
@@ -116,8 +116,8 @@ class Bench:
         warmer = slopes["temperature"].item()
         return MixGradientResult(loss=loss.item(), weights=tuple(rows), temperature=warmer)
 
-    def cooked(self, recipe: Recipe) -> tuple[Soup, list[Answer]]:
-        """Asked again from the start after every answer, as in a fleet."""
+    def run_recipe(self, recipe: Recipe) -> tuple[Soup, list[Answer]]:
+        """The soup and all answers; the recipe is replayed after every answer."""
         answers: list[Answer] = []
         while True:
             outcome = advance(recipe, self.pool, tuple(answers), self.context)

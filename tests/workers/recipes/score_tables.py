@@ -1,4 +1,4 @@
-"""Made-up pools whose mixes have made-up scores, and what answers recipes from them."""
+"""Random tables of scores for mixes, which answer the questions of recipes."""
 
 import random
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ CONTEXT = RecipeContext(base="base/b", seed=5, num_selection=NUM_IMAGES)
 
 
 class Table:
-    """Which images each mix gets right, by the mix's weights alone and at random."""
+    """Random hits of every mix, a function of the mix's weights."""
 
     def __init__(self, seed: int, num: int) -> None:
         self.seed = seed
@@ -75,7 +75,7 @@ def answer(table: Table, question: FirstAtLeast | Taste, stops_early: bool) -> A
     return FirstResult(index=None, tried=tuple(tried))
 
 
-def cooked(
+def run_recipe(
     table: Table, recipe: Recipe, stops_early: bool = True
 ) -> tuple[Soup, list[FirstAtLeast | Taste]]:
     """The soup, and every question on the way."""

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from tests.workers.recipes.score_tables import CONTEXT, NUM_IMAGES, Table, cooked, tables
+from tests.workers.recipes.score_tables import CONTEXT, NUM_IMAGES, Table, run_recipe, tables
 from workers.errors import UserError
 from workers.merging.recipe_driver import advance
 from workers.recipes import load_recipe
@@ -40,7 +40,7 @@ def test_a_gain_below_the_minimum_is_refused_and_patience_ends_the_offers(
     table: Table, strict: bool, steps: int, patience: int | None
 ) -> None:
     options = {"tie": "strict" if strict else "accept", "min_delta": steps / NUM_IMAGES}
-    soup, _ = cooked(table, load_recipe("greedy", {**options, "patience": patience}))
+    soup, _ = run_recipe(table, load_recipe("greedy", {**options, "patience": patience}))
     members, score, refused = [table.best_first()[0].name], table.best_first()[0].score, 0
     for candidate in table.best_first()[1:]:
         if refused == patience:
@@ -55,7 +55,7 @@ def test_a_gain_below_the_minimum_is_refused_and_patience_ends_the_offers(
     assert len(soup.decisions) == len(table.pool), "whoever was not offered is told as well"
 
 
-def test_patience_names_those_it_did_not_hear_and_never_asks_for_them() -> None:
+def test_patience_names_the_candidates_it_does_not_offer_and_asks_nothing_about_them() -> None:
     pool = tuple(Ingredient(name=n, run=n, score=0.5) for n in "abcdef")
     asked = advance(Greedy(patience=2), pool, (), CONTEXT)
     assert isinstance(asked, FirstAtLeast) and len(asked.mixes) == 2
@@ -96,7 +96,7 @@ def test_a_minimum_gain_is_met_by_exactly_so_many_images() -> None:
 def test_so_many_images_are_a_tie_whatever_the_size_of_the_split(
     num: int, right: int, gain: int, tie: str
 ) -> None:
-    """A share of 300 images, say, that no decimal number says exactly."""
+    """For instance shares of 300 images, which no decimal number is equal to."""
     before, after = right / num, (right + gain) / num
     pool = tuple(Ingredient(name=n, run=n, score=before) for n in "ab")
     asked = advance(load_recipe("greedy", {"tie": tie, "min_delta": gain / num}), pool, (), CONTEXT)
@@ -112,7 +112,7 @@ def test_under_the_test_greedy_compares_images_with_the_best_soup_so_far(
     table: Table, strict: bool, alpha: float
 ) -> None:
     options = {"tie": "strict" if strict else "accept", "test": "mcnemar", "alpha": alpha}
-    soup, questions = cooked(table, load_recipe("greedy", options))
+    soup, questions = run_recipe(table, load_recipe("greedy", options))
     members = [table.best_first()[0].name]
     best = table.right(Mix.mean(members))
     for candidate in table.best_first()[1:]:
@@ -133,15 +133,15 @@ def test_under_the_test_greedy_compares_images_with_the_best_soup_so_far(
 @given(table=tables)
 def test_significantly_better_is_never_worse_and_leaves_pruned_what_it_needs(table: Table) -> None:
     rule: dict[str, Any] = {"tie": "strict", "test": "mcnemar"}
-    grown, _ = cooked(table, Greedy(**rule))
+    grown, _ = run_recipe(table, Greedy(**rule))
     assert grown.score is not None
     assert grown.score >= max(each.score for each in table.pool)
-    left, _ = cooked(table, Pruned(**rule))
+    left, _ = run_recipe(table, Pruned(**rule))
     assert left.score is not None
     assert left.score >= table.mean(each.name for each in table.best_first())
 
 
-def test_what_could_not_be_tasted_is_refused_in_words() -> None:
+def test_a_mix_that_could_not_be_tasted_is_refused_with_a_reason() -> None:
     lost = FirstResult(index=None, tried=(TasteResult(score=None, at_most=WORST, samples=0),))
     soup = advance(Greedy(), POOL, (lost,), CONTEXT)
     assert isinstance(soup, Soup)
@@ -155,7 +155,7 @@ def test_what_could_not_be_tasted_is_refused_in_words() -> None:
         assert "not known" in soup.decisions[1].reason
 
 
-def test_under_the_test_a_reason_tells_images_and_p() -> None:
+def test_under_the_test_a_reason_has_images_and_p_value() -> None:
     better = TasteResults(scores=(0.9,), hits=("ff",))
     soup = advance(
         Greedy(test="mcnemar"), POOL, (TasteResults(scores=(0.1,), hits=("01",)), better), CONTEXT

@@ -1,5 +1,5 @@
-"""Greedy against the textbook loop, on random tables of scores; its kin in random order and with
-replacement likewise."""
+"""Greedy against the textbook loop on random tables of scores, also in random order and with
+replacement."""
 
 import random
 import statistics
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.recipes.score_tables import CONTEXT, Table, answer, cooked, tables
+from tests.workers.recipes.score_tables import CONTEXT, Table, answer, run_recipe, tables
 from workers.merging.recipe_driver import advance
 from workers.recipes import load_recipe
 from workers.recipes.greedy import Greedy
@@ -30,7 +30,7 @@ def textbook(table: Table, order: list[Ingredient], strict: bool) -> tuple[list[
 
 
 def caruana(table: Table, passes: int, strict: bool) -> tuple[dict[str, int], float]:
-    """A bag that grows by one copy at a time; each pass offers everybody, the first only others."""
+    """A bag that grows by one copy at a time; passes offer all candidates, the first the others."""
     order = [each.name for each in table.best_first()]
     bag, score = [order[0]], table.mean([order[0]])
     for number in range(passes):
@@ -47,7 +47,7 @@ def caruana(table: Table, passes: int, strict: bool) -> tuple[dict[str, int], fl
 
 
 def in_lowest_terms(bag: list[str]) -> Mix:
-    """Halved, and so on, while every member is there often enough."""
+    """The bag divided by the greatest common divisor of its counts."""
     for by in range(len(bag), 1, -1):
         if all(bag.count(name) % by == 0 for name in bag):
             bag = [name for name in dict.fromkeys(bag) for _ in range(bag.count(name) // by)]
@@ -64,7 +64,7 @@ ties = st.sampled_from(["accept", "strict"])
 def test_greedy_makes_the_textbooks_soup_whatever_is_stopped_early(
     table: Table, tie: str, stops_early: bool
 ) -> None:
-    soup, _ = cooked(table, load_recipe("greedy", {"tie": tie}), stops_early)
+    soup, _ = run_recipe(table, load_recipe("greedy", {"tie": tie}), stops_early)
     members, score, num_tastes = textbook(table, table.best_first(), strict=tie == "strict")
     assert soup.mix == Mix.mean(members)
     assert soup.score == score
@@ -83,7 +83,7 @@ def test_greedy_makes_the_textbooks_soup_whatever_is_stopped_early(
 def test_no_soup_that_grows_from_the_best_single_model_is_worse_than_it(
     table: Table, recipe: Greedy | GreedyRandom | GreedyReplacement
 ) -> None:
-    soup, _ = cooked(table, recipe)
+    soup, _ = run_recipe(table, recipe)
     assert soup.score is not None
     assert soup.score == table.score(soup.mix) >= max(each.score for each in table.pool)
 
@@ -91,7 +91,7 @@ def test_no_soup_that_grows_from_the_best_single_model_is_worse_than_it(
 @settings(deadline=None)
 @given(table=tables, cut=st.integers(0, 8))
 def test_a_replayed_recipe_asks_what_it_asked_before(table: Table, cut: int) -> None:
-    soup, questions = cooked(table, Greedy())
+    soup, questions = run_recipe(table, Greedy())
     answers: list[Answer] = [answer(table, each, stops_early=True) for each in questions]
     for num in range(min(cut, len(answers))):
         assert advance(Greedy(), table.pool, tuple(answers[:num]), CONTEXT) == questions[num]
@@ -104,7 +104,7 @@ def test_random_greedy_makes_the_best_of_the_textbooks_soups_in_its_orders(
     table: Table, seed: int, orders: int, best: bool
 ) -> None:
     recipe = GreedyRandom(seed=seed, orders=orders, best_first=best)
-    soup, _ = cooked(table, recipe)
+    soup, _ = run_recipe(table, recipe)
     drawn = [recipe.order(table.pool, CONTEXT.seed, number) for number in range(orders)]
     made = [textbook(table, order, strict=False) for order in drawn]
     scores = [score for _, score, _ in made]
@@ -140,7 +140,7 @@ def test_an_order_follows_from_seeds_and_names_and_is_shuffled() -> None:
 def test_greedy_with_replacement_grows_the_bag_of_the_textbook(
     table: Table, passes: int, tie: str
 ) -> None:
-    soup, _ = cooked(table, load_recipe("greedy_replacement", {"passes": passes, "tie": tie}))
+    soup, _ = run_recipe(table, load_recipe("greedy_replacement", {"passes": passes, "tie": tie}))
     counts, score = caruana(table, passes, strict=tie == "strict")
     total = sum(counts.values())
     assert [name for name, _ in soup.mix.weights] == list(counts)
@@ -148,7 +148,7 @@ def test_greedy_with_replacement_grows_the_bag_of_the_textbook(
         assert weight == int(weight) > 0
         assert weight / soup.mix.divisor == pytest.approx(counts[name] / total, abs=1e-15)
     assert soup.score == score
-    once, _ = cooked(table, load_recipe("greedy", {"tie": tie}))
+    once, _ = run_recipe(table, load_recipe("greedy", {"tie": tie}))
     assert passes > 1 or (soup.mix, soup.decisions) == (once.mix, once.decisions)
 
 
@@ -169,7 +169,7 @@ def test_a_further_pass_says_so_and_the_first_that_changes_nothing_is_the_last()
 
 
 def test_greedy_asks_what_it_always_asked() -> None:
-    """Questions are in ledgers: with the defaults none may ever change."""
+    """Questions are in ledgers, so those of the defaults must never change."""
     pool = tuple(Ingredient(name=f"r{i}", run=f"r{i}", score=1 - i / 1000) for i in range(70))
     asked = advance(Greedy(), pool, (), CONTEXT)
     mixes = tuple(Mix.mean(["r0", f"r{i}"]) for i in range(1, 65))

@@ -14,7 +14,7 @@ from workers.types import Mix, MixGradient, MixGradientResult, Soup, Taste, Tast
 
 
 def textbook(bench: Bench, recipe: Learned, names: list[str]) -> list[list[tuple[float, ...]]]:
-    """The published loop: softmax, a blend that autograd sees through, torch's AdamW. After every
+    """The published loop: softmax, a blend inside autograd, torch's AdamW. After every
     step the softmax weights of every component."""
     prefixes = ("", *bench.context.components) if recipe.by == "component" else ("",)
     raw = torch.zeros(len(prefixes), len(names), dtype=torch.float64, requires_grad=True)
@@ -43,7 +43,7 @@ def textbook(bench: Bench, recipe: Learned, names: list[str]) -> list[list[tuple
 def test_every_step_is_that_of_autograd_through_all_ingredients(by: str) -> None:
     here = bench()
     recipe = Learned(by=by, epochs=2, batch_size=10)  # type: ignore[arg-type]
-    here.cooked(recipe)
+    here.run_recipe(recipe)
     steps = textbook(here, recipe, [each.name for each in _best_first(here)])
     assert len(steps) == 2 * 3, "24 images are three batches, the last of 4"
     tastes = sum(isinstance(each, Taste) for each in here.asked)
@@ -68,7 +68,7 @@ def _rows(mix: Mix) -> list[tuple[float, ...]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_learned_soup_is_never_worse_than_the_mean(by: str, seed: int) -> None:
     here = bench(seed=seed)
-    soup, _ = here.cooked(Learned(by=by, epochs=3, batch_size=8))  # type: ignore[arg-type]
+    soup, _ = here.run_recipe(Learned(by=by, epochs=3, batch_size=8))  # type: ignore[arg-type]
     score, nll = here.judged(soup.mix)
     equal_score, equal_nll = here.judged(Mix.mean(list(here.members)))
     assert soup.score == score >= equal_score
@@ -76,15 +76,15 @@ def test_a_learned_soup_is_never_worse_than_the_mean(by: str, seed: int) -> None
     assert nll < equal_nll, "downhill from here, in these three cases"
 
 
-def test_it_begins_with_the_very_mix_of_the_uniform_recipe() -> None:
+def test_it_begins_with_the_same_mix_as_the_uniform_recipe() -> None:
     here = bench()
     first = advance(Learned(), here.pool, (), here.context)
     assert first == Taste(mixes=(Mix.mean([each.name for each in _best_first(here)]),))
 
 
-def test_decisions_tell_weights_and_the_way_there() -> None:
+def test_decisions_contain_weights_and_the_score_of_every_epoch() -> None:
     here = bench()
-    soup, _ = here.cooked(Learned(by="component", epochs=2, batch_size=24))
+    soup, _ = here.run_recipe(Learned(by="component", epochs=2, batch_size=24))
     assert [each.candidate for each in soup.decisions[-3:]] == [
         "equal weights",
         "epoch 1",
@@ -107,7 +107,7 @@ def test_one_ingredient_is_its_own_soup_and_asks_nothing() -> None:
 def test_a_replayed_recipe_asks_what_it_asked_before() -> None:
     here = bench()
     recipe = Learned(by="component", epochs=1, batch_size=8)
-    soup, answers = here.cooked(recipe)
+    soup, answers = here.run_recipe(recipe)
     for num, asked in enumerate(here.asked):
         assert advance(recipe, here.pool[::-1], tuple(answers[:num]), here.context) == asked
     assert advance(recipe, here.pool[::-1], tuple(answers), here.context) == soup

@@ -28,8 +28,8 @@ COMPONENTS = ("stem", "block1", "block2", "head")
 Model = dict[str, np.ndarray]
 
 
-class Kettle:
-    """Models of one vector per component; a score that prefers some place near their mean."""
+class VectorModels:
+    """Models of one vector per component; the score is highest at a point near their mean."""
 
     def __init__(self, seed: int, num: int, sign: int = 1) -> None:
         rng = np.random.default_rng(seed)
@@ -85,7 +85,7 @@ class Kettle:
             )
         return FirstResult(index=None, tried=tuple(tried))
 
-    def cooked(self, recipe: Manifold, stops_early: bool = False) -> tuple[Soup, list[Answer]]:
+    def run_recipe(self, recipe: Manifold, stops_early: bool = False) -> tuple[Soup, list[Answer]]:
         answers: list[Answer] = []
         while True:
             outcome = advance(recipe, self.pool, tuple(answers), self.context)
@@ -94,15 +94,15 @@ class Kettle:
             answers.append(self.answer(outcome, stops_early))
 
 
-def textbook(kettle: Kettle, recipe: Manifold) -> tuple[list[str], Model, float]:
+def textbook(vectors: VectorModels, recipe: Manifold) -> tuple[list[str], Model, float]:
     """lambda * A + (1 - lambda) * C, one candidate after the other, A a model."""
-    order = sorted(kettle.pool, key=lambda each: (-each.score, each.run))
-    members, soup, score = [order[0].name], kettle.models[order[0].name], order[0].score
+    order = sorted(vectors.pool, key=lambda each: (-each.score, each.run))
+    members, soup, score = [order[0].name], vectors.models[order[0].name], order[0].score
     groups = [("cls",), *grouped(COMPONENTS, recipe.max_components)]
 
     def mixed(name: str, shares: list[float]) -> Model:
         return {
-            key: share * soup[key] + (1 - share) * kettle.models[name][key]
+            key: share * soup[key] + (1 - share) * vectors.models[name][key]
             for group, share in zip(groups, shares, strict=True)
             for key in group
         }
@@ -114,11 +114,11 @@ def textbook(kettle: Kettle, recipe: Manifold) -> tuple[list[str], Model, float]
         num_refused += 1
         even = len(members) / (len(members) + 1)
         best = mixed(candidate.name, [even] * len(groups))
-        best_score = kettle.judged(best)
+        best_score = vectors.judged(best)
         if best_score < score - (1 - recipe.tau) * abs(score):
             continue
         num, half = len(groups) - 1, 0.5 * (1 - even)
-        words = [kettle.context.seed, *candidate.name.encode()]
+        words = [vectors.context.seed, *candidate.name.encode()]
         seed = int(np.random.SeedSequence(words).generate_state(1)[0])
         search = CMA(
             mean=np.full(num, even),
@@ -131,9 +131,9 @@ def textbook(kettle: Kettle, recipe: Manifold) -> tuple[list[str], Model, float]
             for _ in range(search.population_size):
                 shares = search.ask()
                 model = mixed(candidate.name, [even, *shares])
-                told.append((shares, -kettle.judged(model)))
-                if kettle.judged(model) > best_score:
-                    best, best_score = model, kettle.judged(model)
+                told.append((shares, -vectors.judged(model)))
+                if vectors.judged(model) > best_score:
+                    best, best_score = model, vectors.judged(model)
             search.tell(told)
         gain = round(best_score - score - recipe.min_delta, 9)
         if gain > 0 or (gain == 0 and recipe.tie == "accept"):
@@ -142,8 +142,8 @@ def textbook(kettle: Kettle, recipe: Manifold) -> tuple[list[str], Model, float]
     return members, soup, score
 
 
-kettles = st.builds(
-    Kettle, seed=st.integers(0, 10**6), num=st.integers(1, 7), sign=st.sampled_from([1, -1])
+vector_models = st.builds(
+    VectorModels, seed=st.integers(0, 10**6), num=st.integers(1, 7), sign=st.sampled_from([1, -1])
 )
 recipes = st.builds(
     Manifold,
@@ -157,37 +157,37 @@ recipes = st.builds(
 
 
 @settings(deadline=None, max_examples=60)
-@given(kettle=kettles, recipe=recipes, stops_early=st.booleans())
+@given(vectors=vector_models, recipe=recipes, stops_early=st.booleans())
 def test_it_makes_the_textbooks_soup_whatever_is_stopped_early(
-    kettle: Kettle, recipe: Manifold, stops_early: bool
+    vectors: VectorModels, recipe: Manifold, stops_early: bool
 ) -> None:
-    soup, answers = kettle.cooked(recipe, stops_early)
+    soup, answers = vectors.run_recipe(recipe, stops_early)
     tastes = sum(len(a.tried if isinstance(a, FirstResult) else a.scores) for a in answers)  # type: ignore[union-attr]
-    assert tastes <= recipe.most_tastes(len(kettle.pool))
-    members, model, score = textbook(kettle, recipe)
+    assert tastes <= recipe.most_tastes(len(vectors.pool))
+    members, model, score = textbook(vectors, recipe)
     assert list(soup.mix.names) == members
-    assert soup.score == score == kettle.score(soup.mix)
+    assert soup.score == score == vectors.score(soup.mix)
     rows = {each.prefix: each.weights for each in soup.mix.components}
     shared = tuple(weight for _, weight in soup.mix.weights)
-    for key in kettle.goal:
+    for key in vectors.goal:
         terms = zip(members, rows.get(key, shared), strict=True)
-        blend = sum(w * kettle.models[name][key] for name, w in terms) / soup.mix.divisor
+        blend = sum(w * vectors.models[name][key] for name, w in terms) / soup.mix.divisor
         np.testing.assert_allclose(blend, model[key], rtol=1e-9, atol=1e-12)
-    assert soup.score >= max(each.score for each in kettle.pool)
-    assert len(soup.decisions) == len(kettle.pool)
-    for num, asked in enumerate(kettle.asked):
-        assert advance(recipe, kettle.pool[::-1], tuple(answers[:num]), kettle.context) == asked
+    assert soup.score >= max(each.score for each in vectors.pool)
+    assert len(soup.decisions) == len(vectors.pool)
+    for num, asked in enumerate(vectors.asked):
+        assert advance(recipe, vectors.pool[::-1], tuple(answers[:num]), vectors.context) == asked
 
 
 def test_a_search_stays_within_its_budget_and_its_bounds() -> None:
-    kettle = Kettle(seed=1, num=4)
+    vectors = VectorModels(seed=1, num=4)
     recipe = Manifold(tau=0.1, budget=5)
-    kettle.cooked(recipe)
-    first = next(each for each in kettle.asked if isinstance(each, Taste))
+    vectors.run_recipe(recipe)
+    first = next(each for each in vectors.asked if isinstance(each, Taste))
     own = [c.weights[1] for mix in first.mixes for c in mix.components]
     assert 0.25 <= min(own) < max(own) <= 0.75, "beside one model, half the way either side"
     by_candidate: dict[str, int] = {}
-    for each in kettle.asked:
+    for each in vectors.asked:
         if isinstance(each, Taste):
             name = each.mixes[0].weights[-1][0]
             by_candidate[name] = by_candidate.get(name, 0) + len(each.mixes)
@@ -196,10 +196,10 @@ def test_a_search_stays_within_its_budget_and_its_bounds() -> None:
 
 
 def test_a_hopeless_candidate_gets_no_search_and_a_reason() -> None:
-    kettle = Kettle(seed=1, num=2)
-    best, other = sorted(kettle.pool, key=lambda each: -each.score)
+    vectors = VectorModels(seed=1, num=2)
+    best, other = sorted(vectors.pool, key=lambda each: -each.score)
     bad = FirstResult(index=None, tried=(TasteResult(score=None, at_most=0.1, samples=9),))
-    soup = advance(Manifold(), kettle.pool, (bad,), kettle.context)
+    soup = advance(Manifold(), vectors.pool, (bad,), vectors.context)
     assert isinstance(soup, Soup)
     assert soup.mix.single == best.name
     assert soup.decisions[1].candidate == other.name
@@ -207,16 +207,16 @@ def test_a_hopeless_candidate_gets_no_search_and_a_reason() -> None:
     assert "at most 0.1000" in soup.decisions[1].reason
 
 
-def test_patience_names_those_it_did_not_hear() -> None:
-    kettle = Kettle(seed=1, num=3)
+def test_patience_names_the_candidates_it_does_not_offer() -> None:
+    vectors = VectorModels(seed=1, num=3)
     bad = FirstResult(index=None, tried=(TasteResult(score=None, at_most=0.1, samples=9),))
-    soup = advance(Manifold(patience=1), kettle.pool, (bad,), kettle.context)
+    soup = advance(Manifold(patience=1), vectors.pool, (bad,), vectors.context)
     assert isinstance(soup, Soup)
     assert soup.decisions[2].reason == "not offered after 1 refusal"
 
 
 @pytest.mark.parametrize("score", [0.8, -0.8])
-def test_the_bar_lies_below_the_score_whatever_its_sign(score: float) -> None:
+def test_the_threshold_is_below_the_score_whatever_its_sign(score: float) -> None:
     pool = tuple(Ingredient(name=n, run=n, score=score) for n in "ab")
     asked = advance(Manifold(), pool, (), RecipeContext(base="base/0"))
     assert isinstance(asked, FirstAtLeast)
@@ -224,20 +224,20 @@ def test_the_bar_lies_below_the_score_whatever_its_sign(score: float) -> None:
 
 
 def test_a_model_without_components_has_one_share() -> None:
-    kettle = Kettle(seed=3, num=3)
-    context = kettle.context.model_copy(update={"components": ()})
+    vectors = VectorModels(seed=3, num=3)
+    context = vectors.context.model_copy(update={"components": ()})
     even = TasteResult(score=0.9, at_most=0.9, samples=50)
     answers = (FirstResult(index=0, tried=(even,)),)
-    asked = advance(Manifold(), kettle.pool, answers, context)
+    asked = advance(Manifold(), vectors.pool, answers, context)
     assert isinstance(asked, Taste)
     assert len(asked.mixes) == 4 and not any(mix.components for mix in asked.mixes)
     assert len({mix.key for mix in asked.mixes}) == 4
 
 
 def test_one_ingredient_is_its_own_soup_and_asks_nothing() -> None:
-    kettle = Kettle(seed=0, num=1)
-    soup = advance(Manifold(), kettle.pool, (), kettle.context)
-    assert isinstance(soup, Soup) and soup.mix.single == kettle.pool[0].name
+    vectors = VectorModels(seed=0, num=1)
+    soup = advance(Manifold(), vectors.pool, (), vectors.context)
+    assert isinstance(soup, Soup) and soup.mix.single == vectors.pool[0].name
 
 
 def test_neighbours_are_grouped_in_order() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tests.workers.recipes.quadratic_losses import Bench, bench
 from workers.merging.recipe_driver import advance
-from workers.recipes.mehl import Mehl, clipped, schedule
+from workers.recipes.mehl import Mehl, clipped, lr_factor
 from workers.types import GramMatrices, Mix, MixGradient, Soup, Taste
 
 
@@ -33,7 +33,7 @@ def textbook(here: Bench, recipe: Mehl, few: list[list[str]]) -> list[dict[str, 
         x = torch.zeros(len(names), len(parts), dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.AdamW([x], lr=recipe.lr, weight_decay=0)
         steps = recipe.epochs * -(-len(here.labels) // recipe.batch_size)
-        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s, t=steps: schedule(s, t))
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s, t=steps: lr_factor(s, t))
         for _ in range(recipe.epochs):
             for start in range(0, len(here.labels), recipe.batch_size):
                 soup = _moved(here, c, x, names, parts)
@@ -72,7 +72,7 @@ RECIPES = [
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_step_is_that_of_autograd_through_all_directions(recipe: Mehl) -> None:
     here = bench(num=4)
-    here.cooked(recipe)
+    here.run_recipe(recipe)
     best_first = [each.name for each in sorted(here.pool, key=lambda i: (-i.score, i.run))]
     asked = [each for each in here.asked if isinstance(each, MixGradient)]
     rng = np.random.default_rng(here.context.seed).permutation(4).tolist()
@@ -93,16 +93,16 @@ def test_every_step_is_that_of_autograd_through_all_directions(recipe: Mehl) -> 
 
 def test_the_weights_sum_to_one_and_leave_the_hull() -> None:
     here = bench()
-    here.cooked(Mehl(epochs=2, batch_size=24, lr=5.0))
+    here.run_recipe(Mehl(epochs=2, batch_size=24, lr=5.0))
     tasted = [each.mixes[0] for each in here.asked if isinstance(each, Taste)][1:]
     rows = [[tuple(w for _, w in m.weights), *(c.weights for c in m.components)] for m in tasted]
     assert np.allclose([sum(row) for mix in rows for row in mix], 1)
     assert min(weight for mix in rows for row in mix for weight in row) < 0
 
 
-def test_few_at_a_time_name_only_the_models_they_need() -> None:
+def test_a_group_names_only_the_models_it_needs() -> None:
     here = bench(num=4)
-    here.cooked(Mehl(model_batch=2, epochs=1, batch_size=24))
+    here.run_recipe(Mehl(model_batch=2, epochs=1, batch_size=24))
     asked = [each for each in here.asked if isinstance(each, MixGradient)]
     assert [len(each.mix.weights) for each in asked] == [2, 4]
     assert [weight for _, weight in asked[1].mix.weights].count(0.0) == 2
@@ -115,7 +115,7 @@ def test_few_at_a_time_name_only_the_models_they_need() -> None:
 def test_a_mehl_soup_is_never_worse_than_where_it_starts() -> None:
     for seed in range(2):
         here = bench(seed=seed)
-        soup, _ = here.cooked(Mehl(epochs=3, batch_size=8, lr=1.0))
+        soup, _ = here.run_recipe(Mehl(epochs=3, batch_size=8, lr=1.0))
         score, nll = here.judged(soup.mix)
         start_score, start_nll = here.judged(Mix.mean(list(here.members)))
         assert soup.score == score >= start_score
@@ -126,7 +126,7 @@ def test_an_ingredient_that_equals_the_centre_gives_no_direction() -> None:
     here = bench()
     for members in (here.members["b"], here.members["c"]):
         members.update({k: here.members["a"][k] for k in here.base if k.startswith("blocks.0")})
-    soup, _ = here.cooked(Mehl(epochs=1, batch_size=24, lr=1.0))
+    soup, _ = here.run_recipe(Mehl(epochs=1, batch_size=24, lr=1.0))
     asked = [each for each in here.asked if isinstance(each, Taste)][-1].mixes[0]
     frozen = next(c for c in asked.components if c.prefix == "blocks.0")
     np.testing.assert_allclose(frozen.weights, 1 / 3)
@@ -142,7 +142,7 @@ def test_one_ingredient_is_its_own_soup_and_asks_nothing() -> None:
 def test_a_replayed_recipe_asks_what_it_asked_before() -> None:
     here = bench()
     recipe = Mehl(epochs=1, batch_size=8, model_batch=2)
-    soup, answers = here.cooked(recipe)
+    soup, answers = here.run_recipe(recipe)
     assert isinstance(here.asked[0], GramMatrices)
     for num, asked in enumerate(here.asked):
         assert advance(recipe, here.pool[::-1], tuple(answers[:num]), here.context) == asked
@@ -150,11 +150,11 @@ def test_a_replayed_recipe_asks_what_it_asked_before() -> None:
 
 
 def test_the_rate_warms_up_over_a_fifth_and_falls_as_a_cosine() -> None:
-    rates = [schedule(step, 10) for step in range(10)]
+    rates = [lr_factor(step, 10) for step in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[6] == pytest.approx(0.5)
     assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
-    assert schedule(0, 1) == 1.0
+    assert lr_factor(0, 1) == 1.0
 
 
 def test_clipping_keeps_the_direction() -> None:

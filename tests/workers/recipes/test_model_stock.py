@@ -1,4 +1,4 @@
-"""Model Stock against the formula on whole tensors, and its corners."""
+"""Model Stock against the formula on whole tensors, and its edge cases."""
 
 from pathlib import Path
 
@@ -22,14 +22,14 @@ from workers.types import GramMatrices, Ingredient, Mix, RecipeContext, Soup, Ta
 CONTEXT = RecipeContext(base="base/b")
 
 
-def pooled(names: tuple[str, ...]) -> tuple[Ingredient, ...]:
+def ingredients_of(names: tuple[str, ...]) -> tuple[Ingredient, ...]:
     return tuple(Ingredient(name=n, run=n, score=0.5 - i / 10) for i, n in enumerate(names))
 
 
 def made(sources: dict[str, dict[str, Tensor]], skip: tuple[str, ...] = ()) -> Soup:
-    """Through the questions, as the machine asks them."""
+    """The soup, by asking and answering the recipe's questions."""
     names = tuple(name for name in sources if name != CONTEXT.base)
-    recipe, pool = load_recipe("model_stock"), pooled(names)
+    recipe, pool = load_recipe("model_stock"), ingredients_of(names)
     assert advance(recipe, pool, (), CONTEXT) == GramMatrices(names=names, base=CONTEXT.base)
     grams = grams_of(sources, names, CONTEXT.base, skip)
     taste = advance(recipe, pool, (grams,), CONTEXT)
@@ -104,7 +104,7 @@ def test_displacements_that_point_apart_leave_the_base_and_are_counted() -> None
     assert dict(blend(made(opposite).mix, opposite))["v"].tolist() == [0, 0], "the pole"
 
 
-def test_one_ingredient_is_itself_and_what_nobody_moved_stays() -> None:
+def test_one_ingredient_is_itself_and_tensors_equal_to_the_base_stay() -> None:
     sources = {"base/b": {"w": torch.zeros(2)}, "a": {"w": torch.ones(2)}}
     assert made(sources).mix == Mix.mean(["a"])
     still = {name: {"w": torch.ones(2)} for name in ("base/b", "a", "b")}

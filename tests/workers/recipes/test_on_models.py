@@ -57,7 +57,7 @@ class Bench:
 
     @cached_property
     def weights(self) -> dict[str, Weights]:
-        """Of each file, by name."""
+        """The weights of each file, by name."""
         uri = self.pool.worker.setting.uri
         return {
             each.name: load_file(f"{uri}/{checkpoint_dir(each.id)}/model.safetensors")
@@ -102,7 +102,7 @@ def _state(pool: Pool, index: int) -> Weights:
 
 
 def made(bench: Bench, name: str, **options: object) -> tuple[Soup, Weights]:
-    """The soup by orders to a worker, and the weights that it blends."""
+    """The soup from orders to a worker, and its blended weights."""
     context = RecipeContext(base=bench.base.name, seed=1, num_selection=150)
     recipe, answers = load_recipe(name, options), list[Answer]()
     while not isinstance(

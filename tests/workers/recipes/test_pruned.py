@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.recipes.score_tables import CONTEXT, Table, answer, cooked, tables
+from tests.workers.recipes.score_tables import CONTEXT, Table, answer, run_recipe, tables
 from workers.errors import UserError
 from workers.merging.recipe_driver import advance
 from workers.recipes import load_recipe
@@ -21,7 +21,7 @@ def passes(after: float, score: float, strict: bool) -> bool:
 def dansereau(
     table: Table, num_passes: int, best_removable: bool, strict: bool
 ) -> tuple[list[str], float]:
-    """Worst to best; who is not missed leaves and is offered no more."""
+    """From worst to best; what the soup can do without is removed and not offered again."""
     members = [each.name for each in table.best_first()]
     score, best = table.mean(members), members[0]
     for _ in range(num_passes):
@@ -36,7 +36,7 @@ def dansereau(
 
 
 def in_rounds(table: Table, num_rounds: int, strict: bool) -> tuple[list[str], float]:
-    """The first that is not missed leaves, then again from the worst."""
+    """Remove the first that the soup can do without, then start again from the worst."""
     members = [each.name for each in table.best_first()]
     score = table.mean(members)
     for _ in range(num_rounds):
@@ -60,17 +60,17 @@ def test_pruned_leaves_the_members_of_the_textbook(
     table: Table, num_passes: int, best_removable: bool, tie: str, stops_early: bool
 ) -> None:
     options = {"passes": num_passes, "best_removable": best_removable, "tie": tie}
-    soup, _ = cooked(table, load_recipe("pruned", options), stops_early)
+    soup, _ = run_recipe(table, load_recipe("pruned", options), stops_early)
     members, score = dansereau(table, num_passes, best_removable, tie == "strict")
     assert (soup.mix, soup.score) == (Mix.mean(members), score)
 
 
 @settings(deadline=None)
 @given(table=tables, rounds=st.integers(1, 9), tie=ties, stops_early=st.booleans())
-def test_in_rounds_the_first_that_is_not_missed_leaves(
+def test_a_round_removes_the_first_that_the_soup_can_do_without(
     table: Table, rounds: int, tie: str, stops_early: bool
 ) -> None:
-    soup, _ = cooked(
+    soup, _ = run_recipe(
         table, load_recipe("pruned_rounds", {"rounds": rounds, "tie": tie}), stops_early
     )
     members, score = in_rounds(table, rounds, tie == "strict")
@@ -82,10 +82,10 @@ def test_in_rounds_the_first_that_is_not_missed_leaves(
     table=tables,
     recipe=st.sampled_from([Pruned(), Pruned(passes=9, best_removable=True), PrunedRounds()]),
 )
-def test_a_pruned_soup_keeps_somebody_and_scores_no_less_than_uniform(
+def test_a_pruned_soup_keeps_a_member_and_scores_no_less_than_uniform(
     table: Table, recipe: Pruned | PrunedRounds
 ) -> None:
-    soup, questions = cooked(table, recipe)
+    soup, questions = run_recipe(table, recipe)
     best_first = [each.name for each in table.best_first()]
     assert soup.score is not None
     assert soup.score == table.score(soup.mix) >= table.mean(best_first)
@@ -96,14 +96,14 @@ def test_a_pruned_soup_keeps_somebody_and_scores_no_less_than_uniform(
         assert best_first[0] in soup.mix.names
 
 
-def test_patience_ends_a_pass_and_every_step_is_told() -> None:
+def test_patience_ends_a_pass_and_every_step_has_a_decision() -> None:
     table = Table(seed=3, num=6)
     recipe = Pruned(tie="strict", min_delta=1.0, patience=2)
     first = advance(recipe, table.pool, (), CONTEXT)
     assert isinstance(first, Taste)
     asked = advance(recipe, table.pool, (answer(table, first, True),), CONTEXT)
     assert isinstance(asked, FirstAtLeast) and len(asked.mixes) == 2
-    soup, _ = cooked(table, recipe)
+    soup, _ = run_recipe(table, recipe)
     assert isinstance(soup, Soup) and len(soup.mix.names) == 6
     assert soup.decisions[0].candidate == "all"
     assert "the mean of all 6 starts with" in soup.decisions[0].reason

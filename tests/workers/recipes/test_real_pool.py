@@ -1,4 +1,4 @@
-"""Recipes that learn or search, on checkpoints in a store, answered by those who will do it."""
+"""Recipes that learn, on checkpoints in a store, answered by real orders."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
 from workers.config.model import ModelConfig
-from workers.merging.gradient import gradient
+from workers.merging.gradient import measure_gradient
 from workers.merging.gram import measure_gram_matrices
 from workers.merging.recipe_driver import advance
 from workers.merging.taste import taste
@@ -61,7 +61,7 @@ def answer(pool: Pool, question: Question) -> Answer:
     else:
         assert isinstance(question, MixGradient)
         ask = GradientOrder(cohort=cohort, question=question, ingredients=everyone)
-        (event,) = gradient(ask, 0, worker)
+        (event,) = measure_gradient(ask, 0, worker)
     assert isinstance(event, Measured)
     return event.answer
 

@@ -1,4 +1,4 @@
-"""The table of recipes, and the two that ask little."""
+"""The table of recipes, and `best` and `uniform`."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from tests.workers.recipes.score_tables import Table, answer, cooked
+from tests.workers.recipes.score_tables import Table, answer, run_recipe
 from workers.errors import UserError
 from workers.merging.recipe_driver import advance
 from workers.recipes import RECIPES, load_recipe, most_tastes, needs_base, tie_option
@@ -22,8 +22,8 @@ CONTEXT = RecipeContext(base="base/0", components=("stem", "head"), num_selectio
 
 
 @dataclass(frozen=True)
-class Stranger:
-    """Somebody's own recipe, found by its path; it mixes what it was not given."""
+class OwnRecipe:
+    """A recipe outside the table that mixes an unknown name."""
 
     name: str = "z"
 
@@ -40,7 +40,7 @@ def test_best_takes_the_highest_score_and_the_first_run_among_equals() -> None:
     assert "ties go to the first run" in soup.decisions[1].reason
 
 
-def test_uniform_asks_for_the_score_of_its_mix_and_takes_everybody() -> None:
+def test_uniform_asks_for_the_score_of_its_mix_and_takes_all_ingredients() -> None:
     recipe = load_recipe("uniform")
     mix = Mix.mean(["a/00000010", "c/00000010", "b/00000010"])
     assert advance(recipe, POOL, (), CONTEXT) == Taste(mixes=(mix,))
@@ -64,15 +64,15 @@ def test_a_recipe_without_ingredients_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"wise_ft", "model_stock"}))
 def test_the_soup_of_one_is_that_one(name: str) -> None:
-    """But for the recipes that go some way back to the base."""
+    """Except for recipes that mix in the base."""
     table = Table(seed=1, num=1)
-    soup, _ = cooked(table, load_recipe(name))
+    soup, _ = run_recipe(table, load_recipe(name))
     assert (soup.mix.single, soup.score) == (table.pool[0].name, table.pool[0].score)
 
 
 def test_options_become_fields_and_a_path_names_a_recipe_outside() -> None:
     assert load_recipe("greedy", {"tie": "strict"}) == Greedy(tie="strict")
-    assert load_recipe(f"{__name__}:Stranger", {"name": "y"}) == Stranger("y")
+    assert load_recipe(f"{__name__}:OwnRecipe", {"name": "y"}) == OwnRecipe("y")
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_a_wrong_name_or_option_is_the_users_mistake(
         load_recipe(name, options)
 
 
-def test_a_recipe_that_mixes_a_stranger_is_refused() -> None:
+def test_a_recipe_that_mixes_an_unknown_name_is_refused() -> None:
     with pytest.raises(UserError, match="mixes 'z', which is none of the 4 checkpoints"):
-        advance(load_recipe(f"{__name__}:Stranger"), POOL, (), CONTEXT)
+        advance(load_recipe(f"{__name__}:OwnRecipe"), POOL, (), CONTEXT)
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,9 @@ def test_recipes_that_need_the_base_say_so() -> None:
         "wise_ft",
     ],
 )
-def test_no_recipe_asks_for_more_than_a_forecast_counts(name: str, seed: int) -> None:
+def test_no_recipe_asks_for_more_than_an_estimate_counts(name: str, seed: int) -> None:
     recipe, table = load_recipe(name), Table(seed, num=6)
-    _, questions = cooked(table, recipe)
+    _, questions = run_recipe(table, recipe)
     answers = [answer(table, question, stops_early=False) for question in questions]
     tastes = sum(len(a.tried if isinstance(a, FirstResult) else a.scores) for a in answers)
     assert tastes <= most_tastes(recipe, 6)

@@ -1,10 +1,10 @@
-"""WiSE-FT: the line from the base to what was fine-tuned, and where on it to stop."""
+"""WiSE-FT: points on the line from the base to the fine-tuned weights."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.recipes.score_tables import CONTEXT, Table, cooked, tables
+from tests.workers.recipes.score_tables import CONTEXT, Table, run_recipe, tables
 from workers.errors import UserError
 from workers.merging.recipe_driver import advance
 from workers.recipes import load_recipe
@@ -20,7 +20,7 @@ POOL = tuple(Ingredient(name=n, run=n, score=s) for n, s in zip("ab", (0.5, 0.6)
     base=st.floats(-10, 10),
     tuned=st.lists(st.floats(-10, 10), min_size=1, max_size=5),
 )
-def test_every_mix_lies_on_the_line_between_base_and_mean(
+def test_every_mix_is_on_the_line_between_base_and_mean(
     alpha: float, base: float, tuned: list[float]
 ) -> None:
     members = [f"run{i}" for i in range(len(tuned))]
@@ -33,10 +33,10 @@ def test_every_mix_lies_on_the_line_between_base_and_mean(
 
 @settings(deadline=None)
 @given(table=tables, of=st.sampled_from(["best", "uniform"]))
-def test_the_first_alpha_with_the_highest_score_is_taken_and_all_are_told(
+def test_the_first_alpha_with_the_highest_score_is_chosen_and_all_have_a_decision(
     table: Table, of: str
 ) -> None:
-    soup, (question,) = cooked(table, load_recipe("wise_ft", {"of": of}))
+    soup, (question,) = run_recipe(table, load_recipe("wise_ft", {"of": of}))
     scores = [table.score(mix) for mix in question.mixes]
     assert (soup.score, soup.mix) == (max(scores), question.mixes[scores.index(max(scores))])
     assert [each.candidate for each in soup.decisions] == [

@@ -1,4 +1,4 @@
-"""The loss, and the images on their way to it."""
+"""The loss, and training batches."""
 
 from pathlib import Path
 
@@ -27,7 +27,9 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> WorkerConfig:
     return make_setting(tmp_path_factory.mktemp("store"), folds=2)
 
 
-def _intake(setting: WorkerConfig, run: RunSpec) -> tuple[WorkerContext, nn.Module, TrainBatches]:
+def _batches_of(
+    setting: WorkerConfig, run: RunSpec
+) -> tuple[WorkerContext, nn.Module, TrainBatches]:
     worker = WorkerContext(setting)
     net = worker.model(run.model)
     return worker, net, TrainBatches(net, run, worker)
@@ -45,44 +47,44 @@ def test_class_weights_multiply_and_are_not_divided_out() -> None:
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_labels_and_one_hot_targets_mean_the_same(weights: np.ndarray | None) -> None:
-    objective = LossModule(nn.Identity(), 0.2, weights)
+def test_labels_and_one_hot_targets_have_the_same_loss(weights: np.ndarray | None) -> None:
+    loss_module = LossModule(nn.Identity(), 0.2, weights)
     soft = functional.one_hot(LABELS, 3).float()
-    assert torch.allclose(objective(LOGITS, LABELS), objective(LOGITS, soft))
+    assert torch.allclose(loss_module(LOGITS, LABELS), loss_module(LOGITS, soft))
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_micro_batches_add_up(weights: np.ndarray | None) -> None:
-    objective = LossModule(nn.Identity(), 0.1, weights)
+    loss_module = LossModule(nn.Identity(), 0.1, weights)
     parts = [slice(0, 3), slice(3, 8)]
-    shares = [objective(LOGITS[p], LABELS[p]) * len(LABELS[p]) / len(LABELS) for p in parts]
-    assert torch.allclose(objective(LOGITS, LABELS), torch.stack(shares).sum())
+    shares = [loss_module(LOGITS[p], LABELS[p]) * len(LABELS[p]) / len(LABELS) for p in parts]
+    assert torch.allclose(loss_module(LOGITS, LABELS), torch.stack(shares).sum())
 
 
-def test_weights_are_no_part_of_the_state() -> None:
+def test_class_weights_are_not_in_the_state_dict() -> None:
     assert not LossModule(nn.Identity(), 0.0, WEIGHTS).state_dict()
 
 
-def test_a_fold_learns_from_the_others(setting: WorkerConfig) -> None:
+def test_a_fold_is_trained_on_the_others(setting: WorkerConfig) -> None:
     run = make_run(model=RESNET, grad_accum_steps=2).model_copy(update={"fold": 1})
-    worker, _, intake = _intake(setting, run)
-    seen = np.concatenate([micro for micros in intake.plan(0) for micro in micros])
+    worker, _, data = _batches_of(setting, run)
+    seen = np.concatenate([micro for micros in data.plan(0) for micro in micros])
     expected = worker.images.train_indices(1)
     assert sorted(seen) == list(expected) and len(expected) < NUM_TRAIN
-    assert intake.steps_per_epoch == len(intake.plan(3)) == 2
+    assert data.steps_per_epoch == len(data.plan(3)) == 2
 
 
 def test_uint8_batches_are_normalised_and_mixed_by_the_generator(setting: WorkerConfig) -> None:
     run = make_run(model=RESNET, mixup=0.5)
-    worker, net, intake = _intake(setting, run)
-    batch = next(intake.batches(intake.plan(0), 0))
+    worker, net, data = _batches_of(setting, run)
+    batch = next(data.batches(data.plan(0), 0))
     assert batch[0].dtype == torch.uint8
     torch.manual_seed(1)
-    images, targets = intake.to_device(batch, 0)
+    images, targets = data.to_device(batch, 0)
     assert images.dtype == torch.float32 and targets.shape == (4, 10)
     torch.manual_seed(1)
-    again, _ = intake.to_device(batch, 0)
-    other, _ = intake.to_device(batch, 0)
+    again, _ = data.to_device(batch, 0)
+    other, _ = data.to_device(batch, 0)
     assert torch.equal(images, again) and not torch.equal(images, other)
     plain = TrainBatches(net, make_run(model=RESNET, channels_last=True), worker).to_device(
         batch, 0
@@ -95,4 +97,4 @@ def test_uint8_batches_are_normalised_and_mixed_by_the_generator(setting: Worker
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
     setting = make_setting(tmp_path, ranks=12)
     with pytest.raises(UserError, match="22 training images are too few for 12 ranks"):
-        _intake(setting, make_run(model=RESNET))
+        _batches_of(setting, make_run(model=RESNET))

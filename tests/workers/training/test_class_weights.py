@@ -1,4 +1,4 @@
-"""Class weights: what they are, and whose mistake is said how."""
+"""Class weights, and errors about them."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,9 @@ CLASSES = ("ant", "bee", "cow", "dog")
 
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=50))
-def test_balanced_classes_pull_alike_and_images_weigh_one_on_average(labels: list[int]) -> None:
+def test_balanced_classes_weigh_the_same_and_images_one_on_average(
+    labels: list[int],
+) -> None:
     weights = class_weights(TrainConfig(class_weights="balanced"), np.array(labels), CLASSES)
     assert weights is not None and weights.dtype == np.float32 and weights.shape == (4,)
     counts = np.bincount(labels, minlength=4)

@@ -29,8 +29,8 @@ MODELS = {"vit": VIT, "resnet": RESNET}
 
 
 @dataclass
-class Heard:
-    """What one rank yielded for one order, and what it held afterwards."""
+class RankResult:
+    """The events of one rank for one order, and its state afterwards."""
 
     events: list[AnyEvent]
     loaded_checkpoint_id: str | None
@@ -46,7 +46,7 @@ def _run(name: str) -> RunSpec:
 
 
 def _featured() -> RunSpec:
-    """Two sections, of two steps each, with what must be the same on all ranks or on one only."""
+    """Two phases of two steps, with features that all ranks share or only one has."""
     sections = [{"epoch": 0, "modules": "head"}, {"epoch": 1, "modules": "all"}]
     options: dict[str, Any] = {"sched": "plateau", "patience": 3, "model_ema_decay": 0.5}
     options |= {"checkpoint_every": "1 steps", "mixup": 0.4, "channels_last": True}
@@ -56,9 +56,9 @@ def _featured() -> RunSpec:
 def _rank(
     rank: int, setting: WorkerConfig, bases: dict[str, Checkpoint], ports: list[int], answers: Any
 ) -> None:
-    """One rank's life: order after order on one warm worker, each in a process group of its own."""
+    """One rank: order after order on one warm worker, each in a process group of its own."""
     torch.set_num_threads(1)
-    worker, heard = WorkerContext(setting, rank=rank), {}
+    worker, results = WorkerContext(setting, rank=rank), {}
 
     def perform(title: str, run: RunSpec, start: Checkpoint, attempt: int) -> None:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}
@@ -67,7 +67,7 @@ def _rank(
         events = list(train(order, attempt, worker))
         state = {k: v.numpy().copy() for k, v in worker.model(run.model).state_dict().items()}
         history = worker.warm_state.position.history
-        heard[title] = Heard(events, worker.loaded_checkpoint_id, state, list(history))
+        results[title] = RankResult(events, worker.loaded_checkpoint_id, state, list(history))
 
     for name, base in bases.items():
         perform(f"{name} cold", _run(name), base, 0)
@@ -84,12 +84,12 @@ def _rank(
         perform(f"featured resumed at {step}", _featured(), stored.checkpoint, step)
     worker.progress.interrupt = "node is drained" if rank == RANKS - 1 else None
     perform("interrupted", _run("vit"), bases["vit"], 3)
-    answers.put((rank, heard))
+    answers.put((rank, results))
 
 
 @pytest.fixture(scope="module")
-def heard(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Heard]]:
-    """rank -> order -> what was heard. One pair of processes for all tests: imports take long."""
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, RankResult]]:
+    """rank -> order -> result. One pair of processes for all tests, because imports are slow."""
     setting = make_setting(tmp_path_factory.mktemp("gang"), ranks=RANKS)
     bases = {name: make_base(setting, model) for name, model in MODELS.items()}
     context = multiprocessing.get_context("spawn")
@@ -118,18 +118,20 @@ def _free_ports(num: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_only_rank_zero_tells_and_writes(heard: dict[int, dict[str, Heard]], name: str) -> None:
-    kinds = [event.kind for event in heard[0][f"{name} cold"].events]
+def test_only_rank_zero_yields_events_and_writes(
+    ranks: dict[int, dict[str, RankResult]], name: str
+) -> None:
+    kinds = [event.kind for event in ranks[0][f"{name} cold"].events]
     assert kinds[0] == "started" and kinds[-1] == "trained"
     assert kinds.count("evaluated") == kinds.count("checkpoint") == 2
-    assert heard[1][f"{name} cold"].events == []
+    assert ranks[1][f"{name} cold"].events == []
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_ranks_end_with_equal_weights_under_the_networks_own_names(
-    heard: dict[int, dict[str, Heard]], name: str
+    ranks: dict[int, dict[str, RankResult]], name: str
 ) -> None:
-    one, other = (heard[rank][f"{name} cold"] for rank in range(RANKS))
+    one, other = (ranks[rank][f"{name} cold"] for rank in range(RANKS))
     assert one.loaded_checkpoint_id == other.loaded_checkpoint_id == checkpoints(one.events)[-1].id
     assert not any(key.startswith("module.") for key in one.weights)
     for key, values in one.weights.items():
@@ -139,32 +141,35 @@ def test_ranks_end_with_equal_weights_under_the_networks_own_names(
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("again", ["warm", "resumed"])
 def test_a_gang_writes_the_same_bytes_again(
-    heard: dict[int, dict[str, Heard]], name: str, again: str
+    ranks: dict[int, dict[str, RankResult]], name: str, again: str
 ) -> None:
-    first, second = heard[0][f"{name} cold"].events, heard[0][f"{name} {again}"].events
+    first, second = (
+        ranks[0][f"{name} cold"].events,
+        ranks[0][f"{name} {again}"].events,
+    )
     assert checkpoints(first)[-1].sha256 == checkpoints(second)[-1].sha256
     last_loss = [[e.loss for e in es if e.kind == "evaluated"][-1] for es in (first, second)]
     assert last_loss[0] == last_loss[1]
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_sections_and_averages_of_a_gang_are_taken_up_again(
-    heard: dict[int, dict[str, Heard]], step: int
+def test_phases_and_averages_of_a_gang_are_resumed(
+    ranks: dict[int, dict[str, RankResult]], step: int
 ) -> None:
-    cold, resumed = (heard[0][f"featured {how}"].events for how in ("cold", f"resumed at {step}"))
+    cold, resumed = (ranks[0][f"featured {how}"].events for how in ("cold", f"resumed at {step}"))
     shas = [{c.name: c.sha256 for c in checkpoints(events)} for events in (cold, resumed)]
     assert len(shas[0]) == 8 and shas[1].items() <= shas[0].items()
 
 
-def test_all_ranks_know_the_scores(heard: dict[int, dict[str, Heard]]) -> None:
-    one, other = (heard[rank]["featured cold"] for rank in range(RANKS))
+def test_all_ranks_know_the_scores(ranks: dict[int, dict[str, RankResult]]) -> None:
+    one, other = (ranks[rank]["featured cold"] for rank in range(RANKS))
     scores = [event.score.top1 for event in one.events if event.kind == "evaluated"]
     assert one.history == other.history == scores
 
 
 def test_one_rank_asked_to_stop_stops_the_gang_after_a_checkpoint(
-    heard: dict[int, dict[str, Heard]],
+    ranks: dict[int, dict[str, RankResult]],
 ) -> None:
-    events = heard[0]["interrupted"].events
+    events = ranks[0]["interrupted"].events
     assert events[-1].kind == "interrupted"
     assert [checkpoint.step for checkpoint in checkpoints(events)] == [1]

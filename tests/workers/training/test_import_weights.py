@@ -1,5 +1,5 @@
-"""Checkpoints from elsewhere: read as timm's train script writes them, refused where they do not
-fit, committed as a run's own."""
+"""Imported checkpoints: read as timm's train script writes them, refused if they do not fit,
+committed like a run's own."""
 
 import argparse
 import json
@@ -68,13 +68,13 @@ def test_averaged_weights_are_taken_only_when_asked_for(model: nn.Module, tmp_pa
         assert all(torch.equal(found[name], tensor) for name, tensor in averaged.items())
 
 
-def test_averaged_weights_that_are_not_there_are_refused(model: nn.Module, tmp_path: Path) -> None:
+def test_missing_averaged_weights_are_refused(model: nn.Module, tmp_path: Path) -> None:
     train = _saved(tmp_path, {"state_dict": _tensors(model)})
     with pytest.raises(UserError, match=r"model\.pth\.tar holds no averaged weights.*--ema"):
         fitting_weights(model, train.model_copy(update={"weights_ema": True}))
 
 
-def test_a_missing_counter_is_no_matter(model: nn.Module, tmp_path: Path) -> None:
+def test_a_missing_counter_is_allowed(model: nn.Module, tmp_path: Path) -> None:
     few = {n: t for n, t in _tensors(model).items() if not n.endswith("num_batches_tracked")}
     assert fitting_weights(model, _saved(tmp_path, few)).keys() == model.state_dict().keys()
 
@@ -147,7 +147,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     return make_pool(tmp_path_factory.mktemp("pool"), RESNET, num_members=1)
 
 
-def test_an_adopted_checkpoint_is_the_very_same_with_the_same_score(pool: Pool) -> None:
+def test_an_imported_checkpoint_has_the_same_bytes_and_score(pool: Pool) -> None:
     member, worker = pool.members[0], pool.worker
     with open_weights(worker.store, member) as weights:
         tensors = {name: tensor.clone() for name, tensor in weights.items()}
@@ -168,7 +168,7 @@ def test_an_adopted_checkpoint_is_the_very_same_with_the_same_score(pool: Pool) 
     assert (mine == theirs).all()
 
 
-def test_adopting_refuses_what_preflight_would_have(pool: Pool, tmp_path: Path) -> None:
+def test_importing_refuses_what_preflight_refuses(pool: Pool, tmp_path: Path) -> None:
     train = _saved(tmp_path, {"a": torch.zeros(1)})
     run = RunSpec(id="foreign", model=RESNET, train=train)
     order = TrainOrder(run=run, start=pool.members[0], stop_step=1)

@@ -148,7 +148,7 @@ def test_a_plateau_decays_after_warm_up_and_down_to_the_minimum() -> None:
     assert rates[2:] == pytest.approx([1.0, 1.0, 0.1, 0.05, 0.05, 0.05])
 
 
-def test_warm_up_that_does_not_fit_a_section_is_left_out() -> None:
+def test_warm_up_that_does_not_fit_a_phase_is_left_out() -> None:
     optimizer = _optimizer(0.1)
     Schedule(optimizer, TrainConfig(epochs=5, warmup_epochs=2, lr=0.1), 10, 2).set(0)
     assert optimizer.param_groups[0]["lr"] == 0.1
@@ -156,7 +156,7 @@ def test_warm_up_that_does_not_fit_a_section_is_left_out() -> None:
 
 @given(SCORES, st.integers(0, 3))
 def test_decays_are_those_of_torchs_plateau(scores: list[float], patience: int) -> None:
-    """In torch, a relative gain of a negative score is one only where lower is better."""
+    """torch defines a relative gain of a negative score only where lower is better."""
     sign = -1 if any(score < 0 for score in scores) else 1
     scores = [-abs(score) if sign < 0 else score for score in scores]
     optimizer = _optimizer(1.0)
@@ -186,6 +186,6 @@ def test_patience_ends_when_the_best_score_is_old(
     assert patience_is_over(scores, patience, len(scores)) == over
 
 
-def test_earlier_sections_try_nobodys_patience() -> None:
+def test_earlier_phases_do_not_count_for_patience() -> None:
     assert not patience_is_over([0.5, 0.4, 0.4], 2, counted=1)
     assert patience_is_over([0.5, 0.4, 0.4, 0.4], 2, counted=2)

@@ -105,7 +105,7 @@ def test_an_average_starts_as_the_network_and_follows_it() -> None:
     assert torch.allclose(average.module.weight, 0.75 * old + 0.25 * new)
 
 
-def test_the_body_rate_is_told_without_the_heads_scale() -> None:
+def test_the_body_rate_is_without_the_heads_scale() -> None:
     net = _vit()
     spec = TrainConfig(lr=0.01, head_lr=0.05)
     optimizer = create_optimizer(net, spec, head_parameter_names(net))

@@ -1,4 +1,4 @@
-"""A run that is given merged weights: what it takes from them, and what it keeps of its own."""
+"""A run that continues from merged weights, and what it keeps of its own."""
 
 import math
 from itertools import combinations
@@ -79,17 +79,17 @@ def last(events: list[AnyEvent]) -> Checkpoint:
 
 
 @pytest.fixture
-def stood(setting: WorkerConfig, base: Checkpoint) -> tuple[Checkpoint, ...]:
-    """Where three members stand at the boundary, in the middle of an epoch."""
+def at_boundary(setting: WorkerConfig, base: Checkpoint) -> tuple[Checkpoint, ...]:
+    """Checkpoints of three members at the boundary, in the middle of an epoch."""
     worker = WorkerContext(setting)
     return tuple(up_to_the_boundary(worker, member(id_), base) for id_ in "abc")
 
 
 def reference(
-    setting: WorkerConfig, stood: tuple[Checkpoint, ...], policy: OptimizerState
+    setting: WorkerConfig, at_boundary: tuple[Checkpoint, ...], policy: OptimizerState
 ) -> TrainState:
-    """What the first member must bring along, worked out by hand."""
-    states = [load_train_state(Store(setting.uri), each) for each in stood]
+    """The expected state of the first member, computed by hand."""
+    states = [load_train_state(Store(setting.uri), each) for each in at_boundary]
     own = states[0]
     assert own is not None
     if policy == "keep":
@@ -107,14 +107,14 @@ def reference(
 @pytest.mark.parametrize("policy", ["keep", "reset", "average"])
 def test_weights_are_the_merged_ones_and_the_optimizer_follows_its_policy(
     setting: WorkerConfig,
-    stood: tuple[Checkpoint, ...],
+    at_boundary: tuple[Checkpoint, ...],
     policy: OptimizerState,
     warm: bool,
     base: Checkpoint,
 ) -> None:
-    run, merged = member("a"), soup_of(setting, *stood)
-    others = stood if policy == "average" else ()
-    rejoin = Rejoin(own_checkpoint=stood[0], optimizer_state=policy, peers=others)
+    run, merged = member("a"), soup_of(setting, *at_boundary)
+    others = at_boundary if policy == "average" else ()
+    rejoin = Rejoin(own_checkpoint=at_boundary[0], optimizer_state=policy, peers=others)
     worker = WorkerContext(setting)
     if warm:
         up_to_the_boundary(worker, run, base)
@@ -122,36 +122,36 @@ def test_weights_are_the_merged_ones_and_the_optimizer_follows_its_policy(
     assert [event.step for event in events if event.kind == "evaluated"] == [STOP]
 
     by_hand = resumed_as(
-        setting, stood[0], weights(setting, merged), reference(setting, stood, policy)
+        setting, at_boundary[0], weights(setting, merged), reference(setting, at_boundary, policy)
     )
     expected = perform(WorkerContext(setting), TrainOrder(run=run, start=by_hand, stop_step=STOP))
     assert last(events).sha256 == last(expected).sha256
 
 
-def test_the_policies_differ(setting: WorkerConfig, stood: tuple[Checkpoint, ...]) -> None:
-    merged, found = soup_of(setting, *stood), set()
+def test_the_policies_differ(setting: WorkerConfig, at_boundary: tuple[Checkpoint, ...]) -> None:
+    merged, found = soup_of(setting, *at_boundary), set()
     for policy in ("keep", "reset", "average"):
-        others = stood if policy == "average" else ()
-        rejoin = Rejoin(own_checkpoint=stood[0], optimizer_state=policy, peers=others)
+        others = at_boundary if policy == "average" else ()
+        rejoin = Rejoin(own_checkpoint=at_boundary[0], optimizer_state=policy, peers=others)
         order = TrainOrder(run=member("a"), start=merged, stop_step=STOP, rejoin=rejoin)
         found.add(last(perform(WorkerContext(setting), order)).sha256)
     assert len(found) == 3
 
 
 def test_pull_moves_towards_the_merged_weights_with_the_learning_rate(
-    setting: WorkerConfig, stood: tuple[Checkpoint, ...]
+    setting: WorkerConfig, at_boundary: tuple[Checkpoint, ...]
 ) -> None:
     """Cosine over twelve steps: at the third, (1 + cos(pi / 4)) / 2 of the rate is left."""
-    merged = soup_of(setting, *stood)
-    own, mean = weights(setting, stood[0]), weights(setting, merged)
+    merged = soup_of(setting, *at_boundary)
+    own, mean = weights(setting, at_boundary[0]), weights(setting, merged)
     share = 0.25 * (1 + math.cos(math.pi * BOUNDARY / 12)) / 2
     pulled = {
         key: ((1 - share) * own[key].double() + share * mean[key].double()).to(own[key].dtype)
         for key in own
     }
-    state = load_train_state(Store(setting.uri), stood[0])
+    state = load_train_state(Store(setting.uri), at_boundary[0])
     assert state is not None
-    by_hand = resumed_as(setting, stood[0], pulled, state)
+    by_hand = resumed_as(setting, at_boundary[0], pulled, state)
     expected = perform(
         WorkerContext(setting), TrainOrder(run=member("a"), start=by_hand, stop_step=STOP)
     )
@@ -159,7 +159,7 @@ def test_pull_moves_towards_the_merged_weights_with_the_learning_rate(
         run=member("a"),
         start=merged,
         stop_step=STOP,
-        rejoin=Rejoin(own_checkpoint=stood[0], alpha=0.75),
+        rejoin=Rejoin(own_checkpoint=at_boundary[0], alpha=0.75),
     )
     events = perform(WorkerContext(setting), order)
     found, hoped = (weights(setting, last(each)) for each in (events, expected))
@@ -169,7 +169,7 @@ def test_pull_moves_towards_the_merged_weights_with_the_learning_rate(
 
 
 def test_diversity_is_that_of_weights_and_of_labels(
-    setting: WorkerConfig, base: Checkpoint, stood: tuple[Checkpoint, ...]
+    setting: WorkerConfig, base: Checkpoint, at_boundary: tuple[Checkpoint, ...]
 ) -> None:
     start = weights(setting, base)
     moved = [
@@ -179,21 +179,21 @@ def test_diversity_is_that_of_weights_and_of_labels(
                 for key, tensor in weights(setting, each).items()
             ]
         )
-        for each in stood
+        for each in at_boundary
     ]
     cosines = [torch.cosine_similarity(a, b, dim=0) for a, b in combinations(moved, 2)]
-    labelled = [read_predictions(Store(setting.uri), c.id, "val")[2].argmax(1) for c in stood]
+    labelled = [read_predictions(Store(setting.uri), c.id, "val")[2].argmax(1) for c in at_boundary]
     apart = [float((a != b).mean()) for a, b in combinations(labelled, 2)]
-    (event,) = measure_diversity(_diversity_order(base, stood), 0, WorkerContext(setting))
+    (event,) = measure_diversity(_diversity_order(base, at_boundary), 0, WorkerContext(setting))
     assert isinstance(event, Diversity)
     assert event.cosine == pytest.approx(sum(map(float, cosines)) / 3, abs=1e-6)
     assert event.disagreement == pytest.approx(sum(apart) / 3)
 
 
 def test_a_member_alone_has_no_diversity(
-    setting: WorkerConfig, base: Checkpoint, stood: tuple[Checkpoint, ...]
+    setting: WorkerConfig, base: Checkpoint, at_boundary: tuple[Checkpoint, ...]
 ) -> None:
-    (event,) = measure_diversity(_diversity_order(base, stood[:1]), 0, WorkerContext(setting))
+    (event,) = measure_diversity(_diversity_order(base, at_boundary[:1]), 0, WorkerContext(setting))
     assert isinstance(event, Diversity)
     assert (event.cosine, event.disagreement) == (None, None)
 

@@ -1,4 +1,4 @@
-"""Runs of every feature, interrupted anywhere and taken up again: the same bytes as undisturbed."""
+"""Runs of every feature, interrupted anywhere and resumed, write the same bytes."""
 
 from itertools import count
 from typing import Any
@@ -114,8 +114,8 @@ def _last_bytes(setting: WorkerConfig, run: RunSpec, events: list[AnyEvent]) -> 
     return files
 
 
-def _told(events: list[AnyEvent]) -> list[Any]:
-    """What the user sees of the run's learning curve, and how it ended."""
+def _learning_curve(events: list[AnyEvent]) -> list[Any]:
+    """The run's learning curve as events, and its end."""
     curve = [e for e in events if e.kind == "evaluated"]
     told = [(e.step, e.epoch, e.loss, e.lr, e.score, e.ema, e.held_out) for e in curve]
     return [*told, *((e.step, e.early) for e in events if e.kind == "trained")]
@@ -135,8 +135,8 @@ def _check(setting: WorkerConfig, base: Checkpoint, run: RunSpec, where: float) 
     assert stopped.step == cut
     for attempt, going_on in ((2, worker), (3, WorkerContext(setting))):
         after = perform(going_on, run, stopped, total, attempt)
-        assert _told(whole)[-len(_told(after)) :] == _told(after), run
-        assert _told(before) + _told(after) == _told(whole), run
+        assert _learning_curve(whole)[-len(_learning_curve(after)) :] == _learning_curve(after), run
+        assert _learning_curve(before) + _learning_curve(after) == _learning_curve(whole), run
         expected, found = (_last_bytes(setting, run, events) for events in (whole, after))
         assert {file for file in expected if expected[file] != found[file]} == set(), run
 
@@ -148,7 +148,7 @@ def _check(setting: WorkerConfig, base: Checkpoint, run: RunSpec, where: float) 
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(run=runs(), where=st.floats(0, 0.999))
-def test_a_run_taken_up_again_warm_or_cold_is_the_same_run(
+def test_a_resumed_run_warm_or_cold_is_the_same_run(
     setting: WorkerConfig, bases: dict[str, Checkpoint], run: RunSpec, where: float
 ) -> None:
     _check(setting, bases[run.model.name], run, where)
@@ -157,7 +157,7 @@ def test_a_run_taken_up_again_warm_or_cold_is_the_same_run(
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(run=runs(), where=st.floats(0, 0.999))
-def test_many_runs_taken_up_again_are_the_same_runs(
+def test_many_resumed_runs_are_the_same_runs(
     setting: WorkerConfig, bases: dict[str, Checkpoint], run: RunSpec, where: float
 ) -> None:
     _check(setting, bases[run.model.name], run, where)

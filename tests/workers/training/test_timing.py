@@ -1,4 +1,4 @@
-"""A few timed steps of a run, with all that makes its steps dear."""
+"""Timing a few steps of a run with all features that make its steps slow."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from workers.context import WorkerContext
 from workers.training.timing import time_run
 
 
-def test_every_section_of_a_run_is_timed(tmp_path: Path) -> None:
+def test_every_phase_of_a_run_is_timed(tmp_path: Path) -> None:
     sections = [{"epoch": 0, "modules": "head"}, {"epoch": 1, "modules": "all"}]
     run = make_run(
         model=RESNET,

@@ -1,4 +1,4 @@
-"""One training order after another: events, files, and above all the bytes."""
+"""Training orders: events, files, and above all the bytes."""
 
 import json
 import math
@@ -84,7 +84,7 @@ def test_a_run_yields_its_events_in_order(setting: WorkerConfig, vit_base: Check
 
 
 def test_a_run_learns(setting: WorkerConfig, resnet_base: Checkpoint) -> None:
-    """Twenty epochs on 22 images: a network that did not get their loss down would not learn."""
+    """Twenty epochs on 22 images are enough to overfit, if training works."""
     run = make_run("learns", RESNET, epochs=20, hflip=0, crop=(1, 1), lr=5e-3, checkpoint_every=20)
     events = perform(WorkerContext(setting), run, resnet_base)
     losses = [event.loss for event in events if event.kind == "evaluated"]
@@ -106,7 +106,7 @@ def test_a_checkpoint_is_the_bare_network_with_predictions_and_score(
     assert score(values, labels) == manifest.score
 
 
-def test_the_diary_lies_in_the_store(setting: WorkerConfig, vit_base: Checkpoint) -> None:
+def test_the_log_is_in_the_store(setting: WorkerConfig, vit_base: Checkpoint) -> None:
     store, run = Store(setting.uri), make_run("diary")
     perform(WorkerContext(setting), run, vit_base, stop=6)
     perform(WorkerContext(setting), run, vit_base, stop=6)
@@ -120,7 +120,7 @@ def test_the_diary_lies_in_the_store(setting: WorkerConfig, vit_base: Checkpoint
     [(opt, cut) for opt in ("adamw", "momentum") for cut in range(1, 6)]
     + [(opt, 2) for opt in ("nadamw", "lion", "lamb", "adafactor", "lookahead_adam")],
 )
-def test_a_run_taken_up_again_writes_the_same_bytes(
+def test_a_resumed_run_writes_the_same_bytes(
     setting: WorkerConfig, vit_base: Checkpoint, opt: str, cut: int
 ) -> None:
     """Two epochs of three steps, dropout and stochastic depth on, stopped at every step."""
@@ -135,7 +135,7 @@ def test_a_run_taken_up_again_writes_the_same_bytes(
     assert _bytes(setting, checkpoints(after)[-1]) == _bytes(setting, whole)
 
 
-def test_a_run_taken_up_again_in_another_process_writes_the_same_bytes(
+def test_a_run_resumed_in_another_process_writes_the_same_bytes(
     setting: WorkerConfig, resnet_base: Checkpoint
 ) -> None:
     run = make_run("moved", RESNET, opt="adamw", **HARD)
@@ -260,7 +260,7 @@ def test_frozen_batchnorm_keeps_its_statistics_through_every_epoch(
 
 
 def test_bfloat16_training_scores_in_float32(setting: WorkerConfig, vit_base: Checkpoint) -> None:
-    """The network itself stays unpatched, so that its scores mean the same everywhere."""
+    """The network itself stays unpatched, so that its scores are the same everywhere."""
     worker = WorkerContext(setting)
     last = checkpoints(perform(worker, make_run("bf16", amp_dtype="bfloat16"), vit_base, 6))[-1]
     assert "forward" not in vars(worker.model(VIT))
@@ -268,7 +268,7 @@ def test_bfloat16_training_scores_in_float32(setting: WorkerConfig, vit_base: Ch
     assert {t.dtype for t in load_file(f"{folder}/model.safetensors").values()} == {torch.float32}
 
 
-def test_a_diverged_run_raises_its_name_and_step(
+def test_a_diverged_run_is_reported_with_name_and_step(
     setting: WorkerConfig, vit_base: Checkpoint
 ) -> None:
     run = make_run("wild", opt="sgd", lr=1e30)

@@ -1,4 +1,4 @@
-"""What a run does beside plain steps: averages, patience, folds, sections; and what it leaves."""
+"""Features of a run: averages, patience, folds, unfreeze phases; and that they are undone."""
 
 from typing import Any
 
@@ -111,10 +111,10 @@ def test_a_run_that_gets_better_or_ends_anyway_is_not_early(
     assert last.kind == "trained" and not last.early and last.step == 12
 
 
-def test_a_run_whose_patience_is_over_goes_no_further_when_taken_up_again(
+def test_a_run_whose_patience_is_over_trains_no_further_when_resumed(
     setting: WorkerConfig, base: Checkpoint
 ) -> None:
-    """As when a driver dies between the last checkpoint and the news that the run has ended."""
+    """For instance if a driver dies between the last checkpoint and the event of the run's end."""
     run = make_run("over", RESNET, patience=1, **STILL)
     end = checkpoints(perform(WorkerContext(setting), run, base))[-1]
     worker = WorkerContext(setting)
@@ -132,7 +132,7 @@ def test_an_end_by_patience_goes_before_an_interruption(
     assert events[-1].kind == "trained" and events[-1].early
 
 
-def test_patience_waits_for_the_last_section(setting: WorkerConfig, base: Checkpoint) -> None:
+def test_patience_waits_for_the_last_phase(setting: WorkerConfig, base: Checkpoint) -> None:
     sections = [{"epoch": 0, "modules": "head"}, {"epoch": 2, "modules": "all"}]
     run = make_run("waits", RESNET, patience=1, unfreeze=sections, **STILL)
     last = perform(WorkerContext(setting), run, base)[-1]
@@ -142,7 +142,7 @@ def test_patience_waits_for_the_last_section(setting: WorkerConfig, base: Checkp
 # Folds
 
 
-def test_a_fold_is_scored_on_what_it_has_not_seen(setting: WorkerConfig, base: Checkpoint) -> None:
+def test_a_fold_is_scored_on_its_held_out_images(setting: WorkerConfig, base: Checkpoint) -> None:
     run = make_run("fold", RESNET, model_ema_decay=0.5).model_copy(update={"fold": 1})
     worker = WorkerContext(setting)
     images, store = worker.images, worker.store
@@ -164,7 +164,7 @@ def test_a_fold_is_scored_on_what_it_has_not_seen(setting: WorkerConfig, base: C
 # Sections
 
 
-def test_a_section_moves_its_modules_and_no_others(setting: WorkerConfig, base: Checkpoint) -> None:
+def test_a_phase_changes_its_modules_and_no_others(setting: WorkerConfig, base: Checkpoint) -> None:
     run = make_run("gradual", RESNET, unfreeze=GRADUAL)
     worker = WorkerContext(setting)
     perform(worker, run, base)
@@ -177,7 +177,7 @@ def test_a_section_moves_its_modules_and_no_others(setting: WorkerConfig, base: 
     assert all(parameter.requires_grad for parameter in worker.model(RESNET).parameters())
 
 
-def test_a_section_begins_the_schedule_and_the_optimizer_anew(
+def test_a_phase_restarts_the_schedule_and_the_optimizer(
     setting: WorkerConfig, base: Checkpoint
 ) -> None:
     sections = [{"epoch": epoch, "modules": "all"} for epoch in (0, 1)]
@@ -231,7 +231,7 @@ def test_scores_of_channels_last_are_those_of_the_plain_network(
         assert np.array_equal(again, read_predictions(worker.store, f"{id_}/00000012-0", "val")[2])
 
 
-def test_what_the_model_does_not_have_is_refused_when_training_begins(
+def test_missing_features_of_the_model_are_refused_when_training_begins(
     setting: WorkerConfig, base: Checkpoint
 ) -> None:
     wrong = RunSpec(
@@ -244,9 +244,7 @@ def test_what_the_model_does_not_have_is_refused_when_training_begins(
 
 
 @pytest.mark.slow
-def test_a_compiled_run_taken_up_again_is_the_same_run(
-    setting: WorkerConfig, base: Checkpoint
-) -> None:
+def test_a_resumed_compiled_run_is_the_same_run(setting: WorkerConfig, base: Checkpoint) -> None:
     torch._dynamo.reset()
     run = make_run("compiled", RESNET, compile=True)
     whole = checkpoints(perform(WorkerContext(setting), run, base))[-1]

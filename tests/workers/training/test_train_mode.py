@@ -1,4 +1,4 @@
-"""How a network is run while it learns, and that nothing of it stays."""
+"""Training mode of a network, and that it is undone."""
 
 import copy
 from typing import Any
@@ -23,8 +23,8 @@ def _net(name: str = "test_resnet") -> nn.Module:
     return net
 
 
-def _looks(net: nn.Module) -> list[Any]:
-    """All that an order might leave behind."""
+def _state_of(net: nn.Module) -> list[Any]:
+    """The state that an order might change."""
     parameters = [(p.requires_grad, p.stride()) for p in net.parameters()]
     modes = [module.training for module in net.modules()]
     return [parameters, modes, net.grad_checkpointing, net._compiled_call_impl]
@@ -34,43 +34,43 @@ def test_a_network_is_afterwards_as_it_was() -> None:
     net = _net()
     net.eval()
     net.get_parameter("conv1.0.weight").requires_grad_(False)
-    before = _looks(net)
+    before = _state_of(net)
     run = make_run(model=RESNET, **EVERYTHING, unfreeze=[{"epoch": 0, "modules": "layer4"}])
-    with pytest.raises(RuntimeError), TrainMode(net, run, "cpu") as manner:
-        manner.begin(phases(run)[0])
-        changed = _looks(net)
+    with pytest.raises(RuntimeError), TrainMode(net, run, "cpu") as mode:
+        mode.begin(phases(run)[0])
+        changed = _state_of(net)
         raise RuntimeError
     assert all(old != new for old, new in zip(before[:3], changed[:3], strict=True))
-    assert _looks(net) == before
+    assert _state_of(net) == before
 
 
-def test_a_pause_shows_the_plain_network_and_keeps_what_learns() -> None:
+def test_a_pause_shows_the_plain_network_and_keeps_requires_grad() -> None:
     net = _net()
-    plain = _looks(net)
+    plain = _state_of(net)
     run = make_run(model=RESNET, **EVERYTHING)
-    with TrainMode(net, run, "cpu") as manner:
-        manner.begin(ALL)
-        learning = _looks(net)
-        with manner.paused():
-            assert _looks(net)[0] == plain[0] and not net.grad_checkpointing
-        assert _looks(net) == learning
+    with TrainMode(net, run, "cpu") as mode:
+        mode.begin(ALL)
+        learning = _state_of(net)
+        with mode.paused():
+            assert _state_of(net)[0] == plain[0] and not net.grad_checkpointing
+        assert _state_of(net) == learning
 
 
-def test_a_parameter_that_never_learns_is_not_unfrozen() -> None:
+def test_a_parameter_that_is_never_trained_is_not_unfrozen() -> None:
     net = _net()
     net.get_parameter("conv1.0.weight").requires_grad_(False)
-    with TrainMode(net, make_run(model=RESNET), "cpu") as manner:
-        manner.begin(ALL)
+    with TrainMode(net, make_run(model=RESNET), "cpu") as mode:
+        mode.begin(ALL)
         assert not net.get_parameter("conv1.0.weight").requires_grad
 
 
 def test_batchnorm_of_a_frozen_part_keeps_its_statistics() -> None:
     net = _net()
-    with TrainMode(net, make_run(model=RESNET), "cpu") as manner:
-        manner.begin(UnfreezePhase(0, 1, ("layer4",)))
+    with TrainMode(net, make_run(model=RESNET), "cpu") as mode:
+        mode.begin(UnfreezePhase(0, 1, ("layer4",)))
         norms = {n: m.training for n, m in net.named_modules() if isinstance(m, _BatchNorm)}
         assert all(training == name.startswith("layer4.") for name, training in norms.items())
-        manner.begin(ALL)
+        mode.begin(ALL)
         assert all(module.training for module in net.modules())
 
 
@@ -80,8 +80,8 @@ def test_gradients_are_the_same_with_checkpointing() -> None:
     net = _net("test_vit")
     for on in (False, True):
         copied = copy.deepcopy(net)
-        with TrainMode(copied, make_run(grad_checkpointing=on), "cpu") as manner:
-            manner.begin(ALL)
+        with TrainMode(copied, make_run(grad_checkpointing=on), "cpu") as mode:
+            mode.begin(ALL)
             copied(nn.functional.interpolate(inputs, 160)).sum().backward()
         gradients.append([p.grad for p in copied.parameters()])
     pairs = zip(*gradients, strict=True)
@@ -114,12 +114,12 @@ def test_tf32_is_for_training_alone() -> None:
 def test_a_compiled_network_is_compiled_in_training_alone() -> None:
     net = _net()
     inputs = torch.randn(2, 3, 32, 32)
-    with TrainMode(net, make_run(model=RESNET, compile=True), "cpu") as manner:
-        manner.begin(ALL)
+    with TrainMode(net, make_run(model=RESNET, compile=True), "cpu") as mode:
+        mode.begin(ALL)
         eager = copy.deepcopy(net)  # of a compiled network, the copy is not
         assert net._compiled_call_impl is not None and eager._compiled_call_impl is None
         assert torch.allclose(net(inputs), eager(inputs), atol=1e-4)
         assert net.state_dict().keys() == eager.state_dict().keys()
-        with manner.paused():
+        with mode.paused():
             assert net._compiled_call_impl is None
     assert net._compiled_call_impl is None

@@ -1,4 +1,4 @@
-"""Optimizer state out and in again, as tensors and JSON."""
+"""Optimizer state captured and restored, as tensors and JSON."""
 
 import json
 
@@ -44,7 +44,7 @@ def _stored(state: TrainState) -> TrainState:
     [pytest.param(name, marks=[] if name in COMMON else [pytest.mark.slow]) for name in NAMES]
     + ["lookahead_adam"],
 )
-def test_every_optimizer_of_timm_goes_on_as_if_it_had_not_stopped(opt: str) -> None:
+def test_every_optimizer_of_timm_continues_as_if_not_stopped(opt: str) -> None:
     spec = TrainConfig(opt=opt, lr=1e-2)
     whole = _net()
     _learn(whole, create_optimizer(whole, spec, {"3.weight"}), range(14))
@@ -80,7 +80,7 @@ def test_a_state_that_json_cannot_hold_is_refused_by_name() -> None:
         capture(net, optimizer, TrainPosition(0))
 
 
-def test_a_moving_average_comes_back_and_is_no_part_of_the_optimizer() -> None:
+def test_a_moving_average_is_restored_and_is_not_part_of_the_optimizer() -> None:
     net, averaged, empty = _net(), _net(), _net()
     optimizer = create_optimizer(net, TrainConfig(), set())
     _learn(net, optimizer, range(2))
@@ -94,8 +94,8 @@ def test_a_moving_average_comes_back_and_is_no_part_of_the_optimizer() -> None:
         assert torch.equal(tensor, empty.state_dict()[name])
 
 
-def test_state_lies_in_memory_as_it_did() -> None:
-    """Numbers that lie otherwise are added in another order."""
+def test_restored_state_has_the_same_strides() -> None:
+    """With other strides numbers are added in another order."""
     net, again = (_net().to(memory_format=torch.channels_last) for _ in range(2))
     optimizer = create_optimizer(net, TrainConfig(), set())
     _learn(net, optimizer, range(1))
@@ -107,7 +107,7 @@ def test_state_lies_in_memory_as_it_did() -> None:
     assert moments[0].stride() == moments[1].stride() != moments[0].contiguous().stride()
 
 
-def test_scores_are_those_of_the_last_epochs_as_far_as_known() -> None:
+def test_scores_are_those_of_the_last_epochs() -> None:
     position = TrainPosition(9, history=[0.1, 0.2, 0.3])
     assert position.scores(2) == [0.2, 0.3]
     assert position.scores(0) == [] and position.scores(5) == [0.1, 0.2, 0.3]
