@@ -1,7 +1,7 @@
-"""The command: `soupfleet VERB ...`. Each verb reads like a sentence; what it does lives elsewhere.
+"""The command line `soupfleet VERB ...`: options and output. `commands/` does the work.
 
-Exit codes: 0 done; 2 the user must mend something; 3 done, but some or all runs failed; 4 stopped
-by the user; 1 a bug of ours.
+Exit codes: 0 done; 2 a mistake that the user can correct, or a failed `verify`; 3 done, but some or
+all runs failed; 4 stopped by the user; 1 a bug of ours.
 """
 
 import json
@@ -14,20 +14,26 @@ import typer
 from rich.console import Console
 
 from orchestrator import config
-from orchestrator.commands.run import BAD, Options, Outcome, planned, read_experiment
-from orchestrator.commands.run import run as run_experiment
+from orchestrator.commands.run import (
+    BAD,
+    Options,
+    RunOutcome,
+    planned,
+    read_experiment,
+    run_experiment,
+)
 from orchestrator.driver.ledger import Ledger
 from orchestrator.driver.signals import STOPPED
-from orchestrator.experiment import resolved
 from orchestrator.report.terminal.tables import final_table, status_json, status_view
 from orchestrator.report.write import write_report
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
-from orchestrator.state.state import State
 from workers.errors import UserError
 from workers.storage.layout import FINISH
 from workers.storage.store import Store
 
 PIPE_WIDTH = 130
+"""Columns of tables in a pipe or log, which has no width."""
 
 app = typer.Typer(
     help="Fine-tune a fleet of image classifiers and get back one better model: a soup.",
@@ -38,23 +44,28 @@ app = typer.Typer(
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, e.g. configs/x.yaml.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[k=v ...]", help="Settings to change, e.g. seed=1.")
+    list[str] | None, typer.Argument(metavar="[k=v ...]", help="Keys to set, e.g. train.lr=1e-3.")
 ]
-Uri = Annotated[str, typer.Argument(metavar="URI", help="Of an experiment: STORAGE/NAME.")]
+Uri = Annotated[
+    str, typer.Argument(metavar="URI", help="Folder or URI of an experiment: STORAGE/NAME.")
+]
 Storage = Annotated[str | None, typer.Option(help="Folder or pyarrow.fs URI for experiments.")]
 Name = Annotated[str | None, typer.Option(help="Name of the experiment in the storage.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def plan(
     config_file: Config,
     overrides: Overrides = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
     storage: Storage = None,
     name: Name = None,
 ) -> None:
-    """Validate, survey data and models, print runs, resources, storage and time; start none."""
+    """Check a configuration with its data and model; print runs, resources, storage and time.
+
+    Nothing is started or left behind.
+    """
     from orchestrator.commands.plan import make_plan, plan_view
 
     experiment = config.load(config_file, overrides or [], storage=storage, name=name)
@@ -70,25 +81,31 @@ def run(
     config_file: Config,
     overrides: Overrides = None,
     address: Annotated[
-        str | None, typer.Option(help="Ray: local, auto or HOST:PORT. Default: RAY_ADDRESS, local.")
+        str | None,
+        typer.Option(help="Ray cluster: local, auto or HOST:PORT. Default: RAY_ADDRESS, or local."),
     ] = None,
     storage: Storage = None,
     name: Name = None,
-    fleet: Annotated[str, typer.Option(help="ray, or local: all in this process.")] = "ray",
+    fleet: Annotated[str, typer.Option(help="ray, or local: one worker in this process.")] = "ray",
     extend: Annotated[
         bool,
-        typer.Option("--extend", help="Add runs, recipes, ensembles; the served soup may change."),
+        typer.Option(
+            "--extend", help="Allow more runs, recipes and ensembles; the served soup may change."
+        ),
     ] = False,
     take_over: Annotated[
-        bool, typer.Option("--take-over", help="Replace the driver that holds the lease.")
+        bool, typer.Option("--take-over", help="Replace a running driver.")
     ] = False,
     plain: Annotated[
-        bool | None, typer.Option("--plain/--live", help="Lines, or a live table.")
+        bool | None, typer.Option("--plain/--live", help="Print lines, or show a live table.")
     ] = None,
 ) -> None:
-    """Run an experiment to its end; the same command again continues it."""
+    """Run an experiment to its end. The same command again continues it.
+
+    A key that neither CONFIG nor an override names keeps the value that the experiment began with.
+    """
     if fleet not in ("ray", "local"):
-        raise UserError(f"--fleet {fleet} is unknown; use ray or local")
+        raise UserError(f"--fleet is {fleet!r}; write ray or local")
     experiment = config.load(config_file, overrides or [], storage=storage, name=name)
     options = Options(
         address=address or os.environ.get("RAY_ADDRESS") or "local",
@@ -103,44 +120,51 @@ def run(
 @app.command()
 def status(
     uri: Uri,
-    as_json: Json = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh until finished.")] = False,
+    as_json: AsJson = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Refresh until the experiment ends.")
+    ] = False,
 ) -> None:
-    """Show the fleet from its store, from any machine."""
+    """Show the state of an experiment, from any machine that reaches its storage."""
     from orchestrator.commands.status import watch_status
 
     if watch and not as_json:
         watch_status(Store(uri), uri)
         return
-    program, state, _ = _replayed(uri)
+    moment, _ = _replayed(uri)
     if as_json:
-        print(json.dumps(status_json(program, state)))
+        print(json.dumps(status_json(moment)))
     else:
-        _console().print(status_view(program, state, uri))
+        _console().print(status_view(moment, uri))
 
 
 @app.command()
 def report(uri: Uri) -> None:
-    """Write results.json, summary.csv and report.html anew."""
-    program, state, store = _replayed(uri)
-    results = write_report(program, state, store)
+    """Write results.json, summary.csv and report.html again."""
+    moment, store = _replayed(uri)
+    results = write_report(moment, store)
     _console().print(final_table(results, uri))
 
 
 @app.command()
 def finish(uri: Uri) -> None:
-    """Stop training and soup what is committed; whoever drives the experiment obeys."""
-    _, state, store = _replayed(uri)
-    if state.finished is not None:
-        print(f"{uri} is finished already.")
+    """Stop training now, and make soups of the committed checkpoints.
+
+    The running driver does this; without one, the next `run` does.
+    """
+    moment, store = _replayed(uri)
+    if moment.state.finished is not None:
+        print(f"{uri} is already finished.")
         return
     store.write(FINISH, b"")
-    print(f"Asked {uri} to finish: training ends within seconds, then come the soups.")
+    print(f"{uri} will finish: its driver ends training within seconds, then makes the soups.")
 
 
 @app.command()
-def logs(uri: Uri, run_id: Annotated[str, typer.Argument(metavar="RUN")]) -> None:
-    """Print a run's log, all attempts."""
+def logs(
+    uri: Uri, run_id: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run.")]
+) -> None:
+    """Print the logs of all attempts of a run."""
     from orchestrator.commands.status import run_log
 
     sys.stdout.write(run_log(_existing(uri), run_id))
@@ -151,34 +175,49 @@ def soup(
     checkpoints: Annotated[
         list[str], typer.Argument(metavar="CKPT...", help="Files of weights, or their folders.")
     ],
-    model: Annotated[str, typer.Option(help="Architecture: a timm name.")],
-    data: Annotated[str, typer.Option(help="Folder of val/ and test/, or of classes to halve.")],
-    recipe: Annotated[str, typer.Option(help="Names as in greedy,uniform; or all.")],
+    model: Annotated[str, typer.Option(help="Architecture, by its timm name.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Folder of val/ and test/, or of class folders, whose images are halved."
+        ),
+    ],
+    recipe: Annotated[str, typer.Option(help="Recipes, e.g. greedy,uniform, or all.")],
     out: Annotated[str, typer.Option(help="New folder for the soup and its report.")],
     base: Annotated[
         str | None, typer.Option(help="Weights that all checkpoints were fine-tuned from.")
     ] = None,
     train: Annotated[
-        str | None, typer.Option(help="Class folders of training images, for BatchNorm.")
+        str | None, typer.Option(help="Class folders of training images, for BatchNorm statistics.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the halves, and of recipes that draw.")] = 0,
-    ema: Annotated[bool, typer.Option("--ema", help="The averaged weights of each file.")] = False,
-    image_size: Annotated[int | None, typer.Option(help="Pixels; the model's own if not.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the halves and of random recipes.")] = 0,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Use the averaged weights in the files.")
+    ] = False,
+    image_size: Annotated[
+        int | None, typer.Option(help="Input size in pixels. Default: that of the model.")
+    ] = None,
     kwargs: Annotated[
-        str | None, typer.Option(help="Of timm.create_model, as YAML: '{img_size: 96}'.")
+        str | None,
+        typer.Option(help="Arguments of timm.create_model as YAML, e.g. '{img_size: 96}'."),
     ] = None,
-    batchnorm: Annotated[str, typer.Option(help="As soup.batchnorm of a config.")] = "auto",
-    metric: Annotated[str, typer.Option(help="What selects: top1, macro_f1 or nll.")] = "top1",
-    threads: Annotated[int, typer.Option(help="CPU threads; part of a CPU result's bits.")] = 1,
+    batchnorm: Annotated[
+        str, typer.Option(help="BatchNorm statistics, as soup.batchnorm of a configuration.")
+    ] = "auto",
+    metric: Annotated[
+        str, typer.Option(help="Score that selects: top1, macro_f1 or nll.")
+    ] = "top1",
+    threads: Annotated[
+        int, typer.Option(help="CPU threads; they affect the bytes of a result on CPUs.")
+    ] = 1,
     plain: Annotated[
-        bool | None, typer.Option("--plain/--live", help="Lines, or a live table.")
+        bool | None, typer.Option("--plain/--live", help="Print lines, or show a live table.")
     ] = None,
 ) -> None:
-    """Make soups of checkpoints trained elsewhere, e.g. by timm's train script."""
-    from orchestrator.commands.soup import SoupRequest
-    from orchestrator.commands.soup import soup as make_soups
+    """Make soups of checkpoints that were trained elsewhere, e.g. by timm's train script."""
+    from orchestrator.commands.soup import SoupRequest, make_soups
 
-    wish = SoupRequest(
+    request = SoupRequest(
         checkpoints=tuple(checkpoints),
         model=model,
         data=data,
@@ -194,16 +233,18 @@ def soup(
         metric=metric,
         threads=threads,
     )
-    _show_outcome(make_soups(wish, plain), out)
+    _show_outcome(make_soups(request, plain), out)
 
 
 @app.command()
 def evaluate(
-    model_dir: Annotated[str, typer.Argument(metavar="MODEL_DIR", help="A served soup/ folder.")],
+    model_dir: Annotated[
+        str, typer.Argument(metavar="MODEL_DIR", help="Folder soup/ of an experiment.")
+    ],
     data: Annotated[str, typer.Option(help="Folder of class folders.")],
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Score a model on class folders, matched by name to its labels."""
+    """Score a model on class folders, which are matched to its labels by name."""
     from orchestrator.commands.status import score_view
     from workers.serving.served_model import evaluate_folder
 
@@ -217,15 +258,16 @@ def evaluate(
 @app.command()
 def predict(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A served soup/ folder; an experiment's URI.")
+        str,
+        typer.Argument(metavar="MODEL", help="Folder soup/; with --ensemble, an experiment's URI."),
     ],
     images: Annotated[str, typer.Argument(help="An image, or a folder of images.")],
-    out: Annotated[str, typer.Option(help="CSV file: image, label, confidence.")],
+    out: Annotated[str, typer.Option(help="CSV file to write: image, label, confidence.")],
     ensemble: Annotated[
-        str | None, typer.Option(metavar="ID", help="soft_voting or stacking; MODEL is a URI.")
+        str | None, typer.Option(metavar="ID", help="Use an ensemble: soft_voting or stacking.")
     ] = None,
 ) -> None:
-    """Label images with a served model, or with an ensemble of an experiment."""
+    """Label images with the served model or an ensemble of an experiment."""
     from orchestrator.commands.predict import label_images
 
     store = _existing(model) if ensemble is not None else None
@@ -234,21 +276,23 @@ def predict(
 
 @app.command()
 def verify(uri: Uri) -> None:
-    """Check every committed file, rebuild the served soup from its mix and compare bytes."""
+    """Check the hash of every committed file, and blend the served soup again to compare bytes."""
     from orchestrator.commands.verify import verify_experiment
 
-    program, state, store = _replayed(uri)
-    problems = verify_experiment(program, state, store, say=print)
+    moment, store = _replayed(uri)
+    problems = verify_experiment(moment, store, say=print)
     if problems:
-        raise UserError(f"{uri} does not verify: {'; '.join(problems)}")
+        raise UserError(f"{uri} is not intact: {'; '.join(problems)}")
 
 
 @app.command()
 def submit(
     config_file: Config,
     overrides: Overrides = None,
-    address: Annotated[str, typer.Option(help="Of the head's dashboard: http://HEAD:8265")] = "",
-    wait: Annotated[bool, typer.Option("--wait", help="Follow it; exit with its code.")] = False,
+    address: Annotated[str, typer.Option(help="Dashboard of the Ray head: http://HEAD:8265")] = "",
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Print the job's log, and exit with its exit code.")
+    ] = False,
     storage: Storage = None,
     name: Name = None,
 ) -> None:
@@ -259,23 +303,24 @@ def submit(
     raise typer.Exit(submit_job(experiment, address, wait))
 
 
-def _show_outcome(outcome: Outcome, uri: str) -> None:
-    """The final table; ends the command with its exit code."""
+def _show_outcome(outcome: RunOutcome, uri: str) -> None:
+    """Print the final table, and end the command with its exit code."""
     if outcome.results is None:
-        print(f"Stopped. The same command goes on where this one left {uri}.")
+        print(f"Stopped. The same command continues {uri}.")
     else:
         if not outcome.worked:
-            print(f"{uri} is finished; there was nothing left to do.")
+            print(f"{uri} is already finished; nothing was done.")
         _console().print(final_table(outcome.results, uri))
     raise typer.Exit(outcome.exit_code)
 
 
 def _console() -> Console:
-    """Pipes and job logs have no width; the tables need this much."""
+    """A console as wide as the terminal, or PIPE_WIDTH in a pipe or log."""
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def _existing(uri: str) -> Store:
+    """The store of an experiment; refuses a place without one."""
     store = Store(uri)
     if read_experiment(store) is None:
         raise UserError(
@@ -284,20 +329,20 @@ def _existing(uri: str) -> Store:
     return store
 
 
-def _replayed(uri: str) -> tuple[resolved.ExpandedExperiment, State, Store]:
+def _replayed(uri: str) -> tuple[Moment, Store]:
     store = _existing(uri)
     experiment = read_experiment(store)
     assert experiment is not None
-    return planned(experiment), fold(Ledger(store).replay()), store
+    return Moment(planned(experiment), fold(Ledger(store).replay())), store
 
 
 def main() -> None:
-    """Run a verb; a user's mistake is one sentence on stderr and exit code 2."""
+    """Run a verb. A mistake of the user is one sentence on stderr and exit code 2."""
     try:
         app(standalone_mode=True)
     except UserError as error:
         print(f"soupfleet: {error}", file=sys.stderr)
         sys.exit(BAD)
     except KeyboardInterrupt:
-        print("soupfleet: stopped before it had begun", file=sys.stderr)
+        print("soupfleet: stopped before it began", file=sys.stderr)
         sys.exit(STOPPED)

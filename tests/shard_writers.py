@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 from webdataset import TarWriter
 
 
-def listed(folder: Path) -> list[tuple[str, str, bytes]]:
+def list_images(folder: Path) -> list[tuple[str, str, bytes]]:
     """(class, stem, content) of every image in class folders, sorted."""
     return [(f.parent.name, f.stem, f.read_bytes()) for f in sorted(folder.rglob("*.png"))]
 
 
 def write_shards(folder: Path, shards: list[Path], label: str = "cls") -> tuple[str, ...]:
-    """Images in turn, `class/stem` their keys; labels by number, as `cls` or `json`."""
-    images = listed(folder)
+    """Write images to the shards in turn, with keys `class/stem` and numbers as labels."""
+    images = list_images(folder)
     classes = sorted({name for name, _, _ in images})
     for k, shard in enumerate(shards):
         shard.parent.mkdir(parents=True, exist_ok=True)
@@ -32,10 +32,10 @@ def write_shards(folder: Path, shards: list[Path], label: str = "cls") -> tuple[
 def write_parquet(
     folder: Path, path: Path, names: bool = False, hub: bool = False, group: int = 7
 ) -> None:
-    """One row per image; `hub`: as Hugging Face's datasets write it, else plain columns."""
-    images = listed(folder)
+    """Write a row per image. `hub`: with columns and metadata of Hugging Face's datasets."""
+    images = list_images(folder)
     classes = sorted({name for name, _, _ in images})
-    content = [{"bytes": each, "path": f"{stem}.png"} if hub else each for _, stem, each in images]
+    content = [{"bytes": data, "path": f"{stem}.png"} if hub else data for _, stem, data in images]
     labels = [name if names else classes.index(name) for name, _, _ in images]
     table = pa.table({"image": content, "label": labels})
     if hub:
@@ -47,7 +47,7 @@ def write_parquet(
 
 
 def write_tar(path: Path, members: dict[str, bytes | tarfile.TarInfo], mode: str = "w") -> None:
-    """Exactly these members, whatever they are called."""
+    """Write a tar of exactly these members."""
     with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
         for name, content in members.items():
             if isinstance(content, tarfile.TarInfo):

@@ -1,10 +1,10 @@
-"""What a worker process keeps between orders: the store, the images, and one warm model.
+"""The context of a worker process between orders: the store, the images and one warm model.
 
-The same object serves a Ray actor, a rank of a gang, the merge actor and the driver's own process.
+A Ray actor, a rank of a gang, the merge actor and the driver's own process all use it.
 """
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workers.config.model import ModelConfig
 from workers.heartbeat import Progress
@@ -12,13 +12,16 @@ from workers.storage.store import Store
 from workers.types import WorkerConfig, model_key
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from workers.data import Images
+    from workers.merging.recipe_driver import LiveRecipe
+    from workers.training.resume import WarmState
 
 
 class WorkerContext:
-    """Holds the store, the images and one model per shape. Torch is imported at first use."""
+    """The store, the images and the model in memory. Torch is imported at first use."""
 
     def __init__(self, setting: WorkerConfig, slot: str = "local", rank: int = 0) -> None:
         self.setting = setting
@@ -27,14 +30,14 @@ class WorkerContext:
         self.store = Store(setting.uri, cache_dir=setting.cache_dir)
         self.progress = Progress()
         self.last_step_at: float | None = None
-        """Monotonic time of the last step of work here, for `gap_s`."""
+        """Monotonic time of the last step in this process. None: no step yet."""
         self.loaded_checkpoint_id: str | None = None
-        """Id of the checkpoint that the training model's memory is, byte for byte."""
-        self.warm_state: Any = None
-        """What training keeps beside the weights that `memory_is` names."""
-        self.hard_images_first: tuple[tuple[str, ...], Any] | None = None
-        """Checkpoint ids, and the order of images that tastes derive from their predictions."""
-        self.live_recipes: dict[str, Any] = {}
+        """Id of the checkpoint whose bytes the training model holds. None: unknown."""
+        self.warm_state: WarmState | None = None
+        """Optimizer, position and moving average that belong to `loaded_checkpoint_id`."""
+        self.hard_images_first: tuple[tuple[str, ...], np.ndarray] | None = None
+        """(checkpoint ids, selection images sorted by how few of these models get them right)."""
+        self.live_recipes: dict[str, LiveRecipe] = {}
         """Recipes between two questions, by merge; see `workers.merging.recipe_driver`."""
         self._images: Images | None = None
         self._models: dict[str, nn.Module] = {}
@@ -42,7 +45,7 @@ class WorkerContext:
 
     @property
     def images(self) -> "Images":
-        """The split, decodable images of the experiment; written by preflight."""
+        """The images of the experiment, by split, as preflight wrote them."""
         if self._images is None:
             from workers.data import Images
 
@@ -50,25 +53,22 @@ class WorkerContext:
         return self._images
 
     def holds(self, spec: ModelConfig, drop_path: float | None = None) -> bool:
-        """Whether `model` with these arguments has nothing to build."""
+        """Whether `model` with these arguments need not build a model."""
         same_drop_path = drop_path is None or drop_path == self._drop_path
         return model_key(spec) in self._models and same_drop_path
 
     def model(self, spec: ModelConfig, drop_path: float | None = None) -> "nn.Module":
-        """The warm module of this shape, on the device; its weights are whatever came last.
+        """The module of this shape, on the device, with any weights.
 
-        `drop_path` matters to training only and is built in by timm; None takes any.
+        timm builds `drop_path` in, and only training needs it. None: any value.
         """
         from workers.models.build import create_model
 
         key = model_key(spec)
         if not self.holds(spec, drop_path):
-            self._models.clear()  # one shape at a time: memory stays that of one model
-            self.loaded_checkpoint_id, self.warm_state, self._drop_path = (
-                None,
-                None,
-                drop_path or 0.0,
-            )
+            self._models.clear()  # only one model is in memory
+            self.loaded_checkpoint_id, self.warm_state = None, None
+            self._drop_path = drop_path or 0.0
             model = create_model(
                 spec, len(self.images.classes), self.setting.data, drop_path=self._drop_path
             )
@@ -76,7 +76,7 @@ class WorkerContext:
         return self._models[key]
 
     def forget(self) -> None:
-        """Drop everything warm; after an exception its state is not to be trusted."""
+        """Drop images, models and recipes, whose state is unknown after an exception."""
         self._images, self._models, self.live_recipes = None, {}, {}
         self.loaded_checkpoint_id, self.warm_state, self.hard_images_first = None, None, None
 
@@ -86,23 +86,25 @@ class WorkerContext:
         return bool(self._models)
 
     def gap_s(self) -> float | None:
-        """Seconds since the last step of work here; None before the first."""
+        """Seconds since the last step in this process. None: no step yet."""
         return None if self.last_step_at is None else time.monotonic() - self.last_step_at
 
     def set_num_threads(self) -> None:
-        """The number of threads is part of a CPU result's bits."""
+        """Set the number of torch threads, on which the bits of CPU results depend."""
         import torch
 
         torch.set_num_threads(self.setting.threads)
 
 
 def cuda_is_available() -> bool:
+    """Whether torch finds a GPU."""
     import torch
 
     return bool(torch.cuda.is_available())
 
 
 def num_gpus() -> int:
+    """Number of GPUs that torch finds."""
     import torch
 
     return int(torch.cuda.device_count())

@@ -40,6 +40,9 @@ ORDER_FUNCTIONS = {
 }
 """Kind of order -> `module:function`."""
 
+IMPORT = "workers.training.import_weights:adopt"
+"""Performs the training order of a run whose weights were trained elsewhere."""
+
 INSTANT = frozenset({"merge", "retire"})
 """Orders that need no torch and send no `started` event."""
 
@@ -65,8 +68,10 @@ def _events(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iterator[An
 
 
 def order_function(order: AnyOrder) -> OrderFunction:
-    """The function for the order's kind, imported at first use."""
-    module, _, function = ORDER_FUNCTIONS[order.kind].partition(":")
+    """The function for the order's kind, imported at first use. A run with train.weights trains
+    nothing: it imports them."""
+    imports = order.kind == "train" and order.run.train.weights is not None
+    module, _, function = (IMPORT if imports else ORDER_FUNCTIONS[order.kind]).partition(":")
     return cast(OrderFunction, getattr(importlib.import_module(module), function))
 
 

@@ -1,5 +1,28 @@
-"""Errors that people cause, as one sentence: what, where, what was seen, and what to do."""
+"""Errors that a user can correct, and the parts that all error texts share."""
+
+import difflib
+from collections.abc import Iterable
+
+SIMILARITY = 0.4
+"""Least similarity (difflib, 0..1) of a name that is worth suggesting."""
 
 
 class UserError(ValueError):
-    """The user can mend this: one sentence that says what, where, what was seen, and the remedy."""
+    """A mistake that the user can correct: one sentence of what, where, value seen and remedy."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its class where it has none."""
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A question with up to three similar names, the most similar first; empty if none is similar.
+
+    Upper and lower case count as equal.
+    """
+    originals = {candidate.lower(): candidate for candidate in names}
+    similar = difflib.get_close_matches(name.lower(), originals, n=3, cutoff=SIMILARITY)
+    if not similar:
+        return ""
+    return f"did you mean {' or '.join(originals[candidate] for candidate in similar)}?"

@@ -1,4 +1,4 @@
-"""What a worker is doing right now, read by its heartbeat from another thread."""
+"""The progress of a worker, which another thread sends to the driver as heartbeats."""
 
 import time
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from workers.types.values import FrozenModel
 
 
 class Heartbeat(FrozenModel):
-    """A sign of life of a slot; never enters the ledger."""
+    """A sign of life of a slot. It is never written to the ledger."""
 
     slot: str
     order: str | None = None
@@ -21,26 +21,29 @@ class Heartbeat(FrozenModel):
     loss: float | None = None
     images_per_s: float | None = None
     silent_s: float = 0.0
-    """Seconds since the work last made progress."""
+    """Seconds since the last progress."""
     rss_bytes: int = 0
 
 
 @dataclass
 class Progress:
-    """One writer (the work), one reader (the heartbeat); a torn read costs a stale number."""
+    """Progress of the current order: one writer (the work), one reader (the heartbeat).
+
+    There is no lock; at worst a number is stale.
+    """
 
     order: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     touched_at: float = field(default_factory=time.monotonic)
     interrupt: str | None = None
-    """Why the work should checkpoint and stop at its next step; None to go on."""
+    """Reason to write a checkpoint and stop at the next step. None: continue."""
 
     def begin(self, order: str) -> None:
         self.order, self.facts, self.touched_at = order, {}, time.monotonic()
         self.interrupt = None
 
     def touch(self, **facts: Any) -> None:
-        """The work moved on. `facts` are fields of Pulse, e.g. step=12, loss=0.3."""
+        """Record progress. `facts` are fields of Heartbeat, e.g. step=12, loss=0.3."""
         self.facts.update(facts)
         self.touched_at = time.monotonic()
 

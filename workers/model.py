@@ -1,6 +1,6 @@
-"""`import workers.model` registers the project's own architectures, `soupfleet_*`, with timm.
+"""Importing this file registers the architectures `soupfleet_*` with timm.
 
-The README of a served model of such an architecture says so; nothing else is needed to load it.
+Nothing else is needed to load a served model of such an architecture in plain timm.
 """
 
 import workers.models.heads

@@ -14,8 +14,8 @@ from workers.errors import UserError
 from workers.models.build import create_model, has_batchnorm, preprocessing
 from workers.models.components import components_of
 from workers.models.pretrained import load_initial
-from workers.storage.safetensors_writer import write_tensors
-from workers.storage.store import Bytes, Store
+from workers.storage.safetensors_writer import file_size
+from workers.storage.store import Store
 from workers.training.import_weights import require_weights
 from workers.training.loss import class_weights
 from workers.training.optim import create_optimizer, require_optimizer
@@ -105,7 +105,7 @@ def _model_info(
     inputs = normalise(pixels, config)
     _refuse_wrong_output(model, inputs, spec, len(images.classes))
     parameters = list(model.parameters())
-    model_bytes = _size_of(model)
+    model_bytes = file_size(model.state_dict())
     return ModelInfo(
         num_parameters=sum(parameter.numel() for parameter in parameters),
         model_bytes=model_bytes,
@@ -158,22 +158,6 @@ def _refuse_wrong_output(
             f"model {spec.name} gave an output of shape {list(shape)} for {len(inputs)} images, "
             f"not one logit for each of {num_classes} classes; change model.kwargs"
         )
-
-
-def _size_of(model: nn.Module) -> int:
-    """Bytes of the model's model.safetensors."""
-    sink = _Counting()
-    write_tensors(sink, model.state_dict())
-    return sink.size
-
-
-class _Counting:
-    """A sink that only counts bytes."""
-
-    size = 0
-
-    def write(self, data: Bytes) -> None:
-        self.size += memoryview(data).nbytes
 
 
 def _disk_warning(store: Store, models: dict[str, ModelInfo]) -> list[str]:

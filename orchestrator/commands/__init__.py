@@ -1,1 +1,1 @@
-"""One file per verb of the command line; what a verb does, without its options."""
+"""The verbs of the command line, one file each, without their options."""

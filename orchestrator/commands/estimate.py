@@ -1,6 +1,6 @@
-"""Forecast: bytes at the peak and seconds to the end, from facts and a rehearsal's pace. Pure.
+"""Estimates of a plan: bytes at the peak, seconds to the end. Pure.
 
-bases -> runs on slots, first free slot first -> tastes -> scores
+bases -> runs, each on the first free slot -> tastes -> scores
 """
 
 import heapq
@@ -28,32 +28,32 @@ from workers.types import (
 )
 
 STARTUP_S = 15.0
-"""Until Ray and the first warm process are up; measured on two cores."""
+"""Start of Ray and of the first worker, measured on two cores."""
 
 PLACEHOLDER_INGREDIENT = (Ingredient(name="run/00000001", run="run", score=0.0),)
-"""To ask a recipe how many points its way has."""
+"""Any ingredient; the number of points on a recipe's path does not depend on it."""
 
 Paces = Mapping[str, RunTiming]
-"""By `kind` of run."""
+"""Timing by `kind` of run."""
 
 TIMING_KEYS = (
     *("batch_size", "grad_accum_steps", "opt", "aa", "amp_dtype", "tf32", "channels_last"),
     *("grad_checkpointing", "compile", "bn_freeze", "unfreeze"),
 )
-"""Keys of train whose values a step's time depends on."""
+"""Keys of train whose values affect the time of a step."""
 ON_OR_OFF = (
     *("color_jitter", "grayscale", "affine", "perspective", "reprob", "mixup", "cutmix"),
     *("drop_path", "model_ema_decay"),
 )
-"""Keys that cost the same whatever they are set to, once they are set."""
+"""Keys of train that cost the same with any value, once they are set."""
 
 
 def kind(run: RunSpec) -> str:
-    """Runs of one kind take equally long per step."""
-    told = dump_without_defaults(run.train)
-    values = [told.get(key) for key in TIMING_KEYS]
+    """Digest of all that affects the time of a step: equal for runs that are equally fast."""
+    train = dump_without_defaults(run.train)
+    values = [train.get(key) for key in TIMING_KEYS]
     return digest(
-        [dump_without_defaults(run.model), values, [bool(told.get(key)) for key in ON_OR_OFF]]
+        [dump_without_defaults(run.model), values, [bool(train.get(key)) for key in ON_OR_OFF]]
     )
 
 
@@ -61,18 +61,18 @@ def kind(run: RunSpec) -> str:
 
 
 def peak_bytes(program: ExpandedExperiment, resolved: ResolvedExperiment, slots: int) -> int:
-    """When the last runs end: what retention keeps, soups, predictions, and per slot one checkpoint
-    being written and one that an anytime soup still needs."""
-    facts = resolved.facts
+    """Bytes in the store when the last runs end: checkpoints that retention keeps, soups and
+    predictions, and two checkpoints per slot: one being written, one for an anytime soup."""
+    facts = resolved.preflight
     runs = sum(
-        kept_checkpoints(program, resolved, track) * _checkpoint_bytes(facts, track)
-        for track in program.variants
+        kept_checkpoints(program, resolved, variant) * _checkpoint_bytes(facts, variant)
+        for variant in program.variants
     )
     largest = max(model.checkpoint_bytes for model in facts.models.values())
     bases = sum(_base_bytes(plan, facts) for plan in resolved.plans)
     models = [facts.models[model_key(cohort.model)] for cohort in resolved.cohorts]
     soups = sum(len(program.recipes) * model.model_bytes for model in models)
-    soups += 2 * sum(_circle_bytes(facts, circle) for circle in _merging(program, resolved))
+    soups += 2 * sum(_group_bytes(facts, group) for group in _merging(program, resolved))
     served = max(model.model_bytes for model in models)
     return runs + 2 * slots * largest + bases + soups + served + _prediction_bytes(program, facts)
 
@@ -80,59 +80,59 @@ def peak_bytes(program: ExpandedExperiment, resolved: ResolvedExperiment, slots:
 def _merging(
     program: ExpandedExperiment, resolved: ResolvedExperiment
 ) -> Iterable[sync_rounds.SyncGroup]:
-    return sync_rounds.sync_groups(resolved) if sync_rounds.is_on(program) else ()
+    return sync_rounds.sync_groups(resolved) if program.is_sync else ()
 
 
-def _circle_bytes(facts: PreflightResult, circle: sync_rounds.SyncGroup) -> int:
-    """Of a round's merged weights; those of the one before go when the next has closed."""
-    return facts.models[model_key(circle.cohort.model)].model_bytes
+def _group_bytes(facts: PreflightResult, group: sync_rounds.SyncGroup) -> int:
+    """Bytes of merged weights; those of a round are deleted once the next one has closed."""
+    return facts.models[model_key(group.cohort.model)].model_bytes
 
 
-def _checkpoint_bytes(facts: PreflightResult, track: RunSpec) -> int:
-    """A moving average is weights alone."""
-    model = facts.models[_key(track)]
-    return model.model_bytes if track.role == "ema" else model.checkpoint_bytes
+def _checkpoint_bytes(facts: PreflightResult, variant: RunSpec) -> int:
+    """Bytes of a checkpoint; that of a moving average has weights only."""
+    model = facts.models[_key(variant)]
+    return model.model_bytes if variant.role == "ema" else model.checkpoint_bytes
 
 
 def kept_checkpoints(
-    program: ExpandedExperiment, resolved: ResolvedExperiment, track: RunSpec
+    program: ExpandedExperiment, resolved: ResolvedExperiment, variant: RunSpec
 ) -> int:
-    """At most so many lie in the store once the run has ended: what soup.ingredients may choose,
-    the last scored one and the last."""
-    written, scored = _steps(program, resolved, track)
-    return min(len(written), _num_chosen(program, resolved, track, scored) + 1)
+    """Most checkpoints of a run that has ended: those that soup.ingredients may choose, the last
+    scored one and the last one."""
+    written, scored = _steps(program, resolved, variant)
+    return min(len(written), _num_chosen(program, resolved, variant, scored) + 1)
 
 
 def num_ingredients(
-    program: ExpandedExperiment, resolved: ResolvedExperiment, track: RunSpec
+    program: ExpandedExperiment, resolved: ResolvedExperiment, variant: RunSpec
 ) -> int:
-    """At most so many of them the recipes see; patience can end a run before."""
-    _, scored = _steps(program, resolved, track)
-    chosen = _num_chosen(program, resolved, track, scored)
+    """Most checkpoints of a run that recipes use; fewer if patience ends it early."""
+    _, scored = _steps(program, resolved, variant)
+    chosen = _num_chosen(program, resolved, variant, scored)
     return max(1, min(len(scored), chosen))
 
 
 def _steps(
-    program: ExpandedExperiment, resolved: ResolvedExperiment, track: RunSpec
+    program: ExpandedExperiment, resolved: ResolvedExperiment, variant: RunSpec
 ) -> tuple[set[int], set[int]]:
-    """(steps with a checkpoint, those of them that are scored)"""
-    run = resolved.run_of[track.id]
+    """Steps with a checkpoint, and those of them that are scored."""
+    run = resolved.run_of[variant.id]
     steps, per_epoch = resolved.num_steps[run.id], resolved.steps_per_epoch[run.id]
-    every = track.train.checkpoint_steps(per_epoch)
+    every = variant.train.checkpoint_steps(per_epoch)
     stops: set[int] = set()
-    if sync_rounds.is_on(program):
-        period = sync_rounds.period(program, resolved, run)
+    if program.is_sync:
+        period = sync_rounds.period(resolved, run)
         stops.update(range(period, steps, period))
     written = {*range(every, steps + 1, every), steps, *stops}
     return written, {step for step in written if step % per_epoch == 0} | stops
 
 
 def _num_chosen(
-    program: ExpandedExperiment, resolved: ResolvedExperiment, track: RunSpec, scored: set[int]
+    program: ExpandedExperiment, resolved: ResolvedExperiment, variant: RunSpec, scored: set[int]
 ) -> int:
     ingredients = program.experiment.soup.ingredients
     if not isinstance(ingredients, str):
-        per_epoch = resolved.steps_per_epoch[run_id_of(track.id)]
+        per_epoch = resolved.steps_per_epoch[run_id_of(variant.id)]
         return len(scored & {epoch * per_epoch for epoch in ingredients}) + 1
     choosable = {"best": 1, "last": 0, "all": len(scored)}
     count = choosable.get(ingredients)
@@ -150,7 +150,7 @@ def _base_bytes(plan: BasePlan, facts: PreflightResult) -> int:
 
 
 def _prediction_bytes(program: ExpandedExperiment, facts: PreflightResult) -> int:
-    """float32 logits and a key of every scored image, for every run, average and soup."""
+    """Bytes of float32 logits and a key per scored image, for all runs, averages and soups."""
     scored = sum(split.count for name, split in facts.splits.items() if name != "train")
     held_out = max(facts.folds, default=0)
     per_image = 4 * len(facts.classes) + 32
@@ -159,16 +159,16 @@ def _prediction_bytes(program: ExpandedExperiment, facts: PreflightResult) -> in
 
 
 def num_rounds(program: ExpandedExperiment, resolved: ResolvedExperiment) -> int:
-    """Sync rounds of all circles, if nobody fails or ends early."""
-    if not sync_rounds.is_on(program):
+    """Sync rounds of all groups, if no run fails or ends early."""
+    if not program.is_sync:
         return 0
     return sum(
         max(
-            (resolved.num_steps[run.id] - 1) // sync_rounds.period(program, resolved, run)
-            for run in resolved.members[circle.cohort.id]
-            if run.fold == circle.fold
+            (resolved.num_steps[run.id] - 1) // sync_rounds.period(resolved, run)
+            for run in resolved.members[group.cohort.id]
+            if run.fold == group.fold
         )
-        for circle in sync_rounds.sync_groups(resolved)
+        for group in sync_rounds.sync_groups(resolved)
     )
 
 
@@ -178,16 +178,18 @@ def num_rounds(program: ExpandedExperiment, resolved: ResolvedExperiment) -> int
 def seconds(
     program: ExpandedExperiment, resolved: ResolvedExperiment, slots: int, paces: Paces
 ) -> float:
-    """Wall-clock seconds on `slots` slots, none of them ever lost. With train.patience at most so
-    many: every run is taken to need all its epochs."""
+    """Seconds of wall-clock time on `slots` slots without failures.
+
+    Every run is assumed to train all its epochs, so with train.patience this is an upper bound.
+    """
     chains = (sum(_train_s(r, resolved, paces) for r in plan.stages) for plan in resolved.plans)
     runs = (_train_s(run, resolved, paces) for run in program.runs)
-    souping = _souping_s(program, resolved, paces) / slots
-    return STARTUP_S + makespan(chains, slots) + makespan(runs, slots) + souping
+    soups = _soups_s(program, resolved, paces) / slots
+    return STARTUP_S + makespan(chains, slots) + makespan(runs, slots) + soups
 
 
 def makespan(durations: Iterable[float], slots: int) -> float:
-    """When the last one ends if each, in order, takes the first free slot."""
+    """Time until the last one ends if each of them, in order, takes the first free slot."""
     ends = [0.0] * slots
     for duration in durations:
         heapq.heappush(ends, heapq.heappop(ends) + duration)
@@ -196,30 +198,30 @@ def makespan(durations: Iterable[float], slots: int) -> float:
 
 def _train_s(run: RunSpec, resolved: ResolvedExperiment, paces: Paces) -> float:
     pace = paces[kind(run)]
-    held_out = 0 if run.fold is None else resolved.facts.folds[run.fold]
-    per_epoch = (resolved.facts.splits["val"].count + held_out) * len(run_and_ema(run))
+    held_out = 0 if run.fold is None else resolved.preflight.folds[run.fold]
+    per_epoch = (resolved.preflight.splits["val"].count + held_out) * len(run_and_ema(run))
     scored = run.train.epochs * per_epoch
     return resolved.num_steps[run.id] * pace.step_s + scored * pace.score_image_s
 
 
-def _souping_s(program: ExpandedExperiment, resolved: ResolvedExperiment, paces: Paces) -> float:
-    """Of one slot: final tastes, and the report splits for every run, soup and point of a curve."""
-    facts = resolved.facts
+def _soups_s(program: ExpandedExperiment, resolved: ResolvedExperiment, paces: Paces) -> float:
+    """Seconds on one slot: final tastes, and report splits of runs, soups and points of paths."""
+    facts = resolved.preflight
     reported = sum(facts.splits[name].count for name in resolved.report_splits)
     total = 0.0
     for cohort in resolved.cohorts:
-        tracks = resolved.variants[cohort.id]
-        ingredients = sum(num_ingredients(program, resolved, track) for track in tracks)
-        made = [load_recipe(recipe.name, dict(recipe.options)) for recipe in program.recipes]
-        tastes = sum(most_tastes(recipe, ingredients) for recipe in made)
-        passed = sum(
+        variants = resolved.variants[cohort.id]
+        ingredients = sum(num_ingredients(program, resolved, variant) for variant in variants)
+        recipes = [load_recipe(recipe.name, dict(recipe.options)) for recipe in program.recipes]
+        tastes = sum(most_tastes(recipe, ingredients) for recipe in recipes)
+        num_points = sum(
             len(path_of(recipe, PLACEHOLDER_INGREDIENT, RecipeContext(base="base")))
-            for recipe in made
+            for recipe in recipes
         )
         images = tastes * facts.splits["val"].count
-        images += (len(tracks) + len(made) + passed) * reported
+        images += (len(variants) + len(recipes) + num_points) * reported
         if cohort.batchnorm == "recompute":
-            settled = min(program.experiment.soup.batchnorm_samples, facts.splits["train"].count)
-            images += (tastes + passed) * settled
-        total += images * paces[kind(tracks[0])].score_image_s
+            recomputed = min(program.experiment.soup.batchnorm_samples, facts.splits["train"].count)
+            images += (tastes + num_points) * recomputed
+        total += images * paces[kind(variants[0])].score_image_s
     return total

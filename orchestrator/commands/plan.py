@@ -1,7 +1,7 @@
-"""Plan: what a run would do, cost and take, found out without starting or leaving anything.
+"""The verb `plan`: runs, resources, storage and time of an experiment, without starting it.
 
-experiment -> preflight on a throw-away store -> facts -> runs, steps, bytes
-              rehearsal of a few real steps   -> pace  -> seconds
+experiment -> preflight on a temporary store -> facts  -> runs, steps, bytes
+              a few real training steps      -> timing -> seconds
 """
 
 import os
@@ -24,25 +24,24 @@ from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperim
 from orchestrator.report import format
 from orchestrator.report.terminal.tables import MAX_RUNS
 from orchestrator.schedule import preparation
-from orchestrator.state.state import State
 from workers.context import WorkerContext, num_gpus
 from workers.errors import UserError
 from workers.storage.store import Store
 from workers.types import PreflightResult, RunSpec, RunTiming, model_key
 
 MAX_NAMED = 10
-"""Corrupt images that are listed by name."""
+"""Most corrupt images that are listed by name."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine offers."""
+    """Resources of this machine."""
 
     cpus: int
     gpus: int
 
     def slots(self, spec: FleetConfig, ranks: int) -> int:
-        """Runs that fit at a time; 0 if not even one does."""
+        """Runs that fit at the same time; 0 if a single one does not fit."""
         bundles = self.cpus // spec.cpus_per_run
         if spec.device == "cuda" or (spec.device == "auto" and (self.gpus or ranks > 1)):
             bundles = min(bundles, int(self.gpus / min(1.0, spec.gpus_per_run)))
@@ -51,23 +50,29 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
+    """Work and costs of an experiment on this machine."""
+
     program: ExpandedExperiment
     resolved: ResolvedExperiment
     machine: Machine
     device: Literal["cpu", "cuda"]
     slots: int
+    """Runs at the same time. 0: a single one does not fit."""
     paces: Mapping[str, RunTiming]
-    """By kind of run."""
+    """Timing by kind of run."""
     timed_steps: int
+    """Training steps that were timed."""
     storage_bytes: int
+    """Bytes at the peak."""
     free_bytes: int | None
+    """Free bytes of the storage. None: unknown."""
 
     @property
     def summary(self) -> dict[str, Any]:
-        """runs, steps_per_run (a list where runs differ), slots, checkpoint_bytes (the largest),
-        storage_bytes (at the peak), seconds."""
+        """Content of `--json`. steps_per_run is a list if runs differ; checkpoint_bytes is that of
+        the largest model; storage_bytes is the peak."""
         steps = [self.resolved.num_steps[run.id] for run in self.program.runs]
-        models = self.resolved.facts.models.values()
+        models = self.resolved.preflight.models.values()
         return {
             "runs": len(steps),
             "steps_per_run": steps[0] if len(set(steps)) == 1 else steps,
@@ -83,9 +88,12 @@ class Plan:
 
 
 def make_plan(experiment: Experiment) -> Plan:
-    """Look at the data and the models, and time a few training steps on this machine.
+    """Check the data and the models, and time a few training steps on this machine.
 
-    Raises UserError for what `run` would refuse. Nothing is left behind.
+    Nothing is left behind.
+
+    Raises:
+        UserError: `run` would refuse the experiment.
     """
     program = planned(experiment)
     store = Store(config.uri(experiment))
@@ -97,7 +105,7 @@ def make_plan(experiment: Experiment) -> Plan:
         worker = WorkerContext(setting)
         resolved = resolve(program, _without_warnings_of(folder, _preflight(program, worker)))
         _require_steps(program, resolved)
-        paces, timed_steps = _rehearse(program, resolved, worker)
+        paces, timed_steps = _time_kinds(program, resolved, worker)
     slots = machine.slots(experiment.fleet, program.ranks)
     return Plan(
         program,
@@ -113,14 +121,15 @@ def make_plan(experiment: Experiment) -> Plan:
 
 
 def _require_writable(store: Store) -> None:
-    """A local folder is not made for asking; elsewhere a marker comes and goes."""
+    """Check that the storage is writable. A local folder is not created; elsewhere a marker file is
+    written and deleted."""
     if store.local_root is None:
         store.probe()
         return
-    there = next(p for p in (store.local_root, *store.local_root.parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    parent = next(p for p in (store.local_root, *store.local_root.parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(
-            f"storage {store} cannot be written to: {there} is not a writable folder; give a "
+            f"storage {store} cannot be written to: {parent} is not a writable folder; give a "
             "folder or bucket that is writable from here and from every node"
         )
 
@@ -135,36 +144,37 @@ def _device(experiment: Experiment, machine: Machine) -> Literal["cpu", "cuda"]:
 def _preflight(program: ExpandedExperiment, worker: WorkerContext) -> PreflightResult:
     from workers.preflight import preflight
 
-    (order,) = preparation.preflight(program, State())
-    assert order.kind == "preflight"
     try:
-        (event,) = preflight(order, 1, worker)
-    except OSError as error:  # a fleet would try again; a plan says it
-        raise UserError(f"the images cannot be read now: {error}; check data.root") from error
+        (event,) = preflight(preparation.preflight_order(program), 1, worker)
+    except OSError as error:  # a fleet would try again
+        raise UserError(f"the images cannot be read: {error}; check data.root") from error
     assert event.kind == "preflighted"
     return event.facts
 
 
 def _without_warnings_of(folder: str, facts: PreflightResult) -> PreflightResult:
-    """The throw-away store's disk is no concern of the user."""
-    kept = tuple(warning for warning in facts.warnings if folder not in warning)
-    return facts.model_copy(update={"warnings": kept})
+    """The facts without warnings about the disk of the temporary store."""
+    warnings = tuple(warning for warning in facts.warnings if folder not in warning)
+    return facts.model_copy(update={"warnings": warnings})
 
 
 def _require_steps(program: ExpandedExperiment, resolved: ResolvedExperiment) -> None:
     for run in program.runs:
         if not resolved.num_steps[run.id]:
             raise UserError(
-                f"data.train: {resolved.num_images[run.id]} training images are too few "
-                f"for {program.ranks} ranks, each of which needs two; add images or lower "
+                f"data.train: {resolved.num_images[run.id]} training images are too few for "
+                f"{program.ranks} ranks, which need two each; add images or lower "
                 "fleet.gpus_per_run"
             )
 
 
-def _rehearse(
+def _time_kinds(
     program: ExpandedExperiment, resolved: ResolvedExperiment, worker: WorkerContext
 ) -> tuple[dict[str, RunTiming], int]:
-    """Every kind of run once; the ranks of a gang are taken to keep the pace of one."""
+    """Timing of every kind of run, and the number of timed steps.
+
+    A gang is assumed to be as fast as a single rank.
+    """
     from workers.training.timing import time_run
 
     stages = [stage for plan in resolved.plans for stage in plan.stages]
@@ -179,12 +189,12 @@ def _rehearse(
 
 
 def plan_view(plan: Plan) -> RenderableType:
-    """Runs, resources, data, storage, time, and what to worry about."""
+    """Runs, resources, data, storage, time, and warnings."""
     experiment = plan.program.experiment
-    head = Text(f"{experiment.name}: a plan; nothing was started", style="bold")
+    head = Text(f"{experiment.name}: plan; nothing was started", style="bold")
     head.append(f"  {config.uri(experiment)}", style="dim")
     lines = [Text(line) for line in _lines(plan)]
-    warnings = [Text(f"Warning: {each}", style="yellow") for each in _warnings(plan)]
+    warnings = [Text(f"Warning: {text}", style="yellow") for text in _warnings(plan)]
     return Group(head, _runs_table(plan), *lines, *warnings)
 
 
@@ -194,7 +204,7 @@ def _runs_table(plan: Plan) -> Table:
         table.add_column(name, overflow="fold")
     for name in ("epochs", "steps"):
         table.add_column(name, justify="right")
-    stages = [stage for each in plan.resolved.plans for stage in each.stages]
+    stages = [stage for base in plan.resolved.plans for stage in base.stages]
     runs = [*stages, *plan.program.runs]
     for run in runs[:MAX_RUNS]:
         name = run.id if run.role == "member" else f"{run.id} (base)"
@@ -207,8 +217,8 @@ def _runs_table(plan: Plan) -> Table:
 
 
 def _lines(plan: Plan) -> Iterator[str]:
-    facts, machine, summary = plan.resolved.facts, plan.machine, plan.summary
-    yield f"Data: {len(facts.classes)} classes; images: {format.images(facts)}."
+    facts, machine, summary = plan.resolved.preflight, plan.machine, plan.summary
+    yield f"Data: {len(facts.classes)} classes; images: {format.image_counts(facts)}."
     for cohort in plan.resolved.cohorts:
         model, name = facts.models[model_key(cohort.model)], plan.resolved.cohort_names[cohort.id]
         yield f"Model: {name}, {model.num_parameters / 1e6:.2f} million parameters."
@@ -221,23 +231,23 @@ def _lines(plan: Plan) -> Iterator[str]:
     free = "" if plan.free_bytes is None else f", of {size(plan.free_bytes)} free"
     yield (
         f"Storage: {size(plan.storage_bytes)} at the peak{free}; a training checkpoint is "
-        f"{size(summary['checkpoint_bytes'])}, and retention keeps what "
-        f"soup.ingredients={_ingredients(plan)} may choose."
+        f"{size(summary['checkpoint_bytes'])}. Checkpoints that "
+        f"soup.ingredients={_ingredients(plan)} cannot choose are deleted."
     )
     yield from _round_lines(plan)
     yield from _time_lines(plan, summary["seconds"])
 
 
 def _round_lines(plan: Plan) -> Iterator[str]:
-    """Of sync rounds: how many there are, and the weights that each writes and passes on."""
-    counted = num_rounds(plan.program, plan.resolved)
-    if not counted:
+    """Number of sync rounds, and the bytes that they write."""
+    count = num_rounds(plan.program, plan.resolved)
+    if not count:
         return
-    models = plan.resolved.facts.models
+    models = plan.resolved.preflight.models
     largest = max(models[model_key(cohort.model)].model_bytes for cohort in plan.resolved.cohorts)
     yield (
-        f"Rounds: {counted}, each writes merged weights of {size(largest)} once and every node "
-        f"reads them once; {size(counted * largest)} in all, of which the newest are kept."
+        f"Rounds: {count}. Each writes merged weights of {size(largest)}, which every node reads "
+        f"once; {size(count * largest)} in all, of which the latest are kept."
     )
 
 
@@ -247,8 +257,8 @@ def _ingredients(plan: Plan) -> str:
 
 
 def _time_lines(plan: Plan, total_s: float) -> Iterator[str]:
-    patient = any(run.train.patience is not None for run in plan.program.runs)
-    bound = "; less where train.patience ends runs early" if patient else ""
+    may_stop_early = any(run.train.patience is not None for run in plan.program.runs)
+    bound = "; less if train.patience ends runs early" if may_stop_early else ""
     yield f"Time: about {format.duration(total_s)}{bound}."
     for run in _one_of_each_kind(plan):
         pace = plan.paces[kind(run)]
@@ -259,8 +269,8 @@ def _time_lines(plan: Plan, total_s: float) -> Iterator[str]:
         )
     yield (
         f"  Estimated from {plan.timed_steps} timed steps on one otherwise idle {plan.device} "
-        f"slot, {STARTUP_S:.0f} s for Ray to start, and as many tastes as greedy can ask; anytime "
-        "soups during training and slots that share memory or caches make it longer."
+        f"slot, {STARTUP_S:.0f} s for the start of Ray, and the most tastes that recipes can need. "
+        "Anytime soups during training and slots that share memory take longer."
     )
 
 
@@ -269,14 +279,14 @@ def _one_of_each_kind(plan: Plan) -> list[RunSpec]:
 
 
 def _warnings(plan: Plan) -> Iterator[str]:
-    facts = plan.resolved.facts
+    facts = plan.resolved.preflight
     yield from facts.warnings
     if facts.corrupt:
-        named = ", ".join(facts.corrupt[:MAX_NAMED])
+        names = ", ".join(facts.corrupt[:MAX_NAMED])
         more = f" and {len(facts.corrupt) - MAX_NAMED} more" * (len(facts.corrupt) > MAX_NAMED)
-        yield f"{len(facts.corrupt)} images do not decode and are left out: {named}{more}"
+        yield f"{len(facts.corrupt)} images do not decode and are left out: {names}{more}"
     if not plan.slots:
-        yield "not even one run fits this machine; the time is that of one slot of a larger one"
+        yield "not even one run fits this machine; the time is for one slot of a larger machine"
     if plan.free_bytes is not None and plan.free_bytes < plan.storage_bytes:
         yield (
             f"storage has {size(plan.free_bytes)} free, the peak needs {size(plan.storage_bytes)}"
@@ -284,7 +294,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
 
 
 def size(num_bytes: float) -> str:
-    """`12.3 MiB`"""
+    """A size as text, such as `12.3 MiB`."""
     for unit in ("B", "KiB", "MiB"):
         if num_bytes < 1024:
             return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""The verb `predict`: what to label, with what, how far along, and what came of it."""
+"""The verb `predict`: labels for new images, with a progress bar."""
 
 import os
 from collections.abc import Callable
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def label_images(
     model: Path, images: Path, out: Path, store: Store | None, ensemble: str | None
 ) -> str:
-    """Writes the CSV and says so. With an ensemble `store` is the experiment's."""
+    """Write the CSV file, and return a sentence about it. `store` is that of the ensemble."""
     from workers.serving import predict
 
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: its folder does not exist; make it, or write elsewhere")
     if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
-        seen = "is a folder" if out.is_dir() else "lies in a folder that is not yours to write to"
+        seen = "is a folder" if out.is_dir() else "is in a folder without write permission"
         raise UserError(f"--out {out} {seen}; give the CSV file to write")
     files = predict.images_below(images)
     members = 1
@@ -41,8 +41,8 @@ def label_images(
         else:
             answers = predict.by_model(model, files, on_image)
     broken = predict.write_csv(answers, files, images, out)
-    shown = f"{out}: {len(files) - broken} of {len(files)} images labelled"
-    return f"{shown}; {broken} do not decode and have no label" if broken else shown
+    summary = f"{out}: {len(files) - broken} of {len(files)} images labelled"
+    return f"{summary}; {broken} do not decode and have no label" if broken else summary
 
 
 def _by_ensemble(
@@ -54,12 +54,12 @@ def _by_ensemble(
         return predict.by_ensemble(store, ensemble, files, on_image)
     except (CorruptFile, FileNotFoundError) as error:
         raise UserError(
-            f"ensemble {ensemble} of {store} is not whole ({error}); "
-            f"soupfleet verify {store} names what else is missing"
+            f"ensemble {ensemble} of {store} is incomplete ({error}); "
+            f"soupfleet verify {store} lists all missing files"
         ) from error
 
 
 def _progress() -> Progress:
-    """On stderr, where it does not mix with what a script reads."""
+    """A progress bar on stderr, so that scripts can read stdout."""
     columns = BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn()
     return Progress(*columns, console=Console(stderr=True))

@@ -1,9 +1,9 @@
-"""A session: one driver's life with one experiment, from the command to the report.
+"""The verb `run`: drive one experiment from the command to the report.
 
-    plan the program -> is it new, the same, or another one? -> lease -> fleet -> drive -> report
+    expand the runs -> new, the same, or another experiment? -> lease -> fleet -> driver -> report
 
-What the configuration alone shows, and whether there is anything left to do, is settled before a
-fleet starts or torch is imported.
+Mistakes that the configuration alone shows are refused before a fleet starts or torch is imported.
+An experiment without work left starts neither.
 """
 
 import json
@@ -21,12 +21,12 @@ from orchestrator.driver.driver import Driver, refused_reason
 from orchestrator.driver.lease import Lease, LeaseLost
 from orchestrator.driver.ledger import Ledger
 from orchestrator.driver.signals import STOPPED, stop_signals_handled, stoppable
-from orchestrator.experiment.identity import check, identity
+from orchestrator.experiment.identity import check, identity, kept_values, with_stored_values
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.experiment.sweep import expand
 from orchestrator.fleet.base import Fleet, LocalFleet
 from orchestrator.report.write import write_report
-from orchestrator.schedule.training import status
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
 from workers.errors import UserError
@@ -35,147 +35,168 @@ from workers.storage.store import Store
 from workers.types import WorkerConfig
 
 DONE, BAD, PARTLY = 0, 2, 3
-"""Exit codes of `run`; 1 is left to bugs of ours."""
+"""Exit codes of `run_experiment`; 1 is a bug of ours."""
 
 LOCAL_LEASE_S = 3600.0
-"""A local fleet looks at its lease between two epochs only."""
+"""Validity of a lease with a local fleet, which can renew it only between epochs."""
+
+RAY_LEASE_S = 60.0
+"""Validity of a lease with a Ray fleet."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line adds to a configuration."""
+    """Options of the command line that are not part of the configuration."""
 
     address: str = "local"
+    """Ray cluster: local, auto or HOST:PORT."""
     fleet: Literal["ray", "local"] = "ray"
     extend: bool = False
+    """Whether the experiment may gain runs, recipes and ensembles."""
     take_over: bool = False
+    """Whether to replace a driver that holds the lease."""
     plain: bool | None = None
+    """Lines instead of a live table. None: lines unless stdout is a terminal."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
+    """The end of a command that ran an experiment."""
+
     exit_code: int
-    program: ExpandedExperiment
-    state: State
+    moment: Moment
     results: dict[str, Any] | None
+    """Content of results.json. None: the command was stopped before the end."""
     worked: bool
+    """False: the experiment was finished already."""
 
 
-def run(experiment: Experiment, options: Options) -> Outcome:
-    """Drive the experiment as far as it goes. Raises UserError for what the user must mend."""
+def run_experiment(experiment: Experiment, options: Options) -> RunOutcome:
+    """Drive the experiment to its end, or until it is stopped.
+
+    Raises:
+        UserError: a mistake that the user can mend.
+    """
     store = Store(config.uri(experiment))
-    known = read_experiment(store)
-    state = fold(Ledger(store).replay()) if known is not None else State()
-    has_begun = known is not None and state.facts is not None
-    if known is not None and has_begun:
-        check(identity(known), experiment, extend=options.extend)
-    program = planned(experiment)
-    if has_begun and is_finished(program, state):
-        return Outcome(exit_code(program, state), program, state, _results(store), worked=False)
-    ttl_s = LOCAL_LEASE_S if options.fleet == "local" else 60.0
-    if known is None:
-        _refuse_strangers(store)
+    stored = read_experiment(store)
+    state = fold(Ledger(store).replay()) if stored is not None else State()
+    has_begun = stored is not None and state.preflight is not None
+    if stored is not None and has_begun:
+        experiment = _as_begun(experiment, stored, extend=options.extend)
+    expanded = planned(experiment)
+    moment = Moment(expanded, state)
+    if has_begun and is_finished(moment):
+        return RunOutcome(exit_code(moment), moment, _results(store), worked=False)
+    ttl_s = LOCAL_LEASE_S if options.fleet == "local" else RAY_LEASE_S
+    if stored is None:
+        _refuse_other_contents(store)
     store.probe()
     lease = Lease(store, owner=f"{socket.gethostname()}:{os.getpid()}", ttl_s=ttl_s)
     with stoppable():
         lease.acquire(options.take_over)
         try:
-            return _run(experiment, options, program, store, lease, is_new=not has_begun)
+            return _run(experiment, options, expanded, store, lease, is_new=not has_begun)
         except LeaseLost as error:
             raise UserError(str(error)) from error
         finally:
             lease.release()
 
 
+def _as_begun(experiment: Experiment, stored: Experiment, extend: bool) -> Experiment:
+    """The experiment with its stored values; refuses a changed one, and reports the values kept."""
+    merged = with_stored_values(experiment, stored)
+    check(identity(stored), merged, extend=extend)
+    if kept := kept_values(experiment, merged):
+        print(f"{experiment.name} keeps the values that it began with: {'; '.join(kept)}")
+    return merged
+
+
 def read_experiment(store: Store) -> Experiment | None:
-    """The experiment that lies there, if any."""
+    """The experiment in the store. None: it has no config.yaml."""
     if not store.exists(CONFIG):
         return None
     return config.read(store.read(CONFIG).decode(), f"{CONFIG} in {store}")
 
 
 def planned(experiment: Experiment) -> ExpandedExperiment:
-    """Ranks follow from the configuration alone; which device they use, the cluster decides."""
-    return ExpandedExperiment(
-        experiment, expand(experiment), ranks=config.num_ranks(experiment, "cpu")
-    )
+    """The experiment with its runs expanded."""
+    return ExpandedExperiment(experiment, expand(experiment), ranks=config.num_ranks(experiment))
 
 
-def is_finished(program: ExpandedExperiment, state: State) -> bool:
-    """Every event that will ever be is in the ledger."""
-    if state.finished is None:
+def is_finished(moment: Moment) -> bool:
+    """Whether the ledger is complete: nothing is due, and nothing is left to decide."""
+    if moment.state.finished is None:
         return False
-    return schedule.is_over(program, state) and not schedule.decisions(program, state, now=0.0)
+    return schedule.is_over(moment) and not schedule.decisions(moment, now=0.0)
 
 
-def exit_code(program: ExpandedExperiment, state: State) -> int:
-    if state.finished is None:
+def exit_code(moment: Moment) -> int:
+    """3 if a run failed, an order was given up or no soup is served; 4 if it is not finished."""
+    if moment.state.finished is None:
         return STOPPED
-    ends = {status(program, state, run) for run in program.runs}
-    nothing = state.served is None or state.served.soup is None
-    return PARTLY if "failed" in ends or nothing or state.gave_up else DONE
+    statuses = {moment.phase_of(run) for run in moment.expanded.runs}
+    serves_nothing = moment.state.served is None or moment.state.served.soup is None
+    return PARTLY if "failed" in statuses or serves_nothing or moment.state.gave_up else DONE
 
 
 def _run(
     experiment: Experiment,
     options: Options,
-    program: ExpandedExperiment,
+    expanded: ExpandedExperiment,
     store: Store,
     lease: Lease,
     is_new: bool,
-) -> Outcome:
+) -> RunOutcome:
     if is_new:
         _clear(store)
     try:
         fleet = open_fleet(experiment, options)
     except UserError:
-        _take_back(store, is_new)
+        _remove_new(store, is_new)
         raise
     try:
         store.write(CONFIG, config.dump(experiment).encode())
         store.write(ENV, _environment(options).encode())
-        return _drive(program, store, lease, fleet, options, is_new)
+        return _drive(expanded, store, lease, fleet, options, is_new)
     finally:
         fleet.close()
 
 
 def _drive(
-    program: ExpandedExperiment,
+    expanded: ExpandedExperiment,
     store: Store,
     lease: Lease,
     fleet: Fleet,
     options: Options,
     is_new: bool,
-) -> Outcome:
+) -> RunOutcome:
     from orchestrator.report.terminal.live import open_view
 
     with open_view(options.plain) as view:
         driver = Driver(
-            program,
+            expanded,
             store,
             Ledger(store),
             lease,
             fleet,
-            watch=lambda state, events, pulses, waiting: view.update(
-                program, state, events, pulses, waiting
-            ),
+            watch=view.update,
         )
         with stop_signals_handled(driver):
             state = driver.run()
     refused = refused_reason(state)
     if refused is not None:
-        _take_back(store, is_new)
+        _remove_new(store, is_new)
         raise UserError(refused)
     if driver.stop_reason is not None:
-        return Outcome(STOPPED, program, state, None, worked=True)
-    write_report(program, driver.state, store)
-    state = driver.finish()
-    results = write_report(program, state, store)
-    return Outcome(exit_code(program, state), program, state, results, worked=True)
+        return RunOutcome(STOPPED, driver.moment, None, worked=True)
+    write_report(driver.moment, store)
+    driver.finish()
+    results = write_report(driver.moment, store)
+    return RunOutcome(exit_code(driver.moment), driver.moment, results, worked=True)
 
 
-def _take_back(store: Store, is_new: bool) -> None:
-    """An experiment that was refused before it began leaves nothing behind."""
+def _remove_new(store: Store, is_new: bool) -> None:
+    """Remove what was written for a new experiment that was refused before it began."""
     if not is_new:
         return
     _clear(store)
@@ -185,18 +206,18 @@ def _take_back(store: Store, is_new: bool) -> None:
 
 
 def _clear(store: Store) -> None:
-    """What an attempt left that never came past preflight; the lease stays."""
+    """Delete all files of an experiment that did not pass preflight, except the lease."""
     for name in STORE_ENTRIES - {LEASE}:
         store.delete(name)
 
 
-def _refuse_strangers(store: Store) -> None:
-    """A folder of something else must not become an experiment, let alone be cleared for one."""
-    strangers = sorted({path.partition("/")[0] for path in store.list()} - STORE_ENTRIES)
-    if strangers:
+def _refuse_other_contents(store: Store) -> None:
+    """Refuse a folder with files that are not ours: it is cleared if the experiment is refused."""
+    others = sorted({path.partition("/")[0] for path in store.list()} - STORE_ENTRIES)
+    if others:
         raise UserError(
-            f"{store} is no experiment and holds {strangers[0]!r}; give the experiment a folder of "
-            "its own with --name or --storage"
+            f"{store} is not an experiment and contains {others[0]!r}; give the experiment a "
+            "folder of its own with --name or --storage"
         )
 
 
@@ -209,6 +230,7 @@ def _results(store: Store) -> dict[str, Any]:
 
 
 def open_fleet(experiment: Experiment, options: Options) -> Fleet:
+    """The fleet that `--fleet` names, ready to take orders."""
     return _local_fleet(experiment) if options.fleet == "local" else _ray_fleet(experiment, options)
 
 
@@ -216,7 +238,7 @@ def _local_fleet(experiment: Experiment) -> Fleet:
     from workers.context import WorkerContext, cuda_is_available
     from workers.dispatch import perform_safely
 
-    if config.num_ranks(experiment, "cpu") > 1:
+    if config.num_ranks(experiment) > 1:
         raise UserError(
             f"--fleet local trains with one rank, but fleet.gpus_per_run is "
             f"{experiment.fleet.gpus_per_run:g}; set it to 1, or use --fleet ray"
@@ -240,7 +262,7 @@ def _local_fleet(experiment: Experiment) -> Fleet:
 
 def _ray_fleet(experiment: Experiment, options: Options) -> Fleet:
     if options.address == "local":
-        # Ray reads it when imported: its uv hook would rebuild the environment for every worker.
+        # Read when ray is imported: its uv hook would rebuild the environment for every worker.
         os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     from orchestrator.fleet.ray import RayFleet, open_cluster
 
@@ -249,7 +271,7 @@ def _ray_fleet(experiment: Experiment, options: Options) -> Fleet:
 
 
 def _environment(options: Options) -> str:
-    """env.json: what the bits may depend on, for whoever wants them again."""
+    """Content of env.json: software and machine, on which the bytes of a soup may depend."""
     packages = (
         "soupfleet",
         "torch",
@@ -273,7 +295,7 @@ def _environment(options: Options) -> str:
 
 
 def _version(package: str) -> str:
-    """A Ray job brings our code along without installing it."""
+    """The installed version; our own package is not installed in a Ray job."""
     try:
         return version(package)
     except PackageNotFoundError:

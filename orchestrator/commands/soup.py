@@ -1,10 +1,9 @@
-"""`soupfleet soup`: soups of checkpoints that somebody else trained.
+"""The verb `soup`: soups of checkpoints that were trained elsewhere.
 
-    files -> an experiment whose runs are those files, taken in instead of trained -> session.run
-          -> OUT: results.json, report.html, and the served soup where plain timm loads it
+    files -> an experiment whose runs import those files instead of training -> run_experiment
+          -> OUT: results.json, report.html, and the served soup in a layout that plain timm loads
 
-Everything else is what any experiment does: the same orders, recipes, tables and ledger, so the
-same command goes on where it was stopped.
+Orders, recipes, tables and ledger are those of any experiment. The same command again continues.
 """
 
 from collections import Counter
@@ -15,9 +14,9 @@ from typing import Any
 
 from orchestrator import config
 from orchestrator.commands import run
-from orchestrator.commands.run import Options, Outcome
+from orchestrator.commands.run import Options, RunOutcome
 from orchestrator.config import Experiment, yaml_document
-from orchestrator.experiment.identity import differences
+from orchestrator.experiment.identity import config_differences, with_stored_values
 from workers.errors import UserError
 from workers.models.model_files import ModelFile, config_of, weights_file
 from workers.recipes import RECIPES, needs_base
@@ -29,12 +28,12 @@ POLICIES_WITHOUT_IMAGES = frozenset({"best", "average", "frozen"})
 """Values of soup.batchnorm for which no training image is needed."""
 
 SPLIT_FOLDERS = {"val", "test"}
-"""Folders of --data that make it a tree of splits."""
+"""Subfolders of --data that hold its splits."""
 
 
 @dataclass(frozen=True)
 class SoupRequest:
-    """What the command line asks for."""
+    """The command line of `soupfleet soup`. Each field is the option of that name."""
 
     checkpoints: tuple[str, ...]
     model: str
@@ -52,39 +51,43 @@ class SoupRequest:
     threads: int = 1
 
 
-def soup(wish: SoupRequest, plain: bool | None = None) -> Outcome:
-    """Make the soups and put the best one into OUT. Raises UserError for what the user must mend;
-    then nothing is left in OUT."""
-    experiment = experiment_of(wish)
-    _refuse_other_contents(experiment, wish)
+def make_soups(request: SoupRequest, plain: bool | None = None) -> RunOutcome:
+    """Make the soups and put the best one into OUT.
+
+    Raises:
+        UserError: a mistake that the user can mend; a new OUT is then removed.
+    """
+    experiment = experiment_of(request)
+    _refuse_other_contents(experiment, request)
     _require_batchnorm_images(experiment)
-    outcome = run.run(experiment, Options(fleet="local", plain=plain))
-    if outcome.state.served is not None and outcome.state.served.soup is not None:
+    outcome = run.run_experiment(experiment, Options(fleet="local", plain=plain))
+    if outcome.moment.state.served is not None and outcome.moment.state.served.soup is not None:
         _serve(Store(config.uri(experiment)))
     return outcome
 
 
-def experiment_of(wish: SoupRequest) -> Experiment:
-    """The experiment that a fleet would have been, had it trained these checkpoints."""
-    files = _files(wish.checkpoints)
-    known = _agreed({file: found for file in files if (found := config_of(file)) is not None})
-    out = Path(wish.out).expanduser().absolute()
-    taken_in = {"train.weights_ema": True} if wish.ema else {}
+def experiment_of(request: SoupRequest) -> Experiment:
+    """The experiment of a fleet that trained these checkpoints."""
+    files = _files(request.checkpoints)
+    configs = {file: found for file in files if (found := config_of(file)) is not None}
+    model_file = _common_config(configs)
+    out = Path(request.out).expanduser().absolute()
+    ema = {"train.weights_ema": True} if request.ema else {}
     tree = {
         "name": out.name,
         "storage": str(out.parent),
-        "seed": wish.seed,
-        "data": _data(wish, known),
-        "model": _model(wish, known),
-        "base": {"init": "checkpoint" if wish.base else "none"},
+        "seed": request.seed,
+        "data": _data(request, model_file),
+        "model": _model(request, model_file),
+        "base": {"init": "checkpoint" if request.base else "none"},
         "train": {"epochs": 1},
-        "sweep": {"runs": [{"train.weights": str(file), **taken_in} for file in files]},
-        "fleet": {"cpus_per_run": wish.threads},
+        "sweep": {"runs": [{"train.weights": str(file), **ema} for file in files]},
+        "fleet": {"cpus_per_run": request.threads},
         "merge": {"mode": "off"},
         "soup": {
-            "recipes": _recipes(wish),
-            "batchnorm": wish.batchnorm,
-            "metric": wish.metric,
+            "recipes": _recipes(request),
+            "batchnorm": request.batchnorm,
+            "metric": request.metric,
             "ingredients": "last",
         },
     }
@@ -95,41 +98,40 @@ def _files(checkpoints: tuple[str, ...]) -> list[Path]:
     files = [weights_file(path) for path in checkpoints]
     for file in files:
         if not file.is_file():
-            raise UserError(f"checkpoint {file} is not there; give files of weights")
-    _refuse_twins(files)
+            raise UserError(f"checkpoint {file} does not exist; give files of weights")
+    _refuse_duplicates(files)
     if len(files) < 2:
-        raise UserError(
-            f"{files[0]} is one checkpoint, and nothing can be mixed; give at least two"
-        )
+        raise UserError(f"{files[0]} is the only checkpoint; give at least two to mix")
     return files
 
 
-def _refuse_twins(files: list[Path]) -> None:
-    """Train scripts keep copies of the best and the last checkpoint under other names."""
+def _refuse_duplicates(files: list[Path]) -> None:
+    """Refuse identical files. timm saves the best and the last checkpoint twice; they would weigh
+    double."""
     sizes = Counter(file.stat().st_size for file in files)
-    seen: dict[str, Path] = {}
+    by_hash: dict[str, Path] = {}
     for file in files:
         if sizes[file.stat().st_size] > 1:
-            twin = seen.setdefault(hash_file(file), file)
-            if twin is not file:
-                raise UserError(f"{twin} and {file} are the same checkpoint; name one of them")
+            first = by_hash.setdefault(hash_file(file), file)
+            if first is not file:
+                raise UserError(f"{first} and {file} are the same checkpoint; name one of them")
 
 
-def _agreed(known: dict[Path, ModelFile]) -> ModelFile | None:
-    """What the config.json files beside the checkpoints say; they must say the same."""
-    if not known:
+def _common_config(configs: dict[Path, ModelFile]) -> ModelFile | None:
+    """The common content of the config.json files beside the checkpoints. None: there are none."""
+    if not configs:
         return None
-    first, said = next(iter(known.items()))
-    for file, other in known.items():
-        for what in ("architecture", "label_names", "preprocessing"):
-            one, two = getattr(said, what), getattr(other, what)
+    first, config = next(iter(configs.items()))
+    for file, other in configs.items():
+        for key in ("architecture", "label_names", "preprocessing"):
+            one, two = getattr(config, key), getattr(other, key)
             if one and two and one != two:
                 raise UserError(
-                    f"{what} of {file} is {_shown(two)}, but {_shown(one)} of {first}; only "
-                    f"checkpoints of the same {what} can be mixed"
+                    f"{key} of {file} is {_shown(two)}, but {_shown(one)} of {first}; only "
+                    f"checkpoints of the same {key} can be mixed"
                 )
-    labels = next((each.label_names for each in known.values() if each.label_names), None)
-    return said.model_copy(update={"label_names": labels})
+    labels = next((file.label_names for file in configs.values() if file.label_names), None)
+    return config.model_copy(update={"label_names": labels})
 
 
 def _shown(value: Any) -> str:
@@ -137,24 +139,24 @@ def _shown(value: Any) -> str:
     return text if len(text) < 80 else f"{text[:77]}..."
 
 
-def _data(wish: SoupRequest, known: ModelFile | None) -> dict[str, Any]:
-    """val/ and test/ of --data; else its class folders are halved, stratified and seeded."""
-    root = Path(wish.data).expanduser().absolute()
+def _data(request: SoupRequest, model_file: ModelFile | None) -> dict[str, Any]:
+    """The section `data`: val/ and test/ of --data, or two stratified halves of its classes."""
+    root = Path(request.data).expanduser().absolute()
     if not root.is_dir():
         raise UserError(f"--data {root} is not a folder; give a folder of val/ and test/")
-    there = {name for name in SPLIT_FOLDERS if (root / name).is_dir()}
-    if there and there != SPLIT_FOLDERS:
+    splits = {name for name in SPLIT_FOLDERS if (root / name).is_dir()}
+    if splits and splits != SPLIT_FOLDERS:
         raise UserError(
-            f"--data {root} has {min(there)}/ without {min(SPLIT_FOLDERS - there)}/; give it both, "
-            "or only class folders, which are then halved"
+            f"--data {root} has {min(splits)}/ without {min(SPLIT_FOLDERS - splits)}/; give it "
+            "both, or only class folders, which are then halved"
         )
-    halved = {"val": ".", "test_from": "val", "test_fraction": 0.5}
-    data: dict[str, Any] = {"root": str(root), "train": {}, "image_size": wish.image_size}
-    data |= {"val": "val", "test": "test"} if there else halved
-    if wish.train is not None:
-        data["train"] = {"train": str(_folder("--train", wish.train))}
-    if known is not None and known.label_names:
-        data["classes"] = list(known.label_names)
+    halves = {"val": ".", "test_from": "val", "test_fraction": 0.5}
+    data: dict[str, Any] = {"root": str(root), "train": {}, "image_size": request.image_size}
+    data |= {"val": "val", "test": "test"} if splits else halves
+    if request.train is not None:
+        data["train"] = {"train": str(_folder("--train", request.train))}
+    if model_file is not None and model_file.label_names:
+        data["classes"] = list(model_file.label_names)
     return data
 
 
@@ -165,33 +167,34 @@ def _folder(option: str, path: str) -> Path:
     return folder
 
 
-def _model(wish: SoupRequest, known: ModelFile | None) -> dict[str, Any]:
-    """--model, with what the config.json beside a checkpoint says of arguments and pixels."""
-    kwargs = yaml_document.parse(wish.kwargs, "--kwargs") if wish.kwargs else {}
-    model: dict[str, Any] = {"name": wish.model}
-    if wish.base is not None:
-        model["checkpoint"] = str(weights_file(wish.base))
-    if known is None:
+def _model(request: SoupRequest, model_file: ModelFile | None) -> dict[str, Any]:
+    """The section `model`: --model, with the arguments and preprocessing of a config.json."""
+    kwargs = yaml_document.parse(request.kwargs, "--kwargs") if request.kwargs else {}
+    model: dict[str, Any] = {"name": request.model}
+    if request.base is not None:
+        model["checkpoint"] = str(weights_file(request.base))
+    if model_file is None:
         return {**model, "kwargs": kwargs}
-    args = dict(known.model_args)
-    architecture = str(args.pop("backbone", known.architecture or wish.model))
-    if architecture.partition(".")[0] != wish.model.partition(".")[0]:
+    args = dict(model_file.model_args)
+    architecture = str(args.pop("backbone", model_file.architecture or request.model))
+    if architecture.partition(".")[0] != request.model.partition(".")[0]:
         raise UserError(
-            f"--model is {wish.model}, but the config.json beside the checkpoints says "
+            f"--model is {request.model}, but the config.json beside the checkpoints says "
             f"{architecture}; give --model {architecture}"
         )
-    if "backbone" in known.model_args and known.architecture is not None:
-        model["head"] = known.architecture.removeprefix("soupfleet_")
-    overlay = {"pretrained_cfg_overlay": known.preprocessing} if known.preprocessing else {}
+    if "backbone" in model_file.model_args and model_file.architecture is not None:
+        model["head"] = model_file.architecture.removeprefix("soupfleet_")
+    preprocessing = model_file.preprocessing
+    overlay = {"pretrained_cfg_overlay": preprocessing} if preprocessing else {}
     return {**model, "kwargs": {**args, **overlay, **kwargs}}
 
 
-def _recipes(wish: SoupRequest) -> list[Any]:
-    """`greedy,uniform`, `all`, or with options, `{greedy: {tie: strict}}`, as in YAML."""
-    if wish.recipe.strip() == "all":
-        return [name for name in RECIPES if wish.base is not None or not needs_base(name)]
-    recipes = yaml_document.parse(f"recipes: [{wish.recipe}]", "--recipe")["recipes"]
-    missing_base = [name for name in _names(recipes) if wish.base is None and needs_base(name)]
+def _recipes(request: SoupRequest) -> list[Any]:
+    """--recipe: `greedy,uniform`, `all`, or YAML with options, `{greedy: {tie: strict}}`."""
+    if request.recipe.strip() == "all":
+        return [name for name in RECIPES if request.base is not None or not needs_base(name)]
+    recipes = yaml_document.parse(f"recipes: [{request.recipe}]", "--recipe")["recipes"]
+    missing_base = [name for name in _names(recipes) if request.base is None and needs_base(name)]
     if missing_base:
         raise UserError(
             f"recipe {min(missing_base)} needs the weights that all checkpoints were fine-tuned "
@@ -201,21 +204,23 @@ def _recipes(wish: SoupRequest) -> list[Any]:
 
 
 def _names(recipes: Iterable[Any]) -> Iterable[str]:
-    for each in recipes:
-        yield from each if isinstance(each, dict) else [str(each)]
+    for recipe in recipes:
+        yield from recipe if isinstance(recipe, dict) else [str(recipe)]
 
 
-def _refuse_other_contents(experiment: Experiment, wish: SoupRequest) -> None:
-    """OUT is new, empty, or where this very command was stopped: nobody's files are touched."""
+def _refuse_other_contents(experiment: Experiment, request: SoupRequest) -> None:
+    """Refuse an OUT that is neither new, nor empty, nor that of an earlier identical command."""
     store = Store(config.uri(experiment))
-    known = run.read_experiment(store)
-    if known is None and store.list():
-        raise UserError(f"--out {wish.out} holds other files already; give a new folder")
-    changes = differences(known, experiment) if known is not None else []
+    stored = run.read_experiment(store)
+    if stored is None:
+        if store.list():
+            raise UserError(f"--out {request.out} contains other files; give a new folder")
+        return
+    changes = config_differences(stored, with_stored_values(experiment, stored))
     if changes:
         raise UserError(
-            f"--out {wish.out} holds soups made otherwise ({'; '.join(changes[:3])}); give another "
-            "folder"
+            f"--out {request.out} contains soups of another command ({'; '.join(changes[:3])}); "
+            "give another folder"
         )
 
 
@@ -226,13 +231,13 @@ def _require_batchnorm_images(experiment: Experiment) -> None:
 
     if has_batchnorm(create_model(experiment.model, num_classes=2, data=experiment.data)):
         raise UserError(
-            f"{experiment.model.name} has BatchNorm, whose statistics a soup must recompute on "
+            f"{experiment.model.name} has BatchNorm, whose statistics must be recomputed on "
             "training images; give their class folders with --train DIR, or accept worse soups "
             "with --batchnorm average or --batchnorm best"
         )
 
 
 def _serve(store: Store) -> None:
-    """The served soup, in OUT itself as well."""
+    """Copy the served soup into OUT itself."""
     for path in store.list(SERVED):
         store.put(store.fetch(path), path.removeprefix(f"{SERVED}/"))

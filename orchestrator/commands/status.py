@@ -1,6 +1,5 @@
-"""Looking at an experiment from outside: its table kept fresh, a run's log, a model's score."""
+"""The verbs that only read: a table kept up to date, the log of a run, the score of a model."""
 
-import difflib
 import re
 import time
 from collections.abc import Iterator
@@ -16,22 +15,30 @@ from orchestrator.driver.ledger import Ledger
 from orchestrator.report import format
 from orchestrator.report.terminal.status import phase
 from orchestrator.report.terminal.tables import status_view
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
-from workers.errors import UserError
+from workers.errors import UserError, did_you_mean
 from workers.storage.layout import run_file
 from workers.storage.store import Store
 from workers.types import Score, run_id_of
 
 REFRESH_S = 2.0
-"""Between two replays: a remote ledger costs a listing and a round trip per file."""
+"""Between two replays; a remote ledger costs a listing and a round trip per file."""
 
 OVER = frozenset({"finished", "failed"})
+"""Phases after which nothing changes."""
+
+SCORE_COLUMNS = ("top1", "macro_f1", "nll", "ece")
+"""Metrics in the table of a score."""
 
 
 def watch_status(store: Store, uri: str, refresh_s: float = REFRESH_S) -> None:
-    """The fleet table, replayed from the ledger again and again, until the experiment is over.
+    """Show the table of the fleet, replayed from the ledger, until the experiment is over.
 
-    Ctrl-C ends the looking, nothing else. Raises UserError if there is no experiment.
+    Ctrl-C ends only this view.
+
+    Raises:
+        UserError: there is no experiment.
     """
     views = views_of(store, uri)
     view, is_over = next(views)
@@ -46,31 +53,35 @@ def watch_status(store: Store, uri: str, refresh_s: float = REFRESH_S) -> None:
 
 
 def views_of(store: Store, uri: str) -> Iterator[tuple[RenderableType, bool]]:
-    """The table as it is at each asking, and whether it will stay like that."""
+    """The current table, and whether it is the last one; replayed for every item."""
     while True:
         experiment = run.read_experiment(store)
         if experiment is None:
             raise UserError(
                 f"there is no experiment at {uri}; give STORAGE/NAME, as in runs/quickstart"
             )
-        program, state = run.planned(experiment), fold(Ledger(store).replay())
-        yield status_view(program, state, uri), phase(state) in OVER
+        moment = Moment(run.planned(experiment), fold(Ledger(store).replay()))
+        yield status_view(moment, uri), phase(moment.state) in OVER
 
 
 def run_log(store: Store, run_id: str) -> str:
-    """What all attempts of a run wrote, in order. Raises UserError naming the nearest runs."""
-    known = _run_ids(store)
-    if run_id not in known:
-        near = difflib.get_close_matches(run_id, known, n=3, cutoff=0.0)
-        raise UserError(f"there is no run {run_id!r} in {store}; the nearest are {', '.join(near)}")
+    """The logs of all attempts of a run, in order.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    run_ids = _run_ids(store)
+    if run_id not in run_ids:
+        hint = did_you_mean(run_id, run_ids) or f"soupfleet status {store} lists them"
+        raise UserError(f"there is no run {run_id!r} in {store}; {hint}")
     logs = [path for path in store.list(run_file(run_id, "logs")) if path.endswith(".log")]
     if not logs:
-        return f"Run {run_id} has written no log yet.\n"
+        return f"Run {run_id} has no log yet.\n"
     return "\n".join(f"== {_name(path)} ==\n{_text(store, path)}" for path in _in_order(logs))
 
 
 def _in_order(logs: list[str]) -> list[str]:
-    """By number: attempt 10 comes after attempt 9."""
+    """The paths by number of the attempt: 10 after 9."""
     return sorted(logs, key=lambda path: [int(n) for n in re.findall(r"\d+", _name(path))])
 
 
@@ -93,11 +104,8 @@ def _run_ids(store: Store) -> list[str]:
 def score_view(score: Score, model_dir: str | Path, data: str | Path) -> RenderableType:
     """A score as a small table."""
     table = Table(pad_edge=False)
-    for name in ("images", *(f"{format.METRICS[m]}, {format.unit(m)}" for m in METRICS)):
+    for name in ("images", *(f"{format.METRIC_NAMES[m]}, {format.unit(m)}" for m in SCORE_COLUMNS)):
         table.add_column(name, justify="right")
-    cells = [format.shown(getattr(score, metric), metric) for metric in METRICS]
+    cells = [format.score_text(getattr(score, metric), metric) for metric in SCORE_COLUMNS]
     table.add_row(str(score.count), *cells)
     return Group(Text(f"{model_dir} on {data}", style="bold"), table)
-
-
-METRICS = ("top1", "macro_f1", "nll", "ece")

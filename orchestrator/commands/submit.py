@@ -1,22 +1,19 @@
-"""Submit: hand an experiment to a cluster as a Ray job, from a machine that is no part of it.
+"""The verb `submit`: run an experiment as a Ray job, from a machine outside the cluster.
 
-    resolved config.yaml + orchestrator/ + workers/ -> working_dir -> job driver (no GPU) -> `run`
+    config.yaml + orchestrator/ + workers/ -> working_dir -> job driver (no GPU) -> verb `run`
 
-The packages travel along, so that driver and actors run the code that read the configuration. Data
-and storage do not: they must be reachable from the nodes by the same path or URI.
+The packages are sent along, so driver and actors run the code that read the configuration. Data and
+storage are not: the nodes must reach them by the same path or URI.
 """
 
 import asyncio
 import contextlib
-import http.client
 import os
 import shlex
 import shutil
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,35 +21,41 @@ from urllib.parse import urlsplit
 
 from orchestrator import config
 from orchestrator.config import Experiment
-from workers.errors import UserError
-
-CONNECT_TIMEOUT_S = 5.0
+from orchestrator.fleet.address import require_dashboard
+from workers.errors import UserError, first_line
 
 READY_TIMEOUT_S = 120.0
+"""Time for a head that has just started to accept a job."""
+
 NOT_READY = "No available agent"
-"""What Ray answers until the head's own agent has reported."""
+"""Part of Ray's answer until the head's own agent has reported."""
 
 EXPECTED = "give that of the head's dashboard, as in --address http://HEAD:8265"
+"""Remedy for a wrong address."""
 
 RUN = "-m orchestrator run config.yaml --address auto --plain"
+"""Arguments of python in the job."""
 
 ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-"""Variables that Ray's client obeys before the address it is given."""
+"""Environment variables that Ray's client prefers to the address that it is given."""
 
 
 def submit_job(experiment: Experiment, address: str, wait: bool) -> int:
     """Run the experiment as a job of the cluster at `address`.
 
-    Returns 0 once it is submitted; with `wait` the exit code of the job, whose log is printed
-    meanwhile.
+    Returns 0 once it is submitted. With `wait`, prints the log of the job and returns its exit
+    code.
 
     Raises:
-        UserError: no address, nothing answers there, or it does not let us in.
+        UserError: there is no address, nothing answers at it, or it needs a token.
     """
     host = _host(address)
-    _refuse_unreachable(address)
+    require_dashboard(address)
     _use_own_token(host)
-    with _no_addresses(), tempfile.TemporaryDirectory(prefix="soupfleet-submit-") as folder:
+    with (
+        _without_ray_addresses(),
+        tempfile.TemporaryDirectory(prefix="soupfleet-submit-") as folder,
+    ):
         fill(Path(folder), experiment)
         client = _client(address)
         job = _submit(client, folder, experiment.name)
@@ -62,9 +65,9 @@ def submit_job(experiment: Experiment, address: str, wait: bool) -> int:
         return _follow(client, job) if wait else 0
 
 
-def entrypoint() -> str:
-    """The shell line of the job. The interpreter of this virtual environment is taken where the
-    head has it, too (the same machine, a shared disk); else the `python` of the cluster."""
+def job_entrypoint() -> str:
+    """The shell line of the job. It uses the python of this virtual environment if the head has it
+    (same machine, shared disk), else the python of the cluster."""
     # Ray's uv hook would rebuild the environment for every worker of a head started by `uv run`.
     line = f"RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 python {RUN}"
     if sys.prefix == sys.base_prefix:
@@ -73,16 +76,19 @@ def entrypoint() -> str:
 
 
 def fill(folder: Path, experiment: Experiment) -> None:
-    """What the job needs of this machine, into its working folder."""
-    (folder / "config.yaml").write_text(config.dump(_absolute(experiment)))
+    """Write the configuration and the code into the job's working folder.
+
+    Only named keys are written: an experiment that has begun keeps its other values.
+    """
+    (folder / "config.yaml").write_text(config.dump(_absolute(experiment), named_only=True))
     for package in ("orchestrator", "workers"):
-        source = Path(__file__).parent.parent / package
+        source = Path(__file__).parents[2] / package
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(source, folder / package, ignore=ignored)
 
 
 def _absolute(experiment: Experiment) -> Experiment:
-    """A relative folder would be one inside the job's working folder, which Ray deletes."""
+    """The experiment with an absolute storage; the job's working folder is deleted by Ray."""
     if "://" in experiment.storage:
         return experiment
     storage = str(Path(experiment.storage).expanduser().absolute())
@@ -93,30 +99,17 @@ def _absolute(experiment: Experiment) -> Experiment:
 
 
 def _host(address: str) -> str:
-    """Of a dashboard's address."""
+    """The host of a dashboard's address."""
     if not address:
         raise UserError(f"submit needs an address; {EXPECTED}")
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"--address {address} is not that of a dashboard; {EXPECTED}")
+        raise UserError(f"--address {address} is not the address of a dashboard; {EXPECTED}")
     return parts.hostname
 
 
-def _refuse_unreachable(address: str) -> None:
-    """Ray's client would wait for ever for a host that does not answer."""
-    try:
-        urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=CONNECT_TIMEOUT_S)
-    except urllib.error.HTTPError:
-        return  # somebody is there; what it says is for Ray's client to judge
-    except (OSError, http.client.HTTPException) as error:
-        raise UserError(
-            f"nothing answers at --address {address} ({error}); check that the head runs (`ray "
-            "status` there) with its dashboard, and that its port is open from here"
-        ) from error
-
-
 @contextlib.contextmanager
-def _no_addresses() -> Iterator[None]:
+def _without_ray_addresses() -> Iterator[None]:
     hidden = {name: os.environ.pop(name) for name in ADDRESSES if name in os.environ}
     try:
         yield
@@ -125,11 +118,11 @@ def _no_addresses() -> Iterator[None]:
 
 
 def _use_own_token(host: str) -> None:
-    """To this machine's own head, the token that Ray keeps here goes along, as in `ray.init`. To
-    other hosts it goes only if the user says so: whoever answers there would get to know it."""
+    """Send the token that Ray keeps here to a head on this machine, as `ray.init` does. Other hosts
+    get it only if the user sets RAY_AUTH_MODE, because they would learn it."""
     is_here = host == "localhost" or host.startswith("127.") or host == "::1"
     if is_here and (Path.home() / ".ray" / "auth_token").is_file():
-        # Ray reads it when imported.
+        # Read when ray is imported.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
@@ -141,23 +134,22 @@ def _client(address: str) -> Any:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise UserError(
-            f"the cluster at --address {address} wants its token; set RAY_AUTH_MODE=token, and put "
+            f"the cluster at --address {address} needs a token; set RAY_AUTH_MODE=token, and put "
             "the token into ~/.ray/auth_token or name its file in RAY_AUTH_TOKEN_PATH"
         ) from error
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"what answers at --address {address} is no Ray dashboard ({reason}); {EXPECTED}"
+            f"--address {address} is not a Ray dashboard ({first_line(error)}); {EXPECTED}"
         ) from error
 
 
 def _submit(client: Any, folder: str, name: str) -> str:
-    """Id of the job. A head that has only just started has nobody yet to take it."""
+    """The id of the submitted job. Tries again while a head that has just started is not ready."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
         try:
             job: str = client.submit_job(
-                entrypoint=entrypoint(),
+                entrypoint=job_entrypoint(),
                 runtime_env={"working_dir": folder},
                 entrypoint_num_gpus=0,
                 metadata={"experiment": name},
@@ -168,14 +160,14 @@ def _submit(client: Any, folder: str, name: str) -> str:
                 raise
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"the cluster has taken no job for {READY_TIMEOUT_S:.0f} s ({NOT_READY}); "
-                    "check that its head is well, and submit again"
+                    f"the cluster has accepted no job for {READY_TIMEOUT_S:.0f} s ({NOT_READY}); "
+                    "check its head, and submit again"
                 ) from error
         except OSError as error:
             raise UserError(
-                f"the head went away before it took the job ({error}); check it, and submit again"
+                f"the head stopped before it accepted the job ({error}); check it, and submit again"
             ) from error
-        print("the head is not ready to take a job; trying again", file=sys.stderr)
+        print("the head is not ready for a job; trying again", file=sys.stderr)
         time.sleep(2)
 
 
@@ -183,7 +175,7 @@ def _submit(client: Any, folder: str, name: str) -> str:
 
 
 def _follow(client: Any, job: str) -> int:
-    """Print the job's log until it ends."""
+    """Print the job's log until the job ends; returns its exit code."""
     asyncio.run(_print_log(client, job))
     details = client.get_job_info(job)
     if details.driver_exit_code is not None:

@@ -1,4 +1,4 @@
-"""A refusal: what a validation error says, as one sentence with the way out."""
+"""Validation errors as one sentence: which key, the value seen, and the remedy."""
 
 import difflib
 import types
@@ -42,20 +42,20 @@ OTHER_NAMES = {
     "gradient_checkpointing": "grad_checkpointing",
     "horizontal_flip": "hflip",
 }
-"""What other tools call our keys; a spelling distance alone would not find them."""
+"""Names of our keys in other tools, which spelling distance alone would not find."""
 
 
 def config_error(
     error: ValidationError, schema: type[BaseModel], document: Any, source: str, prefix: str = ""
 ) -> UserError:
-    """The first error of a validation, unknown keys before others, and how many more there are.
+    """The first error of a validation, unknown keys before others, and the number of others.
 
-    `document` is what was validated: the value seen is looked up in it. `prefix` is the dotted
-    path of `document` when it is a part of the configuration.
+    `document` is the tree that was validated. `prefix` is its dotted path if it is only a part of
+    the configuration.
     """
-    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    places = [tuple(_look_up(document, one)[0]) for one in errors]
-    same = [one for one, place in zip(errors, places, strict=True) if place == places[0]]
+    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    places = [tuple(_look_up(document, e)[0]) for e in errors]
+    same = [e for e, place in zip(errors, places, strict=True) if place == places[0]]
     sentence = _sentence(same, schema, document, prefix)
     more = len(set(places)) - 1
     tail = f" ({more} more like this)" if more else ""
@@ -63,16 +63,16 @@ def config_error(
 
 
 def nearest(path: str, schema: type[BaseModel]) -> str | None:
-    """The valid dotted key that an unknown one most likely means."""
+    """The valid dotted key that is closest to an unknown one. None: no key is close."""
     steps = path.split(".")
     plain = ".".join(step for step in steps if not step.isdigit())
     section, _, key = plain.rpartition(".")
     valid = list(keys(schema, lists=plain != path))
     key = OTHER_NAMES.get(key, key)
-    same_name = [one for one in valid if one.rpartition(".")[2] == key]
-    close = sorted(same_name, key=lambda one: one.rpartition(".")[0] != section)
+    same_name = [path for path in valid if path.rpartition(".")[2] == key]
+    close = sorted(same_name, key=lambda path: path.rpartition(".")[0] != section)
     if not close:
-        siblings = [one for one in valid if one.rpartition(".")[0] == section]
+        siblings = [path for path in valid if path.rpartition(".")[0] == section]
         close = difflib.get_close_matches(plain, siblings, 1, 0.7)
     if not close:
         close = difflib.get_close_matches(plain, valid, 1, 0.6)
@@ -82,7 +82,7 @@ def nearest(path: str, schema: type[BaseModel]) -> str | None:
 
 
 def keys(schema: type[BaseModel], prefix: str = "", lists: bool = False) -> Iterator[str]:
-    """Every dotted key of a schema, sections included; with `lists` those of their items, too."""
+    """All dotted keys of a schema, sections included; with `lists`, those of items of lists too."""
     for name, field in schema.model_fields.items():
         yield prefix + name
         if inner := _section(field.annotation, lists):
@@ -94,13 +94,13 @@ def _section(annotation: Any, lists: bool) -> type[BaseModel] | None:
         return annotation
     kinds = (typing.Union, types.UnionType, *([tuple] if lists else []))
     if typing.get_origin(annotation) in kinds:
-        inner = (_section(one, lists) for one in typing.get_args(annotation))
+        inner = (_section(argument, lists) for argument in typing.get_args(annotation))
         return next(filter(None, inner), None)
     return None
 
 
 def _sentence(errors: list[Any], schema: type[BaseModel], document: Any, prefix: str) -> str:
-    """About one place; where it may be of several kinds, each of them has an error."""
+    """The sentence for all errors at one place: a value of a union has one error per member."""
     error = errors[0]
     steps, seen = _look_up(document, error)
     path = prefix + ".".join(map(str, steps))
@@ -109,36 +109,37 @@ def _sentence(errors: list[Any], schema: type[BaseModel], document: Any, prefix:
     if error["type"] == "missing" and steps == list(error["loc"]):
         return f"{path} is missing; pass {path}=VALUE or write it into the file"
     if error["type"] == "value_error":
-        said = str(error["ctx"]["error"])
-        return f"{path}: {said}" if path else said
-    return f"{path} is {seen!r}, but should be {' or '.join(dict.fromkeys(map(_wanted, errors)))}"
+        reason = str(error["ctx"]["error"])
+        return f"{path}: {reason}" if path else reason
+    expected = " or ".join(dict.fromkeys(map(_expected, errors)))
+    return f"{path} is {seen!r}, but should be {expected}"
 
 
-def _wanted(error: Any) -> str:
-    """What should stand there, in the words of YAML."""
+def _expected(error: Any) -> str:
+    """The expected kind of value, in terms of YAML."""
     if error["type"] == "missing":
         return "longer"
     if error["type"] == "too_long":
         return f"a list of at most {error['ctx']['max_length']}"
     kinds = {"tuple_type": "a list", "dict_type": "a mapping", "model_type": "a mapping"}
-    said: str = error["msg"].removeprefix("Input should ").removeprefix("be ")
-    return kinds.get(error["type"], said)
+    text: str = error["msg"].removeprefix("Input should ").removeprefix("be ")
+    return kinds.get(error["type"], text)
 
 
 def unknown_key(path: str, schema: type[BaseModel]) -> str:
-    """The sentence about a dotted key that the schema does not have."""
-    if meant := nearest(path, schema):
-        return f"unknown key {path}; did you mean {meant}?"
+    """The sentence for a dotted key that the schema does not have."""
+    if close := nearest(path, schema):
+        return f"unknown key {path}; did you mean {close}?"
     section = path.rpartition(".")[0]
-    valid = [one for one in keys(schema) if one.rpartition(".")[0] == section]
-    known = ", ".join(valid or [one for one in keys(schema) if "." not in one])
-    return f"unknown key {path}; known here: {known}"
+    siblings = [key for key in keys(schema) if key.rpartition(".")[0] == section]
+    valid = ", ".join(siblings or [key for key in keys(schema) if "." not in key])
+    return f"unknown key {path}; valid keys: {valid}"
 
 
 def _look_up(document: Any, error: Any) -> tuple[list[int | str], Any]:
-    """The part of an error's location that the user wrote, and what stands there.
+    """The part of an error's location that is in the document, and the value there.
 
-    Pydantic appends names of its own, such as the member of a union; those are not in the document.
+    Pydantic appends names of its own, such as the member of a union, which are not in the document.
     """
     steps: list[int | str] = []
     for step in error["loc"]:

@@ -1,9 +1,10 @@
-"""The Experiment: one frozen value that says everything a fleet is asked to do.
+"""The Experiment: one frozen value with the whole configuration of a fleet.
 
     configs/x.yaml + k=v overrides -> document -> Experiment -> sweep.expand -> runs
 
-A YAML path is a field path is an override path. Keys are spelled as in timm where timm has the
-flag, as in torchvision otherwise; the sections a worker reads live in `workers.config`.
+The path of a key in YAML is also its path in the Experiment and in overrides. Names are timm's
+where timm has the flag, torchvision's otherwise. Sections that a worker reads are in
+`workers.config`.
 """
 
 import math
@@ -59,14 +60,14 @@ def _plain_folder_name(value: Any) -> Any:
 
 
 class Experiment(Section):
-    """Everything a fleet is asked to do. Validated once, at load, then trusted."""
+    """The whole configuration of a fleet. Validated once, when it is loaded."""
 
     name: Annotated[str, BeforeValidator(_plain_folder_name)]
-    """Folder in the storage; the stem of the file when absent there."""
+    """Folder of the experiment in the storage. Absent in a file: the name of the file."""
     storage: str = "./runs"
-    """Folder or pyarrow.fs URI that experiments lie in."""
+    """Folder or pyarrow.fs URI of all experiments. May change at a restart."""
     seed: int = 0
-    """Of splits, shared heads, random sweeps, data order and augmentation."""
+    """Seed of splits, initial heads, random sweeps, data order and augmentation."""
     data: DataConfig = DataConfig()
     model: ModelConfig
     base: BaseConfig = BaseConfig()
@@ -83,8 +84,8 @@ class Experiment(Section):
         for key, epochs in stages.items():
             if self.data.folds is not None and epochs:
                 raise ValueError(
-                    f"base.{key} is {epochs} with data.folds: {self.data.folds}; set it to 0, for "
-                    "a common start would have learned from the images that each fold holds out"
+                    f"base.{key} is {epochs} with data.folds: {self.data.folds}; set it to 0, "
+                    "because the base would have seen the images that every fold holds out"
                 )
         return self
 
@@ -92,7 +93,10 @@ class Experiment(Section):
 def load(path: str | Path, overrides: Sequence[str] = (), **cli: Any) -> Experiment:
     """The experiment of a file, changed by `dotted.key=value` overrides and command-line options.
 
-    An option that is None was not given. Raises UserError for anything a user can mend.
+    An option that is None was not given.
+
+    Raises:
+        UserError: a mistake that the user can mend, as one sentence.
     """
     file = Path(path)
     try:
@@ -108,17 +112,20 @@ def load(path: str | Path, overrides: Sequence[str] = (), **cli: Any) -> Experim
 
 
 def read(text: str, source: str) -> Experiment:
-    """The experiment that `dump` wrote."""
+    """The experiment in a text that `dump` wrote; `source` names it in errors."""
     return _validated(yaml_document.parse(text, source), source)
 
 
-def dump(experiment: Experiment) -> str:
-    """The resolved configuration as YAML, defaults included; loads to an equal experiment."""
-    return yaml_document.render(experiment.model_dump(mode="json"))
+def dump(experiment: Experiment, named_only: bool = False) -> str:
+    """The resolved configuration as YAML; loads to an equal experiment.
+
+    Defaults are included, unless `named_only`: then only keys that the file or an override names.
+    """
+    return yaml_document.render(experiment.model_dump(mode="json", exclude_unset=named_only))
 
 
 def uri(experiment: Experiment) -> str:
-    """Where the experiment lies: `<storage>/<name>`; a URI keeps its `?query`."""
+    """URI of the experiment: `<storage>/<name>`. A `?query` of the storage is kept."""
     storage = experiment.storage
     if "://" not in storage:
         return str(Path(storage).expanduser().absolute() / experiment.name)
@@ -126,13 +133,13 @@ def uri(experiment: Experiment) -> str:
     return f"{place.rstrip('/')}/{experiment.name}{question}{query}"
 
 
-def num_ranks(experiment: Experiment, device: Literal["cpu", "cuda"]) -> int:
-    """Processes that train one run together; on a CPU they stand in for the GPUs."""
+def num_ranks(experiment: Experiment) -> int:
+    """Processes that train one run together: one per GPU, or as many gloo ranks on CPUs."""
     return max(1, int(experiment.fleet.gpus_per_run))
 
 
 def worker_config(experiment: Experiment, device: Literal["cpu", "cuda"]) -> WorkerConfig:
-    """What every order of the experiment has in common."""
+    """The configuration that every worker of the experiment is built with."""
     return WorkerConfig(
         uri=uri(experiment),
         seed=experiment.seed,
@@ -140,16 +147,16 @@ def worker_config(experiment: Experiment, device: Literal["cpu", "cuda"]) -> Wor
         base=experiment.base,
         metric=experiment.soup.metric,
         batchnorm_samples=experiment.soup.batchnorm_samples,
-        ranks=num_ranks(experiment, device),
+        ranks=num_ranks(experiment),
         threads=experiment.fleet.cpus_per_run,
         device=device,
     )
 
 
 def _without_empty_sections(tree: dict[str, Any]) -> dict[str, Any]:
-    """A section whose keys are all commented out reads as null; it means the defaults."""
-    known = Experiment.model_fields
-    return {key: value for key, value in tree.items() if value is not None or key not in known}
+    """The document without sections that read as null because all their keys are comments."""
+    fields = Experiment.model_fields
+    return {key: value for key, value in tree.items() if value is not None or key not in fields}
 
 
 def _validated(tree: dict[str, Any], source: str) -> Experiment:
@@ -159,32 +166,32 @@ def _validated(tree: dict[str, Any], source: str) -> Experiment:
         raise config_error(error, Experiment, tree, source) from error
     for path, number in infinite(experiment.model_dump()):
         raise UserError(f"{source}: {path} is {number}; write a finite number")
-    for path in _truths_for_numbers(tree, experiment.model_dump()):
+    for path in _booleans_as_numbers(tree, experiment.model_dump()):
         raise UserError(f"{source}: {path} is true or false; write a number")
     return experiment
 
 
-def _truths_for_numbers(written: Any, read: Any, path: str = "") -> Iterator[str]:
-    """Dotted paths where true or false was read as 1 or 0."""
+def _booleans_as_numbers(written: Any, read: Any, path: str = "") -> Iterator[str]:
+    """Dotted paths of keys where true or false was read as 1 or 0."""
     if isinstance(written, bool) and not isinstance(read, bool):
         yield path
     elif isinstance(written, dict) and isinstance(read, dict):
         for key in written.keys() & read.keys():
-            yield from _truths_for_numbers(written[key], read[key], f"{path}.{key}".strip("."))
+            yield from _booleans_as_numbers(written[key], read[key], f"{path}.{key}".strip("."))
 
 
 def infinite(value: Any, path: str = "") -> list[tuple[str, float]]:
-    """Dotted paths of the numbers that are not finite."""
+    """Dotted paths and values of all numbers that are not finite."""
     if isinstance(value, dict):
         items = [(f"{path}.{key}" if path else str(key), inner) for key, inner in value.items()]
-        return [found for key, inner in items for found in infinite(inner, key)]
+        return [number for key, inner in items for number in infinite(inner, key)]
     if isinstance(value, (list, tuple)):
-        return [found for inner in value for found in infinite(inner, path)]
+        return [number for inner in value for number in infinite(inner, path)]
     return [(path, value)] if isinstance(value, float) and not math.isfinite(value) else []
 
 
 def _refuse_missing_root(experiment: Experiment, text: str, source: str) -> None:
-    """A file without a root may say in a comment where its images are published."""
+    """Refuse class folders without a root, with the comment that says where they are published."""
     if experiment.data.source != "folder" or experiment.data.root is not None:
         return
     comments = [line.strip("# ") for line in text.splitlines() if line.lstrip().startswith("#")]

@@ -1,8 +1,8 @@
-"""Paths of a configuration: `~` and `${NAME}` filled in, inputs made absolute.
+"""Paths in a configuration: `~` and `${NAME}` are filled in, inputs become absolute.
 
-    storage, data.root, model.checkpoint, train.weights, and what a sweep sets these two to
+    storage, data.root, model.checkpoint, train.weights, and the values of the last two in a sweep
 
-Inputs become absolute because workers start in other folders.
+Inputs become absolute because workers run in other folders.
 """
 
 import os
@@ -12,67 +12,70 @@ from typing import Any
 from workers.errors import UserError
 
 FILES = ("model.checkpoint", "train.weights")
-"""The paths that a sweep can vary."""
+"""Keys of paths that a sweep can vary."""
 
 Tree = dict[str, Any]
 
 
 def resolved(tree: Tree, source: str) -> Tree:
-    """The document of a configuration with its paths filled in; what is malformed stays as it is.
+    """The document of a configuration with its paths filled in. Malformed parts stay as they are.
 
-    Raises UserError for an environment variable that is not set.
+    Raises:
+        UserError: an environment variable is not set.
     """
-    tree = _within(tree, ["storage"], "storage", source, absolute=False)
+    tree = _resolve_key(tree, ["storage"], "storage", source, absolute=False)
     for dotted in ("data.root", *FILES):
-        tree = _within(tree, dotted.split("."), dotted, source)
+        tree = _resolve_key(tree, dotted.split("."), dotted, source)
     sweep = tree.get("sweep")
-    return {**tree, "sweep": _of_sweep(sweep, source)} if isinstance(sweep, dict) else tree
+    return {**tree, "sweep": _resolve_sweep(sweep, source)} if isinstance(sweep, dict) else tree
 
 
-def _of_sweep(sweep: Tree, source: str) -> Tree:
-    """Files as values of an axis, and in explicit runs, written dotted or nested."""
+def _resolve_sweep(sweep: Tree, source: str) -> Tree:
+    """The sweep with the files in its axes and explicit runs, dotted or nested, filled in."""
     space, runs = sweep.get("space"), sweep.get("runs")
     if isinstance(space, dict):
         axes = {
-            file: _of_axis(space[file], f"sweep.space.{file}", source)
+            file: _resolve_axis(space[file], f"sweep.space.{file}", source)
             for file in FILES
             if file in space
         }
         sweep = {**sweep, "space": {**space, **axes}}
     if isinstance(runs, list):
-        sweep = {**sweep, "runs": [_of_run(run, i, source) for i, run in enumerate(runs)]}
+        sweep = {**sweep, "runs": [_resolve_run(run, i, source) for i, run in enumerate(runs)]}
     return sweep
 
 
-def _of_axis(axis: Any, dotted: str, source: str) -> Any:
+def _resolve_axis(axis: Any, dotted: str, source: str) -> Any:
     if isinstance(axis, list):
-        return [_filled(value, dotted, source) for value in axis]
+        return [_resolve_path(value, dotted, source) for value in axis]
     if isinstance(axis, dict) and isinstance(axis.get("choice"), list):
-        return {**axis, "choice": _of_axis(axis["choice"], dotted, source)}
+        return {**axis, "choice": _resolve_axis(axis["choice"], dotted, source)}
     return axis
 
 
-def _of_run(run: Any, number: int, source: str) -> Any:
+def _resolve_run(run: Any, number: int, source: str) -> Any:
     if not isinstance(run, dict):
         return run
     for file in FILES:
         for steps in ([file], file.split(".")):
-            run = _within(run, steps, f"sweep.runs.{number}.{file}", source)
+            run = _resolve_key(run, steps, f"sweep.runs.{number}.{file}", source)
     return run
 
 
-def _within(tree: Tree, steps: list[str], dotted: str, source: str, absolute: bool = True) -> Tree:
-    """A copy of the tree with the path at `steps` filled in, if there is one."""
+def _resolve_key(
+    tree: Tree, steps: list[str], dotted: str, source: str, absolute: bool = True
+) -> Tree:
+    """A copy of the tree with the path at `steps` filled in, if that key exists."""
     first, *rest = steps
     value = tree.get(first)
     if not rest:
-        return {**tree, first: _filled(value, dotted, source, absolute)} if value else tree
+        return {**tree, first: _resolve_path(value, dotted, source, absolute)} if value else tree
     if not isinstance(value, dict):
         return tree
-    return {**tree, first: _within(value, rest, dotted, source, absolute)}
+    return {**tree, first: _resolve_key(value, rest, dotted, source, absolute)}
 
 
-def _filled(value: Any, dotted: str, source: str, absolute: bool = True) -> Any:
+def _resolve_path(value: Any, dotted: str, source: str, absolute: bool = True) -> Any:
     def variable(match: re.Match[str]) -> str:
         name = match[1]
         if name not in os.environ:

@@ -1,6 +1,6 @@
-"""The sections of the configuration that the driver reads: sweep, fleet, merge, soup, ensemble.
+"""Sections of the configuration that the driver reads: sweep, fleet, merge, soup, ensemble.
 
-What a worker reads lives in `workers.config`; `orchestrator.config` composes them all.
+Those that a worker reads are in `workers.config`; `orchestrator.config` composes them all.
 """
 
 import re
@@ -14,23 +14,23 @@ from workers.config.train import period_steps
 from workers.types import BatchNormPolicy, Metric, OptimizerState
 
 Whole = tuple[int, int]
-"""An inclusive range of integers; named because `Axis.int` hides the builtin."""
+"""An inclusive range of integers. It has a name because `Axis.int` hides the builtin."""
 
 
 class Axis(Section):
-    """What one setting takes over the sweep: exactly one of the fields.
+    """The values of one key over the sweep: exactly one of the fields.
 
     `[a, b]` in YAML is short for `{choice: [a, b]}`.
     """
 
     choice: tuple[Any, ...] | None = None
-    """Values as written; a grid and a zip take them in order."""
+    """A list of values. A grid and a zip take them in order; random draws one."""
     uniform: tuple[float, float] | None = None
-    """[low, high)"""
+    """Random numbers from [low, high)."""
     loguniform: tuple[float, float] | None = None
-    """[low, high), uniform in the logarithm; low > 0."""
+    """Random numbers from [low, high), uniform in the logarithm. low must be above 0."""
     int: Whole | None = None
-    """[low, high], both included."""
+    """Random whole numbers from [low, high], both included."""
 
     @model_validator(mode="before")
     @classmethod
@@ -55,9 +55,11 @@ class Axis(Section):
         if kind == "choice" and not value:
             raise ValueError("got an empty list; give at least one value")
         if kind != "choice" and not value[0] < value[1]:
-            raise ValueError(f"{kind} {list(value)} is no range; write [low, high]")
+            raise ValueError(
+                f"{kind} {list(value)} is not a range; write [low, high] with low < high"
+            )
         if kind == "loguniform" and value[0] <= 0:
-            raise ValueError(f"loguniform {list(value)} must begin above 0")
+            raise ValueError(f"loguniform {list(value)} must start above 0")
         return self
 
     @model_serializer(mode="plain")
@@ -70,19 +72,21 @@ class Axis(Section):
 
 
 class SweepConfig(Section):
-    """The runs of the fleet. Without it there is one run."""
+    """The runs of the fleet. Without this section there is one run."""
 
     sampler: Literal["grid", "random", "list", "zip"] = "grid"
-    """`grid`: every combination, the last axis fastest; `random`: `num_runs` draws, each the same
-    however many there are; `list`: `runs` as written; `zip`: the axes side by side."""
+    """How `space` becomes settings. `grid`: every combination, the last axis fastest. `zip`: the
+    axes side by side. `random`: `num_runs` draws; more draws keep the earlier ones. `list`: `runs`
+    as written."""
     num_runs: int | None = Field(default=None, ge=1)
-    """Draws of the random sampler."""
+    """Number of settings that sampler `random` draws. None: another sampler."""
     seeds: int | tuple[int, ...] | None = None
-    """Each setting is trained with these seeds; a number N stands for 0..N-1."""
+    """Seeds that every setting is trained with: a list, or a number N for 0..N-1. None: the seed of
+    the setting, or 0."""
     space: dict[str, Axis] = {}
-    """Dotted path of `train.*`, `model.*` or `seed` -> what it takes."""
+    """Axes: dotted path of `train.*`, `model.*` or `seed` -> its values."""
     runs: tuple[dict[str, Any], ...] = ()
-    """Explicit settings by dotted or nested path."""
+    """Settings of sampler `list`, by dotted or nested path. Equal ones are trained once each."""
 
     @model_validator(mode="before")
     @classmethod
@@ -94,13 +98,13 @@ class SweepConfig(Section):
     @model_validator(mode="after")
     def _sampler_has_what_it_needs(self) -> "SweepConfig":
         if self.runs and self.sampler != "list":
-            raise ValueError(f"runs are for sampler: list, not {self.sampler}; remove one")
+            raise ValueError(f"runs need sampler: list, got {self.sampler}; remove one")
         if self.sampler == "list" and (self.space or not self.runs):
             raise ValueError("sampler: list needs runs and no space; write the settings into runs")
         if (self.sampler == "random") != (self.num_runs is not None):
             raise ValueError(
-                f"num_runs is {self.num_runs} with sampler: {self.sampler}; sampler: random needs "
-                "it and no other takes it (to repeat a setting with other seeds, use seeds)"
+                f"num_runs is {self.num_runs} with sampler: {self.sampler}; set it for sampler: "
+                "random and only there (to repeat a setting with other seeds, use seeds)"
             )
         if self.sampler in ("random", "zip") and not self.space:
             raise ValueError(f"sampler: {self.sampler} needs a space; add one, or use seeds: N")
@@ -114,12 +118,14 @@ class SweepConfig(Section):
         for path, axis in self.space.items():
             if axis.choice is None:
                 raise ValueError(
-                    f"space.{path} is a range, which a {self.sampler} cannot list; give values, "
-                    "or use sampler: random"
+                    f"space.{path} is a range, which sampler: {self.sampler} cannot list; give "
+                    "values, or use sampler: random"
                 )
             lengths[path] = len(axis.choice)
         if self.sampler == "zip" and len(set(lengths.values())) > 1:
-            raise ValueError(f"sampler: zip needs axes of one length, got {lengths}")
+            raise ValueError(
+                f"sampler: zip needs axes of equal length, got {lengths}; add or remove values"
+            )
         return self
 
     @model_validator(mode="after")
@@ -127,42 +133,48 @@ class SweepConfig(Section):
         if self.seeds is None:
             return self
         if not self.seed_values or len(set(self.seed_values)) != len(self.seed_values):
-            raise ValueError(f"seeds {self.seeds!r} must be a count, or a list of distinct seeds")
+            raise ValueError(f"seeds is {self.seeds!r}; write a count, or a list of distinct seeds")
         if "seed" in self.space:
             raise ValueError("seeds and space.seed both set the seed; keep one")
         return self
 
     @property
     def seed_values(self) -> tuple[int, ...]:
+        """The seeds as a list."""
         if self.seeds is None:
             return (0,)
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
 
 class FleetConfig(Section):
-    """What the runs may use, and how much trouble the fleet puts up with."""
+    """Resources per run, and limits on failures and time."""
 
     gpus_per_run: float = Field(default=1, gt=0)
-    """GPUs, and so ranks, of one run; below 1 is a share of a GPU for one rank. With device: cpu
-    the whole numbers count gloo ranks; a cluster without GPUs trains one rank on the CPU."""
+    """GPUs of one run, each with a rank of its own. Below 1: a share of a GPU, for one rank. With
+    `device: cpu` the number of ranks on CPUs. With `auto`, a single rank also trains on a cluster
+    without GPUs."""
     cpus_per_run: int = Field(default=1, ge=1)
-    """CPU cores and torch threads of one rank; on a CPU they are part of the result's bits."""
+    """CPU cores and torch threads of one rank. On CPUs they affect the bytes of the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` is cuda where the cluster has any."""
+    """Device that trains. `auto`: cuda if the cluster has GPUs, else cpu."""
     max_concurrent_runs: int | None = Field(default=None, ge=1)
-    """As many as fit, when absent."""
+    """Most runs at a time. None: as many as fit. May change at a restart."""
     max_failures: int = Field(default=3, ge=0)
-    """Attempts an order may lose by its own fault before it is given up."""
+    """Retries of an order per kind of failure: a lost or hanging worker, an error of the store, a
+    corrupt checkpoint. After them the order is given up. May change at a restart."""
     max_hours: float | None = Field(default=None, gt=0)
-    """Wall-clock hours after which training stops and what is committed is souped."""
+    """Hours of wall-clock time after which training ends and soups are made of the committed
+    checkpoints. None: no limit. May change at a restart."""
     heartbeat_s: float = Field(default=120, gt=0)
-    """Seconds without progress after which a worker counts as hanging."""
+    """Seconds without progress after which a worker is considered hanging and replaced. May change
+    at a restart."""
     grace_s: float = Field(default=2, ge=0)
-    """Seconds a worker gets to write a checkpoint when it has to go."""
+    """Seconds that a worker gets to write a checkpoint before it is stopped. May change at a
+    restart."""
     env: dict[str, str] = {}
-    """Environment variables of the workers."""
+    """Environment variables of the workers. May change at a restart."""
     label_selector: dict[str, str] = {}
-    """Labels of the Ray nodes to use."""
+    """Labels that a Ray node must have to be used. Empty: all nodes."""
 
     @field_validator("gpus_per_run")
     @classmethod
@@ -197,7 +209,7 @@ class RecipeConfig(Section):
 
     @property
     def label(self) -> str:
-        """What people call it: its name, of a dotted path the class alone."""
+        """Its name in tables: of a dotted path, only the class."""
         return self.name.rpartition(":")[2]
 
     def options_under(self, tie: str) -> dict[str, Any]:
@@ -211,9 +223,9 @@ class RecipeConfig(Section):
 
 PULL = "pull"
 MEANS = frozenset({PULL, "mean"})
-"""Names that `merge.method` knows besides those of recipes; both are about the plain mean."""
+"""Methods of `merge.method` that are not recipes; both use the plain mean."""
 LEAST_PULL_STEPS = 100
-"""Between pulls: the weights of every member cross the store."""
+"""Least steps between pulls, because the weights of every member pass through the store."""
 
 
 class MethodConfig(RecipeConfig):
@@ -229,26 +241,30 @@ class MergeConfig(Section):
     """Merging while training goes on."""
 
     every: int | str = 1
-    """Epochs between rounds (of the fleet in observe, of each run in sync), or "N steps"."""
+    """Epochs between rounds, or "N steps". In observe these are epochs of the fleet, in sync of
+    every run."""
     mode: Literal["observe", "sync", "off"] = "observe"
-    """`observe`: an anytime soup of the newest checkpoints each round; training is untouched.
-    `sync`: runs wait for each other and go on from what was merged."""
+    """`observe`: every round makes a soup of the latest checkpoints; training is not affected.
+    `sync`: runs wait for each other at the end of a period, are merged, and train on from the
+    merged weights. `off`: soups are made only at the end."""
     method: MethodConfig = MethodConfig(name="greedy")
-    """A recipe, with options as in soup.recipes; in sync also `mean`, which is `uniform`, or
-    `pull`: every run moves towards the mean (PAPA)."""
+    """How a round merges: a recipe, with options as in soup.recipes. In sync also `mean`, the same
+    as `uniform`, or `pull`, which moves every run towards the mean (PAPA)."""
     alpha: float = Field(default=0.9, ge=0, le=1)
-    """Of `pull`: own weights count alpha, the mean 1 - alpha, which falls with the learning
-    rate."""
+    """Weight of a run's own weights in a pull. The mean has weight 1 - alpha, reduced in proportion
+    to the learning rate."""
     quorum: int | None = Field(default=None, ge=1)
-    """Runs that must wait before a sync round may go without the late ones; more than half of
-    those alive, when absent."""
+    """Runs that must have arrived before a sync round may start without the late ones. Needs
+    deadline_s. None: more than half of the runs that are not finished or failed."""
     deadline_s: float | None = Field(default=None, ge=0)
-    """Seconds that a quorum waits after the last arrival. Null waits for everyone alive."""
+    """Seconds between the last arrival and the start of a sync round with a quorum. None: a round
+    waits for all runs that are not finished or failed."""
     optimizer_state: OptimizerState = "keep"
-    """Of a run that is given merged weights: its own, a fresh one, or the mean of all members'."""
+    """Optimizer state of a run that continues from merged weights. `keep`: its own. `reset`: a
+    fresh one. `average`: the mean of all members, which need the same optimizer."""
     guard: bool = False
-    """Roll a sync round back when the merged weights score below their members' mean on the
-    selection split: costs one evaluation while everyone waits."""
+    """Whether to discard a sync round whose merged weights score below the mean of its members on
+    the selection split. Costs one evaluation while all runs wait."""
 
     @field_validator("every")
     @classmethod
@@ -268,52 +284,58 @@ class MergeConfig(Section):
             )
         if self.quorum is not None and self.deadline_s is None:
             raise ValueError(
-                f"quorum: {self.quorum} without deadline_s says nothing, for a round then waits "
-                "for everyone alive; give deadline_s, or remove quorum"
+                f"quorum: {self.quorum} without deadline_s has no effect, because a round then "
+                "waits for all runs; set deadline_s, or remove quorum"
             )
         steps = None if isinstance(self.every, int) else period_steps(self.every, 1)
         if self.method.name == PULL and steps is not None and steps < LEAST_PULL_STEPS:
             raise ValueError(
-                f"every: {self.every} is too often for method: pull, which passes all weights "
+                f"every: {self.every} is too short for method: pull, which sends all weights "
                 f'through the store; write "{LEAST_PULL_STEPS} steps" or more'
             )
         return self
 
 
 class SoupConfig(Section):
-    """The soups at the end, and which of them is served."""
+    """The soups at the end of training, and which of them is served."""
 
     recipes: tuple[RecipeConfig, ...] = (
         RecipeConfig(name="best"),
         RecipeConfig(name="uniform"),
         RecipeConfig(name="greedy"),
     )
-    """In the order they are made and shown; a recipe with other options may be there again."""
+    """Recipes, in the order of tables, with options as {name: {option: value}}. A recipe may appear
+    again with other options. `--extend` may add more."""
     metric: Metric = "top1"
-    """Of the selection split; what recipes maximise."""
+    """Score on the selection split that recipes optimise: top1 and macro_f1 upwards, nll
+    downwards."""
     ingredients: str | tuple[int, ...] = "best"
-    """Checkpoints of each run that recipes see: `best`, `last`, `all`, `top-K`, or a list of epochs
-    such as [3, 6, 9], the snapshots of a trajectory."""
+    """Checkpoints of every run that recipes may use: `best`, `last`, `all`, `top-K`, or a list of
+    epochs such as [3, 6, 9]."""
     batchnorm: BatchNormPolicy = "auto"
-    """How a mix gets its BatchNorm statistics."""
+    """BatchNorm statistics of a mix. `recompute`: from training images. `average`: the weighted
+    mean of the members. `best`: of the best member. `frozen`: of any member, if training froze
+    them. `auto`: `frozen` if training froze them, else `recompute`. `compare`: every soup with
+    `recompute`, `average` and `best`."""
     batchnorm_samples: int = Field(default=2048, ge=2)
-    """Training images that `recompute` forwards."""
+    """Training images from which `recompute` takes the statistics."""
     tie: Literal["accept", "strict"] = "accept"
-    """Whether greedy takes a candidate that leaves the score as it is."""
+    """Whether greedy recipes and `pruned` accept a change that leaves the score equal."""
     basin: float | None = Field(default=None, ge=0)
-    """Points of the metric, 0..1 (nats for nll), that a mix of an ingredient and the best one may
-    lie below the worse of both; who lies lower takes part in no mix. Off when absent."""
+    """Largest barrier between an ingredient and the best one: the score of the worse one minus the
+    score of their mean, in units of the metric (0..1; nats for nll). An ingredient with a higher
+    barrier is left out of all mixes. None: no check."""
     serve: str = "auto"
-    """Label of the recipe whose soup is served; `auto` takes the best on the selection split."""
+    """Label of the recipe whose soup is served. `auto`: the best on the selection split."""
 
     @field_validator("ingredients", mode="before")
     @classmethod
     def _ingredients_are_known(cls, value: Any) -> Any:
         if isinstance(value, str):
-            known = re.fullmatch(r"best|last|all|top-[1-9][0-9]*", value) is not None
+            is_valid = re.fullmatch(r"best|last|all|top-[1-9][0-9]*", value) is not None
         else:
-            known = isinstance(value, (list, tuple)) and _are_epochs(list(value))
-        if not known:
+            is_valid = isinstance(value, (list, tuple)) and _are_epochs(list(value))
+        if not is_valid:
             raise ValueError(
                 f"got {value!r}; write best, last, all, top-K such as top-3, or a list of epochs "
                 "such as [3, 6, 9]"
@@ -323,31 +345,31 @@ class SoupConfig(Section):
     @model_validator(mode="after")
     def _recipes_are_distinct(self) -> "SoupConfig":
         if not self.recipes:
-            raise ValueError("recipes [] must name at least one recipe")
+            raise ValueError("recipes is []; name at least one recipe")
         for i, recipe in enumerate(self.recipes):
-            if any(self._make_the_same(recipe, other) for other in self.recipes[:i]):
+            if any(self._are_equal(recipe, other) for other in self.recipes[:i]):
                 raise ValueError(
                     f"recipes has {recipe.name} twice with the same options; remove one, or give "
                     "it other options"
                 )
         if self.serve != "auto" and self.serve not in self.labels:
-            known = ", ".join(self.labels)
-            raise ValueError(f"serve is {self.serve!r}; write auto or one of {known}")
+            labels = ", ".join(self.labels)
+            raise ValueError(f"serve is {self.serve!r}; write auto or one of {labels}")
         return self
 
-    def _make_the_same(self, one: RecipeConfig, other: RecipeConfig) -> bool:
-        """An option that is written and one that is left at its default are the same."""
-        asked = [
-            recipes.load_recipe(each.name, each.options_under(self.tie))
-            for each in (one, other)
-            if one.name == other.name
-        ]
-        return bool(asked) and asked[0] == asked[1]
+    def _are_equal(self, one: RecipeConfig, other: RecipeConfig) -> bool:
+        """Whether both make the same soup; a written default equals one that is left out."""
+        if one.name != other.name:
+            return False
+        first, second = (
+            recipes.load_recipe(recipe.name, recipe.options_under(self.tie))
+            for recipe in (one, other)
+        )
+        return first == second
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the recipes are called in tables and names of soups, none twice: `manifold`,
-        `manifold-2`."""
+        """Unique names of the recipes in tables and ids of soups: `manifold`, `manifold-2`."""
         plain = [recipe.label for recipe in self.recipes]
         times = (plain[: i + 1].count(label) for i, label in enumerate(plain))
         return tuple(
@@ -356,17 +378,17 @@ class SoupConfig(Section):
 
 
 def _are_epochs(values: list[Any]) -> bool:
-    """Whole numbers from 1 on, in order, none twice."""
+    """Whether these are whole numbers from 1 on, in ascending order, without repetition."""
     whole = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
     return bool(values) and whole and values == sorted(set(values)) and values[0] >= 1
 
 
 class EnsembleConfig(Section):
-    """Output ensembles that soups are compared with."""
+    """Output ensembles that soups are compared with. `--extend` may add them."""
 
     soft_voting: bool = True
-    """Softmax of the mean logits of every run's checkpoint."""
+    """Softmax of the mean logits of the checkpoints of all runs."""
     stacking: bool = False
     """A linear classifier on the concatenated logits of every setting. With data.folds it is fitted
-    on what each member says of the images that it did not learn from, else on the selection split,
-    where it then has no score."""
+    on the predictions of every member for its held-out images; else on the selection split, where
+    it then has no score."""

@@ -1,7 +1,7 @@
-"""A YAML document: read strictly, changed by dotted overrides, written so that it reads back.
+"""YAML documents: strict reading, dotted overrides, and writing that reads back unchanged.
 
-Scalars follow YAML 1.2's core rules, because 1.1's surprise people who write configurations: here
-`1e-3` is a number, and `off`, `010` and `2026-01-31` are text.
+Scalars follow the core rules of YAML 1.2, because those of 1.1 surprise writers of configurations:
+here `1e-3` is a number, and `off`, `010` and `2026-01-31` are text.
 """
 
 import re
@@ -13,7 +13,7 @@ import yaml
 from workers.errors import UserError
 
 OPEN_TABLES = (("sweep", "space"),)
-"""Tables whose keys are dotted paths themselves: `sweep.space.train.lr=[...]` sets `train.lr`."""
+"""Mappings whose keys are dotted paths: `sweep.space.train.lr=[...]` sets its key `train.lr`."""
 
 _RULES = (
     ("tag:yaml.org,2002:merge", r"<<", "<"),
@@ -29,7 +29,7 @@ _RULES = (
 
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """Which tag a plain scalar gets, by its first character."""
+    """Rules for the tag of a plain scalar, by its first character."""
     table: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     for tag, pattern, firsts in _RULES:
         for first in firsts:
@@ -42,18 +42,18 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _resolvers()
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        keys: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                problem = f"the key {key!r} stands there twice; keep one"
+            if key in keys:
+                problem = f"the key {key!r} is there twice; keep one"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    # Text that looks like something else to a reader of either version is quoted.
+    # Text that is no text for a reader of either version is quoted.
     yaml_implicit_resolvers = {
         first: _resolvers().get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
         for first in _resolvers().keys() | yaml.SafeDumper.yaml_implicit_resolvers.keys()
@@ -64,24 +64,26 @@ class _Dumper(yaml.SafeDumper):
 
 
 def parse(text: str, source: str) -> dict[str, Any]:
-    """The mapping that a YAML text holds; `source` names it in errors."""
+    """The mapping in a YAML text; `source` names the text in errors."""
     value = _value(text, source)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"{source}: holds a {type(value).__name__}; write a mapping, `key: value`")
+        raise UserError(
+            f"{source}: the content is a {type(value).__name__}; write a mapping, `key: value`"
+        )
     return value
 
 
 def render(value: dict[str, Any]) -> str:
     """YAML text that `parse` reads back as `value`."""
-    # Escaped, for PyYAML does not read back every character it would write plainly.
+    # Escaped, because PyYAML cannot read back all characters that it writes unescaped.
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)
     return text
 
 
 def override(document: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """A copy of the document with each `dotted.key=value` set; values are YAML."""
+    """A copy of the document with every `dotted.key=value` set; values are YAML."""
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.split(".")):
@@ -100,9 +102,10 @@ def _value(text: str, source: str) -> Any:
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         raise UserError(f"{source}{place}: not readable as YAML: {error.problem}") from error
     except (yaml.YAMLError, TypeError) as error:
-        # TypeError: a mapping or list used as a key.
-        said = " ".join(str(error).split())
-        raise UserError(f"{source}: not readable as YAML: {said}") from error
+        # TypeError: a mapping or list is used as a key.
+        raise UserError(
+            f"{source}: not readable as YAML: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _steps(key: str) -> list[str]:

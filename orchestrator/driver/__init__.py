@@ -1,1 +1,1 @@
-"""The driver: the loop of an experiment, its ledger, its lease, and its signals."""
+"""The driver: the loop of an experiment, with its ledger, lease and signals."""

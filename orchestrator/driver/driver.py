@@ -1,17 +1,18 @@
 """The driver: replay the ledger, order what is due, write down what happened, until nothing is due.
 
-        due(program, state) --orders--> fleet
-                 ^                        |
-           state = after(...) <--events---+
-                 ^
-               ledger          every event is in the ledger before anything follows from it
+        due(moment) --orders--> fleet
+             ^                    |
+        apply(state, event) <--events
+             ^
+           ledger          every event is in the ledger before anything follows from it
 
-It never touches a tensor. Killed at any line, another one goes on from the ledger.
+It never touches a tensor. Killed at any line, another one continues from the ledger.
 """
 
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from orchestrator import schedule
@@ -20,7 +21,8 @@ from orchestrator.driver.ledger import Ledger
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.fleet.base import Fleet
 from orchestrator.schedule import serving
-from orchestrator.state.reducers import fold, is_stale
+from orchestrator.schedule.moment import Moment
+from orchestrator.state.reducers import apply, fold, is_stale
 from orchestrator.state.state import State
 from workers.heartbeat import Heartbeat
 from workers.storage import manifest
@@ -44,13 +46,16 @@ POLL_S = 0.5
 
 FINISH_POLL_S = 5.0
 
-Watch = Callable[[State, list[AnyEvent], list[Heartbeat], str | None], None]
+SPARE_ORDERS = 64
+"""Orders of a kind that are looked at beyond two per slot: the merge actor takes many at once."""
+
+Watch = Callable[[Moment, list[AnyEvent], list[Heartbeat], str | None], None]
 
 
 class Driver:
     def __init__(
         self,
-        program: ExpandedExperiment,
+        expanded: ExpandedExperiment,
         store: Store,
         ledger: Ledger,
         lease: Lease,
@@ -58,24 +63,31 @@ class Driver:
         watch: Watch,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self.program = program
+        self.expanded = expanded
         self.store = store
         self.ledger = ledger
         self.lease = lease
         self.fleet = fleet
         self.watch = watch
         self.now = now
-        self.state = State()
+        self.moment = Moment(expanded, State())
+        """Replaced after every commit."""
         self.stop_reason: str | None = None
         """Set by a signal handler; the loop ends at its next turn."""
         self._due_since: dict[str, float] = {}
+        self._cut_since: float | None = None
+        """Since when more orders have been due than were looked at."""
         self._looked_for_finish_at = 0.0
         self._training_ends_at: float | None = None
+
+    @property
+    def state(self) -> State:
+        return self.moment.state
 
     def run(self) -> State:
         """Drive to the end, or to the first stop request."""
         self._open()
-        while not schedule.is_over(self.program, self.state) and self.stop_reason is None:
+        while not schedule.is_over(self.moment) and self.stop_reason is None:
             self._turn()
         if self.stop_reason is not None:
             self._stop(self.stop_reason)
@@ -88,19 +100,19 @@ class Driver:
         return self.state
 
     def _turn(self) -> None:
-        self._commit(list(schedule.decisions(self.program, self.state, self.now())))
-        orders = tuple(schedule.due(self.program, self.state))
-        self._submit(orders)
+        self._commit(list(schedule.decisions(self.moment, self.now())))
+        self._submit(self._due())
         self._end_unwanted_training()
         self._look_for_finish_request()
         events = self._commit(self.fleet.events(POLL_S))
-        self.watch(self.state, events, self.fleet.heartbeats(), self.fleet.waiting_for())
+        self.watch(self.moment, events, self.fleet.heartbeats(), self.fleet.waiting_for())
 
     # Beginning and ending
 
     def _open(self) -> None:
-        """Take over: adopt what dead attempts completed, then everything is open again."""
-        self.state = fold(self.ledger.replay())
+        """Recover: record checkpoints that killed attempts finished writing, then reopen all
+        orders."""
+        self.moment = Moment(self.expanded, fold(self.ledger.replay()))
         in_flight = [order for order in self.state.open.values() if order.what == "train"]
         adopted = [event for o in in_flight for event in self._completed(o.run, o.attempt)]
         opened = Opened(
@@ -115,7 +127,7 @@ class Driver:
         """The ledger is consistent first; then training gets its grace period."""
         self.fleet.interrupt(reason)
         self._commit([Stopped(reason=reason, time=self.now())])
-        deadline = time.monotonic() + self.program.experiment.fleet.grace_s
+        deadline = time.monotonic() + self.expanded.experiment.fleet.grace_s
         while self._is_training() and time.monotonic() < deadline:
             self._commit(self.fleet.events(0.1))
 
@@ -124,10 +136,19 @@ class Driver:
 
     # Orders
 
+    def _due(self) -> tuple[AnyOrder, ...]:
+        """As many orders of each kind as the fleet could possibly take, with the time since when
+        each is due: that of one not looked at before is taken to be the earliest possible."""
+        most = 2 * self.state.slots + SPARE_ORDERS
+        now, orders = self.now(), schedule.due(self.moment, most)
+        since = now if self._cut_since is None else self._cut_since
+        self._due_since = {order.id: self._due_since.get(order.id, since) for order in orders}
+        is_cut = max(Counter(order.kind for order in orders).values(), default=0) >= most
+        self._cut_since = since if is_cut else None
+        return orders
+
     def _submit(self, orders: tuple[AnyOrder, ...]) -> None:
         """`ordered` is in the ledger before a fleet hears of it."""
-        now = self.now()
-        self._due_since = {o.id: self._due_since.get(o.id, now) for o in orders}
         taken = [order for place in ("merge", "slot") for order in self._affordable(orders, place)]
         attempts = {order.id: self._next_attempt(order) for order in taken}
         self._commit([self._ordered(order, attempts[order.id]) for order in taken])
@@ -136,7 +157,7 @@ class Driver:
 
     def _affordable(self, orders: tuple[AnyOrder, ...], place: str) -> list[AnyOrder]:
         due = [order for order in orders if order.place == place]
-        return due[: self.fleet.capacity(place, backlog=len(due))]
+        return due[: self.fleet.capacity(place, len(due))]
 
     def _next_attempt(self, order: AnyOrder) -> int:
         return self.state.attempts.get(order.run_id or order.id, 0) + 1
@@ -154,22 +175,25 @@ class Driver:
     # Events
 
     def _commit(self, events: list[AnyEvent]) -> list[AnyEvent]:
-        """Append one group, then fold it; a failed attempt's last checkpoints come with it."""
+        """Append one group, then apply it; a failed attempt's last checkpoints come with it."""
         fresh = [event for event in events if not is_stale(self.state, event)]
         failed = [event for event in fresh if event.kind == "failed" and event.run is not None]
         adopted = [e for f in failed for e in self._completed(f.run, f.attempt, beside=fresh)]
         self.lease.renew()  # no write of a driver that was replaced may follow
         group = self.ledger.append([*adopted, *fresh])
-        self.state = fold(group, self.state)
+        state = self.state
+        for event in group:
+            apply(state, event)
+        self.moment = self.moment.later(group)
         return group
 
     def _completed(
         self, run: str | None, attempt: int | None, beside: list[AnyEvent] | None = None
     ) -> list[AnyEvent]:
-        """Checkpoints an attempt completed without word of them having arrived: the run's own,
-        and those of its moving average."""
+        """Complete checkpoints of this attempt (run and EMA) that are in the store but not in the
+        ledger."""
         assert run is not None and attempt is not None
-        owners = [run, ema_id(run)] if run in self.program.runs_with_ema else [run]
+        owners = [run, ema_id(run)] if run in self.expanded.runs_with_ema else [run]
         known = [self.state.run(owner) for owner in owners]
         heard = {event.checkpoint.id for each in known for event in each.checkpoints}
         heard |= {checkpoint.id for each in known for checkpoint in each.duplicates}
@@ -189,7 +213,7 @@ class Driver:
             self._training_ends_at = None
             return
         if self._training_ends_at is None:
-            self._training_ends_at = time.monotonic() + self.program.experiment.fleet.grace_s
+            self._training_ends_at = time.monotonic() + self.expanded.experiment.fleet.grace_s
             self.fleet.interrupt(self.state.finish_reason)
         if time.monotonic() >= self._training_ends_at:
             self._cut_off(training)

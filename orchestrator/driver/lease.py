@@ -1,11 +1,11 @@
-"""The lease: one driver per experiment. `driver.json` says who holds it, and until when.
+"""The lease: one driver per experiment. `driver.json` names the holder and the time of expiry.
 
-    local disk     created exclusively, so of two that start together one is refused
-    elsewhere,     written, waited, read back: of two that write together the last one wins,
-    or taken over  and the other one sees that it did
+    local disk     created exclusively: of two drivers that start together, one is refused
+    elsewhere,     written, then read back after a wait: of two drivers that write together,
+    or taken over  the last one wins and the other one is refused
 
-A lease lapses when it expires, or at once when its owner was a process of this very machine that
-is no more. Clocks of machines that drive one experiment should agree within some seconds.
+A lease lapses when it expires, or at once if its holder was a process of this machine that has
+ended. The clocks of machines that drive one experiment should agree within some seconds.
 """
 
 import os
@@ -23,35 +23,39 @@ from workers.storage.store import Store
 from workers.types import FrozenModel
 
 TTL_S = 60.0
+"""Validity of a lease after its last renewal."""
 _CHECK_S = {True: 1.0, False: 5.0}
-"""Seconds between looks at the lease on a local disk / elsewhere: how soon a loss is noticed."""
+"""Seconds between reads of the lease, by whether the store is local; bounds how late a loss is
+noticed."""
 _SETTLE_S = {True: 0.2, False: 1.0}
-"""Longer than a rival needs from judging the lease to writing it."""
+"""Seconds, by whether the store is local: longer than another driver takes from reading the lease
+to writing it."""
 _SAME_START_S = 3.0
-"""psutil's start times of one process differ by as much as the clock was set."""
+"""Tolerance of start times, which psutil shifts when the clock is set."""
 
 
 class LeaseLost(RuntimeError):
-    """Another driver took the experiment over; this one must stop without another write."""
+    """Another driver has taken over; this one must stop without another write."""
 
 
 class Holder(FrozenModel):
     """Content of `driver.json`."""
 
     owner: str
-    """For people."""
+    """Name of the driver in messages."""
     host: str
     machine: str
-    """Hostname, boot and process namespace: where `pid` means what it says."""
+    """Hostname, boot and process namespace, within which `pid` is unique."""
     pid: int
     started: float
-    """Unix seconds when that process started; tells it from a later one with its pid."""
+    """Unix seconds when the process started; distinguishes it from a later one with its pid."""
     token: str
+    """Random, unique to a driver."""
     expires: float
     """Unix seconds."""
 
     def is_dead(self) -> bool:
-        """Its process ran on this very machine, and is gone."""
+        """Whether its process ran on this machine and has ended."""
         if self.machine != _machine():
             return False
         try:
@@ -67,7 +71,7 @@ class Holder(FrozenModel):
 
 
 class Lease:
-    """Held from `acquire` to `release`, as long as `renew` is called more often than `ttl_s`."""
+    """Held from `acquire` to `release`, if `renew` is called more often than every `ttl_s`."""
 
     def __init__(self, store: Store, owner: str, ttl_s: float = TTL_S) -> None:
         self.store = store
@@ -75,49 +79,50 @@ class Lease:
         self.ttl_s = ttl_s
         self.token = uuid.uuid4().hex
         self._checked_at = 0.0
-        """Monotonic time of the last look at the file."""
+        """Monotonic time of the last read of the file."""
         self._renewed_at = 0.0
+        """Monotonic time of the last write of the file."""
 
     def acquire(self, take_over: bool = False) -> None:
-        """Become the driver, or learn who is.
+        """Take the lease; with `take_over`, from a driver that is alive.
 
         Raises:
-            UserError: another driver holds the lease, or won it just now.
+            UserError: another driver holds the lease, or acquired it at the same time.
         """
         if self.store.is_local and self._create():
             return
-        held = self._read_twice()
-        if held is not None and not take_over and not held.has_lapsed():
-            raise UserError(self._refusal(held))
+        holder = self._read_twice()
+        if holder is not None and not take_over and not holder.has_lapsed():
+            raise UserError(self._refusal(holder))
         self._write()
-        is_alive = held is not None and not held.has_lapsed()
-        # A driver that is being replaced keeps writing until it looks; wait until it must have.
+        is_alive = holder is not None and not holder.has_lapsed()
+        # The replaced driver writes until it reads the lease again, so wait for that.
         time.sleep(_SETTLE_S[self.store.is_local] + is_alive * _CHECK_S[self.store.is_local])
         winner = self._read()
         if winner is not None and winner.token != self.token:
             raise UserError(self._refusal(winner))
 
     def renew(self) -> None:
-        """Call often: looks at the file now and then, writes it rarely.
+        """Keep the lease. Cheap enough to call often: reads the file sometimes, writes it rarely.
 
         Raises:
-            LeaseLost: another driver holds it.
+            LeaseLost: another driver holds it, or it was removed.
         """
         now = time.monotonic()
         if now - self._checked_at < min(_CHECK_S[self.store.is_local], self.ttl_s / 10):
             return
         self._checked_at = now
-        held = self._read()
-        if held is None or held.token != self.token:
-            by = "was removed" if held is None else f"is held by {held.owner}"
-            raise LeaseLost(f"the lease of {self.store} {by}; this driver stops")
+        holder = self._read()
+        if holder is None or holder.token != self.token:
+            loss = "was removed" if holder is None else f"is held by {holder.owner}"
+            raise LeaseLost(f"the lease of {self.store} {loss}; this driver stops")
         if now - self._renewed_at > self.ttl_s / 3:
             self._write()
 
     def release(self) -> None:
-        """Let the next driver in; a lease that was taken over is left alone."""
-        held = self._read()
-        if held is not None and held.token == self.token:
+        """Give the lease back, unless another driver has taken it over."""
+        holder = self._read()
+        if holder is not None and holder.token == self.token:
             self.store.delete(LEASE)
 
     def _create(self) -> bool:
@@ -151,31 +156,32 @@ class Lease:
         )
 
     def _read(self) -> Holder | None:
-        """Who holds the lease; None if nobody, or if the file cannot be understood."""
+        """The holder of the lease. None: there is no file, or it is not readable as one."""
         try:
             return Holder.model_validate_json(self.store.read(LEASE))
         except (FileNotFoundError, ValidationError):
             return None
 
     def _read_twice(self) -> Holder | None:
-        """Like `_read`, but gives somebody who is just creating the file the time to fill it."""
-        held = self._read()
-        if held is None and self.store.exists(LEASE):
+        """Like `_read`, but tries again after a wait if the file is still being written."""
+        holder = self._read()
+        if holder is None and self.store.exists(LEASE):
             time.sleep(_SETTLE_S[self.store.is_local])
-            held = self._read()
-        return held
+            holder = self._read()
+        return holder
 
-    def _refusal(self, held: Holder) -> str:
-        until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(held.expires))
+    def _refusal(self, holder: Holder) -> str:
+        until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.expires))
         return (
-            f"{self.store} is being driven by {held.owner} (process {held.pid} on {held.host}), "
-            f"whose lease runs until {until} unless it is renewed; stop that driver, wait, or "
-            "add --take-over"
+            f"{self.store} is being driven by {holder.owner} (process {holder.pid} on "
+            f"{holder.host}), whose lease is valid until {until} unless it is renewed; stop that "
+            "driver, wait, or add --take-over"
         )
 
 
 def _machine() -> str:
-    """Where a pid is meaningful. Containers may share a hostname, reboots share both names."""
+    """The scope of a pid. The hostname is not enough: containers may share it, and a reboot keeps
+    it."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     parts = [

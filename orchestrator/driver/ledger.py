@@ -1,10 +1,10 @@
-"""The ledger: everything that happened, in order, and nothing else. Its replay is the state.
+"""The ledger: all events of an experiment, in order. Their replay is the state.
 
     ledger/00000000.jsonl   seq 0..4      one file per group of events, named by its first seq,
     ledger/00000005.jsonl   seq 5         written once
-    ledger/00000006.jsonl   seq 6..9  <-  the last may be torn: its writer was killed in here
+    ledger/00000006.jsonl   seq 6..9  <-  the last may be torn if its writer was killed
 
-One writer; a lease keeps a second one away, and on local disks so does exclusive creation.
+There is one writer. A lease keeps a second one away; on a local disk, so does exclusive creation.
 """
 
 from collections.abc import Iterator
@@ -19,24 +19,24 @@ from workers.storage.store import CorruptFile, Store
 from workers.types import AnyEvent, event_adapter
 
 _READERS = 32
-"""Files of a remote ledger read at a time; each costs a round trip."""
+"""Files of a remote ledger that are read at a time; each costs a round trip."""
 
 
 class Ledger:
-    """Appends groups of events and reads them all back."""
+    """Appends groups of events, and reads all of them."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._next: int | None = None
-        """Sequence number of the next event; None before the ledger was read."""
+        """Sequence number of the next event. None: the ledger was not read yet."""
         self._torn: tuple[str, bytes] | None = None
-        """Path of a torn last file and the complete lines of it."""
+        """Path and complete lines of a torn last file."""
 
     def replay(self) -> list[AnyEvent]:
-        """All events, by seq. A torn end of the last file is left out; it is no one's fault.
+        """All events by seq, without a torn line at the end of the last file.
 
         Raises:
-            CorruptFile: a gap or garbage anywhere else, naming the file.
+            CorruptFile: a gap or an unreadable line anywhere else, with the name of the file.
         """
         events: list[AnyEvent] = []
         self._torn = None
@@ -50,10 +50,10 @@ class Ledger:
         return events
 
     def append(self, events: list[AnyEvent]) -> list[AnyEvent]:
-        """Write one group, durably, and return it with its sequence numbers.
+        """Write one group durably. Returns it with its sequence numbers.
 
         Raises:
-            UserError: another driver wrote here.
+            UserError: another driver has written to this ledger.
         """
         if not events:
             return []
@@ -66,20 +66,20 @@ class Ledger:
         except FileExistsError as error:
             raise UserError(
                 f"{path} in {self.store} was written by another driver while this one was "
-                "running; only one may drive an experiment, so stop the other one or this one"
+                "running; an experiment has one driver, so stop the other one or this one"
             ) from error
         self._next = first + len(events)
         return numbered
 
     def _paths(self) -> list[str]:
-        """The ledger's files by first seq; a name with a nine-digit seq sorts last, too."""
+        """Files of the ledger, by number: a name with nine digits comes after those with eight."""
         paths = [path for path in self.store.list(LEDGER) if path.endswith(".jsonl")]
         return sorted(paths, key=self._first_seq)
 
     def _first_seq(self, path: str) -> int:
         stem = PurePosixPath(path).stem
         if not stem.isdigit():
-            raise CorruptFile(f"{path} in {self.store} does not belong into a ledger")
+            raise CorruptFile(f"{path} in {self.store} is not a file of a ledger; remove it")
         return int(stem)
 
     def _texts(self, paths: list[str]) -> Iterator[bytes]:
@@ -92,7 +92,7 @@ class Ledger:
     def _note_torn(self, path: str, whole: bytes, is_last: bool) -> None:
         if not is_last:
             raise CorruptFile(
-                f"{path} in {self.store} is cut short, and the ledger goes on after it"
+                f"{path} in {self.store} is cut short, but is not the last file of the ledger"
             )
         self._torn = (path, whole)
 
@@ -100,13 +100,13 @@ class Ledger:
         if self._first_seq(path) != first:
             raise CorruptFile(
                 f"{path} in {self.store} does not follow event {first - 1}: "
-                "a file of the ledger is missing or was put there"
+                "a file of the ledger is missing or was added"
             )
         try:
             events = [event_adapter.validate_json(line) for line in text.splitlines()]
         except ValidationError as error:
             raise CorruptFile(
-                f"{path} in {self.store} holds a line that is not an event: {error}"
+                f"{path} in {self.store} has a line that is not an event: {error}"
             ) from error
         for seq, event in enumerate(events, start=first):
             if event.seq != seq:
@@ -117,11 +117,11 @@ class Ledger:
         if self._next is None:
             self.replay()
         assert self._next is not None
-        self._mend()
+        self._repair()
         return self._next
 
-    def _mend(self) -> None:
-        """Cut a torn last file to its complete lines, so that what follows is contiguous."""
+    def _repair(self) -> None:
+        """Cut a torn last file to its complete lines, so that the next file continues it."""
         if self._torn is None:
             return
         path, whole = self._torn

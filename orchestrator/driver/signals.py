@@ -1,7 +1,7 @@
-"""Signals: how a person or a batch system stops a driver, and how everything ends at once.
+"""Signals: how a person or a batch system stops a driver.
 
 SIGINT, SIGTERM, SIGUSR1    the loop ends at its next turn; training gets its grace period
-a second SIGINT             everything ends now
+a second SIGINT             all processes end at once
 """
 
 import contextlib
@@ -14,17 +14,17 @@ from types import FrameType
 from orchestrator.driver.driver import Driver
 
 STOPPED = 4
-"""Exit code of a command that was stopped; the same command goes on."""
+"""Exit code of a command that was stopped; the same command continues."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 CLOSING_S = 8.0
-"""For giving a cluster back, after the grace period of the training."""
+"""Time to release a cluster after the grace period of training."""
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """While no driver is at work, a signal ends the process, and all is given back on the way."""
+    """While no driver is running, a stop signal ends the process; exit handlers still run."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(STOPPED)
@@ -32,8 +32,8 @@ def stoppable() -> Iterator[None]:
     before = {number: signal.signal(number, leave) for number in STOP_SIGNALS}
     try:
         yield
-    except SystemExit:  # or that of Ray, which has a handler of its own while it starts
-        print("soupfleet: stopped; the same command goes on", file=sys.stderr, flush=True)
+    except SystemExit:  # ours, or that of Ray's own handler while it starts
+        print("soupfleet: stopped; the same command continues", file=sys.stderr, flush=True)
         kill_everything()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -43,9 +43,12 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_signals_handled(driver: Driver) -> Iterator[None]:
-    """SIGINT, SIGTERM, SIGUSR1: the loop ends at its next turn. A second SIGINT: all ends at once,
-    and so it does when the grace period is over and something still hangs, closing included."""
-    patience_s = driver.program.experiment.fleet.grace_s + CLOSING_S
+    """While the driver is running, a stop signal ends its loop at the next turn.
+
+    All processes end at once at a second SIGINT, or if stopping takes longer than the grace period
+    and CLOSING_S.
+    """
+    patience_s = driver.expanded.experiment.fleet.grace_s + CLOSING_S
 
     def ask(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and driver.stop_reason is not None:
@@ -63,7 +66,7 @@ def stop_signals_handled(driver: Driver) -> Iterator[None]:
 
 
 def kill_everything() -> None:
-    """No grace: every child process, then this one. The ledger is consistent at all times."""
+    """Kill all child processes, then this one. The ledger is consistent at any time."""
     import psutil
 
     for child in psutil.Process().children(recursive=True):

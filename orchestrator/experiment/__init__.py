@@ -1,1 +1,1 @@
-"""What a configuration means: its runs, their lengths, cohorts and bases."""
+"""The meaning of a configuration: its runs, their lengths and ids, its cohorts and bases."""

@@ -1,12 +1,12 @@
 """What an experiment means, worked out: its runs, their lengths, cohorts and bases.
 
-Everything here follows from the configuration and the facts of preflight alone; nothing changes
+Everything here follows from the configuration and the preflight of preflight alone; nothing changes
 while the experiment runs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from orchestrator.config import Experiment
@@ -14,7 +14,6 @@ from orchestrator.config.sections import MEANS, RecipeConfig
 from workers.config.model import ModelConfig
 from workers.config.train import TrainConfig
 from workers.types import (
-    AnyOrder,
     Cohort,
     PreflightResult,
     RunSpec,
@@ -72,9 +71,14 @@ class ExpandedExperiment:
             entry = entry.model_copy(update={"name": "uniform"})
         return _recipe(entry, self.experiment.soup.tie)
 
+    @property
+    def is_sync(self) -> bool:
+        """Whether runs are merged with one another while they train."""
+        return self.experiment.merge.mode == "sync"
+
     @cached_property
     def variants(self) -> tuple[RunSpec, ...]:
-        """Every run, and after it the moving average of its weights if it keeps one."""
+        """Every run, and after it the moving average of its weights, if it keeps one."""
         return tuple(track for run in self.runs for track in run_and_ema(run))
 
     @cached_property
@@ -96,9 +100,10 @@ def run_and_ema(run: RunSpec) -> tuple[RunSpec, ...]:
 
 @dataclass(frozen=True, eq=False)
 class ResolvedExperiment:
-    """A program together with what preflight found."""
+    """An expanded experiment together with what preflight found."""
 
-    facts: PreflightResult
+    expanded: ExpandedExperiment
+    preflight: PreflightResult
     plans: tuple[BasePlan, ...]
     """One per distinct model, in order of first use."""
     cohorts: tuple[Cohort, ...]
@@ -113,13 +118,11 @@ class ResolvedExperiment:
     """Optimizer steps to the last epoch's end by run id, stages of the bases included."""
     num_images: Mapping[str, int]
     """Training images that a run learns from, likewise."""
-    orders: dict[str, AnyOrder] = field(default_factory=dict)
-    """The last order made of each kind and run: made anew only when it would be another one."""
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """The splits that are scored: selection first, then the report splits."""
-        return tuple(name for name in self.facts.splits if name != "train")
+        return tuple(name for name in self.preflight.splits if name != "train")
 
     @cached_property
     def report_splits(self) -> tuple[str, ...]:
@@ -154,27 +157,18 @@ class ResolvedExperiment:
         runs = (run for members in self.members.values() for run in members)
         return {run.id: self.num_steps[run.id] // run.train.epochs for run in runs}
 
+    @cached_property
+    def shortest_epoch(self) -> Mapping[str, int]:
+        """By cohort id: steps per epoch of its shortest run."""
+        shortest = {
+            cohort: min(runs, key=lambda run: self.num_steps[run.id])
+            for cohort, runs in self.members.items()
+        }
+        return {cohort: self.steps_per_epoch[run.id] for cohort, run in shortest.items()}
+
 
 def _with_head(model: ModelConfig) -> str:
     return model.name if model.head == "linear" else f"{model.name} {model.head} head"
-
-
-class _Identity:
-    """A cache key that is the object itself: comparing facts by value is slow."""
-
-    def __init__(self, facts: PreflightResult) -> None:
-        self.facts = facts
-
-    def __hash__(self) -> int:
-        return id(self.facts)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and other.facts is self.facts
-
-
-def resolve(program: ExpandedExperiment, facts: PreflightResult) -> ResolvedExperiment:
-    """Worked out once per program and facts."""
-    return _resolve(program, _Identity(facts))
 
 
 def distinct_models(runs: tuple[RunSpec, ...]) -> dict[str, ModelConfig]:
@@ -182,65 +176,65 @@ def distinct_models(runs: tuple[RunSpec, ...]) -> dict[str, ModelConfig]:
     return {model_key(run.model): run.model for run in runs}
 
 
-@lru_cache(maxsize=4)
-def _resolve(program: ExpandedExperiment, identity: _Identity) -> ResolvedExperiment:
-    facts = identity.facts
-    models = distinct_models(program.runs)
-    plans = {key: _base_plan(program, key, model, facts) for key, model in models.items()}
-    cohorts = {key: _cohort(program, key, plan, facts) for key, plan in plans.items()}
-    key_of = {run.id: model_key(run.model) for run in program.runs}
+def resolve(expanded: ExpandedExperiment, preflight: PreflightResult) -> ResolvedExperiment:
+    """Work out runs, cohorts and bases from what preflight found."""
+    models = distinct_models(expanded.runs)
+    plans = {key: _base_plan(expanded, key, model, preflight) for key, model in models.items()}
+    cohorts = {key: _cohort(expanded, key, plan, preflight) for key, plan in plans.items()}
+    key_of = {run.id: model_key(run.model) for run in expanded.runs}
     stages = [stage for plan in plans.values() for stage in plan.stages]
-    num_images = {run.id: _num_images(facts, run) for run in (*program.runs, *stages)}
+    num_images = {run.id: _num_images(preflight, run) for run in (*expanded.runs, *stages)}
     return ResolvedExperiment(
-        facts=facts,
+        expanded=expanded,
+        preflight=preflight,
         plans=tuple(plans.values()),
         cohorts=tuple(cohorts.values()),
         members={
-            cohort.id: tuple(run for run in program.runs if key_of[run.id] == key)
+            cohort.id: tuple(run for run in expanded.runs if key_of[run.id] == key)
             for key, cohort in cohorts.items()
         },
         plan_of={run: plans[key] for run, key in key_of.items()},
         cohort_of={run: cohorts[key] for run, key in key_of.items()},
         num_steps={
-            run.id: run.train.epochs * run.train.steps_per_epoch(num_images[run.id], program.ranks)
-            for run in (*program.runs, *stages)
+            run.id: run.train.epochs * run.train.steps_per_epoch(num_images[run.id], expanded.ranks)
+            for run in (*expanded.runs, *stages)
         },
         num_images=num_images,
     )
 
 
-def _num_images(facts: PreflightResult, run: RunSpec) -> int:
-    held_out = 0 if run.fold is None else facts.folds[run.fold]
-    return facts.splits["train"].count - held_out
+def _num_images(preflight: PreflightResult, run: RunSpec) -> int:
+    held_out = 0 if run.fold is None else preflight.folds[run.fold]
+    return preflight.splits["train"].count - held_out
 
 
 def _base_plan(
-    program: ExpandedExperiment, key: str, model: ModelConfig, facts: PreflightResult
+    expanded: ExpandedExperiment, key: str, model: ModelConfig, preflight: PreflightResult
 ) -> BasePlan:
     """Names are hashes of everything that shapes the bytes."""
-    experiment = program.experiment
-    preprocessing = facts.models[key].preprocessing
+    experiment = expanded.experiment
+    preprocessing = preflight.models[key].preprocessing
     fresh = digest(
         [
             experiment.seed,
             dump_without_defaults(model),
-            facts.models[key].weights,
+            preflight.models[key].weights,
             experiment.base.init,
-            facts.classes,
+            preflight.classes,
             preprocessing,
         ],
         12,
     )
-    stages = _stages(program, model, fresh)
+    stages = _stages(expanded, model, fresh)
     made_by = [dump_without_defaults(stage) for stage in stages]
-    train = facts.splits["train"].fingerprint
-    final = digest([fresh, made_by, train, program.ranks], 12) if stages else fresh
+    train = preflight.splits["train"].fingerprint
+    final = digest([fresh, made_by, train, expanded.ranks], 12) if stages else fresh
     return BasePlan(model, f"base/{fresh}", stages, f"base/{final}")
 
 
-def _stages(program: ExpandedExperiment, model: ModelConfig, fresh: str) -> tuple[RunSpec, ...]:
+def _stages(expanded: ExpandedExperiment, model: ModelConfig, fresh: str) -> tuple[RunSpec, ...]:
     """The probe and the trunk train with the experiment's own settings, not a run's."""
-    base, train = program.experiment.base, program.experiment.train
+    base, train = expanded.experiment.base, expanded.experiment.train
     lengths = {"probe": base.probe_epochs, "trunk": base.trunk_epochs}
     return tuple(
         RunSpec(id=f"{role}-{fresh[:8]}", role=role, model=model, train=stage_train(train, epochs))
@@ -270,23 +264,23 @@ def stage_train(train: TrainConfig, epochs: int) -> TrainConfig:
 
 
 def _cohort(
-    program: ExpandedExperiment, key: str, plan: BasePlan, facts: PreflightResult
+    expanded: ExpandedExperiment, key: str, plan: BasePlan, preflight: PreflightResult
 ) -> Cohort:
     return Cohort(
-        id=digest([plan.final, facts.models[key].preprocessing, facts.classes]),
+        id=digest([plan.final, preflight.models[key].preprocessing, preflight.classes]),
         model=plan.model,
         base=plan.final,
-        batchnorm=_batchnorm(program, plan.model, facts.models[key].has_batchnorm),
+        batchnorm=_batchnorm(expanded, plan.model, preflight.models[key].has_batchnorm),
     )
 
 
-def _batchnorm(program: ExpandedExperiment, model: ModelConfig, has_batchnorm: bool) -> str:
-    policy = program.experiment.soup.batchnorm
+def _batchnorm(expanded: ExpandedExperiment, model: ModelConfig, has_batchnorm: bool) -> str:
+    policy = expanded.experiment.soup.batchnorm
     if not has_batchnorm:
         return "none"
     if policy not in ("auto", "compare"):
         return policy
-    frozen = all(run.train.bn_freeze for run in program.runs if run.model == model)
+    frozen = all(run.train.bn_freeze for run in expanded.runs if run.model == model)
     return "frozen" if frozen else "recompute"
 
 

@@ -1,8 +1,8 @@
-"""A sweep: from what may vary to the runs of the fleet.
+"""A sweep expands to the runs of the fleet.
 
-    space x sampler -> settings (dotted path -> value) x seeds -> RunSpec
+    space x sampler -> settings (dotted path -> value) x seeds x folds -> RunSpec
 
-A run's id is the hash of what it trains, so a bigger sweep contains the runs of a smaller one.
+The id of a run is the hash of its parameters, so a larger sweep contains the runs of a smaller one.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ Params = dict[str, Any]
 """Dotted path -> value."""
 
 MAX_REDRAWS = 100
-"""Draws of a random run before its space counts as used up."""
+"""Draws of one random run before the space counts as exhausted."""
 
 
 class _Varied(Section):
-    """The schema of what a sweep may set."""
+    """The schema of the keys that a sweep may set."""
 
     model: ModelConfig
     train: TrainConfig
@@ -42,10 +42,11 @@ class _Varied(Section):
 
 
 def expand(experiment: Experiment) -> tuple[RunSpec, ...]:
-    """The runs, in order; the same for the same experiment, everywhere.
+    """The runs, in order: a pure function of the experiment.
 
-    Raises UserError naming the axis for a path that cannot vary, a value that its section refuses,
-    and for settings that would train the same run twice without saying so in `sweep.runs`.
+    Raises:
+        UserError: a path that cannot vary, a value that its section refuses, or two equal settings
+            outside `sweep.runs`; with the name of the axis.
     """
     runs: dict[str, RunSpec] = {}
     replicas: Counter[str] = Counter()
@@ -54,10 +55,10 @@ def expand(experiment: Experiment) -> tuple[RunSpec, ...]:
         same = digest(_hashed(spec), 64)
         if replicas[same] and experiment.sweep.sampler != "list":
             raise _twice(experiment, spec)
-        for each in _folded(experiment, spec.model_copy(update={"replica": replicas[same]})):
-            named = each.model_copy(update={"id": digest(_hashed(each))})
-            assert named.id not in runs, f"two runs hash to {named.id}"
-            runs[named.id] = named
+        for run in _folded(experiment, spec.model_copy(update={"replica": replicas[same]})):
+            id = digest(_hashed(run))
+            assert id not in runs, f"two runs hash to {id}"
+            runs[id] = run.model_copy(update={"id": id})
         replicas[same] += 1
     _require_snapshots(experiment, list(runs.values()))
     _require_training_images(experiment, runs.values())
@@ -69,18 +70,18 @@ def _require_training_images(experiment: Experiment, runs: Iterable[RunSpec]) ->
     trained = sum(run.train.weights is None for run in runs)
     if trained and not experiment.data.train:
         raise UserError(
-            f"data.train names no images, but {trained} run(s) are to be trained; name the "
-            "training images, or a file of weights in train.weights of every run"
+            f"data.train names no images, but {trained} run(s) need them for training; name the "
+            "training images, or give every run a file of weights with train.weights"
         )
     if trained and experiment.base.init == "none":
         raise UserError(
-            f"base.init is none, but {trained} run(s) are to be trained from a base; write zero or "
+            f"base.init is none, but {trained} run(s) start training from a base; write zero or "
             "timm"
         )
 
 
 def _folded(experiment: Experiment, spec: RunSpec) -> Iterator[RunSpec]:
-    """The setting once, or once for each fold, which it then does not learn from."""
+    """The run, or one run per fold, each without the training images of its fold."""
     if experiment.data.folds is None:
         yield spec
         return
@@ -89,7 +90,7 @@ def _folded(experiment: Experiment, spec: RunSpec) -> Iterator[RunSpec]:
 
 
 def _require_snapshots(experiment: Experiment, runs: list[RunSpec]) -> None:
-    """Each epoch that soup.ingredients lists is one at whose end some run has a checkpoint."""
+    """Check that some run has a checkpoint at the end of every epoch in soup.ingredients."""
     ingredients = experiment.soup.ingredients
     if isinstance(ingredients, str):
         return
@@ -104,19 +105,19 @@ def _require_snapshots(experiment: Experiment, runs: list[RunSpec]) -> None:
 
 
 def _has_snapshot(train: TrainConfig, epoch: int) -> bool:
-    """A period in steps tells nothing of epochs yet; but a run always ends with a checkpoint."""
+    """Whether a checkpoint at the end of this epoch is certain before the images are known."""
     every = train.checkpoint_every
     regular = isinstance(every, int) and epoch <= train.epochs and epoch % every == 0
     return regular or epoch == train.epochs
 
 
 def _lengths(trains: Iterable[TrainConfig]) -> str:
-    said = {f"{t.epochs} epochs and checkpoint_every: {t.checkpoint_every}": None for t in trains}
-    return " or ".join(list(said)[:3]) + (" and so on" if len(said) > 3 else "")
+    texts = {f"{t.epochs} epochs and checkpoint_every: {t.checkpoint_every}": None for t in trains}
+    return " or ".join(list(texts)[:3]) + (" and so on" if len(texts) > 3 else "")
 
 
 def _seeded(experiment: Experiment) -> Iterator[tuple[Params, str]]:
-    """Each setting with each seed, and the key of the file that a complaint is about."""
+    """Every setting with every seed, and the key of the configuration to name in errors."""
     sweep = experiment.sweep
     for number, params in enumerate(_settings(sweep, experiment.seed)):
         where = f"sweep.runs.{number}" if sweep.sampler == "list" else "sweep.space"
@@ -124,7 +125,7 @@ def _seeded(experiment: Experiment) -> Iterator[tuple[Params, str]]:
             yield params, where
             continue
         if "seed" in params:
-            raise UserError(f"{where}.seed: sweep.seeds sets the seed as well; keep one")
+            raise UserError(f"{where}.seed: sweep.seeds also sets the seed; keep one")
         for seed in sweep.seed_values:
             yield {**params, "seed": seed}, where
 
@@ -150,7 +151,7 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> Params:
 
 def _draws(sweep: SweepConfig, seed: int) -> Iterator[Params]:
     """Random settings, all different. Draw i depends on the seed, i and the draws before it."""
-    seen: set[str] = set()
+    drawn: set[str] = set()
     for number in range(sweep.num_runs or 0):
         for redraw in range(MAX_REDRAWS):
             params = {
@@ -158,14 +159,14 @@ def _draws(sweep: SweepConfig, seed: int) -> Iterator[Params]:
                 for path, axis in sweep.space.items()
             }
             key = json.dumps(params, sort_keys=True)
-            if key not in seen:
+            if key not in drawn:
                 break
         else:
             raise UserError(
                 f"sweep.num_runs is {sweep.num_runs}, but the axes {', '.join(sweep.space)} gave "
                 f"only {number} different settings; add values, use a range, or ask for fewer runs"
             )
-        seen.add(key)
+        drawn.add(key)
         yield params
 
 
@@ -174,7 +175,8 @@ def _entropy(value: list[Any]) -> int:
 
 
 def _draw(axis: Axis, u: float) -> Any:
-    """The axis at u, uniform in [0, 1). Floats have six digits: no libm differs in those."""
+    """The value of the axis at u in [0, 1). Floats have six digits, which no libm computes
+    differently."""
     if axis.choice is not None:
         return axis.choice[int(u * len(axis.choice))]
     if axis.int is not None:
@@ -189,7 +191,7 @@ def _draw(axis: Axis, u: float) -> Any:
 
 
 def _resolved(experiment: Experiment, params: Params, where: str) -> RunSpec:
-    """The run that these parameters make of the experiment's model and train sections."""
+    """The run with these parameters over the experiment's sections `model` and `train`."""
     tree: dict[str, Any] = {
         "model": experiment.model.model_dump(),
         "train": experiment.train.model_dump(),
@@ -213,8 +215,8 @@ def _fixed(path: str, where: str) -> UserError:
     if path.split(".")[0] not in Experiment.model_fields:
         return UserError(f"{where}.{path}: {unknown_key(path, _Varied)}")
     return UserError(
-        f"{where}.{path}: {path} is one for the whole experiment; a sweep can vary train.*, "
-        "model.* and seed"
+        f"{where}.{path}: {path} has one value in an experiment; a sweep can vary train.*, model.* "
+        "and seed"
     )
 
 
@@ -223,12 +225,12 @@ def _set(tree: dict[str, Any], steps: list[str], value: Any, where: str) -> None
     for step in parents:
         tree = tree.setdefault(step, {})
         if not isinstance(tree, dict):
-            raise UserError(f"{where}: {step} is {tree!r}, which has no keys of its own")
+            raise UserError(f"{where}: {step} is {tree!r}, which has no keys")
     tree[last] = value
 
 
 def _hashed(spec: RunSpec) -> dict[str, Any]:
-    """What makes a run the run it is. Defaults are left out: a later version may add keys."""
+    """The parameters that identify a run. Defaults are left out: a later version may add keys."""
     hashed = {
         "model": dump_without_defaults(spec.model),
         "train": dump_without_defaults(spec.train),
@@ -239,13 +241,13 @@ def _hashed(spec: RunSpec) -> dict[str, Any]:
 
 
 def _twice(experiment: Experiment, spec: RunSpec) -> UserError:
-    """Names the axis that repeats a value, where one does."""
+    """The error for two equal settings; names the axis that repeats a value, if one does."""
     for path, axis in experiment.sweep.space.items():
         values = list(axis.choice or ())
         repeated = [value for value in values if values.count(value) > 1]
         if repeated:
             return UserError(
-                f"sweep.space.{path} holds {repeated[0]!r} twice; remove one (to repeat a setting "
+                f"sweep.space.{path} has {repeated[0]!r} twice; remove one (to repeat a setting "
                 "with other seeds, use sweep.seeds)"
             )
     return UserError(

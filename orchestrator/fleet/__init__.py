@@ -1,1 +1,1 @@
-"""Fleets: who carries out orders. In this process, or as Ray actors on a cluster."""
+"""Fleets carry out orders: in this process, or with Ray actors on a cluster."""

@@ -1,9 +1,7 @@
-"""Fleets take orders and give back events. The driver knows no more of them than this.
+"""The protocol of a fleet, and the fleet of one worker in the driver's own process.
 
-    driver --submit--> Fleet --perform--> worker
-           <--events--       <--yield--
-
-`LocalFleet` is one worker in the driver's own process: one order at a time, to its end.
+driver --submit--> Fleet --perform--> worker
+       <--events--       <--yield--
 """
 
 from collections import deque
@@ -14,44 +12,45 @@ from workers.heartbeat import Heartbeat, Progress
 from workers.types import AnyEvent, AnyOrder
 
 Perform = Callable[[AnyOrder, int], Iterator[AnyEvent]]
+"""Carries out an attempt of an order."""
 
 
 class Fleet(Protocol):
-    """What the driver asks of a fleet."""
+    """Carries out orders and returns their events. All that the driver knows of a fleet."""
 
     kind: str
 
     @property
     def num_slots(self) -> int:
-        """Slots that the fleet means to have; the width of speculation."""
+        """Slots that the fleet aims at; the width of speculation."""
 
-    def capacity(self, place: str, backlog: int) -> int:
-        """Orders for `place` it would take now, when `backlog` are due."""
+    def capacity(self, place: str, num_due: int) -> int:
+        """How many of the `num_due` orders for `place` the fleet would take now."""
 
     def submit(self, order: AnyOrder, attempt: int) -> None:
-        """Take an order; one it already holds is ignored."""
+        """Take an order. One that the fleet already holds is ignored."""
 
     def events(self, timeout_s: float) -> list[AnyEvent]:
-        """What happened, waiting at most about this long; a local fleet works meanwhile."""
+        """New events, after a wait of about `timeout_s` at most. A local fleet works meanwhile."""
 
     def heartbeats(self) -> list[Heartbeat]:
-        """The last sign of life of each slot."""
+        """The last heartbeat of every slot."""
 
     def interrupt(self, reason: str) -> None:
         """Ask all training to checkpoint and end."""
 
     def cancel(self, order: str) -> None:
-        """Take an order back, by force if it is running."""
+        """Drop the order with this id; if it is running, stop it by force."""
 
     def waiting_for(self) -> str | None:
-        """What the fleet itself waits for, in words."""
+        """The resources that the fleet waits for, as text. None: it waits for none."""
 
     def close(self) -> None:
-        """Give everything back. Nothing of the fleet outlives this."""
+        """Release all resources; no process of the fleet is left."""
 
 
 class LocalFleet:
-    """Orders of the merge actor have their turn between two orders of the slot."""
+    """One worker in this process: one order at a time, orders of the merge actor first."""
 
     kind = "local"
     num_slots = 1
@@ -62,7 +61,7 @@ class LocalFleet:
         self._queues: dict[str, deque[tuple[AnyOrder, int]]] = {"merge": deque(), "slot": deque()}
         self._current: tuple[str, Iterator[AnyEvent]] | None = None
 
-    def capacity(self, place: str, backlog: int) -> int:
+    def capacity(self, place: str, num_due: int) -> int:
         if place == "merge":
             return 16
         return 0 if self._queues["slot"] or self._current else 1
@@ -99,9 +98,9 @@ class LocalFleet:
 
     def cancel(self, order: str) -> None:
         for queue in self._queues.values():
-            kept = [entry for entry in queue if entry[0].id != order]
+            others = [entry for entry in queue if entry[0].id != order]
             queue.clear()
-            queue.extend(kept)
+            queue.extend(others)
         if self._current and self._current[0] == order:
             self._current = None
 
@@ -109,4 +108,4 @@ class LocalFleet:
         return None
 
     def close(self) -> None:
-        """The process is the fleet; it ends with it."""
+        """Nothing to release: the fleet has no process of its own."""

@@ -1,9 +1,8 @@
-"""The Ray cluster as the fleet sees it: connecting, what fits, what is about to go."""
+"""The Ray cluster of a fleet: connecting, its device, slots that fit, nodes that are draining."""
 
 import contextlib
 import math
 import os
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,29 +11,33 @@ import psutil
 import ray
 
 from orchestrator.config.sections import FleetConfig
-from workers.errors import UserError
+from orchestrator.fleet.address import require_head
+from workers.errors import UserError, first_line
 from workers.types import WorkerConfig
 
-CONNECT_TIMEOUT_S = 5.0
 MAX_STARTS = 3
+"""Attempts to start Ray on this machine."""
 
 
 @dataclass(frozen=True)
 class SlotResources:
-    """What one slot reserves: `ranks` bundles."""
+    """Resources that one slot reserves: `ranks` equal bundles."""
 
     ranks: int
     cpus: int
+    """CPU cores of one rank."""
     gpus: float
-    """Per rank."""
+    """GPUs of one rank; below 1 for a share."""
 
     @classmethod
     def of(cls, spec: FleetConfig, setting: WorkerConfig) -> "SlotResources":
+        """The resources of a slot with this configuration on the device of its workers."""
         gpus = 0.0 if setting.device == "cpu" else min(1.0, spec.gpus_per_run)
         return cls(ranks=setting.ranks, cpus=spec.cpus_per_run, gpus=gpus)
 
     @property
     def bundle(self) -> dict[str, float]:
+        """Resources of one rank, by Ray's names."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
     def __str__(self) -> str:
@@ -46,36 +49,36 @@ def connect(address: str, env: dict[str, str]) -> None:
     """Join the cluster at `address`, or start one on this machine for `local`.
 
     Raises:
-        UserError: nothing answers there, or it is a Ray Client address.
+        UserError: nothing answers, or it is a Ray Client address.
     """
     if address.startswith("ray://"):
         raise UserError(
-            f"{address} is a Ray Client address, over which a driver dies with its connection; "
-            "use `soupfleet submit CONFIG --address http://HEAD:8265`, or HOST:PORT from inside"
+            f"{address} is a Ray Client address, where a driver dies with its connection; use "
+            "`soupfleet submit CONFIG --address http://HEAD:8265`, or HOST:PORT from inside"
         )
     if address == "local":
         os.environ.update(env)  # inherited by the processes that Ray starts here
         _start_here()
         return
-    _refuse_unreachable(address)
+    require_head(address)
     try:
         ray.init(address=address, runtime_env={"env_vars": env} if env else None, **_QUIET)
     except ConnectionError as error:
         raise UserError(
-            f"no Ray cluster answers at --address {address} "
-            f"({str(error).strip().splitlines()[0]}); start one with `ray start --head`"
+            f"no Ray cluster answers at --address {address} ({first_line(error)}); start one with "
+            "`ray start --head`"
         ) from error
 
 
 def _start_here() -> None:
-    """A busy machine may miss the time that Ray grants its own processes to come up: try again."""
+    """Start Ray, several times if need be: on a busy machine its own processes may be too slow."""
     before = set(psutil.Process().children(recursive=True))
     for tries_left in reversed(range(MAX_STARTS)):
         try:
             ray.init(address="local", include_dashboard=False, **_QUIET)
             return
         except Exception as error:
-            # Ray raises a bare Exception here, and leaves behind what did start.
+            # Ray raises a bare Exception here, and leaves the processes that did start.
             if "timed out during startup" not in str(error):
                 raise
             _end(set(psutil.Process().children(recursive=True)) - before)
@@ -95,22 +98,12 @@ def _end(processes: Iterable[psutil.Process]) -> None:
 _QUIET = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
 
 
-def _refuse_unreachable(address: str) -> None:
-    """Ray itself would go on trying for a minute."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise UserError(
-            f"nothing answers at --address {address} ({error}); check that the head runs "
-            "(`ray status` there) and that its port is open from here"
-        ) from error
-
-
 def device(spec: FleetConfig) -> Literal["cpu", "cuda"]:
-    """cuda if the cluster has GPUs, unless the configuration decides."""
+    """Device of all workers: fleet.device, or cuda if it is auto and the cluster has GPUs.
+
+    Raises:
+        UserError: the configuration needs more GPUs than the cluster has.
+    """
     total = ray.cluster_resources()
     if spec.device == "cpu" or (spec.device == "auto" and spec.gpus_per_run <= 1):
         return "cuda" if spec.device == "auto" and total.get("GPU", 0) else "cpu"
@@ -118,20 +111,20 @@ def device(spec: FleetConfig) -> Literal["cpu", "cuda"]:
         raise UserError(
             f"fleet.gpus_per_run is {spec.gpus_per_run:g}, but the cluster has "
             f"{total.get('GPU', 0):g} GPUs; lower it, add nodes, or set fleet.device=cpu to train "
-            "with as many gloo ranks on CPUs"
+            "with as many ranks on CPUs"
         )
     return "cuda"
 
 
 def refuse_infeasible(needs: SlotResources) -> None:
-    """Said at once: Ray would wait silently for ever."""
+    """Refuse a slot that fits no node, for which Ray would wait silently and forever."""
     if capacity(needs) > 0:
         return
     nodes = [_describe(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     raise UserError(
         f"one run needs {needs.ranks} x {_describe(needs.bundle)} (fleet.cpus_per_run, "
-        f"fleet.gpus_per_run), but the nodes of the cluster have {'; '.join(nodes)}; lower the "
-        "needs or add nodes"
+        f"fleet.gpus_per_run), but the nodes of the cluster have {'; '.join(nodes)}; lower these "
+        "or add nodes"
     )
 
 
@@ -140,7 +133,7 @@ def _describe(resources: dict[str, float]) -> str:
 
 
 def capacity(needs: SlotResources) -> int:
-    """Slots that fit the nodes that live and will stay, were they empty."""
+    """Slots that fit the nodes that are alive and not draining, if these were empty."""
     leaving = draining_nodes()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     bundles = sum(
@@ -154,7 +147,7 @@ def capacity(needs: SlotResources) -> int:
 
 
 def draining_nodes() -> frozenset[str]:
-    """Ids of nodes that will soon go. Ray has no public call for it, so its absence means none."""
+    """Ids of nodes that will soon stop; none with a version of Ray that lacks this private call."""
     from ray._private import state
 
     ask = getattr(state.state, "get_draining_nodes", None)

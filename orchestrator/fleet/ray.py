@@ -3,8 +3,8 @@
     submit -> slot: [running | queued] -> WorkerActor.perform -> stream of events -> events()
               merge actor, beside the slots, on no reserved CPU
 
-Plain actors that Ray never restarts: whatever is lost, the whole slot and its placement group are
-rebuilt, because Ray repairs only half of a gang. Orders that had not begun move to another slot.
+Ray never restarts these actors. When one is lost, its whole slot and placement group are rebuilt,
+because Ray would restart only one rank of a gang. Orders that had not begun move to another slot.
 """
 
 import time
@@ -26,34 +26,37 @@ from orchestrator.fleet.cluster import (
     refuse_infeasible,
 )
 from orchestrator.fleet.slot import QueuedOrder, Slot, create_merge_slot, create_slot
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 from workers.heartbeat import Heartbeat
 from workers.types import AnyEvent, AnyOrder, ErrorClass, Failed, WorkerConfig
 
-PULSE_S = 2.0
-"""Between two questions for a sign of life: negligible load, and live enough for a table."""
+HEARTBEAT_PERIOD_S = 2.0
+"""Between two requests for heartbeats: negligible load, and often enough for a live table."""
 
-SURVEY_S = 5.0
-"""Between two looks at the cluster for new or draining nodes."""
+NODES_PERIOD_S = 5.0
+"""Between two checks of the cluster for new or draining nodes."""
 
 MAX_START_FAILURES = 3
-"""Slots that may fail to come up in a row before the fleet gives up."""
+"""Slots in a row that may fail to start before the fleet gives up."""
 
-LAST_WORDS_S = 5.0
-"""For the other ranks of a gang to say what they saw, once one has failed."""
+PEER_FAILURE_S = 5.0
+"""Wait for the errors of the other ranks of a gang once one has failed."""
 
 RECYCLE = frozenset({"oom", "error"})
-"""After these a process, its CUDA context above all, is not to be trusted."""
+"""Errors after which a process, above all its CUDA context, cannot be trusted."""
 
 
 @dataclass
 class _Timers:
-    surveyed_at: float = field(default_factory=time.monotonic)
-    pulsed_at: float = 0.0
+    nodes_checked_at: float = field(default_factory=time.monotonic)
+    heartbeats_checked_at: float = 0.0
     start_failures: int = 0
+    """Slots in a row that failed to start."""
 
 
 class RayFleet:
+    """Slots up to the size of the cluster and `fleet.max_concurrent_runs`, and one merge actor."""
+
     kind = "ray"
 
     def __init__(self, setting: WorkerConfig, spec: FleetConfig) -> None:
@@ -64,8 +67,8 @@ class RayFleet:
         self._merge = create_merge_slot(setting)
         self._waiting: list[tuple[AnyOrder, int]] = []
         """Orders whose slot was lost before they began."""
-        self._watch = _Timers()
-        self._made = 0
+        self._timers = _Timers()
+        self._num_created = 0
         self._grow()
 
     @property
@@ -74,17 +77,20 @@ class RayFleet:
 
     # Orders down
 
-    def capacity(self, place: str, backlog: int) -> int:
-        """Ready slots without work; one more for each busy one while orders exceed the slots, so
-        that the next run starts without asking, yet the last ones find the first free slot. None
-        ahead while a slot starts: it is free before one that may have frozen."""
+    def capacity(self, place: str, num_due: int) -> int:
+        """Idle slots, plus one queued order per busy slot while more are due than slots exist.
+
+        A queued order starts without a round trip to the driver. The last orders are not queued, so
+        that they get the first free slot. Nothing is queued while a slot is starting, because it
+        will be free sooner than a slot that may hang.
+        """
         if place == "merge":
             return max(0, 4 - len(self._merge.held))
         ready = [slot for slot in self._slots if slot.is_open]
         idle = sum(not slot.held for slot in ready) - len(self._waiting)
         ahead = sum(len(slot.held) == 1 for slot in ready)
-        exceeds = len(ready) == len(self._slots) and backlog > idle + len(self._slots)
-        return max(0, idle) + (ahead if exceeds else 0)
+        may_queue = len(ready) == len(self._slots) and num_due > idle + len(self._slots)
+        return max(0, idle) + (ahead if may_queue else 0)
 
     def submit(self, order: AnyOrder, attempt: int) -> None:
         if any(held.order.id == order.id for slot in self._all() for held in slot.held):
@@ -99,7 +105,7 @@ class RayFleet:
             slot.submit(order, attempt)
 
     def _best_slot(self, order: AnyOrder) -> Slot | None:
-        """The emptiest ready slot; of equals one that is warm for this model."""
+        """The open slot with fewest orders; of equals one that has the model in memory."""
         ready = [slot for slot in self._slots if slot.is_open and len(slot.held) < 2]
         return min(ready, key=lambda s: (len(s.held), not s.is_warm_for(order)), default=None)
 
@@ -117,13 +123,13 @@ class RayFleet:
     # Events up
 
     def events(self, timeout_s: float) -> list[AnyEvent]:
-        """Waits for the first event, then takes all that are there."""
-        self._settle_starts()
+        """Wait for the first event, then take all that have arrived."""
+        self._check_starts()
         self._place_waiting()
-        found = self._ready_events(timeout_s)
+        events = self._ready_events(timeout_s)
         while more := self._ready_events(0.0):
-            found += more
-        return [*found, *self._check_heartbeats(), *self._check_nodes()]
+            events += more
+        return [*events, *self._check_heartbeats(), *self._check_nodes()]
 
     def _ready_events(self, timeout_s: float) -> list[AnyEvent]:
         streams = {stream: slot for slot in self._all() for stream in slot.streams()}
@@ -136,7 +142,7 @@ class RayFleet:
         return [e for ref in ready if ref in streams for e in self._take(streams[ref], ref)]
 
     def _take(self, slot: Slot, stream: Any) -> list[AnyEvent]:
-        """The next event of a stream; its end; or the loss of its slot."""
+        """The next event of a stream, or those that follow from its end or the loss of its slot."""
         try:
             event: AnyEvent = ray.get(next(stream))
         except StopIteration:
@@ -153,8 +159,9 @@ class RayFleet:
         return [event]
 
     def _root_cause(self, slot: Slot, failed: Failed) -> Failed:
-        """Whoever loses a peer fails with a plain error; the rank that knows more is believed."""
-        deadline = time.monotonic() + LAST_WORDS_S
+        """The cause of a gang's failure. A rank that lost a peer reports a plain `error`; one that
+        knows more is preferred."""
+        deadline = time.monotonic() + PEER_FAILURE_S
         for stream in slot.streams():
             if failed.error != "error":
                 break
@@ -180,7 +187,7 @@ class RayFleet:
         return self._fail(slot, *_loss(slot, error))
 
     def _fail(self, slot: Slot, kind: ErrorClass, message: str) -> list[AnyEvent]:
-        """The running order failed, those behind it move on, the slot is made anew."""
+        """Fail the running order, move those queued behind it, and rebuild the slot."""
         alive = [held for held in slot.held if not held.is_over]
         failed: list[AnyEvent] = [_failed(held, slot.name, kind, message) for held in alive[:1]]
         self._requeue(alive[1:])
@@ -211,37 +218,37 @@ class RayFleet:
             self._grow()
 
     def _grow(self) -> None:
-        """As many slots as fit the cluster as it is now, within fleet.max_concurrent_runs."""
+        """Create slots up to the current size of the cluster and fleet.max_concurrent_runs."""
         limit = self._spec.max_concurrent_runs or capacity(self._needs)
         wanted = min(limit, capacity(self._needs))
         while len(self._slots) < wanted:
-            name = f"slot-{self._made}"
-            self._made += 1
+            name = f"slot-{self._num_created}"
+            self._num_created += 1
             self._slots.append(create_slot(name, self._setting, self._spec, self._needs))
 
-    def _settle_starts(self) -> None:
+    def _check_starts(self) -> None:
         for slot in self._all():
             try:
                 if slot.poll_start():
-                    self._watch.start_failures = 0
+                    self._timers.start_failures = 0
             except (RayActorError, RayTaskError, RayError) as error:
-                self._watch.start_failures += 1
-                if self._watch.start_failures >= MAX_START_FAILURES:
+                self._timers.start_failures += 1
+                if self._timers.start_failures >= MAX_START_FAILURES:
                     raise RuntimeError(
                         f"{MAX_START_FAILURES} slots in a row could not start: {error}"
                     ) from error
                 self._rebuild(slot)
 
-    # Signs of life
+    # Heartbeats and nodes
 
     def heartbeats(self) -> list[Heartbeat]:
         return [slot.heartbeat for slot in self._slots if slot.heartbeat is not None]
 
     def _check_heartbeats(self) -> list[AnyEvent]:
-        """Failures of slots that gave no sign of life for fleet.heartbeat_s."""
-        if time.monotonic() - self._watch.pulsed_at < PULSE_S:
+        """Failures of slots that made no progress for fleet.heartbeat_s."""
+        if time.monotonic() - self._timers.heartbeats_checked_at < HEARTBEAT_PERIOD_S:
             return []
-        self._watch.pulsed_at = time.monotonic()
+        self._timers.heartbeats_checked_at = time.monotonic()
         events: list[AnyEvent] = []
         for slot in list(self._all()):
             silent_s = slot.poll_heartbeat()
@@ -254,10 +261,10 @@ class RayFleet:
         return events
 
     def _check_nodes(self) -> list[AnyEvent]:
-        """New nodes get slots; slots on draining nodes checkpoint and move."""
-        if time.monotonic() - self._watch.surveyed_at < SURVEY_S:
+        """Create slots on new nodes, and interrupt training on draining ones."""
+        if time.monotonic() - self._timers.nodes_checked_at < NODES_PERIOD_S:
             return []
-        self._watch.surveyed_at = time.monotonic()
+        self._timers.nodes_checked_at = time.monotonic()
         draining = draining_nodes()
         for slot in list(self._slots):
             if not slot.draining and slot.nodes & draining:
@@ -283,7 +290,11 @@ class RayFleet:
 
 
 def open_cluster(experiment: Experiment, address: str) -> WorkerConfig:
-    """Connect, and say at once what the cluster can never give."""
+    """Connect to the cluster; the configuration of its workers.
+
+    Raises:
+        UserError: nothing answers, or the cluster can never run this experiment.
+    """
     connect(address, experiment.fleet.env)
     try:
         setting = config.worker_config(experiment, device(experiment.fleet))
@@ -296,8 +307,7 @@ def open_cluster(experiment: Experiment, address: str) -> WorkerConfig:
 
 def _loss(slot: Slot, error: Exception) -> tuple[ErrorClass, str]:
     preempted = bool(getattr(error, "preempted", False))
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    message = f"{slot.name} died: {type(error).__name__}: {first_line}"
+    message = f"{slot.name} died: {type(error).__name__}: {first_line(error)}"
     return "preempted" if preempted else "lost", message
 
 

@@ -1,4 +1,4 @@
-"""A slot: a placement group, the actors in it (one per rank), and the orders they hold."""
+"""A slot: a placement group, its actors (one per rank), and the orders that they hold."""
 
 import time
 from dataclasses import dataclass, field
@@ -16,35 +16,45 @@ from workers.ray_actor import WorkerActor
 from workers.types import AnyEvent, AnyOrder, WorkerConfig, model_key
 
 _ACTOR: Any = WorkerActor
-"""Ray's decorator adds attributes that no type checker sees."""
+"""The actor class, untyped: Ray's decorator adds attributes that type checkers do not see."""
 
 
 @dataclass
 class QueuedOrder:
-    """An order that a slot's actors run, or will run next."""
+    """An order that the actors of a slot run, or will run next."""
 
     order: AnyOrder
     attempt: int
     streams: list[Any]
-    """One per rank that takes part, until it ends."""
+    """Streams of events that have not ended, one per rank that takes part."""
     is_over: bool = False
-    """Its last event was heard; the ends of its streams were not yet."""
+    """Whether its last event has arrived, possibly before the ends of its streams."""
 
 
 @dataclass
 class Slot:
+    """Processes that carry out one order at a time, all on the same resources."""
+
     name: str
     actors: list[Any]
+    """One per rank."""
     group: PlacementGroup | None
+    """Reserved resources. None: the merge actor, which reserves none."""
     starting: list[Any]
-    """References of `ready`, until all have answered."""
+    """References of `ready`; empty once all actors have started."""
     nodes: frozenset[str] = frozenset()
+    """Ids of the nodes of its actors."""
     held: list[QueuedOrder] = field(default_factory=list)
+    """The running order and those queued behind it."""
     draining: bool = False
+    """Whether a node of it will soon stop; it gets no more orders."""
     heartbeat: Heartbeat | None = None
-    _shape: str | None = None
-    _asked: Any = None
-    _asked_at: float = 0.0
+    """The last one that arrived."""
+    _warm_model: str | None = None
+    """Key of the model in memory once all held orders have run."""
+    _request: Any = None
+    """Reference of the heartbeat that was requested and has not arrived."""
+    _requested_at: float = 0.0
 
     @property
     def is_gang(self) -> bool:
@@ -52,82 +62,91 @@ class Slot:
 
     @property
     def is_open(self) -> bool:
+        """Whether it takes orders."""
         return not self.starting and not self.draining
 
     def is_warm_for(self, order: AnyOrder) -> bool:
-        return self._shape == shape(order)
+        """Whether the model that the order needs will be in memory."""
+        return self._warm_model == model_of(order)
 
     def poll_start(self) -> bool:
-        """Whether the actors have just come up; raises what kept them from it."""
+        """Whether all actors have started since the last call. Raises if one failed to start."""
         if not self.starting:
             return False
         ready, pending = ray.wait(self.starting, num_returns=len(self.starting), timeout=0)
         if pending:
-            ray.get(ready)  # a rank that failed to start shows at once
+            ray.get(ready)  # raises at once if one of the ranks failed to start
             return False
         self.nodes = frozenset(ray.get(ready))
         self.starting = []
         return True
 
     def submit(self, order: AnyOrder, attempt: int) -> None:
-        """Queue an order. Only training needs the whole gang; else rank 0 works alone."""
+        """Queue an order. Training takes all ranks, any other order rank 0 alone."""
         ranks = self.actors if order.kind == "train" else self.actors[:1]
-        meeting = None
+        rendezvous = None
         if len(ranks) > 1:
-            meeting = ray.get(ranks[0].rendezvous.remote())
-        streams = [actor.perform.remote(order, attempt, meeting) for actor in ranks]
+            rendezvous = ray.get(ranks[0].rendezvous.remote())
+        streams = [actor.perform.remote(order, attempt, rendezvous) for actor in ranks]
         self.held.append(QueuedOrder(order, attempt, streams))
-        self._shape = shape(order) or self._shape
+        self._warm_model = model_of(order) or self._warm_model
 
     def streams(self) -> list[Any]:
+        """Streams of the running order."""
         return self.held[0].streams if self.held else []
 
     def on_event(self, event: AnyEvent) -> None:
+        """Take note of an event of the running order. After a failure the worker keeps no model."""
         self.held[0].is_over |= event.kind in CLOSING
+        if event.kind == "failed":
+            later = (model_of(queued.order) for queued in reversed(self.held[1:]))
+            self._warm_model = next(filter(None, later), None)
 
     def on_stream_end(self, stream: Any) -> None:
-        """A rank came to the end of its stream; with the last one the order is over."""
+        """Take note that the stream of a rank has ended; with the last one the order is over."""
         head = self.held[0]
         head.streams = [other for other in head.streams if other is not stream]
         if not head.streams:
             self.held.pop(0)
 
     def interrupt(self, reason: str) -> None:
+        """Ask training to checkpoint and end."""
         for actor in self.actors:
             actor.interrupt.remote(reason)
 
     def poll_heartbeat(self) -> float:
-        """Take an answered pulse and ask for the next; seconds of silence so far."""
+        """Take a heartbeat that arrived and request the next. Returns seconds without progress."""
         now = time.monotonic()
-        if self._asked is not None:
-            answered, _ = ray.wait([self._asked], timeout=0)
-            if not answered:
-                return now - self._asked_at
-            self._asked = None
-            self.heartbeat = _answer(answered[0], self.heartbeat)
+        if self._request is not None:
+            arrived, _ = ray.wait([self._request], timeout=0)
+            if not arrived:
+                return now - self._requested_at
+            self._request = None
+            self.heartbeat = _answer(arrived[0], self.heartbeat)
         if not self.starting:
-            self._asked, self._asked_at = self.actors[0].heartbeat.remote(), now
+            self._request, self._requested_at = self.actors[0].heartbeat.remote(), now
         return self.heartbeat.silent_s if self.heartbeat is not None else 0.0
 
     def destroy(self) -> None:
+        """Kill the actors, drop all orders, and release the resources."""
         for actor in self.actors:
             ray.kill(actor, no_restart=True)
         if self.group is not None:
             remove_placement_group(self.group)
-        self.held, self.starting, self._asked = [], [], None
+        self.held, self.starting, self._request = [], [], None
 
 
 def _answer(ref: Any, last: Heartbeat | None) -> Heartbeat | None:
-    """A dead actor's pulse is no news: its stream says so."""
+    """The heartbeat, or the last one if the actor is dead, which its stream of events reports."""
     try:
-        pulse: Heartbeat = ray.get(ref)
+        heartbeat: Heartbeat = ray.get(ref)
     except ray.exceptions.RayError:
         return last
-    return pulse
+    return heartbeat
 
 
-def shape(order: AnyOrder) -> str | None:
-    """What a warm process keeps for the order: its model."""
+def model_of(order: AnyOrder) -> str | None:
+    """Key of the model that a process keeps in memory after the order. None: it loads none."""
     if order.kind == "train":
         return model_key(order.run.model)
     cohort = getattr(order, "cohort", None)
@@ -135,7 +154,7 @@ def shape(order: AnyOrder) -> str | None:
 
 
 def create_slot(name: str, setting: WorkerConfig, spec: FleetConfig, needs: SlotResources) -> Slot:
-    """Ask for a slot; it opens once its placement group is placed and its processes are warm."""
+    """Request a slot. It opens once its resources are reserved and its processes have started."""
     group = placement_group(
         [needs.bundle] * needs.ranks,
         strategy="PACK",
@@ -157,10 +176,7 @@ def create_slot(name: str, setting: WorkerConfig, spec: FleetConfig, needs: Slot
 
 
 def create_merge_slot(setting: WorkerConfig) -> Slot:
-    """The merge actor reserves nothing: it drives recipes, and tastes while training goes on.
-
-    It works on the CPU and, alone, on one rank.
-    """
-    alone = setting.model_copy(update={"device": "cpu", "ranks": 1})
-    actor = _ACTOR.options(num_cpus=0).remote(alone, "merge", 0, 1)
+    """The merge actor: one process on the CPU, beside the slots and without reserved resources."""
+    single = setting.model_copy(update={"device": "cpu", "ranks": 1})
+    actor = _ACTOR.options(num_cpus=0).remote(single, "merge", 0, 1)
     return Slot("merge", [actor], None, starting=[actor.ready.remote()])

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from orchestrator.experiment.resolved import ExpandedExperiment
-from orchestrator.report.results import SCORES, Json, results
+from orchestrator.report.results import SCORES, Json, collect_results
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from workers.types import SELECTION
 
-JUDGED = {"score": SELECTION, "held_out": "held out", "ema": f"ema {SELECTION}"}
+CURVE_SCORES = {"score": SELECTION, "held_out": "held out", "ema": f"ema {SELECTION}"}
 """Scores of a point of a learning curve -> what their columns are called."""
 ABOUT = ("kind", "id", "label", "cohort", "status", "served", "members", "params")
 FIRST = ("top1", "macro_f1", "nll", "ece")
@@ -21,9 +21,8 @@ LATER = ("worst_class", "mcnemar_p", "ece_scaled")
 
 
 def summary_csv(
-    program: ExpandedExperiment,
-    state: State,
-    known: Json | None = None,
+    moment: Moment,
+    results: Json | None = None,
     analysis: Json | None = None,
 ) -> str:
     """Runs, soups and ensembles; per split the scores, and the difference to the best single.
@@ -31,9 +30,9 @@ def summary_csv(
     `known` are the results, if they have been worked out already; `analysis` is what
     analysis.json holds, if there is any.
     """
-    known = known if known is not None else results(program, state)
-    splits = [name for name in known["splits"] if name != "train"]
-    rows = [*_runs(known), *_soups(known), *_ensembles(known)]
+    results = results if results is not None else collect_results(moment)
+    splits = [name for name in results["splits"] if name != "train"]
+    rows = [*_runs(results), *_soups(results), *_ensembles(results)]
     scored = [
         {**about, **_flat(scores, deltas), **_scaled(analysis, model)}
         for model, about, scores, deltas in rows
@@ -43,12 +42,12 @@ def summary_csv(
     return _csv([*ABOUT, *columns, *COST, *later], scored)
 
 
-Row = tuple[str | None, Json, Json, Json]
+_ModelScores = tuple[str | None, Json, Json, Json]
 """The model's id in analysis.json, what it is, its scores by split, its differences by split."""
 
 
-def _runs(known: Json) -> Iterable[Row]:
-    for run in known["runs"]:
+def _runs(results: Json) -> Iterable[_ModelScores]:
+    for run in results["runs"]:
         kind = "ema" if run["role"] == "ema" else "run"
         about = {"kind": kind, "label": run["id"], "members": 1}
         params = json.dumps(run["params"])
@@ -56,17 +55,17 @@ def _runs(known: Json) -> Iterable[Row]:
         yield run["representative"], {**about, **keys, "params": params}, run["scores"], {}
 
 
-def _soups(known: Json) -> Iterable[Row]:
-    for soup in known["soups"]:
+def _soups(results: Json) -> Iterable[_ModelScores]:
+    for soup in results["soups"]:
         about = {"kind": "soup", "label": soup["recipe"], "members": len(soup["members"])}
-        served = "yes" if soup["id"] == known["served"] else ""
+        served = "yes" if soup["id"] == results["served"] else ""
         keys = {"id": soup["id"], "cohort": soup["cohort"], "served": served, "status": "done"}
         cost = {key: soup[key] for key in COST}
         yield soup["id"], {**about, **keys, **cost}, soup["scores"], soup["vs_best_single"]
 
 
-def _ensembles(known: Json) -> Iterable[Row]:
-    for ensemble in known["ensembles"]:
+def _ensembles(results: Json) -> Iterable[_ModelScores]:
+    for ensemble in results["ensembles"]:
         about = {"kind": "ensemble", "id": ensemble["id"], "label": ensemble["kind"]}
         members = len(ensemble["members"])
         row = {**about, "members": members, "status": "done"}
@@ -101,19 +100,23 @@ def run_csv(state: State, run_id: str) -> str:
     """The learning curve of a run: one row per epoch, in order of step."""
     curve = state.run(run_id).curve
     points = [curve[step] for step in sorted(curve)]
-    judged = [key for key in JUDGED if any(getattr(point, key) is not None for point in points)]
+    judged = [
+        key for key in CURVE_SCORES if any(getattr(point, key) is not None for point in points)
+    ]
     facts = ["epoch", "step", "time", "loss", "lr", "images_per_s"]
     rows = [
         {name: getattr(point, name) for name in facts}
         | {
-            f"{JUDGED[key]} {name}": getattr(found, name)
+            f"{CURVE_SCORES[key]} {name}": getattr(found, name)
             for key in judged
             if (found := getattr(point, key)) is not None
             for name in SCORES
         }
         for point in points
     ]
-    return _csv([*facts, *(f"{JUDGED[key]} {name}" for key in judged for name in SCORES)], rows)
+    return _csv(
+        [*facts, *(f"{CURVE_SCORES[key]} {name}" for key in judged for name in SCORES)], rows
+    )
 
 
 def _csv(columns: list[str], rows: Iterable[dict[str, Any]]) -> str:

@@ -4,14 +4,9 @@
 A |========|....waste....|======== B      waste = start of B - max(end of A, B due since)
 """
 
-import bisect
-from collections import defaultdict
 from dataclasses import dataclass
 
 from orchestrator.state.state import State
-
-MERGE_SLOT = "merge"
-"""The merge actor is no training slot: it waits for recipes, and holds no accelerator."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +37,8 @@ class Efficiency:
 
 
 def fleet_efficiency(state: State) -> Efficiency:
-    intervals = [each for each in state.busy if not each[0].startswith(MERGE_SLOT)]
-    busy_s = sum(end - begin for _, begin, end in intervals)
-    waste_s = sum(_waits(state, intervals))
-    return Efficiency(busy_s, busy_s + waste_s, state.slots * wall_s(state))
-
-
-def _waits(state: State, intervals: list[tuple[str, float, float]]) -> list[float]:
-    """Per started order, the seconds its slot stood free while it was due."""
-    ends = defaultdict(list)
-    for slot, _, end in sorted(intervals, key=lambda each: each[2]):
-        ends[slot].append(end)
-    waits = []
-    for started in state.starts:
-        slot = started.slot or ""
-        due_since = state.due_since.get((started.order or "", started.attempt or 0))
-        if due_since is None or slot.startswith(MERGE_SLOT):
-            continue
-        earlier = bisect.bisect_right(ends[slot], started.time)
-        free_since = ends[slot][earlier - 1] if earlier else due_since
-        waits.append(max(0.0, started.time - max(free_since, due_since)))
-    return waits
+    use = state.slot_use
+    return Efficiency(use.busy_s, use.busy_s + use.wasted_s, state.slots * wall_s(state))
 
 
 def wall_s(state: State) -> float:

@@ -8,7 +8,7 @@ from workers.types import WORST, PreflightResult
 
 Json = dict[str, Any]
 
-METRICS = {
+METRIC_NAMES = {
     "top1": "accuracy",
     "macro_f1": "macro-F1",
     "nll": "negative log-likelihood",
@@ -31,7 +31,7 @@ def score_of(scores: Json, split: str, metric: str) -> float | None:
     return value
 
 
-def shown(value: float | None, metric: str) -> str:
+def score_text(value: float | None, metric: str) -> str:
     """`94.07` for a fraction in percent, `0.213` for nats."""
     if value is None:
         return UNKNOWN
@@ -77,14 +77,14 @@ def about_run(run: Json) -> str:
     return params(run["params"]) + early
 
 
-def trained(known: Json) -> list[Json]:
+def trained(results: Json) -> list[Json]:
     """The runs; rows of their moving averages are left out."""
-    return [run for run in known["runs"] if run["role"] != "ema"]
+    return [run for run in results["runs"] if run["role"] != "ema"]
 
 
-def soup_name(known: Json, soup: Json) -> str:
+def soup_label(results: Json, soup: Json) -> str:
     """The recipe; with several cohorts also whose soup it is."""
-    names = {cohort["id"]: cohort["name"] for cohort in known["cohorts"]}
+    names = {cohort["id"]: cohort["name"] for cohort in results["cohorts"]}
     several = len(names) > 1
     return f"{soup['recipe']} of {names[soup['cohort']]}" if several else str(soup["recipe"])
 
@@ -97,7 +97,7 @@ def share(soup: Json) -> str:
 def share_of(names: Sequence[str], num_ingredients: int) -> str:
     """`4 of 6 ingredients`; `4 of 6 ingredients, and the base`."""
     members = [name for name in names if not is_base(name)]
-    said = f"{len(members)} of {counted(num_ingredients, 'ingredient')}"
+    said = f"{len(members)} of {count_of(num_ingredients, 'ingredient')}"
     return f"{said}, and the base" if len(members) < len(names) else said
 
 
@@ -105,18 +105,18 @@ def is_base(checkpoint: str) -> bool:
     return checkpoint.startswith("base/")
 
 
-def short_name(known: Json, checkpoint: str) -> str:
+def short_name(results: Json, checkpoint: str) -> str:
     """What a checkpoint is, in a word: the run's id, the soup's recipe, `base`."""
     if is_base(checkpoint):
         return "base"
-    soup = next((each for each in known["soups"] if each["id"] == checkpoint), None)
-    return soup_name(known, soup) if soup is not None else checkpoint.partition("/")[0]
+    soup = next((each for each in results["soups"] if each["id"] == checkpoint), None)
+    return soup_label(results, soup) if soup is not None else checkpoint.partition("/")[0]
 
 
-def model_name(known: Json, checkpoint: str) -> str:
+def model_name(results: Json, checkpoint: str) -> str:
     """As `short_name`, with what the sweep set for a run."""
-    name = short_name(known, checkpoint)
-    run = next((each for each in known["runs"] if each["id"] == name), None)
+    name = short_name(results, checkpoint)
+    run = next((each for each in results["runs"] if each["id"] == name), None)
     if run is None or not run["params"]:
         return name
     about = params(run["params"])
@@ -140,11 +140,21 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def fleet_use(results: Json) -> str:
+    """How long the experiment took, and how busy its slots were."""
+    used = results["fleet_efficiency"]
+    return (
+        f"{duration(results['wall_s'])} in all. Slots were at work {percent(used['value'])} of the "
+        f"time in which there was work for them, and {percent(used['whole_wall'])} of the whole "
+        "time."
+    )
+
+
 def percent(fraction: float | None) -> str:
     return UNKNOWN if fraction is None else f"{100 * fraction:.0f} %"
 
 
-def ensemble(kind: str) -> str:
+def ensemble_name(kind: str) -> str:
     return kind.replace("_", " ")
 
 
@@ -154,28 +164,28 @@ def fitted(ensemble: Json) -> str:
     return f"fitted {on}" if on.startswith("out of") else f"fitted on {on}"
 
 
-def splits_of(known: Json) -> list[str]:
+def splits_of(results: Json) -> list[str]:
     """The scored splits: selection first, then those that only report."""
-    return [name for name in known["splits"] if name != "train"]
+    return [name for name in results["splits"] if name != "train"]
 
 
 def difference_unit(metric: str) -> str:
     return "points" if is_fraction(metric) else "nats"
 
 
-def selection(value: float | None, metric: str) -> str:
+def selection_text(value: float | None, metric: str) -> str:
     """A number that recipes maximise, as its metric; what has no score is unknown."""
     if value is None or value <= WORST:
         return UNKNOWN
-    return shown(-value if metric == "nll" else value, metric)
+    return score_text(-value if metric == "nll" else value, metric)
 
 
-def images(facts: PreflightResult) -> str:
+def image_counts(facts: PreflightResult) -> str:
     """`train 800, val 170, test 170; folds of train hold out 267, 267, 266`"""
     counts = ", ".join(f"{name} {split.count}" for name, split in facts.splits.items())
     folds = ", ".join(map(str, facts.folds))
     return f"{counts}; folds of train hold out {folds}" if folds else counts
 
 
-def counted(count: int, noun: str) -> str:
+def count_of(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -28,14 +28,14 @@ class Row:
     is_served: bool = False
 
 
-def rows(known: Json) -> Iterator[Row]:
+def rows(results: Json) -> Iterator[Row]:
     """Runs, soups, ensembles, in configured order."""
-    best = known["best_single"]["run"] if known["best_single"] else None
-    for run in known["runs"]:
+    best = results["best_single"]["run"] if results["best_single"] else None
+    for run in results["runs"]:
         about = format.about_run(run)
         is_best = run["id"] == best
-        scores = known["best_single"]["scores"] if is_best else run["scores"]
-        model = known["best_single"]["checkpoint"] if is_best else run["representative"]
+        scores = results["best_single"]["scores"] if is_best else run["scores"]
+        model = results["best_single"]["checkpoint"] if is_best else run["representative"]
         yield Row(
             "run",
             run["id"],
@@ -47,23 +47,23 @@ def rows(known: Json) -> Iterator[Row]:
             source=run,
             is_best_single=is_best,
         )
-    for soup in known["soups"]:
+    for soup in results["soups"]:
         yield Row(
             "soup",
             soup["id"],
-            format.soup_name(known, soup),
+            format.soup_label(results, soup),
             format.share(soup),
             "done",
             soup["scores"],
             soup["vs_best_single"],
             model=soup["id"],
             source=soup,
-            is_served=soup["id"] == known["served"],
+            is_served=soup["id"] == results["served"],
         )
-    for each in known["ensembles"]:
+    for each in results["ensembles"]:
         about = f"{len(each['members'])} models, {len(each['members'])} times the work per image"
         about += f", {format.fitted(each)}" if each["fitted_on"] else ""
-        name, scores = format.ensemble(each["kind"]), each["scores"]
+        name, scores = format.ensemble_name(each["kind"]), each["scores"]
         yield Row(
             "ensemble",
             each["id"],

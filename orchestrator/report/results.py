@@ -5,30 +5,27 @@ fractions 0..1 and nats; what is not a finite number is null.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import config
-from orchestrator.experiment.resolved import (
-    ExpandedExperiment,
-    ResolvedExperiment,
-    resolve,
-    run_and_ema,
-)
+from orchestrator.experiment.resolved import run_and_ema
 from orchestrator.report.efficiency import fleet_efficiency, wall_s
-from orchestrator.report.round_results import rounds
-from orchestrator.schedule import (
-    analysis,
-    final_merges,
-    ingredients,
-    path_scores,
-    scoring,
-    training,
+from orchestrator.report.format import Json
+from orchestrator.report.round_results import merged_rounds
+from orchestrator.schedule.analysis import is_analysed
+from orchestrator.schedule.final_merges import FinalMerge, written_soups
+from orchestrator.schedule.moment import Moment
+from orchestrator.schedule.path_scores import PathPoint, path_scores
+from orchestrator.schedule.scoring import (
+    best_single,
+    comparison,
+    ended_variants,
+    predictions_of,
+    scores_of,
+    scores_of_soup,
 )
-from orchestrator.schedule.final_merges import Final
-from orchestrator.state.remember import remembered
 from orchestrator.state.state import MergeState, State
 from workers.storage.layout import ANALYSIS
 from workers.types import (
@@ -42,50 +39,44 @@ from workers.types import (
     cohort_family,
 )
 
-SCHEMA = 1
+RESULTS_SCHEMA = 1
 SCORES = ("top1", "macro_f1", "nll", "ece", "worst_class")
 
-Json = dict[str, Any]
 
-
-def results(program: ExpandedExperiment, state: State) -> Json:
+def collect_results(moment: Moment) -> Json:
     """Everything DESIGN promises in results.json; rendered early it says what is known so far."""
-    resolved = resolve(program, state.facts) if state.facts is not None else None
-    compared = comparison(program, state)
+    compared = _comparison(moment)
     value = {
-        "schema": SCHEMA,
-        "name": program.experiment.name,
-        "uri": config.uri(program.experiment),
-        "seed": program.experiment.seed,
-        "metric": program.experiment.soup.metric,
+        "schema": RESULTS_SCHEMA,
+        "name": moment.config.name,
+        "uri": config.uri(moment.config),
+        "seed": moment.config.seed,
+        "metric": moment.config.soup.metric,
         "selection": SELECTION,
-        **_facts(state),
-        "cohorts": _cohorts(resolved),
+        **_preflight(moment.state),
+        "cohorts": _cohorts(moment),
         "runs": [
-            _run(program, state, resolved, run, track)
-            for run in program.runs
-            for track in run_and_ema(run)
+            _run(moment, run, variant)
+            for run in moment.expanded.runs
+            for variant in run_and_ema(run)
         ],
-        "soups": [
-            _soup(program, state, compared, *each)
-            for each in final_merges.written_soups(program, state)
-        ],
+        "soups": [_soup(moment, compared, *pair) for pair in written_soups(moment)],
         "ensembles": _ensembles(compared),
-        "best_single": best_single(program, state),
-        "served": state.served.soup if state.served is not None else None,
-        "analysis": ANALYSIS if analysis.is_made(program, state) else None,
-        "rounds": rounds(program, state),
-        "failures": _failures(state),
-        "finish_reason": state.finish_reason,
-        "wall_s": wall_s(state),
-        "fleet_efficiency": fleet_efficiency(state).as_json(),
+        "best_single": _best_single(moment),
+        "served": moment.state.served.soup if moment.state.served is not None else None,
+        "analysis": ANALYSIS if is_analysed(moment) else None,
+        "rounds": merged_rounds(moment),
+        "failures": _failures(moment.state),
+        "finish_reason": moment.state.finish_reason,
+        "wall_s": wall_s(moment.state),
+        "fleet_efficiency": fleet_efficiency(moment.state).as_json(),
     }
     finite: Json = _finite(value)
     return finite
 
 
-def _facts(state: State) -> Json:
-    facts = state.facts
+def _preflight(state: State) -> Json:
+    facts = state.preflight
     if facts is None:
         return {"splits": {}, "folds": [], "classes": [], "corrupt": [], "warnings": []}
     return {
@@ -100,9 +91,10 @@ def _facts(state: State) -> Json:
     }
 
 
-def _cohorts(resolved: ResolvedExperiment | None) -> list[Json]:
-    if resolved is None:
+def _cohorts(moment: Moment) -> list[Json]:
+    if not moment.is_resolved:
         return []
+    resolved = moment.resolved
     return [
         {
             "id": cohort.id,
@@ -116,48 +108,42 @@ def _cohorts(resolved: ResolvedExperiment | None) -> list[Json]:
     ]
 
 
-@remembered(by=lambda state: (state.due_since,))
-def _num_segments(state: State) -> Counter[str]:
-    """Orders to train, by run: each segment between sync rounds begins with an attempt at it."""
-    ordered = {order for order, _ in state.due_since if order.startswith("train-")}
-    return Counter(order.removeprefix("train-").rpartition("-")[0] for order in ordered)
-
-
-def _run(
-    program: ExpandedExperiment,
-    state: State,
-    resolved: ResolvedExperiment | None,
-    run: RunSpec,
-    track: RunSpec,
-) -> Json:
-    """Of a run, or of the moving average of its weights, which shares the run's fate."""
-    known, average = state.run(run.id), state.run(track.id)
-    stands_for_it = ingredients.representative_checkpoint(program, average)
-    status = training.status(program, state, run)
-    steps = known.last.step if known.last is not None else 0
+def _run(moment: Moment, run: RunSpec, variant: RunSpec) -> Json:
+    """A run, or the moving average of its weights, which ends as its run does."""
+    progress, own = moment.run(run.id), moment.run(variant.id)
+    representative = moment.representative_of(variant)
+    phase = moment.phase_of(run)
+    steps = progress.last.step if progress.last is not None else 0
+    resolved = moment.resolved if moment.is_resolved else None
     return {
-        "id": track.id,
-        "role": track.role,
+        "id": variant.id,
+        "role": variant.role,
         "cohort": resolved.cohort_of[run.id].id if resolved is not None else None,
-        "params": track.params,
+        "params": variant.params,
         "seed": run.seed,
         "replica": run.replica,
         "fold": run.fold,
-        "status": status if status in ("done", "failed", "pruned") else "stopped",
-        "failure": training.failure(state, resolved, run) if resolved is not None else None,
-        "attempts": state.attempts.get(run.id, 0) - max(0, _num_segments(state)[run.id] - 1),
-        "interruptions": known.interruptions,
+        "status": phase if phase in ("done", "failed") else "stopped",
+        "failure": moment.failure_of(run) if resolved is not None else None,
+        "attempts": _num_attempts(moment.state, run.id),
+        "interruptions": progress.interruptions,
         "steps": steps,
         "epochs": steps // resolved.steps_per_epoch[run.id] if resolved is not None else 0,
-        "ended_early": known.ended_early,
-        "checkpoints": [event.checkpoint.id for event in average.checkpoints],
-        "representative": stands_for_it.checkpoint.id if stands_for_it is not None else None,
-        "scores": _scores_of_run(state, stands_for_it),
+        "ended_early": progress.ended_early,
+        "checkpoints": [event.checkpoint.id for event in own.checkpoints],
+        "representative": representative.checkpoint.id if representative is not None else None,
+        "scores": _scores_of_run(moment.state, representative),
     }
 
 
+def _num_attempts(state: State, run: str) -> int:
+    """Each segment between sync rounds begins with an attempt that repeats nothing."""
+    num_segments = len(state.segments.get(run, ()))
+    return state.attempts.get(run, 0) - max(0, num_segments - 1)
+
+
 def _scores_of_run(state: State, event: Checkpointed | None) -> Json:
-    return {} if event is None else _scores(scoring.scores_of(state, event.checkpoint.name))
+    return {} if event is None else _scores(scores_of(state, event.checkpoint.name))
 
 
 def _scores(scores: Mapping[str, Score]) -> Json:
@@ -166,35 +152,33 @@ def _scores(scores: Mapping[str, Score]) -> Json:
     }
 
 
-def _soup(
-    program: ExpandedExperiment, state: State, compared: Compared | None, final: Final, name: str
-) -> Json:
-    state_of_it = state.merges[final.id]
+def _soup(moment: Moment, compared: Compared | None, final: FinalMerge, name: str) -> Json:
+    state_of_it = moment.state.merges[final.id]
     soup = state_of_it.soup
     assert soup is not None, f"{name} was made without a mix"
-    cost = _cost(state, state_of_it)
-    deltas = compared.soups.get(scoring.predictions_of(state, final, name)) if compared else None
+    cost = _cost(moment.state, state_of_it)
+    deltas = compared.soups.get(predictions_of(moment.state, final, name)) if compared else None
     return {
         "id": name,
         "recipe": final.recipe.label,
         "options": dict(final.recipe.options),
         "cohort": cohort_family(final.cohort.id),
-        "mix": _mix(state, soup.mix),
+        "mix": _mix(moment.state, soup.mix),
         "ingredients": len(state_of_it.opened.ingredients),
-        "members": _ids_of(state, soup.mix.names),
-        "scores": _scores(scoring.scores_of_soup(state, final, name)),
-        "decisions": _decisions(state, state_of_it),
-        "curve": [_point(state, point) for point in path_scores.curve(program, state, final)],
-        "tastes": len(tastes(state, state_of_it)),
+        "members": _ids_of(moment.state, soup.mix.names),
+        "scores": _scores(scores_of_soup(moment.state, final, name)),
+        "decisions": _decisions(moment.state, state_of_it),
+        "curve": [_point(moment.state, point) for point in path_scores(moment, final)],
+        "tastes": len(_tasted(moment.state, state_of_it)),
         "measured": state_of_it.num_measurements,
         "samples_forwarded": cost.samples,
-        "seconds": cost.seconds + state.blend_seconds.get(name, 0.0),
+        "seconds": cost.seconds + moment.state.blend_seconds.get(name, 0.0),
         "batchnorm": final.cohort.batchnorm,
         "vs_best_single": _deltas(deltas or {}),
     }
 
 
-def _point(state: State, point: path_scores.Point) -> Json:
+def _point(state: State, point: PathPoint) -> Json:
     """Of a recipe's way to its soup, on the splits that chose nothing."""
     scores = _scores(point.scores)
     return {"alpha": point.alpha, "mix": _mix(state, point.mix), "scores": scores}
@@ -210,7 +194,7 @@ def _mix(state: State, mix: Mix) -> Json:
     }
 
 
-def tastes(state: State, made: MergeState) -> tuple[tuple[str, str], ...]:
+def _tasted(state: State, made: MergeState) -> tuple[tuple[str, str], ...]:
     """(cohort, mix key) of the mixes that were tasted to answer the merge's questions, each once.
     A taste that another merge paid for counts here as well: it says what the recipe needs."""
     keys = dict.fromkeys((made.opened.cohort, mix) for mix in made.tasted_mixes)
@@ -227,7 +211,7 @@ class _Cost:
 
 def _cost(state: State, made: MergeState) -> _Cost:
     """Tastes, and what else was measured."""
-    tasted = tastes(state, made)
+    tasted = _tasted(state, made)
     return _Cost(
         sum(state.tastes[key].samples for key in tasted) + made.measured_samples,
         sum(state.taste_cost.get(key, 0.0) for key in tasted) + made.measured_s,
@@ -237,7 +221,7 @@ def _cost(state: State, made: MergeState) -> _Cost:
 def _id_of(state: State, name: str) -> str:
     """The id under which a named checkpoint lies; its name, if it is gone."""
     try:
-        return ingredients.checkpoint_named(state, name).id
+        return state.checkpoint_named(name).id
     except KeyError:
         return name
 
@@ -262,17 +246,17 @@ def _decisions(state: State, made: MergeState) -> list[Json]:
 
 def _run_of(state: State, name: str) -> str | None:
     """Of a checkpoint that took no part; None for what is none, such as `alpha 0.3`."""
-    return name.partition("/")[0] if ingredients.is_known_checkpoint(state, name) else None
+    return name.partition("/")[0] if state.is_known_checkpoint(name) else None
 
 
 def _deltas(deltas: Mapping[str, Delta]) -> Json:
     return {split: delta.model_dump(mode="json") for split, delta in deltas.items()}
 
 
-def comparison(program: ExpandedExperiment, state: State) -> Compared | None:
+def _comparison(moment: Moment) -> Compared | None:
     """The comparison of exactly what there is to compare; None until it has been made."""
-    order = scoring.compare_order(program, state)
-    return state.compared.get(order.key) if order is not None else None
+    order = comparison(moment)
+    return moment.state.compared.get(order.key) if order is not None else None
 
 
 def _ensembles(compared: Compared | None) -> list[Json]:
@@ -290,19 +274,18 @@ def _ensembles(compared: Compared | None) -> list[Json]:
     ]
 
 
-def best_single(program: ExpandedExperiment, state: State) -> Json | None:
+def _best_single(moment: Moment) -> Json | None:
     """The run that the soups have to beat; None while no run has ended well."""
-    if state.facts is None:
+    if not moment.is_resolved:
         return None
-    resolved = resolve(program, state.facts)
-    singles = list(scoring.ended_variants(program, state, resolved))
-    order = scoring.compare_order(program, state)
+    singles = list(ended_variants(moment))
+    order = comparison(moment)
     if order is not None:
-        singles = [each for each in singles if each[1].checkpoint.id == order.best_single]
+        singles = [pair for pair in singles if pair[1].checkpoint.id == order.best_single]
     if not singles:
         return None
-    run, event = scoring.best_single(program, singles)
-    scores = _scores(scoring.scores_of(state, event.checkpoint.name))
+    run, event = best_single(moment, singles)
+    scores = _scores(scores_of(moment.state, event.checkpoint.name))
     return {"run": run.id, "checkpoint": event.checkpoint.id, "scores": scores}
 
 

@@ -1,22 +1,19 @@
 """What results.json tells of the rounds that merged while training went on."""
 
 from statistics import mean
-from typing import Any
 
-from orchestrator.experiment.resolved import ExpandedExperiment, resolve
-from orchestrator.schedule import ingredients
-from orchestrator.schedule.sync_rounds import soup_name
+from orchestrator.report.format import Json
+from orchestrator.schedule.moment import Moment
+from orchestrator.schedule.sync_rounds import merged_soup_name
 from orchestrator.state.state import MergeState, State
 from workers.types import SELECTION, Ingredient, Score
 
-Json = dict[str, Any]
 
-
-def rounds(program: ExpandedExperiment, state: State) -> list[Json]:
+def merged_rounds(moment: Moment) -> list[Json]:
     """Anytime soups of observe rounds, and sync rounds with who took part, oldest first."""
-    ours = [each for each in state.merges.values() if not each.opened.is_final]
+    ours = [each for each in moment.state.merges.values() if not each.opened.is_final]
     told = [
-        _synced(program, state, each) if each.opened.is_sync else _observed(state, each)
+        _synced(moment, each) if each.opened.is_sync else _observed(moment.state, each)
         for each in ours
         if each.opened.is_sync or each.soup is not None
     ]
@@ -44,15 +41,17 @@ def _head(merge: MergeState) -> Json:
     }
 
 
-def _synced(program: ExpandedExperiment, state: State, merge: MergeState) -> Json:
+def _synced(moment: Moment, merge: MergeState) -> Json:
     """`merged` has the scores of the merged weights, whether members went on from them or not."""
     opened, closed, spread = merge.opened, merge.closed, merge.diversity
-    merged = state.scores.get(soup_name(merge), {}).get(SELECTION)
+    merged = moment.state.scores.get(merged_soup_name(merge), {}).get(SELECTION)
     used = merge.soup.mix.names if merge.soup is not None else ()
     return {
         **_head(merge),
-        "epoch": _epoch(program, state, merge),
-        "participants": [_member(state, each, each.name in used) for each in opened.ingredients],
+        "epoch": _epoch(moment, merge),
+        "participants": [
+            _member(moment.state, each, each.name in used) for each in opened.ingredients
+        ],
         "left_out": [{"run": each.candidate, "reason": each.reason} for each in opened.left_out],
         "merged": _scores(merged),
         "went_on_from": closed.soup if closed is not None else None,
@@ -74,11 +73,11 @@ def _step(member: Ingredient) -> int:
     return int(member.name.partition("/")[2])
 
 
-def _epoch(program: ExpandedExperiment, state: State, merge: MergeState) -> float | None:
+def _epoch(moment: Moment, merge: MergeState) -> float | None:
     """Of the mean member."""
-    if state.facts is None:
+    if not moment.is_resolved:
         return None
-    per_epoch = resolve(program, state.facts).steps_per_epoch
+    per_epoch = moment.resolved.steps_per_epoch
     return mean(_step(each) / per_epoch[each.run] for each in merge.opened.ingredients)
 
 
@@ -88,8 +87,4 @@ def _scores(score: Score | None) -> Json | None:
 
 def _id_of(state: State, name: str) -> str:
     """With its attempt, while the checkpoint counts."""
-    return (
-        ingredients.checkpoint_event(state, name).checkpoint.id
-        if ingredients.is_known_checkpoint(state, name)
-        else name
-    )
+    return state.checkpoint_named(name).id if state.is_known_checkpoint(name) else name

@@ -21,25 +21,25 @@ class Verdict:
     sentence: str
 
 
-def verdict(known: Json) -> Verdict:
+def verdict(results: Json) -> Verdict:
     """Does the served soup beat the best single run, on data that chose neither?"""
-    soup = served(known)
+    soup = served(results)
     if soup is None:
-        return Verdict("none", f"No soup is served. {_why_none(known)}")
-    split = report_split(known)
+        return Verdict("none", f"No soup is served. {_why_none(results)}")
+    split = report_split(results)
     delta = soup["vs_best_single"].get(split) if split is not None else None
     if delta is None:
         return Verdict(
-            "none", f"The served soup ({_what(known, soup)}) was not compared on a report split."
+            "none", f"The served soup ({_what(results, soup)}) was not compared on a report split."
         )
-    if soup["members"] == [known["best_single"]["checkpoint"]]:
-        return Verdict("unsure", _itself(known, soup, str(split)))
+    if soup["members"] == [results["best_single"]["checkpoint"]]:
+        return Verdict("unsure", _itself(results, soup, str(split)))
     tone = verdict_of(delta)
     against = (
-        f"{_shown(known, soup, split)} against {_shown(known, known['best_single'], split)}, "
+        f"{_shown(results, soup, split)} against {_shown(results, results['best_single'], split)}, "
         f"{_difference(delta)}"
     )
-    ours, rival = f"the served soup ({_what(known, soup)})", f"the best single run on {split}"
+    ours, rival = f"the served soup ({_what(results, soup)})", f"the best single run on {split}"
     said = {
         "better": f"The{ours[3:]} beats {rival}: {against}.",
         "worse": f"The{ours[3:]} is worse than {rival}: {against}.",
@@ -58,42 +58,42 @@ def verdict_of(delta: Json) -> Literal["better", "worse", "unsure"]:
     return "worse" if high < 0 else "unsure"
 
 
-def served(known: Json) -> Json | None:
-    return next((soup for soup in known["soups"] if soup["id"] == known["served"]), None)
+def served(results: Json) -> Json | None:
+    return next((soup for soup in results["soups"] if soup["id"] == results["served"]), None)
 
 
-def report_split(known: Json) -> str | None:
+def report_split(results: Json) -> str | None:
     """The split that judges: `test`, else the last that only reports; never the selection split."""
-    report = [split for split in format.splits_of(known) if split != known["selection"]]
+    report = [split for split in format.splits_of(results) if split != results["selection"]]
     if "test" in report:
         return "test"
     return report[-1] if report else None
 
 
-def _what(known: Json, soup: Json) -> str:
-    name = format.soup_name(known, soup)
+def _what(results: Json, soup: Json) -> str:
+    name = format.soup_label(results, soup)
     return f"{name}, {format.share(soup)}"
 
 
-def _why_none(known: Json) -> str:
-    failed = [run for run in format.trained(known) if run["status"] == "failed"]
-    if failed and len(failed) == len(format.trained(known)):
+def _why_none(results: Json) -> str:
+    failed = [run for run in format.trained(results) if run["status"] == "failed"]
+    if failed and len(failed) == len(format.trained(results)):
         return f"All {len(failed)} runs failed; the first because {failed[0]['failure']}."
     return "None has been made, or the experiment has not ended."
 
 
-def _itself(known: Json, soup: Json, split: str) -> str:
+def _itself(results: Json, soup: Json, split: str) -> str:
     return (
-        f"The served soup ({_what(known, soup)}) is the best single run itself, "
-        f"{_shown(known, soup, split)} on {split}: no mixture was preferred to it on the selection "
+        f"The served soup ({_what(results, soup)}) is the best single run itself, "
+        f"{_shown(results, soup, split)} on {split}: no mixture was preferred to it on the selection "
         "split."
     )
 
 
-def _shown(known: Json, model: Json, split: str | None) -> str:
-    metric = known["metric"]
+def _shown(results: Json, model: Json, split: str | None) -> str:
+    metric = results["metric"]
     value = format.score_of(model["scores"], split or "", metric)
-    return f"{format.shown(value, metric)} {format.unit(metric)}"
+    return f"{format.score_text(value, metric)} {format.unit(metric)}"
 
 
 def _difference(delta: Json) -> str:
@@ -102,30 +102,30 @@ def _difference(delta: Json) -> str:
     return f"{by} {format.difference_unit(delta['metric'])} with a 95 % interval of {low} to {high}"
 
 
-def about_ensembles(known: Json) -> list[str]:
+def about_ensembles(results: Json) -> list[str]:
     """How each ensemble compares with the soup, through what both differ from the best single."""
-    soup, split = served(known), report_split(known)
+    soup, split = served(results), report_split(results)
     if soup is None or split is None:
         return []
     return [
         sentence
-        for ensemble in known["ensembles"]
-        if (sentence := _about_ensemble(known, soup, ensemble, split)) is not None
+        for ensemble in results["ensembles"]
+        if (sentence := _about_ensemble(results, soup, ensemble, split)) is not None
     ]
 
 
-def _about_ensemble(known: Json, soup: Json, ensemble: Json, split: str) -> str | None:
+def _about_ensemble(results: Json, soup: Json, ensemble: Json, split: str) -> str | None:
     ours, theirs = (each["vs_best_single"].get(split) for each in (soup, ensemble))
     if ours is None or theirs is None:
         return None
     times = len(ensemble["members"])
-    name = format.ensemble(ensemble["kind"]).capitalize()
+    name = format.ensemble_name(ensemble["kind"]).capitalize()
     name += f" ({format.fitted(ensemble)})" if ensemble["fitted_on"] else ""
     by = format.with_sign(ours["delta"] - theirs["delta"], ours["metric"])
     unit = format.difference_unit(ours["metric"])
     return (
         f"{name} of {times} models, at {times} times the work per image, scores "
-        f"{_shown(known, ensemble, split)} ({_difference(theirs)}); the soup minus it is {by} "
+        f"{_shown(results, ensemble, split)} ({_difference(theirs)}); the soup minus it is {by} "
         f"{unit}, {_apart(ours, theirs)}."
     )
 
@@ -137,63 +137,63 @@ def _apart(ours: Json, theirs: Json) -> str:
     return "and since their intervals overlap, this does not settle which is better"
 
 
-def cautions(known: Json) -> list[str]:
+def cautions(results: Json) -> list[str]:
     """What a reader should know before believing the numbers."""
-    runs = format.trained(known)
+    runs = format.trained(results)
     failed = [run for run in runs if run["status"] == "failed"]
     stopped = [run for run in runs if run["status"] == "stopped"]
     total = len(runs)
     said = [f"{len(failed)} of {total} runs failed and are in no soup."] if failed else []
     if stopped:
-        reason = f" ({known['finish_reason']})" if known["finish_reason"] else ""
+        reason = f" ({results['finish_reason']})" if results["finish_reason"] else ""
         said.append(f"{len(stopped)} of {total} runs ended before their last epoch{reason}.")
-    return [*said, *_outside(known), *warnings(known)]
+    return [*said, *_outside(results), *warnings(results)]
 
 
-def warnings(known: Json) -> list[str]:
+def warnings(results: Json) -> list[str]:
     """What a terminal should say as well."""
-    small = small_selection_split(known)
-    return [*([small] if small is not None else []), *_far_below(known), *known["warnings"]]
+    small = small_selection_split(results)
+    return [*([small] if small is not None else []), *_far_below(results), *results["warnings"]]
 
 
-def _outside(known: Json) -> list[str]:
+def _outside(results: Json) -> list[str]:
     """Runs that were kept out of every mixture before anything was mixed."""
     found = {
         str(decision["run"])
-        for soup in known["soups"]
+        for soup in results["soups"]
         for decision in soup["decisions"]
         if decision["reason"].startswith("outside the basin")
     }
     named = ", ".join(sorted(found))
-    which = f"{format.counted(len(found), 'ingredient')} outside the basin of the best one"
+    which = f"{format.count_of(len(found), 'ingredient')} outside the basin of the best one"
     return [f"Left out of every mixture: {which} ({named})."] if found else []
 
 
-def _far_below(known: Json) -> Iterator[str]:
+def _far_below(results: Json) -> Iterator[str]:
     """A plain mean that is much worse than each of its members: they are not in one basin."""
-    metric, split = known["metric"], known["selection"]
+    metric, split = results["metric"], results["selection"]
     sign, far = (1, FAR) if format.is_fraction(metric) else (-1, FAR_NATS)
-    for soup in known["soups"]:
-        ours, lowest = format.score_of(soup["scores"], split, metric), _lowest_member(known, soup)
+    for soup in results["soups"]:
+        ours, lowest = format.score_of(soup["scores"], split, metric), _lowest_member(results, soup)
         # Under the other policies it may as well be the BatchNorm statistics.
         if soup["recipe"] not in ("uniform", "uniform@recompute") or ours is None or lowest is None:
             continue
         if sign * (lowest - ours) > far:
             unit = format.unit(metric)
             yield (
-                f"The soup {format.soup_name(known, soup)} scores {format.shown(ours, metric)} "
+                f"The soup {format.soup_label(results, soup)} scores {format.score_text(ours, metric)} "
                 f"{unit} on {split}, far below each of its members (the lowest "
-                f"{format.shown(lowest, metric)} {unit}): no straight line joins them all, so try "
+                f"{format.score_text(lowest, metric)} {unit}): no straight line joins them all, so try "
                 "soup.basin, which leaves out who lies beyond a barrier."
             )
 
 
-def _lowest_member(known: Json, soup: Json) -> float | None:
+def _lowest_member(results: Json, soup: Json) -> float | None:
     """The worst selection score among those of its members that stand for a run."""
-    metric, split = known["metric"], known["selection"]
+    metric, split = results["metric"], results["selection"]
     scores = [
         score
-        for run in known["runs"]
+        for run in results["runs"]
         if run["representative"] in soup["members"]
         and (score := format.score_of(run["scores"], split, metric)) is not None
     ]
@@ -201,11 +201,11 @@ def _lowest_member(known: Json, soup: Json) -> float | None:
     return worst(scores, default=None)
 
 
-def small_selection_split(known: Json) -> str | None:
+def small_selection_split(results: Json) -> str | None:
     """When 95 % of the noise of one accuracy there is more than a point: sqrt(p (1 - p) / n)."""
-    name = known["selection"]
-    count = known["splits"].get(name, {}).get("count", 0)
-    best = known["best_single"]
+    name = results["selection"]
+    count = results["splits"].get(name, {}).get("count", 0)
+    best = results["best_single"]
     accuracy = format.score_of(best["scores"], name, "top1") if best else None
     if accuracy is None or not count:
         return None
@@ -219,9 +219,9 @@ def small_selection_split(known: Json) -> str | None:
     )
 
 
-def undetectable(known: Json, analysis: Json | None) -> Iterator[str]:
+def undetectable(results: Json, analysis: Json | None) -> Iterator[str]:
     """When the selection split could hardly have seen the gain that the soup was chosen for."""
-    soup, name = served(known), known["selection"]
+    soup, name = served(results), results["selection"]
     split = analysis["splits"].get(name) if analysis is not None else None
     paired = split["paired"] if split is not None else None
     delta = soup["vs_best_single"].get(name) if soup is not None else None
@@ -230,6 +230,6 @@ def undetectable(known: Json, analysis: Json | None) -> Iterator[str]:
     if abs(delta["delta"]) < paired["detectable"]:
         yield (
             f"On {name}, which chose it, the served soup gained {100 * delta['delta']:.2f} points; "
-            f"with its {known['splits'][name]['count']} images only a gain of "
+            f"with its {results['splits'][name]['count']} images only a gain of "
             f"{100 * paired['detectable']:.2f} points would have shown itself four times in five."
         )

@@ -2,23 +2,22 @@
 
 import json
 
-from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report.csv_files import run_csv, summary_csv
 from orchestrator.report.html.page import report_html
-from orchestrator.report.results import Json, results
-from orchestrator.state.state import State
+from orchestrator.report.results import Json, collect_results
+from orchestrator.schedule.moment import Moment
 from workers.storage.layout import ANALYSIS, REPORT, RESULTS, SUMMARY, run_file
 from workers.storage.store import Store
 
 
-def write_report(program: ExpandedExperiment, state: State, store: Store) -> Json:
+def write_report(moment: Moment, store: Store) -> Json:
     """Returns the results. results.json is written last: where it is, the rest is too."""
-    known = results(program, state)
+    known = collect_results(moment)
     analysis = json.loads(store.read(ANALYSIS)) if store.exists(ANALYSIS) else None
-    for run in program.runs:
-        if state.run(run.id).curve:
-            store.write(run_file(run.id, SUMMARY), run_csv(state, run.id).encode())
-    store.write(SUMMARY, summary_csv(program, state, known, analysis).encode())
-    store.write(REPORT, report_html(known, program, state, analysis).encode())
+    for run in moment.expanded.runs:
+        if moment.state.run(run.id).curve:
+            store.write(run_file(run.id, SUMMARY), run_csv(moment.state, run.id).encode())
+    store.write(SUMMARY, summary_csv(moment, known, analysis).encode())
+    store.write(REPORT, report_html(known, moment, analysis).encode())
     store.write(RESULTS, json.dumps(known, indent=1, allow_nan=False).encode())
     return known

@@ -1,16 +1,15 @@
-"""What is due: pure rules over the state, one per kind of order.
+"""What is due: pure rules over a moment, one per kind of order.
 
-    due(program, state)         orders that should be in flight, most urgent first
-    decisions(program, state, now)   facts that the driver may settle by itself, as events
+    due(moment)              orders that should be in flight, most urgent first
+    decisions(moment, now)   facts that the driver may settle by itself, as events
 
 Both look at what is, not at what just happened: asked twice, they answer the same. `due` does not
 repeat what a fleet already holds, what waits for its backoff, or what was given up.
 """
 
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 
-from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.schedule import (
     analysis,
     basin,
@@ -25,62 +24,71 @@ from orchestrator.schedule import (
     sync_merges,
     training,
 )
-from orchestrator.state.remember import remembered
-from orchestrator.state.state import State
+from orchestrator.schedule.moment import Moment
 from workers.types import AnyEvent, AnyOrder
 
-RULES = (
-    preparation.preflight,
-    preparation.bases,
-    sync_merges.orders,
-    training.runs,
-    sync_merges.runs,
-    basin.orders,
+__all__ = ["RULES", "Moment", "decisions", "due", "is_over"]
+
+RULES: tuple[Callable[[Moment], Iterable[AnyOrder]], ...] = (
+    preparation.base_orders,
+    sync_merges.round_orders,
+    training.train_orders,
+    sync_merges.segment_orders,
+    basin.basin_orders,
     final_merges.final_orders,
-    scoring.runs,
-    final_merges.blends,
-    scoring.soups,
-    scoring.comparison,
-    serving.serve_order,
-    analysis.orders,
-    path_scores.orders,
-    observe.orders,
-    sync_merges.report_orders,
-    retention.checkpoints,
+    scoring.score_orders,
+    final_merges.blend_orders,
+    scoring.soup_score_orders,
+    scoring.compare_orders,
+    serving.serve_orders,
+    analysis.analysis_orders,
+    path_scores.path_orders,
+    observe.observe_orders,
+    sync_merges.round_report_orders,
+    retention.retire_orders,
 )
 """In order of priority: what a sync round waits for, then training, final tastes and scores; last
-what training must not wait for."""
+what training must not wait for. Each may assume that preflight is done."""
 
 
-@remembered(by=lambda program, state: (program, state))
-def due(program: ExpandedExperiment, state: State) -> tuple[AnyOrder, ...]:
-    return tuple(order for order in wanted(program, state) if not state.is_blocked(order.id))
+def due(moment: Moment, most: int | None = None) -> tuple[AnyOrder, ...]:
+    """At most `most` orders of each rule: a fleet takes only some, and thousands may be due."""
+    return tuple(chain.from_iterable(islice(orders, most) for orders in _due_by_rule(moment)))
 
 
-def wanted(program: ExpandedExperiment, state: State) -> tuple[AnyOrder, ...]:
-    """Due, or already in flight; rules may leave out what is in flight."""
+def _due_by_rule(moment: Moment) -> Iterator[Iterator[AnyOrder]]:
+    state = moment.state
     if state.stopped is not None or serving.preflight_refusal(state) is not None:
-        return ()
-    return tuple(chain.from_iterable(rule(program, state) for rule in RULES))
+        return
+    rules = RULES if moment.is_resolved else (_preflight,)
+    for rule in rules:
+        yield (order for order in rule(moment) if not state.is_blocked(order.id))
 
 
-def decisions(program: ExpandedExperiment, state: State, now: float) -> tuple[AnyEvent, ...]:
-    return tuple(_decisions(program, state, now))
+def _preflight(moment: Moment) -> Iterator[AnyOrder]:
+    """Before it is done, there is nothing else to do."""
+    yield preparation.preflight_order(moment.expanded)
 
 
-def _decisions(program: ExpandedExperiment, state: State, now: float) -> Iterator[AnyEvent]:
-    yield from retry.decisions(program, state, now)
-    yield from serving.deadline(program, state, now)
-    yield from final_merges.decisions(program, state)
-    yield from observe.decisions(program, state)
-    yield from sync_merges.decisions(program, state, now)
-    yield from serving.served_nothing(program, state)
+def decisions(moment: Moment, now: float) -> tuple[AnyEvent, ...]:
+    return tuple(_decisions(moment, now))
 
 
-def is_over(program: ExpandedExperiment, state: State) -> bool:
+def _decisions(moment: Moment, now: float) -> Iterator[AnyEvent]:
+    yield from retry.retry_decisions(moment, now)
+    yield from serving.finish_decisions(moment, now)
+    if moment.is_resolved:
+        yield from final_merges.merge_decisions(moment)
+        yield from observe.observe_decisions(moment)
+        yield from sync_merges.sync_decisions(moment, now)
+        yield from serving.served_nothing(moment)
+
+
+def is_over(moment: Moment) -> bool:
     """Nothing is in flight, waits, could be done or settled: the experiment has all it will get."""
+    state = moment.state
     if state.open or state.backoff or state.unresolved_failures:
         return False
     if serving.preflight_refusal(state) is not None:
         return True
-    return not due(program, state) and not decisions(program, state, now=0.0)
+    return not due(moment, most=1) and not decisions(moment, now=0.0)

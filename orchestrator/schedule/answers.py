@@ -21,16 +21,17 @@ from workers.types import (
     Mix,
     MixGradient,
     Taste,
+    TasteOrder,
     TasteResult,
     TasteResults,
     cohort_family,
 )
 
-Tasted = Taste | FirstAtLeast
+TasteQuestion = Taste | FirstAtLeast
 Measurement = GramMatrices | MixGradient
 
 
-def answered(state: State, merge: MergeState) -> Answered | None:
+def answer_event(state: State, merge: MergeState) -> Answered | None:
     """The answer to the merge's open question, if all that it needs is known."""
     question, opened = merge.question, merge.opened
     if merge.soup is not None or question is None:
@@ -45,24 +46,25 @@ def is_measured(state: State, opened: MergeOpened, question: Measurement) -> boo
     return (cohort_family(opened.cohort), question.key) in state.measured
 
 
-def known(state: State, opened: MergeOpened, mix: Mix, hits: bool = False) -> TasteResult | None:
-    """What the ledger says of a mix; a single is its ingredient, score and all. The base alone is
-    tasted like any mix, for nothing has scored it."""
-    scores = {each.name: each.score for each in opened.ingredients} if mix.single else {}
-    if mix.single in scores and not hits:
-        score = scores[mix.single]
+def taste_result(
+    state: State, opened: MergeOpened, mix: Mix, hits: bool = False
+) -> TasteResult | None:
+    """The ledger's result for a mix. A single ingredient has the score it was opened with; the base
+    alone is tasted like any mix, because nothing has scored it."""
+    if mix.single in opened.scores and not hits:
+        score = opened.scores[mix.single]
         return TasteResult(score=score, at_most=score, samples=0)
-    prefix = f"{'observe' if opened.observe else 'taste'}-{opened.cohort}-{mix.key}-"
+    prefix = TasteOrder.prefix_of(opened.cohort, mix.key, opened.observe)
     if any(order.startswith(prefix) for order in state.gave_up):
         return TasteResult(score=None, at_most=WORST, samples=0)
     return state.tastes.get((opened.cohort, mix.key))
 
 
-def answer_to(question: Tasted, state: State, opened: MergeOpened) -> Answer | None:
+def answer_to(question: TasteQuestion, state: State, opened: MergeOpened) -> Answer | None:
     """The answer if everything it needs is known; speculative tastes beyond it are ignored."""
     if isinstance(question, FirstAtLeast):
         return _first(question, state, opened)
-    tastings = [known(state, opened, mix, question.hits) for mix in question.mixes]
+    tastings = [taste_result(state, opened, mix, question.hits) for mix in question.mixes]
     if not all(is_enough(tasting, question) for tasting in tastings):
         return None
     return TasteResults(
@@ -75,7 +77,7 @@ def answer_to(question: Tasted, state: State, opened: MergeOpened) -> Answer | N
 def _first(question: FirstAtLeast, state: State, opened: MergeOpened) -> FirstResult | None:
     tried: list[TasteResult] = []
     for index, mix in enumerate(question.mixes):
-        tasting = known(state, opened, mix)
+        tasting = taste_result(state, opened, mix)
         if tasting is None or not is_enough(tasting, question):
             return None
         # Known or not, hits are no part of this answer: the same bytes whoever tasted before.
@@ -85,7 +87,7 @@ def _first(question: FirstAtLeast, state: State, opened: MergeOpened) -> FirstRe
     return FirstResult(index=None, tried=tuple(tried))
 
 
-def is_enough(tasting: TasteResult | None, question: Tasted) -> bool:
+def is_enough(tasting: TasteResult | None, question: TasteQuestion) -> bool:
     """A complete score always is, but where hits are asked for; a bound only when it decides."""
     if tasting is None:
         return False
@@ -96,19 +98,19 @@ def is_enough(tasting: TasteResult | None, question: Tasted) -> bool:
     return isinstance(question, FirstAtLeast) and not question.is_met_by(tasting.at_most)
 
 
-def unknown(question: Tasted, state: State, opened: MergeOpened) -> Iterator[Mix]:
+def unknown(question: TasteQuestion, state: State, opened: MergeOpened) -> Iterator[Mix]:
     """Mixes still to be tasted, in order and each once; for `FirstAtLeast` none beyond the first
     that is known to reach the bar."""
     hits = isinstance(question, Taste) and question.hits
     for mix in {mix.key: mix for mix in question.mixes}.values():
-        tasting = known(state, opened, mix, hits)
+        tasting = taste_result(state, opened, mix, hits)
         if not is_enough(tasting, question):
             yield mix
         elif _settles(tasting, question):
             return
 
 
-def _settles(tasting: TasteResult | None, question: Tasted) -> bool:
+def _settles(tasting: TasteResult | None, question: TasteQuestion) -> bool:
     if not isinstance(question, FirstAtLeast) or tasting is None or tasting.score is None:
         return False
     return question.is_met_by(tasting.score)

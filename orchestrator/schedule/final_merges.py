@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from orchestrator.experiment.resolved import ExpandedExperiment, SoupRecipe, resolve
+from orchestrator.experiment.resolved import SoupRecipe
 from orchestrator.schedule import basin
-from orchestrator.schedule.answers import answered, is_measured, unknown
-from orchestrator.schedule.ingredients import checkpoints_named, ingredients
-from orchestrator.schedule.training import all_settled, standing
-from orchestrator.state.remember import remembered
+from orchestrator.schedule.answers import answer_event, is_measured, unknown
+from orchestrator.schedule.moment import Moment, once
 from orchestrator.state.state import MergeState, State
 from workers.types import (
     SELECTION,
@@ -39,13 +37,12 @@ from workers.types import (
     TasteOrder,
     cohort_family,
     digest,
-    measurement_id,
     model_key,
 )
 
 
 @dataclass(frozen=True)
-class Final:
+class FinalMerge:
     """A final merge that is, or shall be, open."""
 
     id: str
@@ -55,45 +52,36 @@ class Final:
     left_out: tuple[Decision, ...] = ()
 
 
-def finals(program: ExpandedExperiment, state: State) -> tuple[Final, ...]:
+@once
+def final_merges(moment: Moment) -> tuple[FinalMerge, ...]:
     """Empty until every run has ended; then one per cohort and recipe."""
-    if not all_settled(program, state) or not basin.is_known(program, state):
+    if not moment.all_runs_ended or not basin.is_known(moment):
         return ()
-    return _finals(program, state)
+    if moment.config.soup.basin is not None:  # then tastes decide, too
+        return _final_merges(moment)
+    return moment.index.remembered("final_merges", lambda: _final_merges(moment))
 
 
-def _deciding(program: ExpandedExperiment, state: State) -> tuple[object, ...]:
-    tastes = state.tastes if program.experiment.soup.basin is not None else None
-    return *standing(program, state), tastes
-
-
-@remembered(by=_deciding)
-def _finals(program: ExpandedExperiment, state: State) -> tuple[Final, ...]:
-    assert state.facts is not None
-    resolved = resolve(program, state.facts)
+def _final_merges(moment: Moment) -> tuple[FinalMerge, ...]:
     return tuple(
-        Final(_merge_id(labelled, under, members), under, labelled, members, left_out)
-        for cohort in resolved.cohorts
-        if (everyone := ingredients(program, state, resolved, cohort))
-        for recipe in program.recipes
-        for members, left_out in [_takes_part(program, state, cohort, recipe, everyone)]
-        for labelled, under in _policies(program, recipe, cohort)
+        FinalMerge(_merge_id(labelled, under, members), under, labelled, members, left_out)
+        for cohort in moment.resolved.cohorts
+        if (candidates := moment.ingredients(cohort))
+        for recipe in moment.expanded.recipes
+        for members, left_out in [_members(moment, cohort, recipe, candidates)]
+        for labelled, under in _policies(moment, recipe, cohort)
     )
 
 
-def _takes_part(
-    program: ExpandedExperiment,
-    state: State,
-    cohort: Cohort,
-    recipe: SoupRecipe,
-    everyone: tuple[Ingredient, ...],
+def _members(
+    moment: Moment, cohort: Cohort, recipe: SoupRecipe, candidates: tuple[Ingredient, ...]
 ) -> tuple[tuple[Ingredient, ...], tuple[Decision, ...]]:
     """(ingredients, who is left out and why): `best` mixes nothing, so it may take any."""
     if recipe.name == "best":
-        return everyone, ()
-    left_out = basin.outside_basin(program, state, cohort, everyone)
+        return candidates, ()
+    left_out = basin.outside_basin(moment, cohort, candidates)
     names = {decision.candidate for decision in left_out}
-    return tuple(each for each in everyone if each.name not in names), left_out
+    return tuple(member for member in candidates if member.name not in names), left_out
 
 
 COMPARED: tuple[Policy, ...] = ("recompute", "average", "best")
@@ -101,11 +89,11 @@ COMPARED: tuple[Policy, ...] = ("recompute", "average", "best")
 
 
 def _policies(
-    program: ExpandedExperiment, recipe: SoupRecipe, cohort: Cohort
+    moment: Moment, recipe: SoupRecipe, cohort: Cohort
 ) -> Iterator[tuple[SoupRecipe, Cohort]]:
     """The recipe under every policy for BatchNorm statistics; `best` mixes nothing, so it is the
     same under all of them."""
-    compared = program.experiment.soup.batchnorm == "compare" and cohort.batchnorm != "none"
+    compared = moment.config.soup.batchnorm == "compare" and cohort.batchnorm != "none"
     if not compared or recipe.name == "best":
         yield recipe, cohort
         return
@@ -118,10 +106,10 @@ def _merge_id(recipe: SoupRecipe, cohort: Cohort, members: tuple[Ingredient, ...
     return f"{recipe.label}-{cohort.id}-{key}"
 
 
-def decisions(program: ExpandedExperiment, state: State) -> Iterator[AnyEvent]:
+def merge_decisions(moment: Moment) -> Iterator[AnyEvent]:
     """Open what is missing; answer what can be answered."""
-    for final in finals(program, state):
-        if final.id not in state.merges:
+    for final in final_merges(moment):
+        if final.id not in moment.state.merges:
             yield MergeOpened(
                 merge=final.id,
                 cohort=final.cohort.id,
@@ -131,43 +119,39 @@ def decisions(program: ExpandedExperiment, state: State) -> Iterator[AnyEvent]:
                 left_out=final.left_out,
                 observe=False,
             )
-    for merge in state.merges.values():
-        answer = answered(state, merge)
+    for merge in moment.state.unmixed.values():
+        answer = answer_event(moment.state, merge)
         if answer is not None:
             yield answer
 
 
-def final_orders(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
-    for final in finals(program, state):
-        merge = state.merges.get(final.id)
+def final_orders(moment: Moment) -> Iterator[AnyOrder]:
+    for final in final_merges(moment):
+        merge = moment.state.merges.get(final.id)
         if merge is not None:
-            yield from orders_of(program, state, merge, final.cohort, width=state.slots)
+            yield from orders_of(moment, merge, final.cohort, width=moment.state.slots)
 
 
-def orders_of(
-    program: ExpandedExperiment, state: State, merge: MergeState, cohort: Cohort, width: int
-) -> Iterator[AnyOrder]:
+def orders_of(moment: Moment, merge: MergeState, cohort: Cohort, width: int) -> Iterator[AnyOrder]:
     """The next turn of the recipe, or what its question needs: tastes, or one measurement."""
-    opened, question = merge.opened, merge.question
-    if merge.soup is not None or failure(state, opened.merge) is not None:
+    state, opened, question = moment.state, merge.opened, merge.question
+    if merge.soup is not None or merge_failure(state, merge) is not None:
         return
     if question is None:
-        yield _turn(program, state, merge, cohort)
+        yield _turn(moment, merge, cohort)
     elif isinstance(question, Taste | FirstAtLeast):
         for mix in islice(unknown(question, state, opened), width):
             order = taste_order(question, mix, cohort, opened.observe)
             if not state.is_blocked(order.id):
-                yield _located(state, opened, order)
+                yield _with_places(moment, opened, order)
     elif not is_measured(state, opened, question):
         measurement = _measurement(question, cohort, opened.observe)
         if not state.is_blocked(measurement.id):
-            places = checkpoints_named(state, sorted(question.mentioned))
+            places = state.checkpoints_named(sorted(question.mentioned))
             yield measurement.model_copy(update={"ingredients": places})
 
 
-def _turn(
-    program: ExpandedExperiment, state: State, merge: MergeState, cohort: Cohort
-) -> MergeOrder:
+def _turn(moment: Moment, merge: MergeState, cohort: Cohort) -> MergeOrder:
     opened = merge.opened
     return MergeOrder(
         merge=opened.merge,
@@ -175,18 +159,18 @@ def _turn(
         options=opened.options,
         ingredients=opened.ingredients,
         answers=merge.answers,
-        context=recipe_context(program, state, cohort),
+        context=recipe_context(moment, cohort),
     )
 
 
-def recipe_context(program: ExpandedExperiment, state: State, cohort: Cohort) -> RecipeContext:
-    assert state.facts is not None
+def recipe_context(moment: Moment, cohort: Cohort) -> RecipeContext:
+    preflight = moment.resolved.preflight
     return RecipeContext(
         base=cohort.base,
-        components=state.facts.models[model_key(cohort.model)].components,
-        seed=program.experiment.seed,
+        components=preflight.models[model_key(cohort.model)].components,
+        seed=moment.config.seed,
         batchnorm=cohort.batchnorm,
-        num_selection=state.facts.splits[SELECTION].count,
+        num_selection=preflight.splits[SELECTION].count,
     )
 
 
@@ -198,19 +182,14 @@ def _measurement(
     return GradientOrder(cohort=cohort, question=question, ingredients=(), observe=observe)
 
 
-def _located(state: State, opened: MergeOpened, order: TasteOrder) -> TasteOrder:
-    """With where the mix's members lie, and whose predictions say which images are hard."""
-    places = {
-        "ingredients": checkpoints_named(state, order.mix.names),
-        "hard_first": _all_ids(state, opened),
-    }
-    return order.model_copy(update=places)
-
-
-@remembered(by=lambda state, opened: (state.runs, opened))
-def _all_ids(state: State, opened: MergeOpened) -> tuple[str, ...]:
-    known = checkpoints_named(state, [ingredient.name for ingredient in opened.ingredients])
-    return tuple(checkpoint.id for checkpoint in known)
+def _with_places(moment: Moment, opened: MergeOpened, order: TasteOrder) -> TasteOrder:
+    """With the places of the mix's members, and of predictions that tell hard images."""
+    return order.model_copy(
+        update={
+            "ingredients": moment.state.checkpoints_named(order.mix.names),
+            "hard_images_first": moment.index.checkpoint_ids(opened),
+        }
+    )
 
 
 def taste_order(
@@ -222,66 +201,70 @@ def taste_order(
     return order.model_copy(update={"at_least": question.at_least, "strict": question.strict})
 
 
-def failure(state: State, merge: str) -> str | None:
-    """Why the recipe was given up, if it was: one of its turns, or what it asked to be measured."""
+def merge_failure(state: State, merge: MergeState) -> str | None:
+    """Why the recipe was given up: its turn, or what it asked to be measured. None: it was not."""
     if not state.gave_up:
         return None
-    turns = (
-        reason for order, reason in state.gave_up.items() if order.startswith(f"merge-{merge}-")
-    )
-    return next(turns, None) or _measurement_failure(state, state.merges.get(merge))
+    turn = MergeOrder.id_of(merge.opened.merge, len(merge.answers))
+    return state.gave_up.get(turn) or _measurement_failure(state, merge)
 
 
-def _measurement_failure(state: State, merge: MergeState | None) -> str | None:
-    if merge is None or not isinstance(merge.question, GramMatrices | MixGradient):
+def _measurement_failure(state: State, merge: MergeState) -> str | None:
+    question, observe = merge.question, merge.opened.observe
+    if not isinstance(question, GramMatrices | MixGradient):
         return None
-    opened = merge.opened
-    order = measurement_id(merge.question, cohort_family(opened.cohort), opened.observe)
+    family = cohort_family(merge.opened.cohort)
+    if isinstance(question, GramMatrices):
+        order = GeometryOrder.id_of(question, family, observe)
+    else:
+        order = GradientOrder.id_of(question, family, observe)
     reason = state.gave_up.get(order)
-    return None if reason is None else f"its {merge.question.kind} failed: {reason}"
+    return None if reason is None else f"its {question.kind} failed: {reason}"
 
 
-def soup_name(final: Final, mix: Mix) -> str:
+def soup_name(final: FinalMerge, mix: Mix) -> str:
     return f"soup/{final.recipe.label}-{digest([final.cohort.id, mix.key, final.cohort.batchnorm])}"
 
 
-def blends(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
-    for final in finals(program, state):
-        merge = state.merges.get(final.id)
+def blend_orders(moment: Moment) -> Iterator[AnyOrder]:
+    for final in final_merges(moment):
+        merge = moment.state.merges.get(final.id)
         if merge is None or merge.soup is None:
             continue
         name = soup_name(final, merge.soup.mix)
-        if name not in state.soups:
+        if name not in moment.state.soups:
             yield BlendOrder(
                 name=name,
                 recipe=final.recipe.label,
                 cohort=final.cohort,
                 soup=merge.soup,
-                ingredients=checkpoints_named(state, merge.soup.mix.names),
+                ingredients=moment.state.checkpoints_named(merge.soup.mix.names),
             )
 
 
-def is_complete(program: ExpandedExperiment, state: State) -> bool:
+def all_merges_ended(moment: Moment) -> bool:
     """Every final soup is in the store, or will never be."""
-    todo = finals(program, state)
-    return bool(todo) and all(_has_ended(state, final) for final in todo)
+    merges = final_merges(moment)
+    return bool(merges) and all(_has_ended(moment.state, final) for final in merges)
 
 
-def _has_ended(state: State, final: Final) -> bool:
+def _has_ended(state: State, final: FinalMerge) -> bool:
     merge = state.merges.get(final.id)
     if merge is None:
         return False
     if merge.soup is None:
-        return failure(state, final.id) is not None
+        return merge_failure(state, merge) is not None
     name = soup_name(final, merge.soup.mix)
-    return name in state.soups or f"blend-{name.removeprefix('soup/')}" in state.gave_up
+    return name in state.soups or BlendOrder.id_of(name) in state.gave_up
 
 
-def written_soups(program: ExpandedExperiment, state: State) -> tuple[tuple[Final, str], ...]:
+@once
+def written_soups(moment: Moment) -> tuple[tuple[FinalMerge, str], ...]:
     """(final merge, soup name) of the soups that are in the store."""
+    state = moment.state
     return tuple(
         (final, name)
-        for final in finals(program, state)
+        for final in final_merges(moment)
         if (merge := state.merges.get(final.id)) is not None
         and merge.soup is not None
         and (name := soup_name(final, merge.soup.mix)) in state.soups

@@ -7,50 +7,50 @@ is never a candidate for serving; its tastes run on the merge actor, so training
 
 from collections.abc import Iterator
 
-from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperiment, resolve
-from orchestrator.schedule.final_merges import failure, orders_of
-from orchestrator.schedule.ingredients import ingredient, is_known_checkpoint
-from orchestrator.schedule.training import all_settled
-from orchestrator.state.state import MergeState, State
+from orchestrator.schedule.final_merges import merge_failure, orders_of
+from orchestrator.schedule.moment import Moment
+from orchestrator.state.state import MergeState
 from workers.config.train import period_steps
 from workers.types import AnyEvent, AnyOrder, Cohort, Ingredient, MergeOpened, run_id_of
 
 
-def is_on(program: ExpandedExperiment, state: State) -> bool:
-    return program.experiment.merge.mode == "observe" and not all_settled(program, state)
+def is_observing(moment: Moment) -> bool:
+    return moment.config.merge.mode == "observe" and not moment.all_runs_ended
 
 
-def decisions(program: ExpandedExperiment, state: State) -> Iterator[AnyEvent]:
-    if state.facts is None or not is_on(program, state):
+def observe_decisions(moment: Moment) -> Iterator[AnyEvent]:
+    """Open the next round."""
+    if not is_observing(moment):
         return
-    resolved = resolve(program, state.facts)
-    for cohort in resolved.cohorts:
-        last = _last_round(state, cohort)
-        if not _is_finished(state, last):
+    for cohort in moment.resolved.cohorts:
+        last = _last_round(moment, cohort)
+        number = _fleet_rounds(moment, cohort)
+        if number <= _number(last) or not _is_finished(moment, last):
             continue
-        number = _fleet_rounds(program, state, resolved, cohort)
-        if number <= _number(last):
-            continue
-        members = _newest(program, state, resolved, cohort)
+        members = _newest(moment, cohort)
         if len(members) >= 2:
-            yield _open(program, cohort, number, members)
+            yield _open(moment, cohort, number, members)
 
 
-def orders(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
-    if state.facts is None or not is_on(program, state):
+def observe_orders(moment: Moment) -> Iterator[AnyOrder]:
+    if not is_observing(moment):
         return
-    for cohort in resolve(program, state.facts).cohorts:
-        last = _last_round(state, cohort)
-        if last is not None and not _is_finished(state, last):
-            yield from orders_of(program, state, last, cohort, width=1)
+    for cohort in moment.resolved.cohorts:
+        last = _last_round(moment, cohort)
+        if last is not None and not _is_finished(moment, last):
+            yield from orders_of(moment, last, cohort, width=1)
+
+
+def _series(cohort: Cohort) -> str:
+    return f"observe-{cohort.id}"
 
 
 def _open(
-    program: ExpandedExperiment, cohort: Cohort, number: int, members: tuple[Ingredient, ...]
+    moment: Moment, cohort: Cohort, number: int, members: tuple[Ingredient, ...]
 ) -> MergeOpened:
-    method = program.experiment.merge.method
+    method = moment.config.merge.method
     return MergeOpened(
-        merge=f"observe-{cohort.id}-{number:04d}",
+        merge=MergeOpened.round_id(_series(cohort), number),
         cohort=cohort.id,
         recipe=method.name,
         options=dict(method.options),
@@ -60,47 +60,41 @@ def _open(
     )
 
 
-def _fleet_rounds(
-    program: ExpandedExperiment, state: State, resolved: ResolvedExperiment, cohort: Cohort
-) -> int:
+def _fleet_rounds(moment: Moment, cohort: Cohort) -> int:
     """Rounds that should have opened by now: steps done by all, in periods of the whole fleet."""
+    resolved = moment.resolved
     members = resolved.members[cohort.id]
-    steps = sum(state.run(run.id).evaluated_to for run in members)
-    shortest = min(members, key=lambda run: resolved.num_steps[run.id])
-    steps_per_epoch = resolved.num_steps[shortest.id] // shortest.train.epochs
-    period = period_steps(program.experiment.merge.every, steps_per_epoch)
+    period = period_steps(moment.config.merge.every, resolved.shortest_epoch[cohort.id])
     assert period is not None, "merge.every was validated"
-    return steps // (min(state.slots, len(members)) * period)
+    return moment.index.steps[cohort.id] // (min(moment.state.slots, len(members)) * period)
 
 
-def _newest(
-    program: ExpandedExperiment, state: State, resolved: ResolvedExperiment, cohort: Cohort
-) -> tuple[Ingredient, ...]:
-    """Of every run, and of its moving average, that has not failed."""
-    metric = program.experiment.soup.metric
-    going = ((track, state.run(track.id)) for track in resolved.variants[cohort.id])
+def _newest(moment: Moment, cohort: Cohort) -> tuple[Ingredient, ...]:
+    """The newest checkpoint of every run, and of its moving average, that has not failed."""
     return tuple(
-        ingredient(track, known, known.scored[-1], metric)
-        for track, known in going
-        if known.scored and state.run(run_id_of(track.id)).failed is None
+        newest
+        for variant in moment.resolved.variants[cohort.id]
+        if moment.run(run_id_of(variant.id)).failed is None
+        and (newest := moment.index.newest_ingredient(variant)) is not None
     )
 
 
-def _last_round(state: State, cohort: Cohort) -> MergeState | None:
-    rounds = [m for m in state.merges.values() if m.opened.observe and m.opened.cohort == cohort.id]
-    return max(rounds, key=_number, default=None)
+def _last_round(moment: Moment, cohort: Cohort) -> MergeState | None:
+    """Rounds are numbered in the order in which they open."""
+    series = _series(cohort)
+    rounds = (m for m in reversed(moment.state.merges.values()) if m.opened.series == series)
+    return next(rounds, None)
 
 
 def _number(merge: MergeState | None) -> int:
     return 0 if merge is None or merge.opened.round is None else merge.opened.round
 
 
-def _is_finished(state: State, merge: MergeState | None) -> bool:
-    """Mixed, given up, or abandoned because a member turned out corrupt."""
+def _is_finished(moment: Moment, merge: MergeState | None) -> bool:
+    """Mixed, given up, or abandoned because an ingredient is gone: corrupt, or retired when all
+    runs had ended. After an extension nothing waits for such a round any more."""
     if merge is None or merge.soup is not None:
         return True
-    if failure(state, merge.opened.merge) is not None:
+    if merge_failure(moment.state, merge) is not None:
         return True
-    if not state.corrupt:
-        return False
-    return not all(is_known_checkpoint(state, member.name) for member in merge.opened.ingredients)
+    return merge.opened.merge in moment.index.incomplete

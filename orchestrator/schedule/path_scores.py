@@ -1,81 +1,75 @@
-"""Curves: what a recipe passed on its way to a soup, scored on the splits that only report.
+"""Scores along a recipe's path, on the report splits.
 
-    recipe's path -> (alpha, mix), ... -> scores known of a checkpoint or a soup, else a point order
+    recipe's path -> (alpha, mix), ... -> the scores of a checkpoint or soup, else a point order
 
-WiSE-FT chooses an alpha on the selection split; how the others do on shifted data is what its curve
-is looked at for. Computed when every soup is made and scored, so that nothing can select by it, and
-nothing waits for it.
+WiSE-FT chooses an alpha on the selection split; its curve shows how the others do on shifted data.
+Computed when every soup is made and scored, so that nothing can select by it.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from orchestrator.experiment.resolved import ExpandedExperiment, resolve
-from orchestrator.schedule import final_merges, scoring
-from orchestrator.schedule.ingredients import checkpoints_named
-from orchestrator.state.state import State
+from orchestrator.schedule.final_merges import FinalMerge, recipe_context, written_soups
+from orchestrator.schedule.moment import Moment
+from orchestrator.schedule.scoring import all_is_scored
 from workers import recipes
 from workers.recipes import Path
 from workers.types import AnyOrder, Mix, Score, ScoreMixOrder
 
 
 @dataclass(frozen=True)
-class Point:
-    """A place on a recipe's way, with what is known of it so far."""
+class PathPoint:
+    """A mix on a recipe's path, with its scores so far."""
 
     alpha: float
     mix: Mix
     scores: Mapping[str, Score]
-    """By split that only reports."""
+    """By report split."""
 
 
-def orders(program: ExpandedExperiment, state: State) -> Iterator[AnyOrder]:
-    """Points of which no scores are known, each once, whichever recipes pass it."""
-    if state.facts is None or not scoring.is_complete(program, state):
+def path_orders(moment: Moment) -> Iterator[AnyOrder]:
+    """Mixes that lack scores, each once, however many recipes pass it."""
+    if not all_is_scored(moment):
         return
-    splits = resolve(program, state.facts).report_splits
-    for order in {order.id: order for order in _passed(program, state)}.values():
-        known = _scores(program, state, order)
-        if any(split not in known for split in splits):
-            places = checkpoints_named(state, order.mix.names)
+    splits = moment.resolved.report_splits
+    for order in {order.id: order for order in _passed(moment)}.values():
+        scores = _scores(moment, order)
+        if any(split not in scores for split in splits):
+            places = moment.state.checkpoints_named(order.mix.names)
             yield order.model_copy(update={"ingredients": places, "splits": splits})
 
 
-def curve(
-    program: ExpandedExperiment, state: State, final: final_merges.Final
-) -> tuple[Point, ...]:
-    """Of a merge that has its soup, in the recipe's order; empty for a recipe without a path."""
+def path_scores(moment: Moment, final: FinalMerge) -> tuple[PathPoint, ...]:
+    """The path of a merge that has its soup, in order; empty for a recipe without a path."""
     return tuple(
-        Point(alpha, mix, _scores(program, state, _order(final, mix)))
-        for alpha, mix in _path(program, state, final)
+        PathPoint(alpha, mix, _scores(moment, _order(final, mix)))
+        for alpha, mix in _path(moment, final)
     )
 
 
-def _passed(program: ExpandedExperiment, state: State) -> Iterator[ScoreMixOrder]:
-    for final, _ in final_merges.written_soups(program, state):
-        yield from (_order(final, mix) for _, mix in _path(program, state, final))
+def _passed(moment: Moment) -> Iterator[ScoreMixOrder]:
+    for final, _ in written_soups(moment):
+        yield from (_order(final, mix) for _, mix in _path(moment, final))
 
 
-def _path(program: ExpandedExperiment, state: State, final: final_merges.Final) -> Path:
+def _path(moment: Moment, final: FinalMerge) -> Path:
     recipe = recipes.load_recipe(final.recipe.name, dict(final.recipe.options))
-    context = final_merges.recipe_context(program, state, final.cohort)
-    return recipes.path_of(recipe, final.ingredients, context)
+    return recipes.path_of(recipe, final.ingredients, recipe_context(moment, final.cohort))
 
 
-def _order(final: final_merges.Final, mix: Mix) -> ScoreMixOrder:
+def _order(final: FinalMerge, mix: Mix) -> ScoreMixOrder:
     return ScoreMixOrder(cohort=final.cohort, mix=mix, ingredients=(), splits=())
 
 
-def _scores(program: ExpandedExperiment, state: State, point: ScoreMixOrder) -> dict[str, Score]:
-    """On the splits that only report: of the point itself, or of a checkpoint or a soup that it
-    is."""
-    assert state.facts is not None
-    known = dict(state.scores.get(point.name, {}))
+def _scores(moment: Moment, point: ScoreMixOrder) -> dict[str, Score]:
+    """On the report splits: of the mix itself, or of a checkpoint or a soup that it is."""
+    state = moment.state
+    scores = dict(state.scores.get(point.name, {}))
     if point.mix.single is not None:
-        known |= state.scores.get(point.mix.single, {})
-    for final, name in final_merges.written_soups(program, state):
-        made = state.merges[final.id].soup
-        if made is not None and _order(final, made.mix).name == point.name:
-            known |= state.scores.get(name, {})
-    splits = resolve(program, state.facts).report_splits
-    return {split: known[split] for split in splits if split in known}
+        scores |= state.scores.get(point.mix.single, {})
+    for final, name in written_soups(moment):
+        soup = state.merges[final.id].soup
+        if soup is not None and _order(final, soup.mix).name == point.name:
+            scores |= state.scores.get(name, {})
+    splits = moment.resolved.report_splits
+    return {split: scores[split] for split in splits if split in scores}

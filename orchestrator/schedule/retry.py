@@ -15,8 +15,8 @@ error      once                        1 s                  twice the same is de
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.experiment.resolved import ExpandedExperiment, resolve
-from orchestrator.state.state import State
+from orchestrator.schedule.moment import Moment
+from orchestrator.state.state import attempt_key
 from workers.types import AnyEvent, BackoffOver, ErrorClass, Failed, GaveUp, RetryDecided
 
 LONGEST_PAUSE_S = 60.0
@@ -24,41 +24,42 @@ UNLIMITED = 1_000_000
 
 
 @dataclass(frozen=True)
-class Policy:
+class FailurePolicy:
     retries: int | None
     """None means fleet.max_failures."""
     pause_s: float = 0.0
 
 
-POLICIES: dict[ErrorClass, Policy] = {
-    "refused": Policy(retries=0),
-    "lost": Policy(retries=None, pause_s=1.0),
-    "preempted": Policy(retries=UNLIMITED),
-    "hang": Policy(retries=None, pause_s=1.0),
-    "oom": Policy(retries=UNLIMITED),
-    "storage": Policy(retries=None, pause_s=2.0),
-    "corrupt": Policy(retries=None),
-    "diverged": Policy(retries=0),
-    "error": Policy(retries=1, pause_s=1.0),
+POLICIES: dict[ErrorClass, FailurePolicy] = {
+    "refused": FailurePolicy(retries=0),
+    "lost": FailurePolicy(retries=None, pause_s=1.0),
+    "preempted": FailurePolicy(retries=UNLIMITED),
+    "hang": FailurePolicy(retries=None, pause_s=1.0),
+    "oom": FailurePolicy(retries=UNLIMITED),
+    "storage": FailurePolicy(retries=None, pause_s=2.0),
+    "corrupt": FailurePolicy(retries=None),
+    "diverged": FailurePolicy(retries=0),
+    "error": FailurePolicy(retries=1, pause_s=1.0),
 }
 
 
-def decisions(program: ExpandedExperiment, state: State, now: float) -> Iterator[AnyEvent]:
+def retry_decisions(moment: Moment, now: float) -> Iterator[AnyEvent]:
+    state = moment.state
     for order, failed in state.unresolved_failures.items():
-        yield decide(program, state, order, failed)
+        yield decide(moment, order, failed)
     for order, pause in state.backoff.items():
         if now >= pause.time + pause.after_s:
             yield BackoffOver(order=order, run=pause.run, time=now)
 
 
-def decide(program: ExpandedExperiment, state: State, order: str, failed: Failed) -> AnyEvent:
+def decide(moment: Moment, order: str, failed: Failed) -> AnyEvent:
     """Retry or give up, with the reason in words."""
-    same = [f for f in state.failures.get(order, ()) if f.error == failed.error]
+    same = [f for f in moment.state.failures.get(order, ()) if f.error == failed.error]
     policy = POLICIES[failed.error]
-    retries = program.experiment.fleet.max_failures if policy.retries is None else policy.retries
+    retries = moment.config.fleet.max_failures if policy.retries is None else policy.retries
     seen = f"{failed.error}: {failed.message}"
     if failed.error == "oom":
-        return _shrink(program, state, order, failed)
+        return _shrink(moment, order, failed)
     if len(same) > retries:
         times = f" ({len(same)} times)" if len(same) > 1 else ""
         return GaveUp(order=order, run=failed.run, time=failed.time, reason=f"{seen}{times}")
@@ -70,9 +71,9 @@ def decide(program: ExpandedExperiment, state: State, order: str, failed: Failed
     )
 
 
-def _shrink(program: ExpandedExperiment, state: State, order: str, failed: Failed) -> AnyEvent:
+def _shrink(moment: Moment, order: str, failed: Failed) -> AnyEvent:
     """Half the micro-batch, same optimizer step; only training can shrink."""
-    micro_batch = _micro_batch(program, state, order, failed)
+    micro_batch = _micro_batch(moment, order, failed)
     if micro_batch is None or micro_batch // 2 < 2:
         reason = f"oom: {failed.message}; the micro-batch cannot shrink below 2 images"
         return GaveUp(order=order, run=failed.run, time=failed.time, reason=reason)
@@ -86,15 +87,11 @@ def _shrink(program: ExpandedExperiment, state: State, order: str, failed: Faile
     )
 
 
-def _micro_batch(
-    program: ExpandedExperiment, state: State, order: str, failed: Failed
-) -> int | None:
-    known = state.micro_batch.get(state.attempt_key(order, failed.run))
-    if known is not None:
-        return known
-    if state.facts is None:
-        return None
-    resolved = resolve(program, state.facts)
-    stages = [stage for plan in resolved.plans for stage in plan.stages]
-    sizes = {run.id: run.train.batch_size for run in (*program.runs, *stages)}
+def _micro_batch(moment: Moment, order: str, failed: Failed) -> int | None:
+    """The size that was too large. None: the order trains nothing."""
+    smaller = moment.state.micro_batch.get(attempt_key(order, failed.run))
+    if smaller is not None or not moment.is_resolved:
+        return smaller
+    stages = [stage for plan in moment.resolved.plans for stage in plan.stages]
+    sizes = {run.id: run.train.batch_size for run in (*moment.expanded.runs, *stages)}
     return sizes.get(failed.run or "")

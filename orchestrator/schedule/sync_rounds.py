@@ -1,21 +1,21 @@
-"""Sync rounds: where their boundaries are, who stands there, and what each round has become.
+"""Sync rounds: where their boundaries are, which runs are at one, and the state of each round.
 
 run A   |=======|boundary 1|=======|boundary 2|=======|end
 run B   |=======|boundary 1|=======|boundary 2|=======|=======|boundary 3| ...
 
-A boundary lies every `merge.every` of a run's own epochs, or steps; its end is none, for nothing
-would go on from there. A circle is who is merged with one another: the runs of a cohort, and with
-folds those of one fold, for else a run would learn from what it holds out.
+A boundary comes after every `merge.every` of a run's own epochs, or steps. The end of a run is no
+boundary, because nothing continues from there. A sync group is the runs that are merged with one
+another: those of a cohort. With folds, only runs of the same fold are merged; otherwise a run would
+see its held-out images through its peers.
 """
 
 from dataclasses import dataclass
 
-from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperiment, resolve
-from orchestrator.schedule.training import standing, unfinished
-from orchestrator.state.remember import remembered
-from orchestrator.state.state import MergeState, State
+from orchestrator.experiment.resolved import ResolvedExperiment
+from orchestrator.schedule.moment import Moment, once
+from orchestrator.state.state import MergeState
 from workers.config.train import period_steps
-from workers.types import Checkpoint, Cohort, RunSpec
+from workers.types import Checkpoint, Cohort, MergeOpened, RunSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,130 +24,121 @@ class SyncGroup:
     fold: int | None
 
     @property
-    def id(self) -> str:
-        return self.cohort.id if self.fold is None else f"{self.cohort.id}-fold{self.fold}"
+    def series(self) -> str:
+        """What the ids of its rounds have in common."""
+        group = self.cohort.id if self.fold is None else f"{self.cohort.id}-fold{self.fold}"
+        return f"sync-{group}"
+
+    def round_id(self, number: int) -> str:
+        return MergeOpened.round_id(self.series, number)
 
 
-@remembered(by=lambda resolved: (resolved,))
 def sync_groups(resolved: ResolvedExperiment) -> tuple[SyncGroup, ...]:
     """In configured order."""
-    found = [group_of(resolved, run) for c in resolved.cohorts for run in resolved.members[c.id]]
-    return tuple({circle.id: circle for circle in found}.values())
+    runs = [run for cohort in resolved.cohorts for run in resolved.members[cohort.id]]
+    groups = [group_of(resolved, run) for run in runs]
+    return tuple({group.series: group for group in groups}.values())
 
 
 def group_of(resolved: ResolvedExperiment, run: RunSpec) -> SyncGroup:
     return SyncGroup(resolved.cohort_of[run.id], run.fold)
 
 
-def is_on(program: ExpandedExperiment) -> bool:
-    return program.experiment.merge.mode == "sync"
+def is_under_way(moment: Moment) -> bool:
+    """Rounds may still open and close: training goes on, and at least one run is unfinished."""
+    going = moment.expanded.is_sync and moment.state.finish_reason is None
+    return going and any(True for _ in moment.unfinished_runs)
 
 
-def is_under_way(program: ExpandedExperiment, state: State) -> bool:
-    """Rounds may still open and close: time is not up, and somebody has yet to train."""
-    return is_on(program) and state.finish_reason is None and bool(unfinished(program, state))
-
-
-def period(program: ExpandedExperiment, resolved: ResolvedExperiment, run: RunSpec) -> int:
+def period(resolved: ResolvedExperiment, run: RunSpec) -> int:
     """Steps of the run between boundaries."""
-    steps = period_steps(program.experiment.merge.every, resolved.steps_per_epoch[run.id])
+    every = resolved.expanded.experiment.merge.every
+    steps = period_steps(every, resolved.steps_per_epoch[run.id])
     assert steps is not None, "merge.every was validated"
     return steps
 
 
-def boundary_at(
-    program: ExpandedExperiment, resolved: ResolvedExperiment, run: RunSpec, step: int
-) -> int | None:
-    """Number of the round that the run awaits at this step, if it is one of its boundaries."""
-    number, rest = divmod(step, period(program, resolved, run))
+def boundary_at(resolved: ResolvedExperiment, run: RunSpec, step: int) -> int | None:
+    """Number of the round that the run awaits at this step. None: the step is no boundary."""
+    number, rest = divmod(step, period(resolved, run))
     inside = 0 < step < resolved.num_steps[run.id]
     return number if inside and not rest else None
 
 
-def next_stop(
-    program: ExpandedExperiment, resolved: ResolvedExperiment, run: RunSpec, step: int
-) -> int:
+def next_stop(resolved: ResolvedExperiment, run: RunSpec, step: int) -> int:
     """The first boundary after this step, or the run's end."""
-    length = period(program, resolved, run)
+    length = period(resolved, run)
     return min((step // length + 1) * length, resolved.num_steps[run.id])
 
 
 def members_of_round(
-    program: ExpandedExperiment, resolved: ResolvedExperiment, circle: SyncGroup, number: int
+    resolved: ResolvedExperiment, group: SyncGroup, number: int
 ) -> tuple[RunSpec, ...]:
     """Members that are long enough to have a boundary of this number."""
     return tuple(
         run
-        for run in resolved.members[circle.cohort.id]
-        if run.fold == circle.fold
-        and number * period(program, resolved, run) < resolved.num_steps[run.id]
+        for run in resolved.members[group.cohort.id]
+        if run.fold == group.fold and number * period(resolved, run) < resolved.num_steps[run.id]
     )
 
 
-def round_id(circle: SyncGroup, number: int) -> str:
-    return f"sync-{circle.id}-{number:04d}"
-
-
-def soup_name(merge: MergeState) -> str:
-    """Of the merged weights of a round."""
+def merged_soup_name(merge: MergeState) -> str:
+    """Name of the merged weights of a round."""
     return f"soup/{merge.opened.merge}"
 
 
-def rounds(state: State, circle: SyncGroup) -> tuple[MergeState, ...]:
-    """Of a circle, in order."""
-    return _by_circle(state).get(circle.id, ())
+def rounds_of(moment: Moment, group: SyncGroup) -> tuple[MergeState, ...]:
+    """The rounds of a group, in order."""
+    return tuple(_rounds_by_series(moment).get(group.series, ()))
 
 
-@remembered(by=lambda state: (state.merges,))
-def _by_circle(state: State) -> dict[str, tuple[MergeState, ...]]:
-    found: dict[str, tuple[MergeState, ...]] = {}
-    for name, merge in state.merges.items():
+@once
+def _rounds_by_series(moment: Moment) -> dict[str, list[MergeState]]:
+    rounds: dict[str, list[MergeState]] = {}
+    for merge in moment.state.merges.values():
         if merge.opened.is_sync:
-            circle = name.removeprefix("sync-").rpartition("-")[0]
-            found[circle] = (*found.get(circle, ()), merge)
-    return found
+            rounds.setdefault(merge.opened.series, []).append(merge)
+    return rounds
 
 
-def latest_closed_round(state: State, circle: SyncGroup) -> MergeState | None:
-    closed = [merge for merge in rounds(state, circle) if merge.closed is not None]
+def latest_closed_round(moment: Moment, group: SyncGroup) -> MergeState | None:
+    closed = [merge for merge in rounds_of(moment, group) if merge.closed is not None]
     return closed[-1] if closed else None
 
 
-def released_by(
-    program: ExpandedExperiment, state: State, resolved: ResolvedExperiment, run: RunSpec
-) -> MergeState | None:
-    """The closed round that a run at a boundary goes on from: the one it took part in, or the one
-    it was told to rejoin. None while it has to wait."""
-    step = state.run(run.id).trained_to
-    number, circle = boundary_at(program, resolved, run, step), group_of(resolved, run)
-    own = state.merges.get(round_id(circle, number)) if number is not None else None
-    if own is not None and any(each.run == run.id for each in own.opened.ingredients):
+def released_by(moment: Moment, run: RunSpec) -> MergeState | None:
+    """The closed round that a run at a boundary continues from: the one it took part in, or the
+    one it was told to rejoin. None: it has to wait."""
+    step, state = moment.run(run.id).trained_to, moment.state
+    number, group = boundary_at(moment.resolved, run, step), group_of(moment.resolved, run)
+    own = state.merges.get(group.round_id(number)) if number is not None else None
+    if own is not None and any(member.run == run.id for member in own.opened.ingredients):
         return own if own.closed is not None else None
-    told = state.rejoined.get(run.id)
-    return state.merges[told.merge] if told is not None and told.step == step else None
+    rejoined = state.rejoined.get(run.id)
+    return state.merges[rejoined.merge] if rejoined is not None and rejoined.step == step else None
 
 
-def merged_weights(state: State, circle: SyncGroup, cleared: MergeState) -> Checkpoint | None:
-    """What the cleared run starts from; those of a later round, if they were deleted or spoilt
-    since. None: its own weights."""
-    if cleared.closed is None or cleared.closed.soup is None:
+def merged_weights(moment: Moment, group: SyncGroup, released: MergeState) -> Checkpoint | None:
+    """What a run released by this round starts from. Weights of a later round take the place of
+    deleted or corrupt ones. None: the run's own weights."""
+    if released.closed is None or released.closed.soup is None:
         return None
-    since = rounds(state, circle)[(cleared.opened.round or 1) - 1 :]
-    closed = [each.closed for each in since if each.closed is not None]
-    left = (state.soups.get(each.soup) for each in closed if each.soup is not None)
+    since = rounds_of(moment, group)[(released.opened.round or 1) - 1 :]
+    closed = [merge.closed for merge in since if merge.closed is not None]
+    soups = moment.state.soups
+    left = (soups.get(ending.soup) for ending in closed if ending.soup is not None)
     return next((weights for weights in left if weights is not None), None)
 
 
-@remembered(by=standing)
-def at_boundary(program: ExpandedExperiment, state: State) -> tuple[RunSpec, ...]:
-    """Members at a boundary, cleared or not."""
-    if state.facts is None or not is_on(program):
+@once
+def at_boundary(moment: Moment) -> tuple[RunSpec, ...]:
+    """Runs at a boundary, released or not."""
+    if not moment.expanded.is_sync:
         return ()
-    resolved = resolve(program, state.facts)
     return tuple(
         run
-        for run in unfinished(program, state)
-        if (last := state.run(run.id).last) is not None
-        and last.step == state.run(run.id).trained_to
-        and boundary_at(program, resolved, run, last.step) is not None
+        for run in moment.unfinished_runs
+        if (last := moment.run(run.id).last) is not None
+        and last.step == moment.run(run.id).trained_to
+        and boundary_at(moment.resolved, run, last.step) is not None
     )

@@ -1,7 +1,4 @@
-"""What merges are told: how the events of a merge change the state, and what is forgotten then."""
-
-from dataclasses import replace
-from typing import Any
+"""Reducers for merge events. Finished merges drop their long answers, so that memory stays flat."""
 
 from orchestrator.state.state import MergeState, State
 from workers.types import (
@@ -22,109 +19,93 @@ from workers.types import (
 )
 
 
-def merge_opened(state: State, event: MergeOpened) -> State:
-    return replace(state, merges={**state.merges, event.merge: MergeState(event)})
+def merge_opened(state: State, event: MergeOpened) -> None:
+    merge = MergeState(event)
+    state.merges[event.merge] = state.unmixed[event.merge] = merge
+    if event.is_final:
+        state.finals[event.merge] = merge
 
 
-def _with_merge(state: State, merge: str, **changes: Any) -> State:
-    changed = replace(state.merges[merge], **changes)
-    return replace(state, merges={**state.merges, merge: changed})
+def asked(state: State, event: Asked) -> None:
+    state.merges[event.merge].question = event.question
 
 
-def asked(state: State, event: Asked) -> State:
-    return _with_merge(state, event.merge, question=event.question)
-
-
-def answered(state: State, event: Answered) -> State:
+def answered(state: State, event: Answered) -> None:
     merge = state.merges[event.merge]
     question, answer = merge.question, event.answer
+    merge.question = None
     if answer is None:
-        assert isinstance(question, GramMatrices | MixGradient), (
-            "only what is measured answers by itself"
-        )
-        return _answered_by_measuring(state, merge, question)
-    return _with_merge(
-        state,
-        event.merge,
-        question=None,
-        answers=(*merge.answers, answer),
-        tasted_mixes=(*merge.tasted_mixes, *_tried(question, answer)),
-    )
+        assert isinstance(question, GramMatrices | MixGradient), "tastes are in the event itself"
+        _answer_by_measurement(state, merge, question)
+        return
+    merge.answers = (*merge.answers, answer)
+    merge.tasted_mixes = (*merge.tasted_mixes, *_tasted(question, answer))
 
 
-def _answered_by_measuring(
+def _answer_by_measurement(
     state: State, merge: MergeState, question: GramMatrices | MixGradient
-) -> State:
-    opened = merge.opened
-    found = state.measured[cohort_family(opened.cohort), question.key]
-    return _with_merge(
-        state,
-        opened.merge,
-        question=None,
-        answers=(*merge.answers, found.answer),
-        measurement_keys=(*merge.measurement_keys, question.key),
-        num_measurements=merge.num_measurements + 1,
-        measured_samples=merge.measured_samples + found.samples,
-        measured_s=merge.measured_s + found.busy_s,
-    )
+) -> None:
+    measured = state.measured[cohort_family(merge.opened.cohort), question.key]
+    merge.answers = (*merge.answers, measured.answer)
+    merge.measurement_keys = (*merge.measurement_keys, question.key)
+    merge.num_measurements += 1
+    merge.measured_samples += measured.samples
+    merge.measured_s += measured.busy_s
 
 
-def _tried(question: Question | None, answer: Answer) -> tuple[str, ...]:
+def _tasted(question: Question | None, answer: Answer) -> tuple[str, ...]:
     """Keys of the mixes an answer is about: all, or for `FirstAtLeast` those up to the accepted."""
     mixes = question.mixes if isinstance(question, Taste | FirstAtLeast) else ()
-    spoken_of = mixes[: len(answer.tried)] if isinstance(answer, FirstResult) else mixes
-    return tuple(mix.key for mix in spoken_of)
+    answered = mixes[: len(answer.tried)] if isinstance(answer, FirstResult) else mixes
+    return tuple(mix.key for mix in answered)
 
 
-def mixed(state: State, event: Mixed) -> State:
+def mixed(state: State, event: Mixed) -> None:
     merge = state.merges[event.merge]
     if not merge.opened.is_final:
-        state = _without_old_reasons(state, event.merge)
+        _drop_old_decisions(state, merge.opened.series)
     if merge.measurement_keys:
-        state = _without_measurements(state, merge)
+        _drop_measurements(state, merge)
     decisions = (*merge.opened.left_out, *event.soup.decisions)
-    soup = event.soup.model_copy(update={"decisions": decisions}) if decisions else event.soup
-    return _with_merge(state, event.merge, soup=soup, mixed_at=event.time)
+    merge.soup = event.soup.model_copy(update={"decisions": decisions})
+    merge.mixed_at = event.time
+    state.unmixed.pop(event.merge, None)
 
 
-def round_closed(state: State, event: RoundClosed) -> State:
-    return _with_merge(state, event.merge, closed=event)
+def round_closed(state: State, event: RoundClosed) -> None:
+    state.merges[event.merge].closed = event
 
 
-def diversity(state: State, event: Diversity) -> State:
-    return _with_merge(state, event.merge, diversity=event)
+def diversity(state: State, event: Diversity) -> None:
+    state.merges[event.merge].diversity = event
 
 
-def _without_measurements(state: State, merge: MergeState) -> State:
-    """What a finished merge was told may be long; whoever else asks has it among its answers."""
+def _drop_measurements(state: State, merge: MergeState) -> None:
+    """Measurements may be long. Another merge that asked for them has them among its answers."""
     family = cohort_family(merge.opened.cohort)
-    gone = {(family, key) for key in merge.measurement_keys} - _awaited(state)
-    left = {key: event for key, event in state.measured.items() if key not in gone}
-    state = replace(state, measured=left)
-    return _with_merge(state, merge.opened.merge, answers=(), measurement_keys=())
+    for key in {(family, key) for key in merge.measurement_keys} - _awaited(state):
+        state.measured.pop(key, None)
+    merge.answers, merge.measurement_keys = (), ()
 
 
 def _awaited(state: State) -> set[tuple[str, str]]:
-    """Measurements that a merge has asked for and not yet been told."""
+    """Measurements that a merge has asked for and not yet received."""
     return {
         (cohort_family(merge.opened.cohort), merge.question.key)
-        for merge in state.merges.values()
+        for merge in state.unmixed.values()
         if isinstance(merge.question, GramMatrices | MixGradient)
     }
 
 
-def _without_old_reasons(state: State, newest: str) -> State:
-    """Of the rounds before the newest, of the same cohort and fold, only the soup is still asked
-    for; memory stays flat."""
-    series = newest.rpartition("-")[0]
-    old = {
-        name: replace(
-            merge, answers=(), tasted_mixes=(), soup=merge.soup.model_copy(update={"decisions": ()})
-        )
-        for name, merge in state.merges.items()
-        if not merge.opened.is_final
-        and name.rpartition("-")[0] == series
-        and merge.soup is not None
-        and merge.soup.decisions
-    }
-    return replace(state, merges={**state.merges, **old})
+def _drop_old_decisions(state: State, series: str) -> None:
+    """Of earlier rounds of the same cohort and fold only the soup is still needed.
+
+    They were cleaned when the round before this one was mixed, so the first clean one is the end.
+    """
+    for merge in reversed(state.merges.values()):
+        if merge.opened.is_final or merge.soup is None or merge.opened.series != series:
+            continue
+        if not merge.soup.decisions:
+            return
+        merge.answers, merge.tasted_mixes = (), ()
+        merge.soup = merge.soup.model_copy(update={"decisions": ()})

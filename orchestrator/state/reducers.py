@@ -1,12 +1,16 @@
-"""How each kind of event changes the state: one pure function per kind, no clock, no I/O."""
+"""How each kind of event changes the state: one reducer per kind, no clock, no I/O."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 from orchestrator.state import merge_reducers
-from orchestrator.state.checkpoint_reducers import add_checkpoint, drop_checkpoints, drop_corrupt
-from orchestrator.state.state import OpenOrder, State
+from orchestrator.state.checkpoint_reducers import (
+    add_checkpoint,
+    drop_checkpoints,
+    drop_corrupt,
+)
+from orchestrator.state.state import OpenOrder, RunState, SlotUse, State, attempt_key
 from workers.types import (
     Analysed,
     AnyEvent,
@@ -36,32 +40,36 @@ from workers.types import (
     Trained,
 )
 
-Fold = Callable[[State, Any], State]
+Reducer = Callable[[State, Any], None]
+
+MERGE_SLOT = "merge"
+"""Names of the merge actor's slots begin so: no training slots, they hold no accelerator."""
 
 
-def fold(events: Iterable[AnyEvent], state: State | None = None) -> State:
-    state = state or State()
+def fold(events: Iterable[AnyEvent]) -> State:
+    """The state of a whole ledger."""
+    state = State()
     for event in events:
-        state = after(state, event)
+        apply(state, event)
     return state
 
 
-def after(state: State, event: AnyEvent) -> State:
-    """The state once `event` has happened; word of a superseded attempt changes nothing."""
-    last_at = max(state.last_at or event.time, event.time)
-    state = replace(state, last_seq=max(state.last_seq, event.seq), last_at=last_at)
+def apply(state: State, event: AnyEvent) -> None:
+    """Change the state by one event; one of a superseded attempt changes only what is newest."""
+    state.last_at = max(state.last_at or event.time, event.time)
+    state.last_seq = max(state.last_seq, event.seq)
     if is_stale(state, event):
-        return state
+        return
     if event.order is not None and event.kind in CLOSING:
-        state = _close(state, event)
-    return FOLDS[event.kind](state, event)
+        _close(state, event)
+    REDUCERS[event.kind](state, event)
 
 
 def is_stale(state: State, event: AnyEvent) -> bool:
-    """From a zombie: an attempt that is not the current one of its run or order."""
+    """From an attempt that is not the current one of its run or order."""
     if event.kind == "ordered" or event.order is None or event.attempt is None:
         return False
-    return state.attempts.get(state.attempt_key(event.order, event.run)) != event.attempt
+    return state.attempts.get(attempt_key(event.order, event.run)) != event.attempt
 
 
 CLOSING = frozenset(
@@ -88,211 +96,197 @@ CLOSING = frozenset(
 """Events that end their order."""
 
 
-def _close(state: State, event: AnyEvent) -> State:
+def _close(state: State, event: AnyEvent) -> None:
     """The order is no longer held by a fleet."""
-    order = state.open.get(event.order or "")
-    if order is None:
-        return state
-    remaining = {key: value for key, value in state.open.items() if key != event.order}
-    state = replace(state, open=remaining)
-    if order.slot is None or order.started_at is None:
-        return state
-    interval = (order.slot, order.started_at, event.time)
-    return replace(state, busy=(*state.busy, interval))
+    order = state.open.pop(event.order or "", None)
+    if order is None or order.slot is None or order.started_at is None:
+        return
+    use = state.slot_use
+    use.intervals.append((order.slot, event.order or "", order.started_at, event.time))
+    if not order.slot.startswith(MERGE_SLOT):
+        use.busy_s += event.time - order.started_at
+        use.free_since[order.slot] = event.time
 
 
-def _opened(state: State, event: Opened) -> State:
+def _opened(state: State, event: Opened) -> None:
     """A new driver: whatever was in flight will be ordered anew."""
-    return replace(
-        state,
-        began_at=state.began_at if state.began_at is not None else event.time,
-        opened_at=event.time,
-        slots=event.slots,
-        open={},
-        backoff={},
-        finish_reason=None if state.finished is not None else state.finish_reason,
-        stopped=None,
-        finished=None,
-    )
+    if state.began_at is None:
+        state.began_at = event.time
+    if state.finished is not None:
+        state.finish_reason = None
+    state.opened_at = event.time
+    state.slots = event.slots
+    state.open, state.backoff = {}, {}
+    state.training_since = None
+    state.stopped, state.finished = None, None
 
 
-def _ordered(state: State, event: Ordered) -> State:
+def _ordered(state: State, event: Ordered) -> None:
     assert event.order is not None and event.attempt is not None
-    order = OpenOrder(event.what, event.attempt, event.run, event.time)
-    key = state.attempt_key(event.order, event.run)
-    return replace(
-        state,
-        open={**state.open, event.order: order},
-        attempts={**state.attempts, key: event.attempt},
-        due_since={**state.due_since, (event.order, event.attempt): event.due_since},
-    )
+    order = OpenOrder(event.what, event.attempt, event.run, event.due_since)
+    state.open[event.order] = order
+    state.attempts[attempt_key(event.order, event.run)] = event.attempt
+    if event.run is not None and event.what == "train":
+        state.segments.setdefault(event.run, set()).add(event.order)
 
 
-def _started(state: State, event: Started) -> State:
+def _started(state: State, event: Started) -> None:
     assert event.order is not None
     order = state.open.get(event.order)
     if order is None:
-        return state
-    begun = replace(order, started_at=event.time, slot=event.slot)
-    return replace(state, open={**state.open, event.order: begun}, starts=(*state.starts, event))
+        return
+    state.open[event.order] = replace(order, started_at=event.time, slot=event.slot)
+    state.has_started = True
+    if event.run is not None and state.training_since is None:
+        state.training_since = event.time
+    _count_waste(state.slot_use, order, event)
 
 
-def _preflighted(state: State, event: Preflighted) -> State:
-    return replace(state, facts=event.facts)
+def _count_waste(use: SlotUse, order: OpenOrder, event: Started) -> None:
+    """Seconds that the slot was free while this order was due."""
+    slot = event.slot or ""
+    if not slot.startswith(MERGE_SLOT):
+        free_since = use.free_since.get(slot, order.due_since)
+        use.wasted_s += max(0.0, event.time - max(free_since, order.due_since))
 
 
-def _base_ready(state: State, event: BaseReady) -> State:
-    return replace(state, bases={**state.bases, event.checkpoint.name: event.checkpoint})
+def _preflighted(state: State, event: Preflighted) -> None:
+    state.preflight = event.facts
 
 
-def _with_run(state: State, run: str | None, **changes: Any) -> State:
+def _base_ready(state: State, event: BaseReady) -> None:
+    state.bases[event.checkpoint.name] = event.checkpoint
+
+
+def _run(state: State, run: str | None) -> RunState:
+    """To be changed: the run's state, made at its first event."""
     assert run is not None
-    return replace(state, runs={**state.runs, run: replace(state.run(run), **changes)})
+    return state.runs.setdefault(run, RunState())
 
 
-def _evaluated(state: State, event: Evaluated) -> State:
-    curve = {**state.run(event.run or "").curve, event.step: event}
-    return _with_run(state, event.run, curve=curve)
+def _evaluated(state: State, event: Evaluated) -> None:
+    run = _run(state, event.run)
+    run.curve[event.step] = event
+    run.evaluated_to = max(run.evaluated_to, event.step)
 
 
-def _checkpointed(state: State, event: Checkpointed) -> State:
-    owner = event.checkpoint.name.partition("/")[0]
-    return replace(state, runs={**state.runs, owner: add_checkpoint(state.run(owner), event)})
+def _checkpointed(state: State, event: Checkpointed) -> None:
+    add_checkpoint(_run(state, event.checkpoint.name.partition("/")[0]), event)
 
 
-def _trained(state: State, event: Trained) -> State:
-    known = {"trained_to": event.step, "ended_early": event.early, "reached_at": event.time}
-    return _with_run(state, event.run, **known)
+def _trained(state: State, event: Trained) -> None:
+    run = _run(state, event.run)
+    run.trained_to, run.ended_early, run.reached_at = event.step, event.early, event.time
 
 
-def _rejoined(state: State, event: Rejoined) -> State:
-    return replace(state, rejoined={**state.rejoined, event.run or "": event})
+def _rejoined(state: State, event: Rejoined) -> None:
+    state.rejoined[event.run or ""] = event
 
 
-def _interrupted(state: State, event: Interrupted) -> State:
-    return _with_run(state, event.run, interruptions=state.run(event.run or "").interruptions + 1)
+def _interrupted(state: State, event: Interrupted) -> None:
+    _run(state, event.run).interruptions += 1
 
 
-def _measured(state: State, event: Measured) -> State:
-    return replace(state, measured={**state.measured, (event.cohort, event.key): event})
+def _measured(state: State, event: Measured) -> None:
+    state.measured[event.cohort, event.key] = event
 
 
-def _tasted(state: State, event: Tasted) -> State:
+def _tasted(state: State, event: Tasted) -> None:
     key = (event.cohort, event.mix)
-    known = state.tastes.get(key)
-    samples = event.tasting.samples + (known.samples if known else 0)
-    tasting = _tighter(known, event.tasting).model_copy(update={"samples": samples})
-    seconds = state.taste_cost.get(key, 0.0) + event.busy_s
-    return replace(
-        state,
-        tastes={**state.tastes, key: tasting},
-        taste_cost={**state.taste_cost, key: seconds},
-    )
+    earlier = state.tastes.get(key)
+    samples = event.tasting.samples + (earlier.samples if earlier else 0)
+    result = _tighter(earlier, event.tasting)
+    state.tastes[key] = result.model_copy(update={"samples": samples})
+    state.taste_cost[key] = state.taste_cost.get(key, 0.0) + event.busy_s
 
 
-def _tighter(known: TasteResult | None, new: TasteResult) -> TasteResult:
-    """A score says more than a bound; of two bounds the lower one. Hits stay known."""
-    if known is None:
+def _tighter(earlier: TasteResult | None, new: TasteResult) -> TasteResult:
+    """A score is tighter than a bound, a low bound than a high one. Known hits are kept."""
+    if earlier is None:
         return new
     if new.score is not None:
-        return new.model_copy(update={"hits": new.hits or known.hits})
-    return known if known.at_most <= new.at_most or known.score is not None else new
+        return new.model_copy(update={"hits": new.hits or earlier.hits})
+    return earlier if earlier.at_most <= new.at_most or earlier.score is not None else new
 
 
-def _blended(state: State, event: Blended) -> State:
-    name = event.checkpoint.name
-    return replace(
-        state,
-        soups={**state.soups, name: event.checkpoint},
-        blend_seconds={**state.blend_seconds, name: event.busy_s},
-    )
+def _blended(state: State, event: Blended) -> None:
+    state.soups[event.checkpoint.name] = event.checkpoint
+    state.blend_seconds[event.checkpoint.name] = event.busy_s
 
 
-def _scored(state: State, event: Scored) -> State:
-    scores = {**state.scores.get(event.checkpoint, {}), **event.scores}
-    return replace(state, scores={**state.scores, event.checkpoint: scores})
+def _scored(state: State, event: Scored) -> None:
+    state.scores.setdefault(event.checkpoint, {}).update(event.scores)
 
 
-def _compared(state: State, event: Compared) -> State:
-    return replace(state, compared={**state.compared, event.key: event})
+def _compared(state: State, event: Compared) -> None:
+    state.compared[event.key] = event
 
 
-def _analysed(state: State, event: Analysed) -> State:
-    return replace(state, analysed=event.key)
+def _analysed(state: State, event: Analysed) -> None:
+    state.analysed = event.key
 
 
-def _served(state: State, event: Served) -> State:
-    return replace(state, served=event)
+def _served(state: State, event: Served) -> None:
+    state.served = event
 
 
-def _retired(state: State, event: Retired) -> State:
+def _retired(state: State, event: Retired) -> None:
     gone = frozenset(event.checkpoints)
-    owners = {checkpoint.partition("/")[0] for checkpoint in gone}
-    fewer = {run: drop_checkpoints(state.run(run), gone) for run in owners if run in state.runs}
-    soups = {name: place for name, place in state.soups.items() if place.id not in gone}
-    runs = {**state.runs, **fewer}
-    return replace(state, runs=runs, soups=soups, retired=state.retired | gone)
+    for owner in {checkpoint.partition("/")[0] for checkpoint in gone} & set(state.runs):
+        drop_checkpoints(state.runs[owner], gone)
+    state.soups = {name: soup for name, soup in state.soups.items() if soup.id not in gone}
+    state.retired |= gone
 
 
-def _failed(state: State, event: Failed) -> State:
+def _failed(state: State, event: Failed) -> None:
     assert event.order is not None
     if event.checkpoint is not None:
-        runs = drop_corrupt(state.runs, event.checkpoint)
-        # A soup of such bytes is as good as none: whoever needs it has it blended again.
-        soups = {name: soup for name, soup in state.soups.items() if soup.id != event.checkpoint}
-        corrupt = state.corrupt | {event.checkpoint}
-        state = replace(state, runs=runs, soups=soups, corrupt=corrupt)
-    earlier = state.failures.get(event.order, ())
-    return replace(
-        state,
-        unresolved_failures={**state.unresolved_failures, event.order: event},
-        failures={**state.failures, event.order: (*earlier, event)},
-    )
+        drop_corrupt(state.runs, event.checkpoint)
+        # Without the corrupt soup, the next order that needs it is preceded by a new blend.
+        corrupt = event.checkpoint
+        state.soups = {name: soup for name, soup in state.soups.items() if soup.id != corrupt}
+        state.corrupt.add(corrupt)
+    state.unresolved_failures[event.order] = event
+    state.failures[event.order] = (*state.failures.get(event.order, ()), event)
 
 
-def _decided(state: State, order: str) -> State:
-    waiting = {key: value for key, value in state.unresolved_failures.items() if key != order}
-    return replace(state, unresolved_failures=waiting)
-
-
-def _retry_decided(state: State, event: RetryDecided) -> State:
+def _retry_decided(state: State, event: RetryDecided) -> None:
     assert event.order is not None
-    state = _decided(state, event.order)
+    state.unresolved_failures.pop(event.order, None)
     if event.micro_batch is not None:
-        key = state.attempt_key(event.order, event.run)
-        state = replace(state, micro_batch={**state.micro_batch, key: event.micro_batch})
-    return replace(state, backoff={**state.backoff, event.order: event})
+        state.micro_batch[attempt_key(event.order, event.run)] = event.micro_batch
+    state.backoff[event.order] = event
 
 
-def _backoff_over(state: State, event: AnyEvent) -> State:
-    left = {key: value for key, value in state.backoff.items() if key != event.order}
-    return replace(state, backoff=left)
+def _backoff_over(state: State, event: AnyEvent) -> None:
+    state.backoff.pop(event.order or "", None)
 
 
-def _gave_up(state: State, event: GaveUp) -> State:
+def _gave_up(state: State, event: GaveUp) -> None:
     assert event.order is not None
-    state = _decided(state, event.order)
-    state = replace(state, gave_up={**state.gave_up, event.order: event.reason})
-    return _with_run(state, event.run, failed=event.reason) if event.run else state
+    state.unresolved_failures.pop(event.order, None)
+    state.gave_up[event.order] = event.reason
+    if event.run:
+        _run(state, event.run).failed = event.reason
 
 
-def _finish_requested(state: State, event: FinishRequested) -> State:
-    return replace(state, finish_reason=event.reason)
+def _finish_requested(state: State, event: FinishRequested) -> None:
+    state.finish_reason = event.reason
 
 
-def _unchanged(state: State, event: AnyEvent) -> State:
-    return state
+def _unchanged(state: State, event: AnyEvent) -> None:
+    """Closing the order was all."""
 
 
-def _stopped(state: State, event: Stopped) -> State:
-    return replace(state, stopped=event)
+def _stopped(state: State, event: Stopped) -> None:
+    state.stopped = event
 
 
-def _finished(state: State, event: Finished) -> State:
-    return replace(state, finished=event)
+def _finished(state: State, event: Finished) -> None:
+    state.finished = event
 
 
-FOLDS: dict[str, Fold] = {
+REDUCERS: dict[str, Reducer] = {
     "opened": _opened,
     "ordered": _ordered,
     "started": _started,

@@ -1,15 +1,15 @@
-"""The state of an experiment: a pure fold of its ledger.
+"""The state of an experiment: what its ledger says has happened.
 
-    state = fold(events)          one function per kind of event, no clock, no I/O
+    state = fold(events)          one reducer per kind of event, no clock, no I/O
 
 What is true after an event depends on the state before it and the event alone, so a new driver that
-replays the ledger stands exactly where the old one fell.
+replays the ledger has the state of the one that was killed. A state changes only in
+`reducers.apply`; the driver owns the one of a running experiment, all others read it through a
+`Moment`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
 from workers.types import (
     Answer,
@@ -30,7 +30,6 @@ from workers.types import (
     Score,
     Served,
     Soup,
-    Started,
     Stopped,
     TasteResult,
 )
@@ -41,29 +40,35 @@ class OpenOrder:
     """An order that a fleet holds."""
 
     what: str
+    """Kind of the order."""
     attempt: int
     run: str | None
-    ordered_at: float
+    due_since: float
+    """Unix seconds since when it could have run."""
     started_at: float | None = None
     slot: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunState:
-    """What is known of one run, or of the moving average of its weights, which has checkpoints
-    alone. `checkpoints` counts only what the ledger adopted."""
+    """What has happened to one run, or to the moving average of its weights, which has checkpoints
+    alone. `checkpoints` holds only what the ledger adopted."""
 
     checkpoints: tuple[Checkpointed, ...] = ()
     """In order of step."""
+    scored: tuple[Checkpointed, ...] = ()
+    """Those of `checkpoints` that have a selection score."""
     duplicates: tuple[Checkpoint, ...] = ()
-    """Made again by a later attempt, with the same weights: never looked at, to be deleted."""
-    curve: Mapping[int, Evaluated] = field(default_factory=dict)
+    """Written again by a later attempt, with the same weights: never read, to be deleted."""
+    curve: dict[int, Evaluated] = field(default_factory=dict)
     """By step."""
+    evaluated_to: int = 0
+    """Newest step of the curve."""
     trained_to: int = 0
     reached_at: float | None = None
     """When it came to `trained_to`, Unix seconds."""
     ended_early: bool = False
-    """Its patience was over at `trained_to`: it will never go beyond."""
+    """Its patience ended at `trained_to`: it will not train further."""
     failed: str | None = None
     """Why the schedule gave up on it."""
     interruptions: int = 0
@@ -72,98 +77,108 @@ class RunState:
     def last(self) -> Checkpoint | None:
         return self.checkpoints[-1].checkpoint if self.checkpoints else None
 
-    @cached_property
-    def scored(self) -> tuple[Checkpointed, ...]:
-        return tuple(event for event in self.checkpoints if event.score is not None)
-
-    @cached_property
-    def evaluated_to(self) -> int:
-        """Newest step of the curve."""
-        return max(self.curve, default=0)
-
-    @cached_property
-    def known(self) -> dict[Any, Any]:
-        """What pure functions found out about this very value; it goes when the value goes."""
-        return {}
-
 
 EMPTY_RUN = RunState()
-"""Of a run that nothing has happened to."""
+"""A run without events. Only read: reducers make a new one for a run's first event."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class MergeState:
-    """A merge: who takes part, what its recipe asked and was answered, what came out."""
+    """A merge: its candidates, what its recipe asked and was answered, and the soup."""
 
     opened: MergeOpened
     question: Question | None = None
     """Asked and not yet answered."""
     answers: tuple[Answer, ...] = ()
     tasted_mixes: tuple[str, ...] = ()
-    """Keys of the mixes that the answers speak of."""
+    """Keys of the mixes that the answers are about."""
     measurement_keys: tuple[str, ...] = ()
-    """Keys of the measurements that it was answered with."""
+    """Keys of the measurements that answered it."""
     num_measurements: int = 0
-    """How many those were."""
     measured_samples: int = 0
-    """Images forwarded for them, and the seconds spent: what the recipe needs, whoever paid."""
+    """Images forwarded for measurements, whichever merge asked first."""
     measured_s: float = 0.0
+    """Seconds spent on measurements, likewise."""
     soup: Soup | None = None
     mixed_at: float | None = None
     failed: str | None = None
     closed: RoundClosed | None = None
     """How a sync round ended."""
     diversity: Diversity | None = None
-    """Of a sync round's members."""
+    """How far apart the members of a sync round were."""
 
 
-@dataclass(frozen=True)
+@dataclass
+class SlotUse:
+    """Slot-seconds so far, without the merge actor's."""
+
+    busy_s: float = 0.0
+    """At work on orders."""
+    wasted_s: float = 0.0
+    """Free while the order that came next was already due."""
+    free_since: dict[str, float] = field(default_factory=dict)
+    """By slot: end of its last order, Unix seconds."""
+    intervals: list[tuple[str, str, float, float]] = field(default_factory=list)
+    """(slot, order, begin, end) of every order that ran to an end, Unix seconds."""
+
+
+@dataclass
 class State:
     last_seq: int = -1
     began_at: float | None = None
     """When the first driver opened the experiment, Unix seconds."""
     opened_at: float | None = None
-    """When the present one did."""
+    """When the present driver did."""
     last_at: float | None = None
     """The latest time of any event."""
     slots: int = 1
-    facts: PreflightResult | None = None
-    bases: Mapping[str, Checkpoint] = field(default_factory=dict)
-    runs: Mapping[str, RunState] = field(default_factory=dict)
-    open: Mapping[str, OpenOrder] = field(default_factory=dict)
-    attempts: Mapping[str, int] = field(default_factory=dict)
-    """By run for train orders, else by order: the attempt whose word counts."""
-    unresolved_failures: Mapping[str, Failed] = field(default_factory=dict)
-    failures: Mapping[str, tuple[Failed, ...]] = field(default_factory=dict)
-    backoff: Mapping[str, RetryDecided] = field(default_factory=dict)
-    micro_batch: Mapping[str, int] = field(default_factory=dict)
-    """By run: what was too much for one segment of a run would be for the next."""
-    gave_up: Mapping[str, str] = field(default_factory=dict)
-    merges: Mapping[str, MergeState] = field(default_factory=dict)
-    rejoined: Mapping[str, Rejoined] = field(default_factory=dict)
+    preflight: PreflightResult | None = None
+    bases: dict[str, Checkpoint] = field(default_factory=dict)
+    runs: dict[str, RunState] = field(default_factory=dict)
+    open: dict[str, OpenOrder] = field(default_factory=dict)
+    """Orders that a fleet holds."""
+    attempts: dict[str, int] = field(default_factory=dict)
+    """By run for train orders, else by order: the attempt whose events count."""
+    unresolved_failures: dict[str, Failed] = field(default_factory=dict)
+    """By order: failed, and nothing is decided yet."""
+    failures: dict[str, tuple[Failed, ...]] = field(default_factory=dict)
+    """By order, all of them."""
+    backoff: dict[str, RetryDecided] = field(default_factory=dict)
+    micro_batch: dict[str, int] = field(default_factory=dict)
+    """By run: a size that fits in memory, for all its further segments."""
+    gave_up: dict[str, str] = field(default_factory=dict)
+    """Order -> reason."""
+    merges: dict[str, MergeState] = field(default_factory=dict)
+    unmixed: dict[str, MergeState] = field(default_factory=dict)
+    """The merges that have no soup yet."""
+    finals: dict[str, MergeState] = field(default_factory=dict)
+    """The final merges, those of before an extension included."""
+    rejoined: dict[str, Rejoined] = field(default_factory=dict)
     """By run: the last time it came too late for a sync round."""
-    tastes: Mapping[tuple[str, str], TasteResult] = field(default_factory=dict)
+    tastes: dict[tuple[str, str], TasteResult] = field(default_factory=dict)
     """By (cohort, mix key)."""
-    taste_cost: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """Seconds spent, likewise."""
-    measured: Mapping[tuple[str, str], Measured] = field(default_factory=dict)
+    taste_cost: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Seconds spent, by (cohort, mix key)."""
+    measured: dict[tuple[str, str], Measured] = field(default_factory=dict)
     """By (cohort, key of the question), until a merge that asked for it is mixed."""
-    soups: Mapping[str, Checkpoint] = field(default_factory=dict)
-    blend_seconds: Mapping[str, float] = field(default_factory=dict)
-    scores: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
-    """Name of a checkpoint, or of a mix on a recipe's way -> split -> score."""
-    compared: Mapping[str, Compared] = field(default_factory=dict)
+    soups: dict[str, Checkpoint] = field(default_factory=dict)
+    blend_seconds: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, dict[str, Score]] = field(default_factory=dict)
+    """Name of a checkpoint, or of a mix on a recipe's path -> split -> score."""
+    compared: dict[str, Compared] = field(default_factory=dict)
     analysed: str | None = None
-    """Key of what `analysis.json` is about; None while there is none."""
+    """Key of what `analysis.json` is about. None: there is none."""
     served: Served | None = None
-    retired: frozenset[str] = frozenset()
-    corrupt: frozenset[str] = frozenset()
+    retired: set[str] = field(default_factory=set)
+    corrupt: set[str] = field(default_factory=set)
     """Ids of checkpoints whose bytes are not what was written."""
-    starts: tuple[Started, ...] = ()
-    due_since: Mapping[tuple[str, int], float] = field(default_factory=dict)
-    """(order, attempt) -> Unix seconds since when it could have run."""
-    busy: tuple[tuple[str, float, float], ...] = ()
-    """(slot, begin, end) of every order that ran to an end, Unix seconds."""
+    segments: dict[str, set[str]] = field(default_factory=dict)
+    """By run: the train orders it was given."""
+    has_started: bool = False
+    """Whether any order ever started."""
+    training_since: float | None = None
+    """When the first run started under the present driver, Unix seconds."""
+    slot_use: SlotUse = field(default_factory=SlotUse)
     finish_reason: str | None = None
     stopped: Stopped | None = None
     finished: Finished | None = None
@@ -172,7 +187,7 @@ class State:
         return self.runs.get(run_id, EMPTY_RUN)
 
     def is_blocked(self, order: str) -> bool:
-        """In flight, to be decided, waiting for its backoff, or given up: not to be ordered."""
+        """In flight, failed and undecided, waiting for its backoff, or given up."""
         return (
             order in self.open
             or order in self.backoff
@@ -180,5 +195,32 @@ class State:
             or order in self.gave_up
         )
 
-    def attempt_key(self, order: str, run: str | None) -> str:
-        return run or order
+    # Checkpoints by name; retention keeps whatever an open merge names.
+
+    def checkpoint_event(self, name: str) -> Checkpointed:
+        """The event that added a run's checkpoint. Raises KeyError for one that is not known."""
+        for event in self.run(name.partition("/")[0]).checkpoints:
+            if event.checkpoint.name == name:
+                return event
+        raise KeyError(f"no checkpoint {name} in the ledger")
+
+    def is_known_checkpoint(self, name: str) -> bool:
+        """Whether the ledger knows a usable checkpoint of that run and step."""
+        events = self.run(name.partition("/")[0]).checkpoints
+        return any(event.checkpoint.name == name for event in events)
+
+    def checkpoint_named(self, name: str) -> Checkpoint:
+        """The checkpoint of a run, a base or a soup, with the attempt that wrote it."""
+        if name in self.bases:
+            return self.bases[name]
+        if name in self.soups:
+            return self.soups[name]
+        return self.checkpoint_event(name).checkpoint
+
+    def checkpoints_named(self, names: Iterable[str]) -> tuple[Checkpoint, ...]:
+        return tuple(self.checkpoint_named(name) for name in names)
+
+
+def attempt_key(order: str, run: str | None) -> str:
+    """Attempts are counted per run for training, else per order."""
+    return run or order

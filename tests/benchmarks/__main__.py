@@ -1,9 +1,9 @@
-"""All benchmarks, one table of ratios: each against its own yardstick, measured in the same run.
+"""All benchmarks in one table of ratios, each against a reference measured in the same run.
 
     python -m tests.benchmarks [NAME ...] [--quick]
 
-Every benchmark has a process of its own. Run them on a machine that does nothing else; `--quick`
-takes small sizes, and shows that they run rather than what they say.
+Every benchmark has a process of its own. Run them on an idle machine. `--quick` takes small sizes
+and only checks that they run.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a figure of a benchmark, and what it should be."""
+    """A row of the table: a figure of a benchmark and its aim."""
 
     module: str
     what: str
@@ -39,7 +39,7 @@ ROWS = (
     Row(
         "checkpoint_stall",
         "stall of training per checkpoint",
-        "the same written synchronously",
+        "the same checkpoint, written synchronously",
         "at most 0.05",
         "ratio",
         lambda ratio: ratio <= 0.05,
@@ -217,7 +217,7 @@ ROWS = (
 def measured(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The figures of one benchmark, in this process."""
     benchmark = importlib.import_module(f"tests.benchmarks.{module}")
-    # A model is named by the benchmark's own constant: this file knows no torch.
+    # A model is a constant of the benchmark, because this file does not import torch.
     arguments = {
         key: getattr(benchmark, value) if key == "model" and value.isupper() else value
         for key, value in arguments.items()
@@ -226,8 +226,8 @@ def measured(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def apart(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Likewise, in a fresh process: threads and memory of one are no business of the next."""
+def in_new_process(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The figures of one benchmark, in a new process: threads and memory do not affect the next."""
     code = (
         "import json, sys; from tests.benchmarks.__main__ import measured; "
         "print(json.dumps(measured(sys.argv[1], json.loads(sys.argv[2])), default=str))"
@@ -239,36 +239,39 @@ def apart(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(rows: list[Row], quick: bool, console: Console) -> Table:
-    found = Table("what", "against", "aim", "found", "", title="Speed, as ratios in one run")
-    known: dict[str, dict[str, Any]] = {}
+    """The table of these rows; a benchmark with several rows runs once."""
+    table = Table("what", "against", "aim", "measured", "", title="Speed, as ratios in one run")
+    figures: dict[str, dict[str, Any]] = {}
     for row in rows:
         arguments = {**row.arguments, **(row.quick if quick else {})}
         key = f"{row.module} {arguments}"
-        if key not in known:
+        if key not in figures:
             with console.status(f"{row.module} {arguments or ''}"):
-                known[key] = apart(row.module, arguments)
-        value = float(known[key][row.figure])
+                figures[key] = in_new_process(row.module, arguments)
+        value = float(figures[key][row.figure])
         verdict = "" if quick else "met" if row.is_met(value) else "missed"
-        found.add_row(row.what, row.against, row.aim, f"{value:.3g}", verdict)
-    return found
+        table.add_row(row.what, row.against, row.aim, f"{value:.3g}", verdict)
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("names", nargs="*", help="modules of tests.benchmarks; all when absent")
+    parser.add_argument("names", nargs="*", help="modules of tests.benchmarks; default: all")
     parser.add_argument("--quick", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     rows = [
         row
         for row in ROWS
         if importlib.util.find_spec(f"tests.benchmarks.{row.module}")
-        and (not asked.names or row.module in asked.names)
+        and (not arguments.names or row.module in arguments.names)
     ]
     console = Console()
     load = os.getloadavg()[0]
     if load > 1:
-        console.print(f"this machine is busy (load {load:.1f}); figures by the wall clock suffer")
-    console.print(table(rows, asked.quick, console))
+        console.print(
+            f"this machine is busy (load {load:.1f}); wall-clock figures are not reliable"
+        )
+    console.print(table(rows, arguments.quick, console))
 
 
 if __name__ == "__main__":

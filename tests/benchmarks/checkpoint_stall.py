@@ -1,8 +1,8 @@
-"""How long a checkpoint keeps training waiting, against writing the same one synchronously.
+"""Stall of training per checkpoint, against writing the same checkpoint synchronously.
 
     python -m tests.benchmarks.checkpoint_stall [--mib 264] [--device cuda] [--folder DIR]
 
-Beside the stall, the slowdown says what the writer thread costs the steps between checkpoints.
+The slowdown is the cost of the writer thread for the steps between checkpoints.
 """
 
 import argparse
@@ -26,7 +26,7 @@ STEPS_BETWEEN = 1.5
 def measure(mib: int = 264, device: str = "cpu", folder: str | None = None) -> dict[str, float]:
     """Median seconds of one synchronous write and one stall, their ratio, and the slowdown.
 
-    The state is weights and two moments of equal size, as AdamW keeps them.
+    The state has weights and two moments of equal size, as with AdamW.
     """
     torch.set_num_threads(1)
     weights, state = _training_state(mib, device)
@@ -39,7 +39,7 @@ def measure(mib: int = 264, device: str = "cpu", folder: str | None = None) -> d
             for i in range(NUM_CHECKPOINTS)
         ]
         between_s = STEPS_BETWEEN * statistics.median(written)
-        alone = _steps(between_s, device)
+        undisturbed = _steps(between_s, device)
         stalls, rates = [], []
         with CheckpointWriter(store) as writer:
             for i in range(NUM_CHECKPOINTS + 1):
@@ -55,7 +55,7 @@ def measure(mib: int = 264, device: str = "cpu", folder: str | None = None) -> d
         "first_stall_s": stalls[0],
         "stall_s": stall_s,
         "ratio": stall_s / sync_s,
-        "slowdown_between": alone / statistics.median(rates[1:]),
+        "slowdown_between": undisturbed / statistics.median(rates[1:]),
     }
 
 
@@ -78,7 +78,7 @@ def _seconds(action: object) -> float:
 
 
 def _steps(seconds: float, device: str) -> float:
-    """Steps per second of something like training for that long."""
+    """Steps per second of a loop similar to training, measured for that long."""
     x = torch.randn(256, 256, device=device)
     began, steps = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:

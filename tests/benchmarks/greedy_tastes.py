@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.greedy_tastes [--count 16]
 
-Both see the same decoded images in the same batches with one thread; the textbook forwards all of
-them for every candidate. The members must be the same. With BatchNorm, recomputing statistics
-costs every taste a pass that nothing can shorten, so its gain in time is smaller.
+Both use the same decoded images in the same batches with one thread. The textbook forwards all of
+them for every candidate. The members must be equal. With BatchNorm every taste also needs a full
+pass to recompute statistics, so less time is saved.
 """
 
 import argparse
@@ -36,12 +36,12 @@ NUM_VAL = 1024
 
 
 def measure(model: ModelConfig, count: int = 16) -> dict[str, object]:
-    """Seconds and images of both, their ratios, and whether the members agree."""
+    """Seconds and images of both, their ratios, and whether the members are equal."""
     with tempfile.TemporaryDirectory() as root:
         pool = make_pool(Path(root), model, count, DATA, NUM_VAL)
-        _tasted(pool, Mix.mean(pool.names[:2]), None)  # warm: pixels decoded, files hashed
-        members, textbook = _cook(pool, stops_early=False)
-        same, ours = _cook(pool, stops_early=True)
+        _tasted(pool, Mix.mean(pool.names[:2]), None)  # warm up: pixels are decoded, files hashed
+        members, textbook = _greedy(pool, stops_early=False)
+        same, ours = _greedy(pool, stops_early=True)
     return {
         "model": model.name,
         "members": len(members),
@@ -54,8 +54,8 @@ def measure(model: ModelConfig, count: int = 16) -> dict[str, object]:
     }
 
 
-def _cook(pool: Pool, stops_early: bool) -> tuple[tuple[str, ...], tuple[int, float]]:
-    """Members, and (images forwarded, seconds)."""
+def _greedy(pool: Pool, stops_early: bool) -> tuple[tuple[str, ...], tuple[int, float]]:
+    """Members, and images forwarded with seconds."""
     ingredients = tuple(
         Ingredient(name=name, run=name.split("/")[0], score=score)
         for name, score in zip(pool.names, pool.scores, strict=True)
@@ -67,9 +67,9 @@ def _cook(pool: Pool, stops_early: bool) -> tuple[tuple[str, ...], tuple[int, fl
         if isinstance(outcome, Soup):
             return outcome.mix.names, (samples, time.perf_counter() - began)
         assert isinstance(outcome, FirstAtLeast)
-        found = _first(pool, outcome, stops_early)
-        samples += sum(each.samples for each in found.tried)
-        answers.append(found)
+        answer = _first(pool, outcome, stops_early)
+        samples += sum(result.samples for result in answer.tried)
+        answers.append(answer)
 
 
 def _first(pool: Pool, question: FirstAtLeast, stops_early: bool) -> FirstResult:
@@ -87,7 +87,7 @@ def _tasted(pool: Pool, mix: Mix, at_least: float | None) -> TasteResult:
         cohort=pool.cohort,
         mix=mix,
         ingredients=pool.members,
-        hard_images_first=tuple(each.id for each in pool.members),
+        hard_images_first=tuple(member.id for member in pool.members),
         at_least=at_least,
     )
     (event,) = taste(order, 0, pool.worker)

@@ -2,14 +2,14 @@
 
     python -m tests.benchmarks.images_per_core [--images 512] [--photo 375] [--native]
 
-The same images and augmentation (random resized crop to 224 px, flip, normalised) in all three, no
-loader processes, one thread, in turns; then once more by two processes at a time, as two runs of a
-node. Seconds are those of CPU, so that neighbours do not count.
+All three use the same images and augmentation (random resized crop to 224 px, flip, normalised),
+no loader processes and one thread, in turns. Then two processes do the same at a time, as two runs
+of a node. Seconds are CPU seconds, which other processes do not affect.
 
-The images are birds of CUB from $SOUPFLEET_DATA/cub100_128, 128 px small: enlarged once to a
-photo's size (shorter side 375 px, JPEG quality 90), or as they are with --native. An enlarged
-image is smooth, so a real photo takes longer to decode: the ratios are rather too small. Without
-that folder, clouds of noise stand in.
+The images are birds of CUB from $SOUPFLEET_DATA/cub100_128, 128 px wide. They are enlarged once to
+the size of a photo (shorter side 375 px, JPEG quality 90), or kept with --native. An enlarged image
+is smooth and decodes faster than a real photo, so the ratios are rather too small. Without that
+folder, images of noise replace them.
 """
 
 import argparse
@@ -62,32 +62,32 @@ Epoch = Callable[[], int]
 
 
 def measure(images: int = 512, photo: int = 375, native: bool = False) -> dict[str, Any]:
-    """Images per CPU second of each loader for 1 and 2 runs at a time, their ratios, and seconds
-    that the cache took to build, also in epochs of ImageFolder."""
+    """Images per CPU second of every loader for one and two runs at a time, their ratios, and the
+    seconds to build the cache, also in epochs of ImageFolder."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:
         os.environ["SOUPFLEET_CACHE"] = f"{root}/cache"
         source = _write_images(Path(root) / "images", images, None if native else photo)
         spec = DataConfig(root=root, train="images", cache="disk", val_fraction=0.01)
-        found, _, _ = scan(spec.model_copy(update={"test_fraction": 0.01}), seed=0)
-        build = _seconds(lambda: len(train_pixels(found, CONFIG)))
-        loaders = _loaders(found, f"{root}/images")
-        alone, together = _rates(loaders), _in_two_processes(loaders)
+        scanned, _, _ = scan(spec.model_copy(update={"test_fraction": 0.01}), seed=0)
+        build = _seconds(lambda: len(train_pixels(scanned, CONFIG)))
+        loaders = _loaders(scanned, f"{root}/images")
+        single, together = _rates(loaders), _in_two_processes(loaders)
     figures: dict[str, Any] = {"source": source, "build_s": build}
     for name in loaders:
-        figures[name] = alone[name]
+        figures[name] = single[name]
         figures[f"{name}_two_runs"] = together[name]
     for yardstick in ("imagefolder", "timm"):
-        figures[f"over_{yardstick}"] = alone["ours"] / alone[yardstick]
+        figures[f"over_{yardstick}"] = single["ours"] / single[yardstick]
         figures[f"over_{yardstick}_two_runs"] = together["ours"] / together[yardstick]
-    figures["build_epochs"] = build * alone["imagefolder"] / found.count("train")
+    figures["build_epochs"] = build * single["imagefolder"] / scanned.count("train")
     return figures
 
 
 def _write_images(folder: Path, num: int, photo: int | None) -> str:
-    """Class folders of JPEGs; says what they are."""
+    """Write class folders of JPEGs; returns their description."""
     data = os.environ.get("SOUPFLEET_DATA")
-    pictures = _birds(Path(data) / "cub100_128") if data else _clouds()
+    pictures = _birds(Path(data) / "cub100_128") if data else _noise()
     for i in range(num):
         name, picture = next(pictures)
         if photo is not None:
@@ -96,13 +96,13 @@ def _write_images(folder: Path, num: int, photo: int | None) -> str:
             picture = picture.resize(size, Image.Resampling.BICUBIC)
         (folder / name).mkdir(parents=True, exist_ok=True)
         picture.save(folder / name / f"{i:05d}.jpg", quality=90)
-    kind = "birds of CUB" if data else "clouds of noise"
+    kind = "birds of CUB" if data else "images of noise"
     size_text = f"enlarged to {photo} px" if photo else "at their own 128 px"
     return f"{num} {kind}, {size_text}"
 
 
 def _birds(folder: Path) -> Iterator[tuple[str, Image.Image]]:
-    """Every bird, and then again from the first."""
+    """All birds, over and over."""
     while True:
         for shard in sorted(folder.glob("train-*.tar")):
             with tarfile.open(shard) as tar:
@@ -112,7 +112,7 @@ def _birds(folder: Path) -> Iterator[tuple[str, Image.Image]]:
                         yield member.name.partition("/")[0], picture
 
 
-def _clouds() -> Iterator[tuple[str, Image.Image]]:
+def _noise() -> Iterator[tuple[str, Image.Image]]:
     noise = np.random.default_rng(0)
     while True:
         for name in ("a", "b"):
@@ -123,7 +123,7 @@ def _clouds() -> Iterator[tuple[str, Image.Image]]:
 
 
 def _loaders(found: Images, folder: str) -> dict[str, Epoch]:
-    """One epoch of each, which returns how many images it gave."""
+    """An epoch of every loader; returns its number of images."""
     return {
         "ours": lambda: _ours(found),
         "imagefolder": _count(_imagefolder(folder)),
@@ -185,11 +185,11 @@ def _rates(loaders: dict[str, Epoch], start: Callable[[], object] = lambda: None
             start()
             began = time.process_time()
             rates[name].append(epoch() / (time.process_time() - began))
-    return {name: statistics.median(found[1:]) for name, found in rates.items()}
+    return {name: statistics.median(values[1:]) for name, values in rates.items()}
 
 
 def _in_two_processes(loaders: dict[str, Epoch]) -> dict[str, float]:
-    """Mean of what each of two has while the other does the same."""
+    """Mean rates of two processes that run at the same time."""
     fork = multiprocessing.get_context("fork")
     barrier, results = fork.Barrier(2), fork.SimpleQueue()
 
@@ -199,10 +199,10 @@ def _in_two_processes(loaders: dict[str, Epoch]) -> dict[str, float]:
     processes = [fork.Process(target=work, args=(barrier,)) for _ in range(2)]
     for process in processes:
         process.start()
-    found = [results.get() for _ in processes]
+    all_rates = [results.get() for _ in processes]
     for process in processes:
         process.join()
-    return {name: statistics.mean(rates[name] for rates in found) for name in loaders}
+    return {name: statistics.mean(rates[name] for rates in all_rates) for name in loaders}
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -217,16 +217,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--photo", type=int, default=375)
     parser.add_argument("--native", action="store_true")
-    found = measure(**vars(parser.parse_args()))
-    print(found["source"])
+    figures = measure(**vars(parser.parse_args()))
+    print(figures["source"])
     for name in ("ours", "imagefolder", "timm"):
-        print(f"{name:12} {found[name]:6.0f} images per core second, ", end="")
-        print(f"{found[f'{name}_two_runs']:6.0f} beside a second run")
+        print(f"{name:12} {figures[name]:6.0f} images per core second, ", end="")
+        print(f"{figures[f'{name}_two_runs']:6.0f} beside a second run")
     for yardstick in ("imagefolder", "timm"):
-        print(f"ours over {yardstick}: {found[f'over_{yardstick}']:.2f}x, ", end="")
-        print(f"{found[f'over_{yardstick}_two_runs']:.2f}x beside a second run")
-    print(f"the cache took {found['build_s']:.1f} core seconds to build, ", end="")
-    print(f"as long as {found['build_epochs']:.2f} epochs of ImageFolder")
+        print(f"ours over {yardstick}: {figures[f'over_{yardstick}']:.2f}x, ", end="")
+        print(f"{figures[f'over_{yardstick}_two_runs']:.2f}x beside a second run")
+    print(f"the cache took {figures['build_s']:.1f} core seconds to build, ", end="")
+    print(f"as long as {figures['build_epochs']:.2f} epochs of ImageFolder")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.learned_memory [--model vit_base_patch16_224] [--count 8]
 
-The plain pass is the yardstick because nothing can be smaller: the weights, their gradients and
-the activations of a batch, two models and the batch. `question` is a process that answers a
-Gradient question over all members; `learned` and `mehl` are the whole verb `soup`, from files to
-served soup and report. Each has a process of its own, and counts the peak of anonymous memory
-above what its imports took. Images are tiny and few: memory is about models here.
+The plain pass is the lower bound: weights, their gradients and the activations of a batch, so two
+models and a batch. `question` answers a gradient question over all members. `learned` and `mehl`
+are the whole verb `soup`, from files to served soup and report. Each has a process of its own, and
+counts the peak of anonymous memory above that of its imports. Images are few and tiny, so that
+models dominate.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import sklearn.manifold
 import torch
 from torch import Tensor
 
-from orchestrator.commands.soup import SoupRequest, soup
+from orchestrator.commands.soup import SoupRequest, make_soups
 from tests.benchmarks.memory import PeakAnonymous
 from tests.image_folders import write_classes
 from workers.config.data import DataConfig
@@ -50,7 +50,7 @@ from workers.types import (
 )
 
 LIBRARIES = (plotly.offline, scipy.optimize, sklearn.manifold)
-"""Imported late by whoever analyses and reports; their code is not what is measured."""
+"""Imported late by analysis and report; imported here so that their code is not measured."""
 
 CLASSES = {"cat": 32, "dog": 32}
 SIZE = 32
@@ -59,7 +59,7 @@ SIZE = 32
 
 @dataclass(frozen=True)
 class Scene:
-    """What every process finds on disk: images, and `count` near twins of one random network."""
+    """Files on disk for every process: images, and `count` checkpoints near one random network."""
 
     root: str
     model: str
@@ -83,28 +83,28 @@ class Scene:
 def measure(
     model: str = "vit_base_patch16_224", count: int = 8, batch: int = 16, folder: str | None = None
 ) -> dict[str, float]:
-    """Peaks in models, and as ratios to the plain pass."""
+    """Peak memory in models, and as ratios to the plain pass."""
     with tempfile.TemporaryDirectory(dir=folder) as root:
         scene = Scene(root, model, count, batch)
-        size = _apart(_prepare, scene)
+        size = _in_new_process(_prepare, scene)
         peaks = {
-            "plain": _apart(_plain, scene),
-            "question": _apart(_question, scene),
-            "learned": _apart(_learned, scene),
-            "mehl": _apart(_mehl, scene),
+            "plain": _in_new_process(_plain, scene),
+            "question": _in_new_process(_question, scene),
+            "learned": _in_new_process(_learned, scene),
+            "mehl": _in_new_process(_mehl, scene),
         }
     models = {f"{name}_models": peak / size for name, peak in peaks.items()}
     ratios = {f"{name}_ratio": peak / peaks["plain"] for name, peak in peaks.items()}
     return {"count": count, "mib": size / 2**20, **models, **ratios}
 
 
-def _apart(part: Callable[[Scene], int], scene: Scene) -> int:
+def _in_new_process(part: Callable[[Scene], int], scene: Scene) -> int:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(part, scene).result()
 
 
 def _prepare(scene: Scene) -> int:
-    """Writes images and members; returns the bytes of a member."""
+    """Write images and members; returns the bytes of a member."""
     for seed, split in enumerate(("val", "test")):
         write_classes(Path(scene.root, "images", split), CLASSES, seed, (SIZE, SIZE))
     scan(scene.data, seed=0)[0].save(scene.store)
@@ -125,7 +125,7 @@ def _nearby(tensor: Tensor) -> Tensor:
 
 
 def _plain(scene: Scene) -> int:
-    """What any training step holds before its optimizer."""
+    """Peak of a training step without its optimizer."""
     torch.set_num_threads(1)
     images = Images.load(scene.store, scene.data)
     with PeakAnonymous() as peak:
@@ -139,7 +139,7 @@ def _plain(scene: Scene) -> int:
 
 
 def _question(scene: Scene) -> int:
-    """One answer, from a worker that has done nothing before."""
+    """Peak of one answer of a new worker."""
     setting = WorkerConfig(
         uri=scene.store.uri,
         seed=0,
@@ -151,7 +151,7 @@ def _question(scene: Scene) -> int:
     members = _members(scene)
     torch.set_num_threads(1)
     worker = WorkerContext(setting)
-    mix = Mix.mean([each.name for each in members])
+    mix = Mix.mean([member.name for member in members])
     question = MixGradient(mix=mix, components=("",), epoch=0, batch=0, batch_size=scene.batch)
     cohort = Cohort(
         id="c", model=ModelConfig(name=scene.model), base="base/none", batchnorm="average"
@@ -164,7 +164,7 @@ def _question(scene: Scene) -> int:
 
 def _members(scene: Scene) -> tuple[Checkpoint, ...]:
     manifests = [read_manifest(scene.store, id_) for id_ in scene.ids]
-    return tuple(each.checkpoint for each in manifests if each is not None)
+    return tuple(manifest.checkpoint for manifest in manifests if manifest is not None)
 
 
 def _learned(scene: Scene) -> int:
@@ -177,7 +177,7 @@ def _mehl(scene: Scene) -> int:
 
 def _soup(scene: Scene, recipe: str) -> int:
     files = [f"{scene.root}/store/{checkpoint_dir(id_)}/{WEIGHTS}" for id_ in scene.ids]
-    wish = SoupRequest(
+    request = SoupRequest(
         checkpoints=tuple(files),
         model=scene.model,
         data=f"{scene.root}/images",
@@ -187,7 +187,7 @@ def _soup(scene: Scene, recipe: str) -> int:
         image_size=SIZE,
     )
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), PeakAnonymous() as peak:
-        soup(wish, plain=True)
+        make_soups(request, plain=True)
     return peak.grown
 
 

@@ -1,13 +1,13 @@
-"""Peak anonymous memory of this process: what the kernel cannot simply read again from a file."""
+"""Peak of anonymous memory of this process: memory that is not backed by a file."""
 
 import os
 import threading
 
 
 class PeakAnonymous:
-    """Samples anonymous memory while it is entered; `grown` is the peak above the start, bytes.
+    """Context manager that samples anonymous memory; `grown` is the peak above the start in bytes.
 
-    Mapped checkpoints and images are not among it.
+    Mapped checkpoints and images are not included.
     """
 
     def __enter__(self) -> "PeakAnonymous":

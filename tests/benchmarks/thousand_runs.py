@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.thousand_runs [--runs 1000] [--slots 16] [--s3] [--rules]
 
-Only the slots pretend: each call gives at most one event per slot, as a busy fleet would, and the
-merge actor's recipes run in this process, too. Events per second are those of the ledger, by the
-wall clock and by this process's own CPU time (on a busy machine the fairer figure); memory is that
-of this process when a tenth, half and all of the training is done.
+Only the slots are simulated: a call returns at most one event per slot, as with a busy fleet, and
+recipes of the merge actor run in this process. Events per second are those of the ledger, by the
+wall clock and by CPU time of this process, which is fairer on a busy machine. Memory is that of
+this process when a tenth, half and all of the training is done.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from orchestrator.driver.driver import Driver
 from orchestrator.driver.lease import Lease
 from orchestrator.driver.ledger import Ledger
 from orchestrator.experiment.resolved import ExpandedExperiment
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.simulator.experiment import program
 from tests.simulator.simulator import SimulatedFleet
@@ -37,7 +38,7 @@ MARKS = (0.1, 0.5, 1.0)
 
 
 class TimedLedger(Ledger):
-    """Knows how long appends took."""
+    """Measures the time of appends."""
 
     seconds = 0.0
     groups = 0
@@ -52,7 +53,7 @@ class TimedLedger(Ledger):
 
 
 class ForgetfulFleet(SimulatedFleet):
-    """Its memory is not the driver's: what tests would ask of it is dropped."""
+    """Drops its records for tests, which would count as memory of the driver."""
 
     def events(self, timeout_s: float) -> list[AnyEvent]:
         self.submitted.clear()
@@ -61,7 +62,7 @@ class ForgetfulFleet(SimulatedFleet):
 
 
 class Gauge:
-    """Memory and pace at the marks of the training."""
+    """Memory and time when given shares of the training are done."""
 
     def __init__(self, world: World, epochs: int) -> None:
         self.marks: dict[float, tuple[float, float]] = {}
@@ -71,7 +72,7 @@ class Gauge:
         self._trained = 0
         self._began = time.perf_counter()
 
-    def watch(self, state: State, events: list[AnyEvent], *_: Any) -> None:
+    def watch(self, moment: Moment, events: list[AnyEvent], *_: Any) -> None:
         self._trained += sum(event.kind == "checkpoint" for event in events)
         for mark in MARKS:
             if mark not in self.marks and self._trained >= mark * self._total:
@@ -87,7 +88,7 @@ def measure(
     uri: str | None = None,
     sections: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Events per second, what they cost, and memory on the way."""
+    """Events per second, their costs, and memory during training."""
     with tempfile.TemporaryDirectory(dir=folder) as root:
         store = Store(uri or f"{root}/store")
         plan = program(runs, epochs, **(sections or {}))
@@ -126,12 +127,12 @@ def rule_costs(runs: int = 1000, slots: int = 16) -> dict[str, float]:
     costs = {
         f"{rule.__module__.rpartition('.')[2]}.{rule.__name__}": _ms(
             state,
-            lambda anew, rule=rule: tuple(rule(program_, anew)),  # type: ignore[misc]
+            lambda anew, rule=rule: tuple(rule(Moment(program_, anew))),  # type: ignore[misc]
         )
         for rule in schedule.RULES
     }
-    costs["due"] = _ms(state, lambda anew: schedule.due(program_, anew))
-    costs["decisions"] = _ms(state, lambda anew: schedule.decisions(program_, anew, 0.0))
+    costs["due"] = _ms(state, lambda anew: schedule.due(Moment(program_, anew)))
+    costs["decisions"] = _ms(state, lambda anew: schedule.decisions(Moment(program_, anew), 0.0))
     return costs
 
 
@@ -163,8 +164,8 @@ def _ms(state: State, ask: Callable[[State], object], times: int = 5) -> float:
     """Mean over states that are equal but not the same, so that nothing is remembered."""
     anew = [replace(state, runs=dict(state.runs), open=dict(state.open)) for _ in range(times)]
     began = time.perf_counter()
-    for each in anew:
-        ask(each)
+    for copy in anew:
+        ask(copy)
     return (time.perf_counter() - began) / times * 1e3
 
 

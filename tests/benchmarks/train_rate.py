@@ -3,13 +3,13 @@
     python -m tests.benchmarks.train_rate [--model resnet18] [--size 96] [--batch 32] [--steps 12]
                                           [--device cuda] [--amp bfloat16] [--loaders 8]
 
-Same model, images, batch, augmentation, precision, threads and loader processes, in turns in one
-process. Ours has beside it what a fleet needs: seeds per sample and step, books, log, heartbeat.
-But it reads decoded images, where timm's loader decodes files: the plain loop fed with our batches
-shows what is left of the ratio without that.
+Both use the same model, images, batch, augmentation, precision, threads and loader processes, in
+turns in one process. Ours also has what a fleet needs: seeds per sample and step, records, log and
+heartbeat. But it reads decoded images, while timm's loader decodes files. The plain loop fed with
+our batches shows the ratio without that difference.
 
-And the loss curve of both over a few epochs from the same weights: same order of images, no chance
-in augmentation, so that they differ by rounding alone.
+The loss curves of both over a few epochs start from the same weights, with the same order of images
+and no random augmentation, so they differ by rounding only.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from workers.types import Checkpoint, RunSpec, TrainOrder, WorkerConfig
 NUM_CLASSES = 4
 ROUNDS = 5
 BORDER = 32
-"""Pixels that images are larger than what is cropped from them."""
+"""Pixels by which images are larger than their crops."""
 
 
 def measure(
@@ -59,7 +59,7 @@ def measure(
     loaders: int = 0,
     threads: int = 1,
 ) -> dict[str, float]:
-    """Median images/s of both, and of the plain loop fed by us; ours over theirs."""
+    """Median images/s of ours, the plain loop, and the plain loop fed with our batches; ratios."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as root:
         _write_images(Path(root), batch * steps, size)
@@ -73,15 +73,15 @@ def measure(
             return _timm_loader(worker, model, spec, folder, place)
 
         def fed(model: torch.nn.Module) -> Iterable[TrainBatch]:
-            intake = TrainBatches(model, run, worker)
-            return (intake.to_device(batch, 0) for batch in intake.batches(intake.plan(0), 0))
+            ours = TrainBatches(model, run, worker)
+            return (ours.to_device(batch, 0) for batch in ours.batches(ours.plan(0), 0))
 
         rates: dict[str, list[float]] = {"ours": [], "plain": [], "fed": []}
         for attempt in range(ROUNDS + 1):
             rates["ours"].append(_ours(worker, run, base, steps, attempt))
             rates["plain"].append(_plain(worker, run, timms, steps))
             rates["fed"].append(_plain(worker, run, fed, steps))
-    rate = {name: statistics.median(each[1:]) for name, each in rates.items()}
+    rate = {name: statistics.median(values[1:]) for name, values in rates.items()}
     curves = loss_curves(model, size, min(batch, 8))
     gap = max(abs(a / b - 1) for a, b in zip(*curves, strict=True))
     return {
@@ -95,13 +95,13 @@ def measure(
 def loss_curves(
     model: str = "resnet18", size: int = 64, batch: int = 8, epochs: int = 3, **options: Any
 ) -> tuple[list[float], list[float]]:
-    """Mean training loss of every epoch, ours and the plain loop's; `options` are of train."""
+    """Mean training loss of every epoch, ours and the plain loop's; `options` are keys of train."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:
         _write_images(Path(root), 4 * batch, size)
         data = _data(root, size, loaders=0)
-        still: dict[str, Any] = {"crop": "center", "hflip": 0, "warmup_epochs": 1, "lr": 1e-3}
-        spec = TrainConfig(**(still | {"epochs": epochs, "batch_size": batch} | options))
+        fixed: dict[str, Any] = {"crop": "center", "hflip": 0, "warmup_epochs": 1, "lr": 1e-3}
+        spec = TrainConfig(**(fixed | {"epochs": epochs, "batch_size": batch} | options))
         run = RunSpec(id="curve", model=ModelConfig(name=model), train=spec)
         worker, base = _worker(f"{root}/store", data, run, "cpu")
         order = TrainOrder(run=run, start=base, stop_step=4 * epochs)
@@ -114,7 +114,7 @@ def loss_curves(
 def _plain_losses(
     worker: WorkerContext, run: RunSpec, weights: dict[str, Tensor], folder: str
 ) -> list[float]:
-    """The plain loop, with the order of each epoch given."""
+    """Losses of the plain loop, with our order of images."""
     spec, images = run.train, worker.images
     model = timm.create_model(run.model.name, num_classes=NUM_CLASSES)
     model.load_state_dict(weights)
@@ -148,7 +148,7 @@ def _plain_losses(
 def _ordered_loader(
     worker: WorkerContext, model: torch.nn.Module, spec: TrainConfig, folder: str, order: np.ndarray
 ) -> Any:
-    """timm's loader over timm's dataset, without chance, in a given order of our images."""
+    """timm's loader over timm's dataset, without random augmentation, in a given order."""
     dataset: Any = create_dataset("", folder)
     places = {Path(name).as_posix(): i for i, name in enumerate(dataset.filenames(absolute=True))}
     keys = worker.images.keys("train")
@@ -168,12 +168,12 @@ def _ordered_loader(
         persistent_workers=False,
         use_prefetcher=False,
     )
-    dataset.transform = subset.transform  # timm gives it to the outermost dataset
+    dataset.transform = subset.transform  # timm sets it on the outermost dataset only
     return loader
 
 
 def _data(root: str, size: int, loaders: int) -> DataConfig:
-    """No image is larger than what the cache keeps, so both see the same pixels."""
+    """Data whose images the cache does not reduce, so both use the same pixels."""
     return DataConfig(
         root=f"{root}/images",
         train={"train": "train"},
@@ -293,7 +293,7 @@ def main() -> None:
     print(
         f"ours {result['ours']:.1f} images/s, plain loop {result['plain']:.1f} images/s: "
         f"{result['ratio']:.2f}x, or {result['ratio_fed']:.2f}x when it is fed with our batches; "
-        f"losses apart by at most {result['loss_gap']:.1e}"
+        f"losses differ by at most {result['loss_gap']:.1e}"
     )
 
 

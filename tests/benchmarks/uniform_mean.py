@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.uniform_mean [--count 16] [--mib 330] [--threads 2] [--folder DIR]
 
-Both come from the page cache with the same threads. Memory is the peak of what the kernel counts
-as anonymous, the mapped checkpoints not among it.
+Both read from the page cache with the same threads. Memory is the peak of anonymous memory, which
+does not include mapped checkpoints.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def measure(
         ]
         paths = [Path(root, f"runs/run{i}/checkpoints/00000001-0") for i in range(count)]
         files = [path / "model.safetensors" for path in paths]
-        _blend(store, checkpoints)  # hashes the files once, and warms the page cache
+        _blend(store, checkpoints)  # hashes the files, and fills the page cache
         reads, blends, peaks = [], [], []
         for _ in range(ROUNDS):
             reads.append(_seconds(lambda: _read(files, threads)))
@@ -60,7 +60,7 @@ def measure(
 
 
 def _weights(mib: int, seed: int) -> dict[str, Tensor]:
-    """Shaped like a ViT: large matrices, and four small tensors for each."""
+    """Weights of the shape of a ViT: large matrices, each with four small tensors."""
     generator = torch.Generator().manual_seed(seed)
     side, num_large = 768 * 3072, max(1, mib * 2**20 // 4 // (768 * 3072))
     weights = {f"block.{i}.w": torch.randn(side, generator=generator) for i in range(num_large)}
@@ -80,7 +80,7 @@ def _read(files: list[Path], threads: int) -> None:
 
 
 def _blend(store: Store, checkpoints: list[Checkpoint]) -> dict[str, Tensor]:
-    sources = {each.name: open_weights(store, each) for each in checkpoints}
+    sources = {c.name: open_weights(store, c) for c in checkpoints}
     return dict(blend(Mix.mean(list(sources)), sources))
 
 

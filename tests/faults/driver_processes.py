@@ -1,10 +1,9 @@
-"""Lives of drivers: forked from one process that has torch loaded, and killed on cue.
+"""Driver processes: forked from a process that has torch loaded, and killed at a given write.
 
-    test --{storage, kill_after, ..}--> nursery --fork--> driver: SIGKILL to itself after write n
-         <------{signal or code}------          <--wait--
+    test --{storage, kill_after, ..}--> server --fork--> driver: SIGKILL to itself after write n
+         <-----{signal or code}------          <--wait--
 
-Forking saves the imports of each life; the nursery itself never computes, so there is nothing
-that a fork could tear.
+Forking saves the imports. The server itself never computes, so no thread of it is lost in a fork.
 """
 
 import json
@@ -21,8 +20,8 @@ from tests.faults.tiny_experiment import ROOT, environment
 
 
 @dataclass(frozen=True)
-class Life:
-    """What a driver is told."""
+class DriverRun:
+    """Arguments of a driver process."""
 
     config: str
     storage: str
@@ -30,17 +29,19 @@ class Life:
     fleet: str = "local"
     env: dict[str, str] = field(default_factory=dict)
     kill_after: int | None = None
-    """Ledger writes of this life after which it dies at once."""
+    """Ledger writes of this process after which it kills itself. None: it runs to its end."""
 
 
 @dataclass(frozen=True)
-class Death:
+class ExitStatus:
+    """The end of a driver process."""
+
     code: int
-    """Exit code, or minus the signal's number, as subprocess has it."""
+    """Exit code, or minus the number of the signal, as in subprocess."""
     writes: int
-    """Ledger writes of this life."""
+    """Ledger writes of this process."""
     pid: int
-    """Also the id of its session."""
+    """Its process id, which is also the id of its session."""
 
     @property
     def was_killed(self) -> bool:
@@ -48,18 +49,18 @@ class Death:
 
 
 @dataclass(frozen=True)
-class Undisturbed:
-    """An experiment to which nothing happened."""
+class UninterruptedRun:
+    """Result of an experiment without faults."""
 
     served: dict[str, bytes]
     writes: int
-    """Of its ledger."""
+    """Writes of its ledger."""
 
 
-class Nursery:
-    """The process that forks drivers; a context."""
+class ForkServer:
+    """The process that forks drivers; a context manager."""
 
-    def __enter__(self) -> "Nursery":
+    def __enter__(self) -> "ForkServer":
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.driver_processes"],
             cwd=ROOT,
@@ -76,53 +77,52 @@ class Nursery:
         self._process.stdin.close()
         self._process.wait(30)
 
-    def live(self, life: Life) -> Death:
-        """One driver from its start to its end."""
-        self.begin(life)
-        return self.end()
+    def run(self, arguments: DriverRun) -> ExitStatus:
+        """Run one driver to its end."""
+        self.start(arguments)
+        return self.wait()
 
-    def begin(self, life: Life) -> int:
-        """A driver that lives on meanwhile; its process id."""
+    def start(self, arguments: DriverRun) -> int:
+        """Start a driver in the background; returns its process id."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(life)) + "\n")
+        self._process.stdin.write(json.dumps(asdict(arguments)) + "\n")
         self._process.stdin.flush()
         return int(self._answer())
 
-    def end(self) -> Death:
-        """The death of the driver that was begun."""
-        return Death(**json.loads(self._answer()))
+    def wait(self) -> ExitStatus:
+        """Wait for the end of the driver that was started."""
+        return ExitStatus(**json.loads(self._answer()))
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
-        assert answer, "the nursery died"
+        assert answer, "the fork server died"
         return answer
 
 
 def _serve() -> None:
-    # stdout belongs to the conversation; whatever a driver prints goes to stderr.
+    # stdout carries the answers, so output of drivers goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     _preload()
     for line in sys.stdin:
-        life = json.loads(line)
+        arguments = json.loads(line)
         read_end, write_end = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(read_end)
             os.setsid()
-            os._exit(_drive(Life(**life), write_end))
+            os._exit(_drive(DriverRun(**arguments), write_end))
         print(pid, file=answers, flush=True)
         os.close(write_end)
-        with os.fdopen(read_end, "rb") as told:
-            writes = len(told.read())
-        _, status = os.waitpid(pid, 0)
-        death = Death(os.waitstatus_to_exitcode(status), writes, pid)
-        print(json.dumps(asdict(death)), file=answers, flush=True)
+        with os.fdopen(read_end, "rb") as counter:
+            writes = len(counter.read())
+        _, exit_code = os.waitpid(pid, 0)
+        status = ExitStatus(os.waitstatus_to_exitcode(exit_code), writes, pid)
+        print(json.dumps(asdict(status)), file=answers, flush=True)
 
 
 def _preload() -> None:
-    import pandas  # noqa: F401
     import plotly.offline  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import torch
@@ -139,14 +139,17 @@ def _preload() -> None:
     torch.set_num_threads(1)
 
 
-def _drive(life: Life, tell: int) -> int:
-    """In the child: a session whose ledger kills the process after its n-th write."""
+def _drive(arguments: DriverRun, counter: int) -> int:
+    """In the child: run the experiment with a ledger that kills the process after a given write.
+
+    Every write is reported as a byte to the pipe `counter`.
+    """
     from orchestrator import config
     from orchestrator.commands import run
     from orchestrator.driver import ledger
     from workers.errors import UserError
 
-    os.environ.update(life.env)
+    os.environ.update(arguments.env)
 
     class DeadlyLedger(ledger.Ledger):
         written = 0
@@ -155,16 +158,18 @@ def _drive(life: Life, tell: int) -> int:
             group = super().append(events)
             if group:
                 self.written += 1
-                os.write(tell, b".")
-            if self.written == life.kill_after:
+                os.write(counter, b".")
+            if self.written == arguments.kill_after:
                 os.kill(os.getpid(), signal.SIGKILL)
             return group
 
     ledger.Ledger = DeadlyLedger  # type: ignore[misc]
     try:
-        experiment = config.load(Path(life.config), life.overrides, storage=life.storage)
-        fleet: Any = life.fleet
-        outcome = run.run(experiment, run.Options(fleet=fleet, plain=True))
+        experiment = config.load(
+            Path(arguments.config), arguments.overrides, storage=arguments.storage
+        )
+        fleet: Any = arguments.fleet
+        outcome = run.run_experiment(experiment, run.Options(fleet=fleet, plain=True))
         return outcome.exit_code
     except UserError as error:
         print(error)

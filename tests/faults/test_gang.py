@@ -1,4 +1,4 @@
-"""Two gloo ranks in one placement group: one of them dies, and the whole gang is built anew."""
+"""Two ranks in one placement group: when one of them dies, the whole gang is rebuilt."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     with tiny_experiment.Command(tmp_path_factory.mktemp("gang"), *GANG) as command:
         assert command.wait() == 0, command.output
         assert "failed" not in [event.kind for event in tiny_experiment.events(command.store)]
@@ -22,17 +22,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize(
-    ("stroke", "error", "heartbeat_s"), [("SIGKILL", "lost", 120), ("SIGSTOP", "hang", 20)]
+    ("fault_signal", "error", "heartbeat_s"), [("SIGKILL", "lost", 120), ("SIGSTOP", "hang", 20)]
 )
-def test_a_rank_that_dies_or_freezes_costs_one_attempt_and_no_byte(
+def test_a_dead_or_frozen_rank_costs_one_attempt_and_changes_no_byte(
     rank: str,
-    stroke: str,
+    fault_signal: str,
     error: str,
     heartbeat_s: int,
-    undisturbed: dict[str, bytes],
+    uninterrupted: dict[str, bytes],
     tmp_path: Path,
 ) -> None:
-    fault: dict[str, Any] = {"order": ["train-"], "touches": 7, "signal": stroke, "rank": rank}
+    fault: dict[str, Any] = {
+        "order": ["train-"],
+        "touches": 7,
+        "signal": fault_signal,
+        "rank": rank,
+    }
     with tiny_experiment.Command(
         tmp_path, *GANG, f"fleet.heartbeat_s={heartbeat_s}", faults=[fault]
     ) as command:
@@ -41,4 +46,4 @@ def test_a_rank_that_dies_or_freezes_costs_one_attempt_and_no_byte(
             event for event in tiny_experiment.events(command.store) if event.kind == "failed"
         ]
         assert [event.error for event in failed] == [error], [e.message for e in failed]
-        assert tiny_experiment.served(command.store) == undisturbed
+        assert tiny_experiment.served(command.store) == uninterrupted

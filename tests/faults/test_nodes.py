@@ -1,4 +1,4 @@
-"""A cluster of several nodes: they come and go, and whatever ends the driver gives all back."""
+"""A cluster of several nodes: they join and leave, and a driver releases all when it ends."""
 
 import signal
 import subprocess
@@ -12,7 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from tests.faults import tiny_experiment
-from tests.faults.driver_processes import Life, Nursery, Undisturbed
+from tests.faults.driver_processes import DriverRun, ForkServer, UninterruptedRun
 from workers.storage.store import Store
 
 pytestmark = pytest.mark.slow
@@ -39,11 +39,11 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def longer(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What the longer experiment serves when nothing happens."""
+def longer(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The served files of the longer experiment without faults."""
     folder = tmp_path_factory.mktemp("longer")
     config, storage = str(tiny_experiment.config_file(folder)), str(folder / "runs")
-    assert nursery.live(Life(config, storage, overrides=LONGER)).code == 0
+    assert fork_server.run(DriverRun(config, storage, overrides=LONGER)).code == 0
     return tiny_experiment.served(Store(f"{storage}/tiny"))
 
 
@@ -51,8 +51,8 @@ def _command(cluster: Any, folder: Path, *arguments: str) -> tiny_experiment.Com
     return tiny_experiment.Command(folder, "--address", cluster.address, *arguments)
 
 
-def _is_given_back(cluster: Any) -> bool:
-    """Every resource is free, no actor lives and no placement group holds anything."""
+def _is_released(cluster: Any) -> bool:
+    """Whether all resources are free, all actors dead and all placement groups removed."""
     if not ray.is_initialized():
         ray.init(address=cluster.address, log_to_driver=False)
     free = ray.available_resources()
@@ -82,7 +82,7 @@ def test_a_node_lost_in_training_and_one_that_joins_change_no_byte(
         assert later - {"merge"}
         assert not (later & {event.slot for event in failed}) - {"merge"}
         assert tiny_experiment.served(command.store) == longer
-    tiny_experiment.wait_for(lambda: _is_given_back(cluster), 30)
+    tiny_experiment.wait_for(lambda: _is_released(cluster), 30)
 
 
 def test_a_node_that_joins_is_used(cluster: Any, longer: dict[str, bytes], tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_node_that_joins_is_used(cluster: Any, longer: dict[str, bytes], tmp_p
         assert tiny_experiment.served(command.store) == longer
 
 
-def test_a_node_that_is_drained_hands_its_training_on(
+def test_training_on_a_drained_node_moves_to_another(
     cluster: Any, longer: dict[str, bytes], tmp_path: Path
 ) -> None:
     with _command(cluster, tmp_path, "fleet.max_concurrent_runs=1", *LONGER) as command:
@@ -122,15 +122,15 @@ def _drain(address: str, node: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_whatever_ends_the_driver_its_cluster_gets_all_back(
-    number: signal.Signals, cluster: Any, undisturbed: Undisturbed, tmp_path: Path
+def test_a_driver_that_ends_in_any_way_releases_its_resources(
+    number: signal.Signals, cluster: Any, uninterrupted: UninterruptedRun, tmp_path: Path
 ) -> None:
     with _command(cluster, tmp_path) as command:
         command.wait_for("evaluated")
         command.signal(number)
         assert command.wait() == (-9 if number == signal.SIGKILL else 4), command.output
-        tiny_experiment.wait_for(lambda: _is_given_back(cluster), 60)
+        tiny_experiment.wait_for(lambda: _is_released(cluster), 60)
     with _command(cluster, tmp_path) as command:
         assert command.wait() == 0, command.output
-        assert tiny_experiment.served(command.store) == undisturbed.served
-    tiny_experiment.wait_for(lambda: _is_given_back(cluster), 60)
+        assert tiny_experiment.served(command.store) == uninterrupted.served
+    tiny_experiment.wait_for(lambda: _is_released(cluster), 60)

@@ -1,33 +1,35 @@
-"""Two drivers want one experiment: the second is refused in a sentence, or takes over."""
+"""Two drivers of one experiment: the second is refused in one sentence, or takes over."""
 
 import os
 import signal
 from pathlib import Path
 
 from tests.faults import tiny_experiment
-from tests.faults.driver_processes import Life, Nursery
+from tests.faults.driver_processes import DriverRun, ForkServer
 
 
-def test_a_second_driver_is_refused_and_may_take_over(nursery: Nursery, tmp_path: Path) -> None:
-    first = Life(
+def test_a_second_driver_is_refused_and_may_take_over(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    first = DriverRun(
         str(tiny_experiment.config_file(tmp_path)),
         str(tmp_path / "runs"),
         overrides=tiny_experiment.LONG,
     )
-    pid = nursery.begin(first)
+    pid = fork_server.start(first)
     tiny_experiment.wait_for(lambda: len(tiny_experiment.peek(tmp_path / "runs" / "tiny")) > 8)
 
     with tiny_experiment.Command(tmp_path, "--fleet", "local", *tiny_experiment.LONG) as second:
         assert second.wait() == 2
         assert len(second.output.splitlines()) == 1
-        for word in ("is being driven by", str(pid), "--take-over"):
-            assert word in second.output
+        for text in ("is being driven by", str(pid), "--take-over"):
+            assert text in second.output
 
     with tiny_experiment.Command(
         tmp_path, "--fleet", "local", "--take-over", *tiny_experiment.LONG
     ) as third:
         third.wait_for("opened", count=2)
-        assert nursery.end().code == 2, "the first one notices and goes"
+        assert fork_server.wait().code == 2, "the first one notices and ends"
         num_events = len(tiny_experiment.peek(Path(third.uri)))
         third.wait_for("evaluated", count=_count(third, "evaluated") + 2)
         third.signal(signal.SIGINT)

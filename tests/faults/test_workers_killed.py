@@ -1,6 +1,6 @@
-"""Workers of a Ray fleet are killed or freeze at work: the ledger explains it, the bytes stay.
+"""Workers of a Ray fleet are killed or freeze: the ledger explains it, and the bytes stay the same.
 
-Also how many orders run at a time, and in which fleet, shows in no byte.
+Nor does the number of slots or the kind of fleet change a byte.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.faults import tiny_experiment
-from tests.faults.driver_processes import Undisturbed
+from tests.faults.driver_processes import UninterruptedRun
 
 KILLED: dict[str, dict[str, Any]] = {
     "training": {"order": ["train-"], "touches": 7, "signal": "SIGKILL"},
@@ -20,7 +20,7 @@ KILLED: dict[str, dict[str, Any]] = {
 
 
 def _explained(store: Any, error: str) -> list[str]:
-    """Kinds of orders that failed with `error`, were decided upon and then ordered again."""
+    """Kinds of orders that failed with `error`; checks that each was retried by a decision."""
     events = tiny_experiment.events(store)
     failed = [event for event in events if event.kind == "failed"]
     assert all(event.error == error for event in failed), [event.message for event in failed]
@@ -33,16 +33,16 @@ def _explained(store: Any, error: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2])
 def test_a_ray_fleet_of_any_width_serves_the_bytes_of_a_local_one(
-    slots: int, undisturbed: Undisturbed, tmp_path: Path
+    slots: int, uninterrupted: UninterruptedRun, tmp_path: Path
 ) -> None:
     with tiny_experiment.Command(tmp_path, f"fleet.max_concurrent_runs={slots}") as command:
         assert command.wait() == 0, command.output
-        assert tiny_experiment.served(command.store) == undisturbed.served
+        assert tiny_experiment.served(command.store) == uninterrupted.served
 
 
 @pytest.mark.slow
 def test_workers_killed_in_training_upload_taste_and_merge_change_no_byte(
-    undisturbed: Undisturbed, tmp_path: Path
+    uninterrupted: UninterruptedRun, tmp_path: Path
 ) -> None:
     with tiny_experiment.Command(
         tmp_path,
@@ -53,29 +53,31 @@ def test_workers_killed_in_training_upload_taste_and_merge_change_no_byte(
         assert command.wait() == 0, command.output
         assert len(list(tmp_path.glob("fault-*"))) == len(KILLED)
         assert set(_explained(command.store, "lost")) == {"merge", "taste", "train"}
-        assert tiny_experiment.served(command.store) == undisturbed.served
+        assert tiny_experiment.served(command.store) == uninterrupted.served
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", KILLED)
-def test_a_worker_killed_in_its_work_costs_one_attempt(
-    what: str, undisturbed: Undisturbed, tmp_path: Path
+def test_a_killed_worker_costs_one_attempt(
+    what: str, uninterrupted: UninterruptedRun, tmp_path: Path
 ) -> None:
-    # Without anytime soups: their tastes answer the final recipes, too.
+    # Without anytime soups, whose tastes would also answer the final recipes.
     with tiny_experiment.Command(
         tmp_path, "fleet.max_concurrent_runs=1", "merge.mode=off", faults=[KILLED[what]]
     ) as command:
         assert command.wait() == 0, command.output
         assert len(_explained(command.store, "lost")) == 1
-        assert tiny_experiment.served(command.store) == undisturbed.served
+        assert tiny_experiment.served(command.store) == uninterrupted.served
 
 
 @pytest.mark.slow
-def test_a_frozen_worker_is_noticed_and_replaced(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_a_frozen_worker_is_noticed_and_replaced(
+    uninterrupted: UninterruptedRun, tmp_path: Path
+) -> None:
     frozen = {"order": ["train-"], "touches": 7, "signal": "SIGSTOP"}
     with tiny_experiment.Command(
         tmp_path, "fleet.max_concurrent_runs=1", "fleet.heartbeat_s=15", faults=[frozen]
     ) as command:
         assert command.wait() == 0, command.output
         assert _explained(command.store, "hang") == ["train"]
-        assert tiny_experiment.served(command.store) == undisturbed.served
+        assert tiny_experiment.served(command.store) == uninterrupted.served

@@ -1,6 +1,6 @@
-"""The smallest real experiment: two runs of two epochs on few digits, every recipe, BatchNorm.
+"""The smallest real experiment: two runs of two epochs on a few digits, with BatchNorm.
 
-Also what its end must look like: the bytes that are served, whatever happened on the way.
+Its served files must have the same bytes whatever faults happen.
 """
 
 import json
@@ -34,7 +34,7 @@ fleet: {device: cpu}
 Faults = Sequence[dict[str, Any]]
 
 LONG = ("train.epochs=200", "train.batch_size=16", "sweep.seeds=1", "merge.mode=off")
-"""Overrides for a run that is still training when something happens to it."""
+"""Overrides for a run that is still training when a fault happens."""
 
 SERVED = ("model.safetensors", "config.json", "soup.json")
 
@@ -50,28 +50,28 @@ def config_file(folder: Path) -> Path:
 
 
 def served(store: Store) -> dict[str, bytes]:
-    """What the experiment hands over, file by file."""
+    """Content of the served files."""
     return {name: store.read(f"soup/{name}") for name in SERVED}
 
 
 def events(store: Store) -> list[AnyEvent]:
-    """The whole ledger; raises if it does not replay."""
+    """All events of the ledger; raises if it does not replay."""
     return Ledger(store).replay()
 
 
 def kinds(store: Store, *, order: str = "") -> list[str]:
-    """Kinds of the events whose order begins with `order`."""
+    """Kinds of the events whose order id begins with `order`."""
     return [e.kind for e in events(store) if (e.order or "").startswith(order)]
 
 
-def wait_for(what: Callable[[], Any], timeout_s: float = 120.0, every_s: float = 0.05) -> Any:
-    """The first true answer of `what`; AssertionError after `timeout_s`."""
+def wait_for(condition: Callable[[], Any], timeout_s: float = 120.0, every_s: float = 0.05) -> Any:
+    """The first true value of `condition`; AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if found := what():
-            return found
+        if value := condition():
+            return value
         time.sleep(every_s)
-    raise AssertionError(f"nothing within {timeout_s:g} s")
+    raise AssertionError(f"not within {timeout_s:g} s")
 
 
 # The real command
@@ -81,7 +81,7 @@ class Command:
     """`python -m orchestrator run tiny.yaml` in a session of its own."""
 
     def __init__(self, folder: Path, *arguments: str, faults: Faults = ()) -> None:
-        """`faults` are planted in every process; see injected/sitecustomize.py."""
+        """`faults` are injected into every process; see injected/sitecustomize.py."""
         self.uri = str(folder / "runs" / "tiny")
         command = [sys.executable, "-m", "orchestrator", "run", str(config_file(folder))]
         command += ["--storage", str(folder / "runs"), "--plain", *arguments]
@@ -89,7 +89,7 @@ class Command:
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment() | _planted(folder, faults),
+            env=environment() | _injected(folder, faults),
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -99,7 +99,7 @@ class Command:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing of it stays, Ray's processes included: they keep the session's id."""
+        """Kill all its processes, Ray's included: they keep the id of the session."""
         kill_session(self.process.pid)
         self.process.wait()
         self._log.close()
@@ -121,16 +121,16 @@ class Command:
     def wait_for(self, kind: str, count: int = 1, timeout_s: float = 180.0) -> AnyEvent:
         """The `count`-th event of a kind, once it is in the ledger."""
 
-        def found() -> AnyEvent | None:
+        def nth_event() -> AnyEvent | None:
             assert self.process.poll() is None, f"ended before {kind}:\n{self.output}"
-            seen = [event for event in peek(Path(self.uri)) if event["kind"] == kind]
-            return seen[count - 1] if len(seen) >= count else None
+            events = [event for event in peek(Path(self.uri)) if event["kind"] == kind]
+            return events[count - 1] if len(events) >= count else None
 
-        return wait_for(found, timeout_s)
+        return wait_for(nth_event, timeout_s)
 
 
 def peek(folder: Path) -> list[dict[str, Any]]:
-    """The ledger's whole lines as they are now, while a driver is writing."""
+    """Events of the complete lines of a ledger, while a driver is writing it."""
     lines = [
         line
         for file in sorted((folder / "ledger").glob("*.jsonl"))
@@ -139,7 +139,7 @@ def peek(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def _planted(folder: Path, faults: Faults) -> dict[str, str]:
+def _injected(folder: Path, faults: Faults) -> dict[str, str]:
     marked = [{**fault, "mark": str(folder / f"fault-{n}")} for n, fault in enumerate(faults)]
     path = f"{ROOT / 'tests' / 'faults' / 'injected'}{os.pathsep}{ROOT}"
     return {"FAULTS": json.dumps(marked), "PYTHONPATH": path}
@@ -149,21 +149,21 @@ def environment() -> dict[str, str]:
     return os.environ | {
         "OMP_NUM_THREADS": "1",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_worker_niceness": "0",  # nice workers starve beside busy processes
+        "RAY_worker_niceness": "0",  # workers of low priority starve beside busy processes
         "PYTHONPATH": str(ROOT),
     }
 
 
 def session_of(leader: int) -> list[psutil.Process]:
-    """Living processes of the session that `leader` began, itself and orphans included."""
-    found = []
+    """Live processes of the session that `leader` started, including itself and orphans."""
+    processes = []
     for process in psutil.process_iter():
         try:
             if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                processes.append(process)
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue
-    return found
+    return processes
 
 
 def kill_session(leader: int) -> None:

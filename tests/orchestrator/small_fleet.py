@@ -1,4 +1,4 @@
-"""An experiment that runs to its end in seconds, in this process: noise, and a tiny network."""
+"""An experiment on noise with a tiny network, which ends within seconds in this process."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import torch
 
 from orchestrator import config
 from orchestrator.commands import run
-from orchestrator.commands.run import Options, Outcome
+from orchestrator.commands.run import Options, RunOutcome
 from orchestrator.config import Experiment
 from orchestrator.driver.ledger import Ledger
 from orchestrator.experiment.resolved import ExpandedExperiment
@@ -27,7 +27,7 @@ sweep: {seeds: 3}
 
 
 def small_experiment(folder: Path, *overrides: str) -> Experiment:
-    """Two classes of 24 pictures each below `folder`; the storage is there, too."""
+    """Two classes of 24 images each below `folder`, which also holds the storage."""
     torch.set_num_threads(1)
     file, images = folder / "small.yaml", folder / "images"
     file.write_text(TEXT)
@@ -36,14 +36,15 @@ def small_experiment(folder: Path, *overrides: str) -> Experiment:
     return config.load(file, [f"data.root={images}", f"storage={folder / 'runs'}", *overrides])
 
 
-def run_small(folder: Path, *overrides: str) -> tuple[str, Outcome]:
-    """(uri, outcome) of a run with a local fleet."""
+def run_small(folder: Path, *overrides: str, extend: bool = False) -> tuple[str, RunOutcome]:
+    """URI and outcome of a run with a local fleet."""
     experiment = small_experiment(folder, *overrides)
-    outcome = run.run(experiment, Options(fleet="local", plain=True))
+    outcome = run.run_experiment(experiment, Options(fleet="local", plain=True, extend=extend))
     return config.uri(experiment), outcome
 
 
 def replayed(uri: str) -> tuple[ExpandedExperiment, State, Store]:
+    """What a reader of the store knows."""
     store = Store(uri)
     experiment = run.read_experiment(store)
     assert experiment is not None

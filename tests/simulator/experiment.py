@@ -1,11 +1,15 @@
 """The experiment of a simulated world, and what its preflight finds."""
 
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.config import Experiment
 from orchestrator.experiment import sweep
 from orchestrator.experiment.resolved import ExpandedExperiment, distinct_models
-from workers.types import ModelInfo, PreflightResult, SplitInfo
+from orchestrator.state.reducers import apply
+from orchestrator.state.state import State
+from workers.types import AnyEvent, ModelInfo, PreflightResult, SplitInfo
 
 COUNTS = {"train": 320, "val": 40, "test": 50, "ood:sketch": 30}
 MODEL = {"name": "test_vit"}
@@ -45,3 +49,11 @@ def facts(program: ExpandedExperiment) -> PreflightResult:
     return PreflightResult(
         classes=("0", "1"), splits=splits, corrupt=(), models=models, folds=folds
     )
+
+
+def then(state: State, events: Iterable[AnyEvent]) -> State:
+    """A copy of the state after further events; the state itself stays as it is."""
+    later = copy.deepcopy(state)
+    for event in events:
+        apply(later, event)
+    return later

@@ -67,7 +67,7 @@ class SimulatedFleet:
         self._merge = _Lane("merge")
         self._slots = [_Lane(f"slot-{i}") for i in range(slots)]
 
-    def capacity(self, place: str, backlog: int) -> int:
+    def capacity(self, place: str, num_due: int) -> int:
         if place == "merge":
             return 16
         return sum(not lane.queue and lane.current is None for lane in self._slots)

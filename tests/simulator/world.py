@@ -291,7 +291,7 @@ class World:
 
     def _blend(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)
-        yield Blended(checkpoint=self._write(order.soup, None, 0), busy_s=1.0)
+        yield Blended(checkpoint=self._write(order.name, None, 0), busy_s=1.0)
 
     def _diversity(self, order: DiversityOrder, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)

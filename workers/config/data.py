@@ -1,4 +1,4 @@
-"""data: where images come from, how they are split, how they are kept."""
+"""data: the images, their splits and their cache."""
 
 from typing import Literal
 
@@ -8,48 +8,53 @@ from workers.config import NamedPaths, Section
 
 
 class DataConfig(Section):
-    """Where images come from and how they are split."""
+    """The images, their splits and their cache."""
 
     source: Literal["folder", "webdataset", "parquet", "digits"] = "folder"
-    """`folder`: class folders of images; `webdataset`: tar shards; `parquet`: files with an image
-    and a label column; `digits`: the 8x8 digits bundled with scikit-learn."""
+    """`folder`: local class folders. `webdataset`: tar shards. `parquet`: files with an image and a
+    label column. `digits`: the 8x8 digits bundled with scikit-learn."""
     root: str | None = None
-    """Folder or URI that `train`, `val`, `test` and `ood` are relative to."""
+    """Folder or URI that `train`, `val`, `test` and `ood` are relative to. None: not set; only
+    `digits` needs no root."""
     train: NamedPaths = {".": "."}
-    """Class folders, shards or files to train on: a path, a list of paths, or {name: path}. Shards
-    and Parquet files may be patterns, such as `train-{000..099}.tar`. `{}` is none, for class
-    folders and runs that all are `train.weights`."""
+    """Class folders, shards or files of the training images: a path, a list of paths, or
+    {name: path}. Shards and Parquet files may be patterns, such as `train-{000..099}.tar`. `{}`: no
+    training images, if `source` is `folder` and every run sets `train.weights`."""
     val: str | None = None
-    """Selection split; without it, `val_fraction` of `train` is set aside."""
+    """Path of the selection split. None: `val_fraction` of `train`."""
     test: str | None = None
-    """Report split; without it, `test_fraction` of `test_from` is set aside."""
+    """Path of the report split. None: `test_fraction` of `test_from`."""
     test_from: Literal["train", "val"] = "train"
-    """Whose images `test_fraction` is of; `val` shares the selection images with the report."""
+    """Split that `test_fraction` is taken from."""
     ood: NamedPaths = {}
-    """Out-of-distribution report splits, named `ood:<name>`."""
+    """Paths of out-of-distribution report splits, which are named `ood:<name>`."""
     classes: str | tuple[str, ...] | None = None
-    """Class names in the order of their labels, or a JSON list or text file of them relative to
-    `root`. Found in the data when absent: folder names, sorted; or label names of the files."""
+    """Class names in the order of their labels, or a JSON list or text file of them, relative to
+    `root`. None: the names in the data, i.e. sorted folder names or the labels of the files."""
     image_column: str = "image"
-    """Of Parquet files: encoded image bytes, or {bytes, path} as on Hugging Face hubs."""
+    """Column of Parquet files with encoded image bytes, or {bytes, path} as on Hugging Face
+    hubs."""
     label_column: str = "label"
-    """Of Parquet files: whole numbers or class names."""
+    """Column of Parquet files with whole numbers or class names."""
     image_size: int | None = Field(default=None, ge=8)
-    """Square input size in pixels; the model's own when absent."""
+    """Side of the square input in pixels. None: the model's own."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
-    """Centre-crop fraction of evaluation; the model's own when absent."""
+    """Fraction of the image that evaluation's centre crop keeps. None: the model's own."""
     cache: Literal["auto", "memory", "disk", "off"] = "auto"
-    """Decoded images, kept once per node: in shared memory, on disk, or not at all; `auto` is disk
-    where there is room. Never changes a result."""
+    """Place of decoded images on a node: shared memory, disk, or none. `auto`: disk if there is
+    room. No result depends on it."""
     cache_size: int | None = Field(default=None, ge=8)
-    """Shorter side in pixels that training images are reduced to once, before any augmentation;
-    8/7 of the input size when absent, as in 256 for 224. Smaller images stay as they are."""
+    """Shorter side in pixels that training images are reduced to once, before augmentation. None:
+    8/7 of the input size, as in 256 for 224. Smaller images keep their size."""
     workers: int = Field(default=0, ge=0)
-    """Loader processes per rank; 0 augments in the training process."""
+    """Loader processes per rank. 0: the training process augments."""
     folds: int | None = Field(default=None, ge=2)
-    """Train every setting this many times, each without its own part of the training images."""
+    """Number of folds. Every setting is trained once per fold, without the fold's part of the
+    training images. None: no folds."""
     val_fraction: float = Field(default=0.15, gt=0, lt=1)
+    """Share of `train` that becomes the selection split, if `val` is not set."""
     test_fraction: float = Field(default=0.15, gt=0, lt=1)
+    """Share of `test_from` that becomes the report split, if `test` is not set."""
 
     @model_validator(mode="after")
     def _selection_images_exist(self) -> "DataConfig":

@@ -1,4 +1,4 @@
-"""model and base: the architecture, where its weights come from, and the common start of runs."""
+"""model and base: the architecture, its initial weights, and the common start of runs."""
 
 from typing import Any, Literal
 
@@ -8,20 +8,21 @@ from workers.config import Section
 
 
 class ModelConfig(Section):
-    """A timm architecture and where its weights come from."""
+    """A timm architecture and its initial weights."""
 
     name: str
-    """timm model name."""
+    """Name of a timm model."""
     pretrained: bool = False
-    """Start from timm's published weights (downloaded by timm)."""
+    """Start from timm's published weights, which timm downloads."""
     checkpoint: str | None = None
-    """Local `.safetensors` or `.pth` weights of the same architecture; its head is replaced."""
+    """Local `.safetensors` or `.pth` file with weights of the architecture, all but its head. None:
+    no file."""
     head: Literal["linear", "se", "attention"] = "linear"
-    """`linear`: the architecture's own classifier; `se`: squeeze-and-excitation of the feature map
-    before it (Hu et al., 2018); `attention`: multi-head attention pooling in place of the
+    """`linear`: the architecture's own classifier. `se`: squeeze-and-excitation of the feature map
+    before it (Hu et al., 2018). `attention`: multi-head attention pooling in place of the
     architecture's own pooling (Lee et al., 2019)."""
     kwargs: dict[str, Any] = {}
-    """Passed to `timm.create_model`, e.g. {pad_type: same}."""
+    """Arguments of `timm.create_model`, e.g. {pad_type: same}."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
@@ -31,13 +32,13 @@ class ModelConfig(Section):
 
 
 class BaseConfig(Section):
-    """How the common starting point of all runs of a cohort is made."""
+    """The common starting point of all runs of a cohort."""
 
     init: Literal["zero", "timm", "checkpoint", "none"] = "zero"
-    """Initial classifier: all zeros, timm's initialisation, or that of `model.checkpoint` (all
-    zeros where its classes are others). `none`: all runs are `train.weights` whose common start is
-    not known, so nothing is measured from it."""
+    """Initial classifier. `zero`: all zeros. `timm`: timm's initialisation. `checkpoint`: that of
+    `model.checkpoint`, or zeros if its shape differs. `none`: no base, for runs that all set
+    `train.weights` and have no known common start."""
     probe_epochs: int = Field(default=0, ge=0)
-    """Epochs of training the classifier alone on the frozen backbone (LP-FT)."""
+    """Epochs of training the classifier alone on the frozen backbone, before all runs (LP-FT)."""
     trunk_epochs: int = Field(default=0, ge=0)
-    """Epochs of training the whole network once, before the runs part ways."""
+    """Epochs of training the whole network once, before all runs."""

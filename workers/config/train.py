@@ -1,4 +1,4 @@
-"""train: one fine-tuning run. Augmentation, optimisation, when it ends, what it writes."""
+"""train: augmentation, optimisation, end and checkpoints of one fine-tuning run."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -19,13 +19,13 @@ class AffineConfig(Section):
     """torchvision's RandomAffine."""
 
     degrees: float = Field(default=0.0, ge=0, le=180)
-    """Rotation is drawn from [-degrees, degrees]."""
+    """Largest rotation in degrees, either way."""
     translate: tuple[Share, Share] | None = None
-    """Largest shift, as fractions of width and height."""
+    """Largest shift, as fractions of width and height. None: no shift."""
     scale: tuple[float, float] | None = None
-    """Range of zoom factors."""
+    """[smallest, largest] zoom factor. None: no zoom."""
     shear: float = Field(default=0.0, ge=0, lt=90)
-    """Degrees, drawn from [-shear, shear]."""
+    """Largest shear in degrees, either way."""
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> "AffineConfig":
@@ -38,118 +38,141 @@ class PerspectiveConfig(Section):
     """torchvision's RandomPerspective."""
 
     distortion_scale: float = Field(default=0.5, ge=0, le=1)
+    """Strength, 0 to 1."""
     p: float = Field(default=0.5, ge=0, le=1)
+    """Probability per image."""
 
 
 class UnfreezeConfig(Section):
-    """From `epoch` on, `modules` learn as well; the learning-rate schedule begins anew."""
+    """One phase of gradual unfreezing. The learning-rate schedule restarts with each phase."""
 
     epoch: int = Field(ge=0)
+    """First epoch of the phase. The first phase begins at 0."""
     modules: Annotated[tuple[str, ...], BeforeValidator(_modules)] = Field(min_length=1)
-    """Module names, such as `layer4`; `head` is the classifier, `all` everything."""
+    """Modules that learn from this phase on, such as `layer4`. `head`: the classifier. `all`: the
+    whole network."""
 
 
 class TrainConfig(Section):
     """One fine-tuning run."""
 
     epochs: int = Field(default=5, ge=1)
+    """Passes over the training images."""
     batch_size: int = 32
     """Images per rank and micro-batch, at least 2."""
     grad_accum_steps: int = Field(default=1, ge=1)
     """Micro-batches per optimizer step."""
     opt: str = "adamw"
-    """Any timm optimizer."""
+    """Name of a timm optimizer."""
     lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
     min_lr: float = Field(default=0.0, ge=0)
+    """Lowest learning rate of `cosine`, `poly`, `tanh` and `plateau`."""
     head_lr: float | None = Field(default=None, gt=0)
-    """Learning rate of the classifier; `lr` when absent."""
+    """Peak learning rate of the classifier. None: `lr`."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """Weight decay. Vectors, biases and parameters that the model exempts have none."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of optimizers that have one, such as `sgd`."""
     layer_decay: float | None = Field(default=None, gt=0, le=1)
-    """Factor of the learning rate from each group of layers to the one below it."""
+    """Factor of the learning rate from each group of layers to the one below it. None: one rate for
+    all."""
     sched: Literal["cosine", "poly", "tanh", "step", "multistep", "plateau", "none"] = "cosine"
-    """timm learning-rate schedule, applied per optimizer step."""
+    """timm's learning-rate schedule, applied per optimizer step. `none`: constant after the
+    warm-up."""
     lr_cycle_limit: int = Field(default=1, ge=1)
-    """Cycles of cosine, poly or tanh that fill `epochs`: warm restarts (SGDR)."""
+    """Number of cycles of `cosine`, `poly` or `tanh` in all epochs: warm restarts (SGDR)."""
     lr_cycle_mul: float = Field(default=1.0, ge=1)
-    """Length of a cycle over the one before."""
+    """Length of a cycle over the length of the previous one."""
     lr_cycle_decay: float = Field(default=1.0, gt=0, le=1)
-    """Peak learning rate of a cycle over the one before."""
+    """Peak learning rate of a cycle over that of the previous one."""
     decay_epochs: float = Field(default=10, gt=0)
-    """Epochs between two decays of `step`."""
+    """Epochs between two decays of `sched: step`."""
     decay_milestones: tuple[int, ...] = ()
-    """Epochs of the decays of `multistep`."""
+    """Epochs of the decays of `sched: multistep`, which needs them."""
     decay_rate: float = Field(default=0.1, gt=0, le=1)
-    """Factor of a decay of step, multistep and plateau."""
+    """Factor of the learning rate at a decay of `step`, `multistep` or `plateau`."""
     patience_epochs: int = Field(default=2, ge=0)
-    """Epochs without a better score that `plateau` waits before it decays."""
+    """Epochs without a better score before `sched: plateau` decays. The score is that of the
+    held-out fold, or of the selection split without folds."""
     warmup_epochs: int = Field(default=0, ge=0)
+    """Epochs of linear warm-up, fewer than `epochs`."""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Label smoothing."""
+    """Label smoothing, 0 to 1."""
     aa: str | None = None
-    """timm auto-augment policy, e.g. `rand-m7-mstd0.5`."""
+    """timm's auto-augment policy, e.g. `rand-m7-mstd0.5`. None: no policy."""
     crop: Crop = (0.35, 1.0)
-    """Area range of the random resized crop; `center` crops as evaluation does."""
+    """[smallest, largest] share of the area that the random resized crop keeps. `center`: the crop
+    of evaluation."""
     hflip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
     vflip: float = Field(default=0.0, ge=0, le=1)
+    """Probability of a vertical flip."""
     color_jitter: float | None = Field(default=None, ge=0)
-    """Strength of brightness, contrast and saturation changes."""
+    """Strength of changes of brightness, contrast and saturation. None: no changes."""
     grayscale: float = Field(default=0.0, ge=0, le=1)
-    """Probability of losing all colour."""
+    """Probability of removing all colour."""
     affine: AffineConfig | None = None
+    """Random affine warp. None: no warp."""
     perspective: PerspectiveConfig | None = None
+    """Random perspective warp. None: no warp."""
     reprob: float = Field(default=0.0, ge=0, le=1)
-    """Random-erasing probability."""
+    """Probability of random erasing (Zhong et al., 2020)."""
     mixup: float = Field(default=0.0, ge=0)
-    """Alpha of MixUp (Zhang et al., 2018); 0 is off."""
+    """Alpha of MixUp (Zhang et al., 2018). 0: no MixUp."""
     cutmix: float = Field(default=0.0, ge=0)
-    """Alpha of CutMix (Yun et al., 2019); 0 is off."""
+    """Alpha of CutMix (Yun et al., 2019). 0: no CutMix."""
     mixup_prob: float = Field(default=1.0, ge=0, le=1)
-    """Probability that a micro-batch is mixed at all."""
+    """Probability that a micro-batch is mixed."""
     mixup_switch_prob: float = Field(default=0.5, ge=0, le=1)
-    """Probability of CutMix where both are on."""
+    """Probability of CutMix rather than MixUp, if both are on."""
     mixup_off_epoch: int = Field(default=0, ge=0)
-    """Epoch from which nothing is mixed any more; 0 is never."""
+    """First epoch without mixing. 0: all epochs mix."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None
-    """Weights of the classes in the loss: inverse to their frequency, or {class: weight} with 1 for
-    classes not named."""
+    """Weights of the classes in the loss. `balanced`: inverse to their frequency. {class: weight}:
+    1 for classes that are not named. None: all 1."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic-depth rate of the network."""
     clip_grad: float | None = Field(default=None, gt=0)
-    """Largest gradient norm."""
+    """Largest gradient norm. None: no clipping."""
     amp_dtype: Literal["none", "bfloat16", "float16"] = "none"
+    """Type of mixed-precision training. `none`: float32."""
     tf32: bool = True
     """Let a GPU multiply float32 matrices in TF32."""
     channels_last: bool = False
+    """Use the channels-last memory layout, which makes convolutions faster on a GPU."""
     grad_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass, which needs less memory and more time."""
     compile: bool = False
-    """torch.compile the network in training."""
+    """Compile the network with torch.compile for training."""
     bn_freeze: bool = False
-    """Keep BatchNorm statistics at their starting values during training."""
+    """Keep BatchNorm statistics at the values at the start of training."""
     unfreeze: tuple[UnfreezeConfig, ...] = ()
-    """Sections of gradual unfreezing; what no section has named yet is frozen."""
+    """Phases of gradual unfreezing. A module is frozen until a phase names it. Empty: the whole
+    network learns from the start."""
     patience: int | None = Field(default=None, ge=1)
-    """Epochs without a better score after which the run ends early; with unfreeze, epochs of the
-    last section."""
+    """Epochs without a better score after which the run ends early. The score is that of
+    `patience_epochs`. With `unfreeze`, only epochs of the last phase count. None: never."""
     model_ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Also keep an exponential moving average of the weights: an ingredient of its own."""
+    """Decay of an exponential moving average of the weights, which is an ingredient of its own.
+    None: no average."""
     model_ema_warmup: bool = False
-    """Let the decay grow from 0, for runs of few steps."""
+    """Let the decay of the average grow from 0, for runs of few steps."""
     checkpoint_every: int | str = 1
-    """Epochs between checkpoints, or "N steps"; the end of training is always one."""
+    """Epochs between checkpoints, or "N steps". The end of training is always a checkpoint."""
     weights: str | None = None
-    """Nothing is trained: the run is this `.safetensors` or torch file, head and all."""
+    """`.safetensors` or torch file with trained weights, head included. The run is this file, and
+    nothing is trained. None: the run is trained."""
     weights_ema: bool = False
-    """Take the averaged weights that timm's train script keeps in the same file."""
+    """Use the averaged weights that timm's train script keeps in the file of `weights`."""
 
     @field_validator("batch_size")
     @classmethod
     def _batch_can_be_normalised_and_mixed(cls, value: int) -> int:
         if value < 2:
             raise ValueError(
-                f"got {value}; write 2 or more, for BatchNorm, MixUp and CutMix need other images "
-                "(grad_accum_steps adds small micro-batches up)"
+                f"got {value}; write 2 or more, because BatchNorm, MixUp and CutMix need other "
+                "images (grad_accum_steps adds small micro-batches up)"
             )
         return value
 
@@ -202,12 +225,15 @@ class TrainConfig(Section):
 
     @property
     def mixes(self) -> bool:
-        """Whether images of a micro-batch are mixed with each other."""
+        """Whether MixUp or CutMix is on."""
         return (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
 
     def steps_per_epoch(self, num_images: int, ranks: int) -> int:
-        """Optimizer steps per epoch: the short last one counts, unless it would hold fewer than
-        two images per rank, which no BatchNorm can normalise. Weights from elsewhere are one."""
+        """Optimizer steps per epoch.
+
+        The short last step counts, unless it has fewer than the two images per rank that BatchNorm
+        needs. Imported weights have one step.
+        """
         if self.weights is not None:
             return 1
         per_step = self.batch_size * self.grad_accum_steps * ranks
@@ -215,7 +241,7 @@ class TrainConfig(Section):
         return full + (1 if rest >= 2 * ranks else 0)
 
     def checkpoint_steps(self, steps_per_epoch: int) -> int:
-        """Optimizer steps between two checkpoints."""
+        """Optimizer steps between checkpoints."""
         every = period_steps(self.checkpoint_every, steps_per_epoch)
         if every is None:
             raise ValueError(
@@ -226,7 +252,7 @@ class TrainConfig(Section):
 
 
 def period_steps(every: int | str, steps_per_epoch: int) -> int | None:
-    """Steps in `every`, a number of epochs or "N steps"; None when it is neither."""
+    """Optimizer steps in `every`, a number of epochs or "N steps". None: it is neither."""
     if isinstance(every, int):
         return every * steps_per_epoch if every >= 1 else None
     number, _, unit = every.partition(" ")
@@ -236,5 +262,5 @@ def period_steps(every: int | str, steps_per_epoch: int) -> int | None:
 
 
 def num_epochs_begun(step: int, steps_per_epoch: int) -> int:
-    """Epochs touched by the first `step` optimizer steps."""
+    """Number of epochs that the first `step` optimizer steps belong to."""
     return math.ceil(step / steps_per_epoch)

@@ -1,6 +1,6 @@
-"""Images of an experiment: found, decoded once, split, fingerprinted, and turned into tensors.
+"""Images of an experiment: sources, decoding, splits, fingerprints, cache and batches.
 
-sources -> survey -> splits.parquet -> Images -> cache -> pixels, loader -> batches
+sources -> scan -> splits.parquet -> Images -> cache -> pixels, loader -> batches
 """
 
 from workers.data.augment import require_policy, train_transform

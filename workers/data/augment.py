@@ -1,9 +1,9 @@
-"""Images as training and evaluation see them: timm's and torchvision's transforms, in order.
+"""Augmentation and evaluation preprocessing: timm's and torchvision's transforms, in order.
 
     RGB image -> crop -> flips -> affine -> perspective -> policy -> colours -> uint8 [-> erasing]
 
-All that is random draws from the global generators of random, numpy and torch, which the loader
-seeds per sample.
+Random steps draw from the global generators of random, numpy and torch, which the loader seeds per
+sample.
 """
 
 import re
@@ -25,22 +25,22 @@ from workers.config.train import TrainConfig
 from workers.errors import UserError
 
 Picture = Image.Image | torch.Tensor
-"""RGB: of Pillow, or uint8 (3, H, W)."""
+"""An RGB image: of Pillow, or uint8 (3, H, W)."""
 Transform = Callable[[Picture], torch.Tensor]
 
 INTERPOLATIONS = {InterpolationMode.BILINEAR: "bilinear", InterpolationMode.BICUBIC: "bicubic"}
-"""Filters that torch has a kernel of for bytes, by its names."""
+"""Filters that torch can apply to bytes, and its names for them."""
 
 OP_SETS = ("tweights", "t3a", "t3aw")
-"""Sections of a RandAugment policy that name a set of operations."""
+"""Parts of a RandAugment policy that name a set of operations."""
 
 
 def train_transform(spec: TrainConfig, preprocessing: dict[str, Any]) -> Transform:
-    """Picture -> uint8 (3, H, W); only with random erasing float32, normalised as `normalise`
-    does it, for erasing fills with normal noise (Zhong et al., 2020).
+    """Training transform: Picture -> uint8 (3, H, W).
 
-    Unlike timm's own training, a policy does not silence `color_jitter`: both are asked for.
-    Raises UserError for an unknown policy.
+    With random erasing the result is float32, normalised as by `normalise`, because erasing fills
+    with normal noise (Zhong et al., 2020). Unlike in timm's training, a policy does not turn
+    `color_jitter` off. Raises UserError for an unknown policy.
     """
     require_policy(spec)
     shape, colours, to_tensor = _timm_stages(spec, preprocessing)
@@ -48,16 +48,18 @@ def train_transform(spec: TrainConfig, preprocessing: dict[str, Any]) -> Transfo
     if spec.crop == "center":
         crops = [_to_pillow, *_center_crop(preprocessing)]
     else:
-        crops = [Crop(crop)] if crop.interpolation in INTERPOLATIONS else [_to_pillow, crop]
+        crops = [RandomCrop(crop)] if crop.interpolation in INTERPOLATIONS else [_to_pillow, crop]
     later = [*_warps(spec, preprocessing), *colours.transforms]
-    # Erasing comes after a ToTensor, which makes floats of Pillow images only.
+    # Erasing follows a ToTensor, which converts only Pillow images to floats.
     pillow = [_to_pillow] if later or spec.reprob else []
     return Compose([*crops, *flips, *pillow, *later, *to_tensor.transforms])
 
 
-class Crop:
-    """timm's random resized crop by torch's kernel for bytes, which takes a third of Pillow's time
-    and rounds differently, by at most a few of 255 levels."""
+class RandomCrop:
+    """timm's random resized crop with torch's resize of bytes.
+
+    It takes a third of Pillow's time. Rounding differs by at most a few of 255 levels.
+    """
 
     def __init__(self, timms: RandomResizedCropAndInterpolation) -> None:
         self._timms, self._filter = timms, INTERPOLATIONS[timms.interpolation]
@@ -74,11 +76,13 @@ def _to_pillow(image: Picture) -> Image.Image:
 
 
 def require_policy(spec: TrainConfig) -> None:
-    """Raise UserError when timm has no auto-augment policy `train.aa`, or would overlook part of
-    it. Draws from the global generators."""
+    """Raise UserError if timm has no auto-augment policy `train.aa`, or ignores a part of it.
+
+    Draws from the global generators.
+    """
     if not spec.aa:
         return
-    reason = _overlooked(spec.aa) or _broken(spec.aa)
+    reason = _ignored_section(spec.aa) or _policy_error(spec.aa)
     if reason:
         raise UserError(
             f"train.aa {spec.aa!r} is no auto-augment policy of timm ({reason}); "
@@ -87,7 +91,7 @@ def require_policy(spec: TrainConfig) -> None:
 
 
 def eval_transform(preprocessing: dict[str, Any], normalize: bool = True) -> Compose:
-    """RGB image -> timm's evaluation resize and crop: float32 normalised, or uint8 (3, H, W)."""
+    """timm's evaluation resize and crop: RGB image -> normalised float32, or uint8 (3, H, W)."""
     return create_transform(
         input_size=tuple(preprocessing["input_size"]),
         interpolation=preprocessing["interpolation"],
@@ -100,7 +104,7 @@ def eval_transform(preprocessing: dict[str, Any], normalize: bool = True) -> Com
 
 
 def _timm_stages(spec: TrainConfig, preprocessing: dict[str, Any]) -> tuple[Compose, ...]:
-    """timm's training transform in three: crop and flips, policy and colours, to a tensor."""
+    """Three parts of timm's training transform: crop and flips, policy and colours, to a tensor."""
     shape, colours, to_tensor = transforms_imagenet_train(
         img_size=tuple(preprocessing["input_size"][1:]),
         scale=None if spec.crop == "center" else spec.crop,
@@ -126,24 +130,26 @@ def _timm_stages(spec: TrainConfig, preprocessing: dict[str, Any]) -> tuple[Comp
 
 
 def _operations(step: Any) -> Iterable[Any]:
-    """Of a policy of timm; anything else has none."""
+    """Operations of one of timm's policies. Other transforms have none."""
     return chain(getattr(step, "ops", ()), *getattr(step, "policy", ()))
 
 
 def _one_bit_or_more(level_fn: Callable[..., tuple[int]], *level: Any) -> tuple[int]:
-    """timm asks for no bits at all at the strongest level, which Pillow 13 refuses."""
+    """Replace the 0 bits of timm's strongest level, which Pillow 13 refuses, by 1."""
     return (max(1, level_fn(*level)[0]),)
 
 
 def _center_crop(preprocessing: dict[str, Any]) -> list[Any]:
-    """Evaluation's resize and crop, without its last step, to a tensor."""
+    """Resize and crop of evaluation, without the conversion to a tensor."""
     steps = eval_transform(preprocessing, normalize=False).transforms
     return [step for step in steps if not isinstance(step, MaybePILToTensor)]
 
 
 def _warps(spec: TrainConfig, preprocessing: dict[str, Any]) -> list[Any]:
-    """Bilinear, for bicubic takes Pillow far longer than all the rest; what lies outside the image
-    takes the mean colour, as in timm's policies."""
+    """Random affine and perspective warps, filled with the mean colour as in timm's policies.
+
+    They are bilinear, because bicubic warps take Pillow longer than all other steps.
+    """
     mean = [min(255, round(255 * mean)) for mean in preprocessing["mean"]]
     how = {"interpolation": InterpolationMode.BILINEAR, "fill": mean}
     warps = []
@@ -155,8 +161,8 @@ def _warps(spec: TrainConfig, preprocessing: dict[str, Any]) -> list[Any]:
     return warps
 
 
-def _overlooked(policy: str) -> str | None:
-    """timm passes over a section without a number, and takes an unknown set for its own choice."""
+def _ignored_section(policy: str) -> str | None:
+    """Reason why timm would ignore a part of the policy: no number, or an unknown set."""
     kind, *sections = policy.split("-")
     sets = OP_SETS if kind == "rand" else ()
     for section in sections:
@@ -165,8 +171,8 @@ def _overlooked(policy: str) -> str | None:
     return None
 
 
-def _broken(policy: str) -> str | None:
-    """timm refuses some options when it makes the policy, others only when it applies it."""
+def _policy_error(policy: str) -> str | None:
+    """Error of timm from building the policy and applying it once."""
     try:
         _, colours, _ = transforms_imagenet_train(auto_augment=policy, separate=True)
         colours(Image.new("RGB", (8, 8)))

@@ -1,4 +1,4 @@
-"""Bytes of an image file to an RGB image, and training images reduced once before augmentation."""
+"""Decoding of image files, and the reduction of training images before augmentation."""
 
 import io
 import struct
@@ -18,15 +18,17 @@ DECODE_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow's decoders raise for bytes that are no whole image."""
+"""Errors of Pillow's decoders for bytes that are not a complete image."""
 
 
 def decode(content: bytes, at_least: int | None = None) -> Image.Image:
-    """The first frame, as RGB, at full size; or, of a JPEG, at the smallest of its half, quarter
-    and eighth that still has `at_least` pixels a side, which is quicker. Raises one of
-    UNDECODABLE."""
+    """The first frame as RGB.
+
+    With `at_least`, a JPEG is decoded, faster, at the smallest of half, quarter and eighth size
+    that has so many pixels per side. Raises one of DECODE_ERRORS.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # palettes with transparency, large pictures
+        warnings.simplefilter("ignore")  # of palettes with transparency, and of large images
         with Image.open(io.BytesIO(content)) as image:
             if at_least is not None:
                 image.draft(None, (at_least, at_least))
@@ -34,8 +36,8 @@ def decode(content: bytes, at_least: int | None = None) -> Image.Image:
 
 
 DRAFT = 2
-"""A JPEG may be decoded smaller where this many times the wanted size is left, as in Pillow's own
-thumbnails: bicubic filtering does the rest."""
+"""A JPEG is decoded smaller only down to this multiple of the wanted size, as in Pillow's
+thumbnails. Bicubic filtering does the rest."""
 
 
 def reduced_size(spec: DataConfig, preprocessing: dict[str, Any]) -> int:
@@ -44,8 +46,10 @@ def reduced_size(spec: DataConfig, preprocessing: dict[str, Any]) -> int:
 
 
 def reduce(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side of `size` pixels at the same aspect ratio, bicubic with antialias; an image
-    that is no larger stays as it is."""
+    """The image with a shorter side of `size` pixels, by antialiased bicubic filtering.
+
+    An image that is not larger is returned as it is.
+    """
     width, height = image.size
     shorter = min(width, height)
     if shorter <= size:

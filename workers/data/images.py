@@ -1,4 +1,4 @@
-"""Images: the decodable images of an experiment by split, as written to splits.parquet."""
+"""The decodable images of an experiment by split, as written to splits.parquet."""
 
 import hashlib
 import io
@@ -20,12 +20,12 @@ from workers.storage.store import Store
 
 _COLUMNS = ("split", "key", "path", "label", "sha256", "offset", "size", "fold")
 FOLD = "fold:"
-"""Begins the name of the part of `train` that a fold holds out: `fold:0`, `fold:1`, ..."""
+"""Prefix of the names of held-out parts of `train`: `fold:0`, `fold:1`, ..."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image: `sha256` is of its encoded bytes, `path` is empty for a bundled digit."""
+    """One image. `sha256` is of its encoded bytes; `path` is empty for a bundled digit."""
 
     split: str
     key: str
@@ -33,18 +33,18 @@ class Sample:
     label: int
     sha256: str
     offset: int = 0
-    """Of its first byte in the file; of a Parquet file, its row."""
+    """Position of the first byte in the file, or the row of a Parquet file."""
     size: int | None = None
-    """Bytes; None for all of the file, or of the row."""
+    """Bytes. None: the whole file or row."""
     fold: int = -1
-    """That holds this training image out; -1 for none."""
+    """Fold that holds this training image out. -1: no fold."""
 
 
 class Images:
-    """Samples by split, in split order. Decodability is settled; a failing read raises.
+    """Samples by split, in split order. All of them decoded once; a failing read raises.
 
-    A fold's held-out part of `train` goes by the name `fold:<k>` wherever a split is asked for,
-    but is none of `split_names`.
+    Methods take `fold:<k>`, the part of `train` that a fold holds out, like a split. It is not one
+    of `split_names`.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Images:
             if sample.split == "train" and sample.fold >= 0:
                 self._folds.setdefault(f"{FOLD}{sample.fold}", []).append(sample)
         self.pixels: dict[tuple[str, str, int], Any] = {}
-        """Kept by `train_pixels` and `eval_pixels`."""
+        """Pixels in memory, of `train_pixels` and `eval_pixels`."""
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -86,42 +86,42 @@ class Images:
 
     @property
     def fold_counts(self) -> tuple[int, ...]:
-        """Training images that each fold holds out; empty without folds."""
+        """Number of training images that each fold holds out. Empty: no folds."""
         return tuple(self.count(f"{FOLD}{fold}") for fold in range(self.spec.folds or 0))
 
     def train_indices(self, fold: int | None) -> np.ndarray:
-        """int64: which images of `train` a run of this fold learns from; all without a fold."""
+        """(N,) int64 indices of the images of `train` that a run of this fold learns from."""
         held_out = [fold is not None and sample.fold == fold for sample in self.samples("train")]
         return np.flatnonzero(~np.array(held_out, dtype=bool)).astype(np.int64)
 
     def stored_order(self, split: str) -> np.ndarray:
-        """(N,) int64: the images in the order they lie in their files, for who reads them all."""
+        """(N,) int64 indices of the images in the order of their files, for reading them all."""
         samples = self.samples(split)
         order = sorted(range(len(samples)), key=lambda i: (samples[i].path, samples[i].offset))
         return np.array(order, dtype=np.int64)
 
     def content(self, split: str, i: int) -> bytes:
-        """Encoded, as in its file. Raises OSError where that is gone; digits have none."""
+        """Encoded bytes of an image. Raises OSError if its file is gone. Digits have no bytes."""
         sample = self.samples(split)[i]
         assert sample.path, "a bundled digit has no file"
         return self._reader.read(sample.path, sample.offset, sample.size)
 
     def image(self, split: str, i: int) -> Image.Image:
-        """RGB, at the size of its file. Raises OSError where the file is gone or broken."""
+        """RGB image at full size. Raises OSError if its file is gone or broken."""
         sample = self.samples(split)[i]
         if not sample.path:
             return digit_image(int(sample.key))
         return decode(self.content(split, i))
 
     def fingerprint(self, split: str) -> str:
-        """sha256 over (key, label, content) of every sample in split order."""
+        """sha256 over (key, label, content) of all samples in split order."""
         digest = hashlib.sha256()
         for sample in self.samples(split):
             digest.update(f"{sample.key}\t{sample.label}\t{sample.sha256}\n".encode())
         return digest.hexdigest()
 
     def save(self, store: Store) -> None:
-        """Writes splits.parquet: one row per sample, classes and fingerprints in the metadata."""
+        """Write splits.parquet: a row per sample, and classes and fingerprints as metadata."""
         rows = [sample for split in self.split_names for sample in self.samples(split)]
         columns = {
             "split": pa.array([row.split for row in rows], pa.string()),
@@ -141,14 +141,14 @@ class Images:
 
     @classmethod
     def load(cls, store: Store, spec: DataConfig) -> "Images":
-        """What preflight settled; nothing is scanned again."""
+        """The images that preflight wrote, without another scan."""
         table = pq.read_table(io.BytesIO(store.read(SPLITS)))
         columns = [table[name].to_pylist() for name in _COLUMNS]
-        columns[2] = [sys.intern(path) for path in columns[2]]  # a shard holds thousands
+        columns[2] = [sys.intern(path) for path in columns[2]]  # thousands of samples share a path
         classes = tuple(json.loads(table.schema.metadata[b"classes"]))
         samples = [Sample(*row) for row in zip(*columns, strict=True)]
         assert spec.source == "digits" or all(sample.path for sample in samples)
         return cls(classes, samples, spec)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "pixels": {}}  # loader processes need no evaluation pixels
+        return {**self.__dict__, "pixels": {}}  # loader processes need no pixels in memory

@@ -1,4 +1,4 @@
-"""Training batches: which images each step sees, and how they are read; a function of seeds only.
+"""Training batches: the images of every step, and their reading. A function of seeds only.
 
 epoch_order -> step_batches (per optimizer step, rank, micro-batch) -> train_batches
 """
@@ -16,31 +16,31 @@ from torch.utils.data import DataLoader, Dataset
 from workers.config.train import TrainConfig
 
 PREFETCH = 3
-"""Batches that each loader process keeps ready."""
+"""Batches that a loader process prepares in advance."""
 
-Batch = tuple[Tensor, Tensor]
+LoadedBatch = tuple[Tensor, Tensor]
 
 
 class Pixels(Protocol):
-    """The training images by index; picklable where loader processes read them."""
+    """The training images by index. Picklable, for loader processes."""
 
     def __len__(self) -> int: ...
     def tensor(self, i: int, /) -> Tensor: ...
 
 
 def epoch_order(n: int, seed: int, stream: str, epoch: int) -> np.ndarray:
-    """(n,) int64: a permutation of the training images."""
+    """A permutation of the training images, (n,) int64."""
     return np.random.default_rng(_seed(seed, stream, epoch)).permutation(n)
 
 
 def step_batches(
     order: np.ndarray, spec: TrainConfig, ranks: int, rank: int, micro_batch: int | None = None
 ) -> list[list[np.ndarray]]:
-    """Per optimizer step of the epoch, the micro-batches of one rank.
+    """The micro-batches of one rank, for every optimizer step of the epoch.
 
-    A step is the same set of images for any `micro_batch`. Micro-batches are as even as can be
-    and hold at least two images, which BatchNorm needs. Of the short last step at most ranks - 1
-    images are left out, so that all ranks hold equally many.
+    A step has the same images for any `micro_batch`. Micro-batches differ by at most one image and
+    have at least the two that BatchNorm needs. The short last step leaves out up to ranks - 1
+    images, so that all ranks have equally many.
     """
     per_step = spec.batch_size * spec.grad_accum_steps * ranks
     size = max(2, min(spec.batch_size, micro_batch or spec.batch_size))
@@ -64,19 +64,19 @@ def train_batches(
     epoch: int,
     workers: int,
     pin: bool = False,
-) -> Iterator[Batch]:
+) -> Iterator[LoadedBatch]:
     """(x (B, 3, H, W) of the transform's dtype, y int64 (B,)) for every batch of indices in `plan`.
 
-    The same bits for any number of loader processes, which run torch on one thread. With `workers`
-    0 the global generators of random, numpy and torch are left wherever the last sample put them.
-    `pin`: in page-locked memory, from which a GPU copies while it computes.
+    The bits are the same for any number of loader processes, which run torch on one thread. With
+    `workers` 0 the global generators of random, numpy and torch change. `pin` uses page-locked
+    memory, from which a GPU copies while it computes.
     """
     num = min(workers, len(plan))
     loader = DataLoader(
         _TrainImages(pixels, labels, transform, seed, stream, epoch),
         batch_sampler=[batch.tolist() for batch in plan],
         num_workers=num,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         pin_memory=pin,
         prefetch_factor=PREFETCH if num else None,
         generator=torch.Generator(),  # otherwise the loader draws from the global one
@@ -84,8 +84,8 @@ def train_batches(
     return iter(loader)
 
 
-class _TrainImages(Dataset[Batch]):
-    """Batches by their indices; each sample is a function of seeds and its own index."""
+class _TrainImages(Dataset[LoadedBatch]):
+    """Batches by their indices. A sample depends only on the seeds and its own index."""
 
     def __init__(
         self,
@@ -103,10 +103,10 @@ class _TrainImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, indices: list[int]) -> Batch:
+    def __getitems__(self, indices: list[int]) -> LoadedBatch:
         first = self._sample(indices[0])
-        # One layout in memory, in which convolutions give the same bits for any number of workers;
-        # transposed images stacked would keep theirs.
+        # Stacking would keep the memory layout of transposed images. In this one layout,
+        # convolutions give the same bits for any number of workers.
         x = torch.empty((len(indices), *first.shape), dtype=first.dtype)
         x[0] = first
         for place, i in enumerate(indices[1:], start=1):
@@ -119,8 +119,8 @@ class _TrainImages(Dataset[Batch]):
         return self.transform(image)
 
 
-def _as_it_is(batch: Any) -> Any:
-    """What `__getitems__` gives is a batch already."""
+def _unchanged(batch: Any) -> Any:
+    """The argument: `__getitems__` returns a whole batch."""
     return batch
 
 
@@ -132,5 +132,5 @@ def _seed(*parts: int | str) -> int:
 def _seed_globals(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    # The CPU generator alone: torch.manual_seed would reset every CUDA device per image.
+    # Only the CPU generator: torch.manual_seed would also reset every CUDA device, per image.
     torch.default_generator.manual_seed(seed % 2**63)

@@ -1,4 +1,4 @@
-"""Mixing the images of a micro-batch with each other, after augmentation, on the device."""
+"""MixUp and CutMix: mixing the images of a micro-batch, after augmentation, on the device."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from workers.config.train import TrainConfig
 
 
 class Mixing:
-    """MixUp (Zhang et al., 2018) and CutMix (Yun et al., 2019) by torchvision, chosen for each
-    micro-batch as timm chooses: mixed at all with `mixup_prob`; where both are on, by CutMix with
-    `mixup_switch_prob`; never from `mixup_off_epoch` on.
+    """torchvision's MixUp (Zhang et al., 2018) and CutMix (Yun et al., 2019), with timm's options.
 
-    Draws from torch's global CPU generator alone, which the caller has seeded.
+    A micro-batch is mixed with probability `mixup_prob`, before `mixup_off_epoch`. If both are on,
+    it is CutMix with probability `mixup_switch_prob`. Draws only from torch's global CPU generator,
+    which the caller seeds.
     """
 
     def __init__(self, spec: TrainConfig, num_classes: int) -> None:
@@ -23,12 +23,12 @@ class Mixing:
         )
 
     def off_at(self, epoch: int) -> bool:
-        """Whether nothing is mixed in this epoch."""
+        """Whether this epoch mixes nothing."""
         return not self.spec.mixes or 0 < self.spec.mixup_off_epoch <= epoch
 
     def mix(self, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """(x float32 (B, 3, H, W), y int64 (B,)), B >= 2 -> the same shape and targets float32
-        (B, C); `x` and `y` themselves where nothing is mixed. Neither is written to."""
+        """Mixed images and targets: float32 (B, 3, H, W) and int64 (B,) -> the same shape and
+        float32 (B, C). `x` and `y` are returned if nothing is mixed, and never written to."""
         if self.off_at(epoch) or _draw() >= self.spec.mixup_prob:
             return x, y
         assert len(x) > 1, "one image alone cannot be mixed; a micro-batch holds two or more"

@@ -1,9 +1,9 @@
-"""Decoded images, kept once per node and shared by all its processes; in no mode other bits.
+"""Decoded images, cached once per node for all processes. The cache mode changes no bit.
 
-    train_pixels   every training image decoded and reduced once, of its own size
+    train_pixels   every training image, decoded and reduced once, with its own size
     eval_pixels    evaluation preprocessing applied once, one block per split
 
-A file of the cache is named after the content of its images and all that shapes their pixels, so
+The name of a cache file is a hash of its images' content and of all that affects their pixels, so
 experiments on the same images share it.
 """
 
@@ -35,23 +35,23 @@ from workers.data.pixel_file import (
     write_pixels,
 )
 from workers.errors import UserError
-from workers.storage.cache_folder import Touch, Unusable, disk_folder, memory_folder
+from workers.storage.node_cache import Touch, disk_cache, memory_cache
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 FORMAT = 1
-"""Of the files; another number is another name."""
+"""Version of the cache files, part of their name."""
 MIN_CACHED_IMAGES = 64
-"""`auto` keeps no file of fewer images: they are decoded again sooner than it is built."""
-PROBED = 16
-"""Images that are decoded to tell the size of all."""
-OVERHEAD = 1 << 16
-"""Bytes of a file beside its pixels, or nearly so."""
+"""`auto` caches no fewer images, because decoding them again is faster than building a file."""
+NUM_PROBED = 16
+"""Number of images that are decoded to estimate the size of all."""
+OVERHEAD_BYTES = 1 << 16
+"""Approximate bytes of a file beside its pixels."""
 
 
 class DecodedImages:
-    """Training images in split order, decoded and reduced whenever they are asked for."""
+    """Training images in split order, decoded and reduced on every access."""
 
     def __init__(self, images: Images, size: int) -> None:
         self._images, self._size = images, size
@@ -64,15 +64,15 @@ class DecodedImages:
         return reduced_image(self._images, i, self._size)
 
     def tensor(self, i: int) -> torch.Tensor:
-        """uint8 (3, H, W), channels last in memory, without a copy where it is cached; not to be
-        written to."""
+        """uint8 (3, H, W), channels last in memory. It must not be written to."""
         return torch.from_numpy(np.array(self[i])).permute(2, 0, 1)
 
 
 class CachedImages:
-    """Likewise, from a file of the cache; a loader process opens it anew unless it was forked.
+    """Training images in split order, from a cache file.
 
-    `rows` (N,) says which image of the file is the i-th of the split.
+    `rows` (N,) maps the place in the split to the place in the file. A loader process that was not
+    forked opens the file again. Tensors are views of the file.
     """
 
     def __init__(self, path: Path, rows: np.ndarray) -> None:
@@ -104,8 +104,11 @@ TrainPixels = DecodedImages | CachedImages
 def train_pixels(
     images: Images, preprocessing: dict[str, Any], touch: Touch = lambda: None
 ) -> TrainPixels:
-    """The training images as `data.cache` says, decoded now if nobody has; `touch` is called as
-    they are, and while another process does it. Raises UserError where the cache has no place."""
+    """The training images, cached as `data.cache` says.
+
+    `touch` is called while they are decoded, also by another process. Raises UserError if the cache
+    has no room.
+    """
     size = reduced_size(images.spec, preprocessing)
     key = ("train", f"reduced to {size}", images.count("train"))
     if key not in images.pixels:
@@ -121,34 +124,37 @@ def eval_pixels(
     count: int | None = None,
     touch: Touch = lambda: None,
 ) -> torch.Tensor:
-    """uint8 (N, 3, H, W) in split order, of the first `count` images if given; timm's evaluation
-    transform of the image at full size. Not to be written to: a view of the cache's file, or kept
-    in the memory of `images`."""
+    """timm's evaluation transform of a split's images: uint8 (N, 3, H, W) in split order.
+
+    `count` takes the first images only. The result is a view of a cache file or shared through
+    `images`, and must not be written to.
+    """
     num = images.count(split) if count is None else min(count, images.count(split))
     key = (split, json.dumps(preprocessing, sort_keys=True), num)
     if key not in images.pixels:
-        # Runs of one experiment mostly share a preprocessing; keeping others would fill the memory.
-        kept = {
+        # Runs mostly share one preprocessing; pixels of others would fill the memory.
+        current = {
             other: value
             for other, value in images.pixels.items()
             if other[1] == key[1] or not isinstance(value, torch.Tensor)
         }
-        images.pixels = kept | {key: _eval_pixels(images, split, preprocessing, num, touch)}
+        images.pixels = current | {key: _eval_pixels(images, split, preprocessing, num, touch)}
     pixels: torch.Tensor = images.pixels[key]
     return pixels
 
 
 def normalise(pixels: torch.Tensor, preprocessing: dict[str, Any]) -> torch.Tensor:
-    """uint8 (..., 3, H, W) -> float32, with the operations of torchvision's ToTensor and Normalize
-    in their order, so that every bit is the same."""
+    """uint8 (..., 3, H, W) -> float32, bit for bit as torchvision's ToTensor and Normalize."""
     mean = torch.tensor(preprocessing["mean"], device=pixels.device).view(-1, 1, 1)
     std = torch.tensor(preprocessing["std"], device=pixels.device).view(-1, 1, 1)
     return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)  # one copy, then in place
 
 
 def _train_pixels(images: Images, size: int, touch: Touch) -> TrainPixels:
-    """The file's order is that of the images' own files, which are so read from end to end; the
-    split may be shuffled by another seed and is found in it all the same."""
+    """Training images, whose order in the cache file is that of the image files.
+
+    So they are read from end to end, and splits with other seeds share the cache file.
+    """
     samples, order = images.samples("train"), images.stored_order("train").tolist()
     read = partial(reduced_image, images, size=size)
     rows = np.empty(len(order), np.int32)
@@ -156,19 +162,19 @@ def _train_pixels(images: Images, size: int, touch: Touch) -> TrainPixels:
 
     @cache
     def mean_bytes() -> float:
-        probed = [read(i) for i in range(min(len(samples), PROBED))]
+        probed = [read(i) for i in range(min(len(samples), NUM_PROBED))]
         return sum(3 * image.width * image.height for image in probed) / len(probed)
 
-    found = _kept(
+    cached = _from_cache(
         images,
         [samples[i] for i in order],
         {"reduced to": size},
-        lambda: int(1.1 * len(samples) * mean_bytes()) + OVERHEAD,
+        lambda: int(1.1 * len(samples) * mean_bytes()) + OVERHEAD_BYTES,
         lambda file: write_images(file, in_threads(read, order, touch), mean_bytes()),
         lambda path: CachedImages(path, rows),
         touch,
     )
-    return DecodedImages(images, size) if found is None else found
+    return DecodedImages(images, size) if cached is None else cached
 
 
 def _eval_pixels(
@@ -181,17 +187,17 @@ def _eval_pixels(
     def render(i: int) -> tuple[int, np.ndarray]:
         return i, transform(_whole_image(images, split, i)).numpy()
 
-    found = _kept(
+    cached = _from_cache(
         images,
         images.samples(split)[:num],
         preprocessing,
-        lambda: math.prod(shape) + OVERHEAD,
+        lambda: math.prod(shape) + OVERHEAD_BYTES,
         lambda file: write_pixels(file, shape, in_threads(render, order, touch)),
         lambda path: mapped_pixels(path, shape),
         touch,
     )
-    if found is not None:
-        return found
+    if cached is not None:
+        return cached
     pixels = torch.empty(shape, dtype=torch.uint8)
     for i, row in in_threads(render, order, touch):
         pixels[i] = torch.from_numpy(row)
@@ -207,7 +213,7 @@ def _whole_image(images: Images, split: str, i: int) -> Image.Image:
 
 
 def reduced_image(images: Images, i: int, size: int) -> Image.Image:
-    """RGB image `i` of the training split. Raises OSError, naming the image, if it is gone."""
+    """RGB image `i` of the training split, reduced. Raises OSError, naming it, if it is gone."""
     sample = images.samples("train")[i]
     try:
         if not sample.path:
@@ -217,41 +223,45 @@ def reduced_image(images: Images, i: int, size: int) -> Image.Image:
         raise OSError(f"training image {sample.key} can no longer be read: {error}") from error
 
 
-def _kept(
+def _from_cache(
     images: Images,
     samples: list[Sample],
     shaping: dict[str, Any],
     need: Callable[[], int],
     build: Callable[[BinaryIO], None],
-    opened: Callable[[Path], T],
+    opened: Callable[[Path], Result],
     touch: Touch,
-) -> T | None:
-    """The file of these samples as `opened`; None where the mode, or lack of room, keeps none."""
+) -> Result | None:
+    """The cache file of these samples as `opened` returns it. None: they are not cached."""
     mode = images.spec.cache
-    if mode == "off" or not samples or (mode == "auto" and not _worthwhile(samples)):
+    if mode == "off" or not samples or (mode == "auto" and not _is_worth_caching(samples)):
         return None
     name = f"{content_key(samples, shaping)}.arrow"
     try:
-        folder = memory_folder(READ_ERRORS) if mode == "memory" else disk_folder(READ_ERRORS)
-        return folder.keep(name, need, build, opened, touch)
-    except Unusable as error:
+        node_cache = memory_cache(READ_ERRORS) if mode == "memory" else disk_cache(READ_ERRORS)
+        return node_cache.get(name, need, build, opened, touch)
+    except OSError as error:
+        if error.errno is None:  # an image cannot be read, which is no fault of the cache
+            raise
         if mode == "auto":
-            logger.warning("images are decoded in every run, not cached: %s", error.strerror)
+            logger.warning("images are decoded in every run, not cached: %s", error)
             return None
         raise UserError(
-            f"data.cache={mode} finds no place ({error.strerror}); set data.cache=off, or "
+            f"data.cache={mode} has no room ({error}); set data.cache=off, or "
             "SOUPFLEET_CACHE and SOUPFLEET_CACHE_GB to a folder with room"
         ) from error
 
 
-def _worthwhile(samples: list[Sample]) -> bool:
-    """Bundled digits need no decoding."""
+def _is_worth_caching(samples: list[Sample]) -> bool:
+    """Whether there are enough images, which are no bundled digits: those need no decoding."""
     return len(samples) >= MIN_CACHED_IMAGES and bool(samples[0].path)
 
 
 def content_key(samples: list[Sample], shaping: dict[str, Any]) -> str:
-    """Name for these contents in this order, and all that makes pixels of them; neither labels nor
-    keys are part of it, so that every experiment on the same images finds the same file."""
+    """Hash of these contents in this order, and of all that affects their pixels.
+
+    Labels and keys are not part of it, so all experiments on the same images share a file.
+    """
     made_by = {package: version(package) for package in ("pillow", "timm", "torchvision")}
     head = {"format": FORMAT, "codec": features.version("jpg"), **made_by, "shaping": shaping}
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
@@ -260,11 +270,13 @@ def content_key(samples: list[Sample], shaping: dict[str, Any]) -> str:
     return digest.hexdigest()[:32]
 
 
-def in_threads(do: Callable[[int], T], indices: list[int], touch: Touch) -> Iterator[T]:
-    """do(i) for every index in order, a few at a time: Pillow works without the interpreter's lock.
-    `touch` is called after each."""
+def in_threads(do: Callable[[int], Result], indices: list[int], touch: Touch) -> Iterator[Result]:
+    """do(i) for every index in order, in threads: Pillow releases the interpreter's lock.
+
+    `touch` is called after every result.
+    """
     threads = min(16, os.cpu_count() or 1)
-    waiting: deque[Future[T]] = deque()
+    waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for i in indices:
             waiting.append(pool.submit(do, i))

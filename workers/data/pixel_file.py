@@ -1,6 +1,6 @@
-"""Pixels in Arrow IPC files: written image by image, read through a memory map without a copy.
+"""Pixels in Arrow IPC files, written image by image and read through a memory map, without copies.
 
-write_images -> MappedImages     training images of their own sizes, in batches of equal rows
+write_images -> MappedImages     training images with their own sizes, in record batches
 write_pixels -> mapped_pixels    evaluation images of one size, one block (N, 3, H, W)
 """
 
@@ -20,20 +20,20 @@ import torch
 from PIL import Image
 
 BATCH_BYTES = 32 << 20
-"""Aimed size of a record batch of training images; a build holds about two in memory."""
-IMAGES = pa.schema(
+"""Size of a record batch of training images. A build has about two in memory."""
+IMAGE_SCHEMA = pa.schema(
     [("height", pa.int32()), ("width", pa.int32()), ("pixels", pa.large_binary())],
 )
 NO_RESERVE = (
     0x4000 if platform.machine() in ("x86_64", "aarch64") and sys.platform == "linux" else 0
 )
-"""Linux's MAP_NORESERVE: files larger than memory may be mapped privately."""
+"""Linux's MAP_NORESERVE, with which files larger than memory can be mapped privately."""
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError)
-"""What reading raises for a file that is not whole."""
+"""Errors of reading a file that is not complete."""
 
 
-class Batch(NamedTuple):
-    """Views of one record batch; a plain index of them needs no Arrow after a fork."""
+class BatchViews(NamedTuple):
+    """Views of one record batch, which need no Arrow after a fork."""
 
     heights: np.ndarray
     widths: np.ndarray
@@ -42,12 +42,12 @@ class Batch(NamedTuple):
 
 
 def write_images(file: BinaryIO, images: Iterator[Image.Image], mean_bytes: float) -> None:
-    """RGB images in order; `mean_bytes` of one image settles how many share a record batch."""
+    """Write RGB images in order. `mean_bytes` of an image decides how many share a record batch."""
     rows = min(1024, max(1, int(BATCH_BYTES / mean_bytes)))
-    schema = IMAGES.with_metadata({"rows": str(rows)})
+    schema = IMAGE_SCHEMA.with_metadata({"rows": str(rows)})
     with pa.ipc.new_file(file, schema) as writer:
-        while some := [np.asarray(image) for image in islice(images, rows)]:
-            writer.write_batch(_record_batch(some, schema))
+        while arrays := [np.asarray(image) for image in islice(images, rows)]:
+            writer.write_batch(_record_batch(arrays, schema))
 
 
 def _record_batch(images: list[np.ndarray], schema: pa.Schema) -> pa.RecordBatch:
@@ -56,8 +56,8 @@ def _record_batch(images: list[np.ndarray], schema: pa.Schema) -> pa.RecordBatch
     np.cumsum([image.size for image in images], out=offsets[1:])
     heights, widths = (np.array([image.shape[k] for image in images], np.int32) for k in (0, 1))
     pixels = np.concatenate([image.ravel() for image in images])
-    # From buffers, and views of buffers: pa.array and to_numpy would import pandas, which takes
-    # longer than many a build.
+    # From buffers: pa.array and to_numpy import pandas if it is installed, which may take longer
+    # than the build.
     columns = [
         pa.Array.from_buffers(field.type, num, [None, *map(pa.py_buffer, buffers)])
         for field, buffers in zip(schema, ([heights], [widths], [offsets, pixels]), strict=True)
@@ -66,10 +66,10 @@ def _record_batch(images: list[np.ndarray], schema: pa.Schema) -> pa.RecordBatch
 
 
 class MappedImages:
-    """The images of a file by index. Raises one of DAMAGE where they are not `num` whole ones.
+    """The images of a file by index. Raises one of READ_ERRORS if they are not `num` whole images.
 
-    What it holds are views of a shared map: forked processes use the same pages, and the file may
-    be deleted meanwhile.
+    They are views of a shared map: forked processes use the same pages, and the file may be
+    deleted.
     """
 
     def __init__(self, path: Path, num: int) -> None:
@@ -82,9 +82,9 @@ class MappedImages:
             _views(batch, np.frombuffer(memory, np.uint8), whole) for batch in record_batches
         ]
         self._num = num
-        found = [len(batch.heights) for batch in self._batches]
+        lengths = [len(batch.heights) for batch in self._batches]
         full, rest = divmod(num, self._rows)
-        if found != [self._rows] * full + [rest] * (rest > 0):
+        if lengths != [self._rows] * full + [rest] * (rest > 0):
             raise ValueError(f"{path} does not hold {num} images in batches of {self._rows}")
 
     def __len__(self) -> int:
@@ -106,10 +106,10 @@ class MappedImages:
         return int(batch.heights[row]), int(batch.widths[row]), batch.pixels[start:stop]
 
 
-def _views(batch: pa.RecordBatch, memory: np.ndarray, whole: pa.Buffer) -> Batch:
+def _views(batch: pa.RecordBatch, memory: np.ndarray, whole: pa.Buffer) -> BatchViews:
     height, width, pixels = (column.buffers() for column in batch.columns)
     num = len(batch)
-    return Batch(
+    return BatchViews(
         np.frombuffer(height[1], np.int32)[:num],
         np.frombuffer(width[1], np.int32)[:num],
         np.frombuffer(pixels[1], np.int64)[: num + 1],
@@ -120,11 +120,11 @@ def _views(batch: pa.RecordBatch, memory: np.ndarray, whole: pa.Buffer) -> Batch
 def write_pixels(
     file: BinaryIO, shape: tuple[int, ...], images: Iterable[tuple[int, np.ndarray]]
 ) -> None:
-    """uint8 `shape` (N, 3, H, W), given as (i, pixels of image i) in any order.
+    """Write uint8 `shape` (N, 3, H, W) from (i, pixels of image i) in any order.
 
-    The file is laid out first, so that it is one block and no more than an image is in memory.
+    The file is laid out first as one block, so only one image is in memory.
     """
-    blank = np.zeros(shape, np.uint8)  # never touched: no memory is behind it
+    blank = np.zeros(shape, np.uint8)  # never written to, so it needs no memory
     kind = pa.fixed_shape_tensor(pa.uint8(), shape[1:])
     values = pa.Array.from_buffers(pa.uint8(), blank.size, [None, pa.py_buffer(blank)])
     rows = pa.FixedSizeListArray.from_arrays(values, type=kind.storage_type)
@@ -136,22 +136,22 @@ def write_pixels(
     _, start = _block(mapped(Path(file.name)))
     row_bytes = blank[0].nbytes
     for i, pixels in images:
-        # Not through the map: a full disk is then an error, not a signal.
+        # Through the map, a full disk would be a signal instead of an error.
         os.pwrite(file.fileno(), pixels.tobytes(), start + i * row_bytes)
 
 
 def mapped_pixels(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
-    """uint8 `shape` (N, 3, H, W), a view of the file. Raises one of DAMAGE."""
+    """uint8 `shape` (N, 3, H, W), a view of the file. Raises one of READ_ERRORS."""
     memory = mapped(path)
-    found, start = _block(memory)
-    if found != shape:
-        raise ValueError(f"{path} holds pixels {found} instead of {shape}")
+    block_shape, start = _block(memory)
+    if block_shape != shape:
+        raise ValueError(f"{path} holds pixels {block_shape} instead of {shape}")
     num_bytes = int(np.prod(shape))
     return torch.frombuffer(memory, dtype=torch.uint8, count=num_bytes, offset=start).view(shape)
 
 
 def _block(memory: mmap.mmap) -> tuple[tuple[int, ...], int]:
-    """Shape of the one block of pixels in a file, and where in it they start."""
+    """Shape of the block of pixels in a file, and the position of its first byte."""
     whole = pa.py_buffer(memory)
     pixels = pa.ipc.open_file(pa.BufferReader(whole)).get_batch(0).column("pixels")
     data = pixels.storage.values.buffers()[1]
@@ -159,14 +159,14 @@ def _block(memory: mmap.mmap) -> tuple[tuple[int, ...], int]:
 
 
 def mapped(path: Path) -> mmap.mmap:
-    """A map of the whole file, which says by a shared lock that the file is in use, for as long
-    as the map lives in this process or one forked from it.
+    """A map of the whole file, with a shared lock that marks the file as used.
 
-    It is private, and so to torch's liking: what is written to it by mistake reaches no one else,
-    and what is only read is shared by all.
+    The lock is held while the map lives in this process or one forked from it. The map is private,
+    because torch needs writable memory: writes by mistake stay in this process, and pages that are
+    only read are shared.
     """
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        # Holds a duplicate of the file, and the lock.
+        # The map has a duplicate of the file, and with it the lock.
         flags, prot = mmap.MAP_PRIVATE | NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
         return mmap.mmap(file.fileno(), 0, flags=flags, prot=prot)

@@ -1,7 +1,4 @@
-"""Bytes of data files, whole or by range: on this machine, behind a pyarrow.fs URI, or over http.
-
-Beside storage, the only door to pyarrow.fs: data need not lie where the experiment does.
-"""
+"""Bytes of data files, whole or by range: local, behind a pyarrow.fs URI, or over http."""
 
 import contextlib
 import io
@@ -14,13 +11,13 @@ from glob import glob
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from workers.errors import UserError
-from workers.storage.store import Store
+from workers.errors import UserError, first_line
+from workers.storage.store import Store, open_filesystem
 
 OPEN_FILES = 64
-"""Remote files kept open; opening one costs a round trip."""
+"""Remote files that stay open, because opening one costs a round trip."""
 WINDOW = 128 << 10
-"""Bytes per request while a remote file is walked through."""
+"""Bytes per request when a remote file is read from end to end."""
 
 
 def is_remote(uri: str) -> bool:
@@ -31,14 +28,16 @@ def is_http(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def shown(uri: str) -> str:
-    """For people: without credentials and query."""
+def public_uri(uri: str) -> str:
+    """The URI without credentials and query; local paths as they are."""
     return str(Store(uri)) if is_remote(uri) else uri
 
 
 def join(root: str, path: str) -> str:
-    """`path` below `root`, unless it is a URI or absolute itself; local paths become plain and
-    absolute, and the query of a root stays at the end."""
+    """`path` below `root`, unless it is a URI or absolute itself.
+
+    Local paths become plain and absolute. The query of a root stays at the end.
+    """
     if "://" in path:
         return path if is_remote(path) else unquote(urlsplit(path).path)
     if is_remote(root):
@@ -49,22 +48,24 @@ def join(root: str, path: str) -> str:
 
 
 class Files:
-    """Reads files by local path or URI; safe to use from several threads.
+    """Reader of files by local path or URI. Safe to use from several threads.
 
-    What it opens it keeps, per process and thread; a pickled copy begins with nothing open.
-    A missing file is FileNotFoundError; a place that does not answer OSError, which names it.
+    Remote files stay open, per process and thread. A pickled copy has none open. A missing file
+    raises FileNotFoundError, a place that does not answer OSError with its URI.
     """
 
     def __init__(self) -> None:
-        # Neither a connection nor a position in a file survives a fork or is shared by threads.
-        self._kept = lru_cache(OPEN_FILES)(lambda uri, pid, thread: self._open(uri))
-        self._folder = lru_cache(OPEN_FILES)(lambda uri, pid: _open_folder(uri))
+        # Connections do not survive a fork, and threads cannot share a position in a file.
+        self._open_files = lru_cache(OPEN_FILES)(lambda uri, pid, thread: self._open(uri))
+        self._open_folders = lru_cache(OPEN_FILES)(
+            lambda uri, pid: open_filesystem(uri, public_uri(uri))
+        )
 
     def __reduce__(self) -> tuple[type["Files"], tuple[()]]:
         return Files, ()
 
     def read(self, uri: str, offset: int = 0, size: int | None = None) -> bytes:
-        """`size` bytes from `offset`, or all from there on. OSError where the file ends before."""
+        """`size` bytes from `offset`, or all from there on. OSError if the file is shorter."""
         if is_remote(uri):
             content = self._read_remote(uri, offset, size)
         else:
@@ -72,47 +73,49 @@ class Files:
                 file.seek(offset)
                 content = file.read(-1 if size is None else size)
         if size is not None and len(content) != size:
-            raise OSError(f"{shown(uri)} ends before byte {offset + size}; it has become shorter")
+            raise OSError(
+                f"{public_uri(uri)} ends before byte {offset + size}; it has become shorter"
+            )
         return content
 
     def size(self, uri: str) -> int:
         if not is_remote(uri):
             return os.stat(uri).st_size
         with _naming(uri):
-            return int(self._kept(uri, os.getpid(), threading.get_ident()).size())
+            return int(self._open_files(uri, os.getpid(), threading.get_ident()).size())
 
     def open(self, uri: str) -> BinaryIO:
-        """For reading and seeking; remote files come in windows of `WINDOW` bytes."""
+        """The file, open for reading and seeking. Remote files are read by `WINDOW` bytes."""
         if not is_remote(uri):
             return open(uri, "rb")
         with _naming(uri):
             return io.BufferedReader(self._open(uri), WINDOW)
 
     def matching(self, root: str, pattern: str) -> list[str]:
-        """Paths below `root` of the files that match a pattern with `*`, sorted."""
+        """Sorted paths, relative to `root`, of files that match a pattern with `*`."""
         if not is_remote(root):
             return sorted(glob(pattern, root_dir=join(root, ".")))
         folder, _, name = pattern.rpartition("/")
         if is_http(root) or "*" in folder:
             raise UserError(
-                f"pattern {pattern!r} cannot be looked up below {shown(root)}; "
+                f"pattern {pattern!r} cannot be looked up below {public_uri(root)}; "
                 "write the numbers out, as in shard-{000000..000099}.tar"
             )
         names = self._names(join(root, folder) if folder else root)
-        return sorted(f"{folder}/{each}".lstrip("/") for each in names if fnmatchcase(each, name))
+        return sorted(f"{folder}/{file}".lstrip("/") for file in names if fnmatchcase(file, name))
 
     def _names(self, uri: str) -> list[str]:
         """Names of the files directly in a remote folder."""
         from pyarrow import fs
 
         with _naming(uri):
-            filesystem, path = self._folder(uri, os.getpid())
-            found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return [info.base_name for info in found if info.type == fs.FileType.File]
+            filesystem, path = self._open_folders(uri, os.getpid())
+            infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return [info.base_name for info in infos if info.type == fs.FileType.File]
 
     def _read_remote(self, uri: str, offset: int, size: int | None) -> bytes:
         with _naming(uri):
-            file = self._kept(uri, os.getpid(), threading.get_ident())
+            file = self._open_files(uri, os.getpid(), threading.get_ident())
             return bytes(file.read_at(file.size() - offset if size is None else size, offset))
 
     def _open(self, uri: str) -> Any:
@@ -121,34 +124,20 @@ class Files:
             return _open_http(uri)
         body, mark, query = uri.partition("?")
         folder, _, name = body.rpartition("/")
-        # One filesystem for all files of a folder: each would bring connections of its own.
-        filesystem, path = self._folder(folder + mark + query, os.getpid())
+        # One file system for all files of a folder, because every one opens connections.
+        filesystem, path = self._open_folders(folder + mark + query, os.getpid())
         return filesystem.open_input_file(f"{path}/{name}")
-
-
-def _open_folder(uri: str) -> tuple[Any, str]:
-    import pyarrow
-    from pyarrow import fs
-
-    try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
-        raise UserError(
-            f"{shown(uri)} is not a place that can be opened ({first_line(error)}); give a "
-            "folder, or a URI such as s3://bucket/folder or https://host/folder"
-        ) from error
-    return filesystem, path.rstrip("/")
 
 
 def _open_http(uri: str) -> Any:
     import pyarrow
     from fsspec.implementations.http import HTTPFileSystem
 
-    # Nothing is read ahead: images are read in another order than they lie in.
+    # No reading ahead, because images are read in random order.
     http = HTTPFileSystem(cache_type="none", client_kwargs={"trust_env": True})
     try:
         return pyarrow.PythonFile(http.open(uri), mode="r")
-    except FileNotFoundError as error:  # fsspec says so whatever went wrong
+    except FileNotFoundError as error:  # fsspec raises it for any failure
         if getattr(error.__cause__, "status", None) in (404, 410):
             raise
         raise OSError(str(error.__cause__)) from error
@@ -156,24 +145,19 @@ def _open_http(uri: str) -> Any:
 
 @contextlib.contextmanager
 def _naming(uri: str) -> Iterator[None]:
-    """Errors of remote places as OSError with the URI."""
+    """Translate errors of remote places to OSError with the URI."""
     from aiohttp import ClientError
 
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{shown(uri)} is not there") from error
+        raise FileNotFoundError(f"{public_uri(uri)} is not there") from error
     except (OSError, ClientError) as error:
-        raise OSError(f"{shown(uri)} does not answer: {first_line(error)}") from error
+        raise OSError(f"{public_uri(uri)} does not answer: {first_line(error)}") from error
     except ValueError as error:
         if not is_http(uri):
             raise
         raise UserError(
-            f"the server of {shown(uri)} does not answer requests for a range of bytes; copy the "
-            "file to a folder or bucket, or use a server that does"
+            f"the server of {public_uri(uri)} does not answer requests for a range of bytes; "
+            "copy the file to a folder or bucket, or use a server that does"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, for a message of one sentence."""
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]

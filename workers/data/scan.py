@@ -1,6 +1,6 @@
-"""Survey: look at every image once, refuse what cannot work, and split the rest.
+"""Scan: read every image once, refuse data that cannot be used, and split the rest.
 
-find -> read, hash and decode (threads) -> refuse or warn -> split, deal folds -> Images
+find -> read, hash and decode (threads) -> refuse or warn -> assign splits and folds -> Images
 """
 
 import hashlib
@@ -15,17 +15,17 @@ from typing import NamedTuple
 from workers.config.data import DataConfig
 from workers.data.decode import DECODE_ERRORS, decode
 from workers.data.images import Images, Sample
-from workers.data.remote_files import first_line, is_remote
+from workers.data.remote_files import is_remote
 from workers.data.sources import ImageRef, Reader, digit_image, find_images, reader
 from workers.data.split import assign_folds, assign_splits, seeded_order
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 
-AT_ONCE = 1024
-"""Images handed to the threads together: their bytes come and go, so memory stays flat."""
+SCAN_BLOCK = 1024
+"""Images that are given to the threads at a time, which bounds the memory."""
 
 
 class ScannedImage(NamedTuple):
-    found: ImageRef
+    ref: ImageRef
     sha256: str
     decodes: bool
 
@@ -35,64 +35,68 @@ def scan(
 ) -> tuple[Images, tuple[str, ...], tuple[str, ...]]:
     """(images by split, keys of corrupt images, warnings).
 
-    Within a split the order is a seeded shuffle, so that its first n images are a fair sample.
+    The order within a split is a seeded shuffle, so that its first n images are a fair sample.
     `on_image` is called after every image, and for every sample of shards while they are indexed.
-    Raises UserError, one sentence, for data that cannot be used, and OSError for a remote place
-    that does not answer.
+
+    Raises:
+        UserError: the data cannot be used.
+        OSError: a remote place does not answer.
     """
     touch = on_image or (lambda: None)
-    classes, found = find_images(spec, touch)
-    looked = list(_look_at_all(found, reader(spec), touch))
-    corrupt = tuple(look.found.key for look in looked if not look.decodes)
-    good = [look for look in looked if look.decodes]
-    _refuse_empty_classes(classes, found, good)
-    _refuse_shared(good, spec)
+    classes, refs = find_images(spec, touch)
+    scanned = list(_scan_images(refs, reader(spec), touch))
+    corrupt = tuple(image.ref.key for image in scanned if not image.decodes)
+    good = [image for image in scanned if image.decodes]
+    _refuse_empty_classes(classes, refs, good)
+    _refuse_overlap(good, spec)
     images = Images(classes, _split(good, spec, seed), spec)
     _refuse_empty_splits(images, spec)
     if spec.folds:
-        images = Images(classes, _dealt(images, spec.folds, seed), spec)
+        images = Images(classes, _with_folds(images, spec.folds, seed), spec)
     warnings = (*_corrupt_warning(corrupt), *_overlap_warnings(images), *_gap_warnings(images))
     return images, corrupt, warnings
 
 
-def _look_at_all(
-    found: list[ImageRef], reads: Reader, touch: Callable[[], object]
+def _scan_images(
+    refs: list[ImageRef], files: Reader, touch: Callable[[], object]
 ) -> Iterator[ScannedImage]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(found), AT_ONCE):
-            for look in pool.map(partial(_look_at, reads), found[start : start + AT_ONCE]):
+        for start in range(0, len(refs), SCAN_BLOCK):
+            for image in pool.map(partial(_scan_image, files), refs[start : start + SCAN_BLOCK]):
                 touch()
-                yield look
+                yield image
 
 
-def _look_at(reads: Reader, found: ImageRef) -> ScannedImage:
-    if not found.path:
-        content = digit_image(int(found.key)).tobytes()
-        return ScannedImage(found, hashlib.sha256(content).hexdigest(), True)
+def _scan_image(files: Reader, ref: ImageRef) -> ScannedImage:
+    if not ref.path:
+        content = digit_image(int(ref.key)).tobytes()
+        return ScannedImage(ref, hashlib.sha256(content).hexdigest(), True)
     try:
-        content = reads.read(found.path, found.offset, found.size)
+        content = files.read(ref.path, ref.offset, ref.size)
     except OSError as error:
-        if is_remote(found.path):
+        if is_remote(ref.path):
             raise
         reason = error.strerror or first_line(error)
-        raise UserError(f"image {found.path} cannot be read: {reason}") from error
+        raise UserError(
+            f"image {ref.path} cannot be read ({reason}); make it readable, or remove it"
+        ) from error
     sha256 = hashlib.sha256(content).hexdigest()
     try:
         decode(content)
     except DECODE_ERRORS:
-        return ScannedImage(found, sha256, False)
-    return ScannedImage(found, sha256, True)
+        return ScannedImage(ref, sha256, False)
+    return ScannedImage(ref, sha256, True)
 
 
 def _refuse_empty_classes(
-    classes: tuple[str, ...], found: list[ImageRef], good: list[ScannedImage]
+    classes: tuple[str, ...], refs: list[ImageRef], good: list[ScannedImage]
 ) -> None:
-    alive = {(look.found.pool, look.found.label) for look in good}
-    for image in found:
-        if (image.pool, image.label) not in alive:
+    nonempty = {(image.ref.split_source, image.ref.label) for image in good}
+    for ref in refs:
+        if (ref.split_source, ref.label) not in nonempty:
             raise UserError(
-                f"none of the images of class {classes[image.label]!r} in {image.pool} decodes, "
-                f"e.g. {image.key}; replace them, or leave out the class"
+                f"no image of class {classes[ref.label]!r} in {ref.split_source} decodes, e.g. "
+                f"{ref.key}; replace them, or leave out the class"
             )
 
 
@@ -105,69 +109,71 @@ def _refuse_empty_splits(images: Images, spec: DataConfig) -> None:
             )
 
 
-def _refuse_shared(good: list[ScannedImage], spec: DataConfig) -> None:
-    """Selecting on a test image makes its score a lie."""
+def _refuse_overlap(good: list[ScannedImage], spec: DataConfig) -> None:
+    """Refuse images in both val and test: selection on a test image would bias its score."""
     if spec.val is None or spec.test is None:
         return
-    vals = {look.sha256: look.found for look in good if look.found.pool == "val"}
-    for look in good:
-        if look.found.pool == "test" and (twin := vals.get(look.sha256)):
+    vals = {image.sha256: image.ref for image in good if image.ref.split_source == "val"}
+    for image in good:
+        if image.ref.split_source == "test" and (same := vals.get(image.sha256)):
             raise UserError(
-                f"the image {twin.key} of data.val is also in data.test, as {look.found.key}; "
+                f"the image {same.key} of data.val is also in data.test, as {image.ref.key}; "
                 "remove one of the two, or leave out data.val and data.test to have them split"
             )
 
 
 def _split(good: list[ScannedImage], spec: DataConfig, seed: int) -> list[Sample]:
-    settled = _settled(good, spec, seed)
+    assigned = _assigned_splits(good, spec, seed)
     samples = [
         Sample(
-            settled.get((look.found.pool, look.sha256), look.found.pool),
-            look.found.key,
-            look.found.path,
-            look.found.label,
-            look.sha256,
-            look.found.offset,
-            look.found.size,
+            assigned.get((ref.split_source, sha256), ref.split_source),
+            ref.key,
+            ref.path,
+            ref.label,
+            sha256,
+            ref.offset,
+            ref.size,
         )
-        for look in good
+        for ref, sha256, _ in good
     ]
     rank = {"train": 0, "val": 1, "test": 2}
 
     def place(s: Sample) -> tuple[int, str, str, int, str]:
-        # Up to the key, which settles equal images only, alike for any source of the same images.
+        # Equal for all sources of the same images, except for the key, which orders equal images.
         return rank.get(s.split, 3), s.split, seeded_order(seed, s.sha256), s.label, s.key
 
     return sorted(samples, key=place)
 
 
-def _settled(good: list[ScannedImage], spec: DataConfig, seed: int) -> dict[tuple[str, str], str]:
-    """Split of every (pool, content) of the pools that others are set aside from."""
+def _assigned_splits(
+    good: list[ScannedImage], spec: DataConfig, seed: int
+) -> dict[tuple[str, str], str]:
+    """Split of every (split source, content), where a part of the source becomes another split."""
     wanted = (
         ("val", spec.val, spec.val_fraction, "train"),
         ("test", spec.test, spec.test_fraction, spec.test_from),
     )
-    settled = {}
-    for pool in ("train", "val"):
-        fractions = {s: share for s, given, share, of in wanted if given is None and of == pool}
-        members = [(look.found.label, look.sha256) for look in good if look.found.pool == pool]
+    assigned = {}
+    for source in ("train", "val"):
+        fractions = {s: share for s, path, share, of in wanted if path is None and of == source}
+        members = [(ref.label, sha256) for ref, sha256, _ in good if ref.split_source == source]
         for content, split in assign_splits(members, fractions, seed).items():
-            settled[pool, content] = pool if split == "train" else split
-    return settled
+            assigned[source, content] = source if split == "train" else split
+    return assigned
 
 
-def _dealt(images: Images, folds: int, seed: int) -> list[Sample]:
-    """All samples, the training images with the fold that holds them out."""
+def _with_folds(images: Images, folds: int, seed: int) -> list[Sample]:
+    """All samples. Training images have the fold that holds them out."""
     train = images.samples("train")
-    _refuse_few(images, folds)
+    _refuse_too_many_folds(images, folds)
     fold_of = assign_folds(((sample.label, sample.sha256) for sample in train), folds, seed)
-    dealt = [replace(sample, fold=fold_of[sample.sha256]) for sample in train]
+    with_folds = [replace(sample, fold=fold_of[sample.sha256]) for sample in train]
     others = [split for split in images.split_names if split != "train"]
-    return [*dealt, *(sample for split in others for sample in images.samples(split))]
+    return [*with_folds, *(sample for split in others for sample in images.samples(split))]
 
 
-def _refuse_few(images: Images, folds: int) -> None:
-    """Every fold has to hold out an image of every class, and leave one to learn from."""
+def _refuse_too_many_folds(images: Images, folds: int) -> None:
+    """Refuse more folds than a class has images: every fold must hold out one of every class."""
     contents = {(sample.label, sample.sha256) for sample in images.samples("train")}
     counts = Counter(label for label, _ in contents)
     rarest = min(counts, key=lambda label: (counts[label], label))
@@ -175,7 +181,7 @@ def _refuse_few(images: Images, folds: int) -> None:
     if folds > count:
         remedy = f"set data.folds to at most {count}" if count > 1 else "leave data.folds out"
         raise UserError(
-            f"data.folds={folds} needs as many different training images of every class, but "
+            f"data.folds={folds} needs so many different training images of every class, but "
             f"class {images.classes[rarest]!r} has {count} after val and test were set aside; "
             f"{remedy}, or add images"
         )
@@ -190,7 +196,7 @@ def _corrupt_warning(corrupt: tuple[str, ...]) -> list[str]:
 
 
 def _overlap_warnings(images: Images) -> list[str]:
-    """Equal content across splits, or under two labels; neither can be mended here."""
+    """Warnings about equal images in two splits or two classes, which only the user can correct."""
     splits_of: dict[str, set[str]] = defaultdict(set)
     labels_of: dict[str, set[int]] = defaultdict(set)
     for split in images.split_names:
@@ -209,17 +215,17 @@ def _overlap_warnings(images: Images) -> list[str]:
         for (first, other), count in sorted(shared.items())
     ]
     if contradicting := sum(len(labels) > 1 for labels in labels_of.values()):
-        warnings.append(f"{contradicting} image(s) lie in more than one class")
+        warnings.append(f"{contradicting} image(s) are in more than one class")
     return warnings
 
 
 def _gap_warnings(images: Images) -> list[str]:
-    """Classes that a split has no image of; usual for ood, where nothing is said."""
+    """Warnings about classes that a split has no image of. For ood this is usual."""
     warnings = []
     for split in ("train", "val", "test") if images.count("train") else ("val", "test"):
         counts = images.class_counts(split)
         names = [name for name, n in zip(images.classes, counts, strict=True) if not n]
         if names:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            warnings.append(f"{split} has no image of {len(names)} class(es): {shown}")
+            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            warnings.append(f"{split} has no image of {len(names)} class(es): {listed}")
     return warnings

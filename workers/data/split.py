@@ -1,6 +1,6 @@
-"""Split: who is set aside for val and test, and held out by each fold; stratified, seeded.
+"""Split: the images of val, test and every fold, stratified and seeded.
 
-Equal content is kept together.
+Images of equal content are in one split and one fold.
 """
 
 import hashlib
@@ -9,8 +9,10 @@ from collections.abc import Iterable
 
 
 def seeded_order(seed: int, content: str) -> str:
-    """Sorting by this is a shuffle that depends on the seed and the image only, so it is the same
-    for any folder layout or listing order, and stays put when other images come or go."""
+    """Sort key of a shuffle that depends on the seed and the image only.
+
+    It does not depend on folders or other images.
+    """
     return hashlib.sha256(f"{seed}:{content}".encode()).hexdigest()
 
 
@@ -19,20 +21,20 @@ def assign_splits(
 ) -> dict[str, str]:
     """Split of every content, given (label, content hash) of every sample.
 
-    Per class: contents in seeded order; each split of `fractions` takes images until it has its
-    share, rounded, and at least one where the class has one for every split; `train` the rest. A
-    content in two classes stays in the split that its first class gave it.
+    In every class, contents are taken in seeded order. Every split of `fractions` takes images
+    until it has its rounded share, at least one if the class has one for every split. `train` has
+    the rest. A content in two classes has the split of its first class.
     """
     classes: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for label, content in samples:
         classes[label][content] += 1
     splits: dict[str, str] = {}
     for label in sorted(classes):
-        _set_aside_class(classes[label], fractions, seed, splits)
+        _assign_class_splits(classes[label], fractions, seed, splits)
     return splits
 
 
-def _set_aside_class(
+def _assign_class_splits(
     counts: dict[str, int], fractions: dict[str, float], seed: int, splits: dict[str, str]
 ) -> None:
     total = sum(counts.values())
@@ -44,8 +46,8 @@ def _set_aside_class(
     for content in counts.keys() & splits.keys():
         if splits[content] in wanted:
             wanted[splits[content]] -= counts[content]
-    waiting = sorted(counts.keys() - splits.keys(), key=lambda content: seeded_order(seed, content))
-    for content in waiting:
+    rest = sorted(counts.keys() - splits.keys(), key=lambda content: seeded_order(seed, content))
+    for content in rest:
         split = next((split for split, left in wanted.items() if left > 0), "train")
         splits[content] = split
         if split in wanted:
@@ -55,10 +57,10 @@ def _set_aside_class(
 def assign_folds(samples: Iterable[tuple[int, str]], num: int, seed: int) -> dict[str, int]:
     """Fold of every content, given (label, content hash) of every training sample.
 
-    Stratified: per class, contents are dealt in seeded order, each to the fold that has fewest of
-    the class, then fewest of all; contents with copies come first. Where no two images are equal,
-    the folds differ by at most one image in every class and altogether. A content in two classes
-    stays in the fold that its first class gave it.
+    In every class, contents are taken in seeded order, those with copies first, and assigned to the
+    fold with fewest images of the class, then fewest of all. If no two images are equal, folds
+    differ by at most one image in every class and altogether. A content in two classes has the fold
+    of its first class.
     """
     classes: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for label, content in samples:
@@ -66,17 +68,19 @@ def assign_folds(samples: Iterable[tuple[int, str]], num: int, seed: int) -> dic
     folds: dict[str, int] = {}
     sizes = [0] * num
     for label in sorted(classes):
-        _deal_class(classes[label], folds, sizes, seed)
+        _assign_class_folds(classes[label], folds, sizes, seed)
     return folds
 
 
-def _deal_class(counts: dict[str, int], folds: dict[str, int], sizes: list[int], seed: int) -> None:
+def _assign_class_folds(
+    counts: dict[str, int], folds: dict[str, int], sizes: list[int], seed: int
+) -> None:
     mine = [0] * len(sizes)
     for content in counts.keys() & folds.keys():
         mine[folds[content]] += counts[content]
         sizes[folds[content]] += counts[content]
-    waiting = counts.keys() - folds.keys()
-    for content in sorted(waiting, key=lambda one: (-counts[one], seeded_order(seed, one))):
+    rest = counts.keys() - folds.keys()
+    for content in sorted(rest, key=lambda other: (-counts[other], seeded_order(seed, other))):
         fold = min(range(len(sizes)), key=lambda k: (mine[k], sizes[k], k))
         folds[content] = fold
         mine[fold] += counts[content]

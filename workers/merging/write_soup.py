@@ -6,7 +6,6 @@
 soup.json holds no times, attempts or paths: the same experiment writes the same file anywhere.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -18,11 +17,11 @@ from workers.context import WorkerContext
 from workers.merging.blend import blend
 from workers.merging.taste import load_mix
 from workers.models.build import timm_config
-from workers.models.model_files import CONFIG
+from workers.models.model_files import MODEL_CONFIG
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.checkpoints import open_weights
-from workers.storage.safetensors_writer import write_tensors
-from workers.storage.store import Bytes, CorruptFile
+from workers.storage.safetensors_writer import HashingSink, write_tensors
+from workers.storage.store import CorruptFile
 from workers.types import (
     AnyEvent,
     Blended,
@@ -71,7 +70,7 @@ def blend_soup(order: BlendOrder, attempt: int, worker: WorkerContext) -> Iterat
     model; the sources are mapped.
     """
     began = time.monotonic()
-    files = {CONFIG: _config(order.cohort, worker), SOUP: _soup_file(order, worker)}
+    files = {MODEL_CONFIG: _config(order.cohort, worker), SOUP: _soup_file(order, worker)}
     tensors = _tensors(order.soup.mix, order.cohort, order.ingredients, worker)
     checkpoint = write_checkpoint(
         worker.store,
@@ -98,19 +97,9 @@ def rebuild(soup: SoupFile, ingredients: tuple[Checkpoint, ...], worker: WorkerC
             reason = "is missing" if checkpoint is None else "has other weights now"
             raise CorruptFile(f"{soup.id} cannot be made again: its member {member.name} {reason}")
     worker.set_num_threads()  # outside an order nothing has; it is part of the result's bits
-    sink = _Hash()
+    sink = HashingSink()
     write_tensors(sink, _tensors(soup.mix, soup.cohort, ingredients, worker))
     return sink.sha256.hexdigest()
-
-
-class _Hash:
-    """A sink that keeps nothing but the hash."""
-
-    def __init__(self) -> None:
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: Bytes, /) -> None:
-        self.sha256.update(data)
 
 
 def _tensors(

@@ -1,12 +1,11 @@
-"""Model: the door to timm's architectures, their heads and configuration.
+"""Models of timm: architecture, initial head, preprocessing and configuration.
 
-ModelSpec -> create_model -> load_initial (head dropped) -> init_head -> the base
+ModelConfig -> create_model -> load_initial (head dropped) -> init_head -> the base
                   |-> preprocessing, timm_config
 
 Importing this file registers the project's own architectures, soupfleet_*, with timm.
 """
 
-import difflib
 from typing import Any, Literal
 
 import timm
@@ -18,9 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import workers.models.resnext_vit  # noqa: F401  (registers)
 from workers.config.data import DataConfig
 from workers.config.model import ModelConfig
-from workers.errors import UserError
-from workers.models.heads import entrypoint, in_classifier, in_head, mark_head
-from workers.models.pretrained import REFUSALS, assign_weights, first_line, load_initial
+from workers.errors import UserError, did_you_mean, first_line
+from workers.models.heads import in_classifier, in_head, mark_head, timm_entrypoint
+from workers.models.pretrained import TIMM_ERRORS, assign_weights, load_initial
 
 __all__ = [
     "assign_weights",
@@ -40,21 +39,23 @@ RESERVED_KWARGS = {
     "features_only",
     "pretrained_cfg",
 }
-"""Arguments of timm.create_model that have their own place in the configuration."""
-HEADS = {"soupfleet_se": "se", "soupfleet_attention": "attention"}
-"""Entrypoints that `model.head` stands for."""
-SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"}
-"""Where a pretrained_cfg says weights come from; meaningless for weights of our own."""
+"""Arguments of timm.create_model that other keys of the configuration set."""
+HEAD_ENTRYPOINTS = {"soupfleet_se": "se", "soupfleet_attention": "attention"}
+"""Entrypoint of timm -> value of `model.head` that uses it."""
+WEIGHT_SOURCE_KEYS = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"}
+"""Keys of a pretrained_cfg that name the origin of weights, which our weights do not have."""
 
 
 def create_model(
     spec: ModelConfig, num_classes: int, data: DataConfig, drop_path: float = 0.0
 ) -> nn.Module:
-    """timm's module with a head for `num_classes`, freshly initialised from torch's global
-    generator; nothing is downloaded. Raises UserError for what timm does not know or take."""
+    """timm's module with a head for `num_classes`, initialised from torch's global generator.
+
+    Nothing is downloaded. Raises UserError for names and arguments that timm does not have.
+    """
     _refuse_unknown(spec.name)
-    _refuse_taken(spec)
-    name, head = entrypoint(spec)
+    _refuse_reserved(spec)
+    name, head = timm_entrypoint(spec)
     kwargs = {**spec.kwargs, **_img_size(spec, data)}
     if drop_path:
         kwargs["drop_path_rate"] = drop_path
@@ -62,7 +63,7 @@ def create_model(
         model: nn.Module = timm.create_model(name, num_classes=num_classes, **kwargs, **head)
     except UserError:
         raise
-    except REFUSALS as error:
+    except TIMM_ERRORS as error:
         raise UserError(
             f"model {spec.name} cannot be built with {kwargs}: {first_line(error)}; "
             "change model.head, model.kwargs, data.image_size or train.drop_path"
@@ -74,8 +75,10 @@ def create_model(
 
 
 def preprocessing(model: nn.Module, data: DataConfig) -> dict[str, Any]:
-    """timm's `resolve_model_data_config`, with data.image_size and data.crop_pct, as plain JSON:
-    input_size, interpolation, mean, std, crop_pct, crop_mode."""
+    """timm's `resolve_model_data_config` with data.image_size and data.crop_pct, as plain JSON.
+
+    Keys: input_size, interpolation, mean, std, crop_pct, crop_mode.
+    """
     config = resolve_model_data_config(
         model, args={"img_size": data.image_size, "crop_pct": data.crop_pct}
     )
@@ -88,15 +91,15 @@ def preprocessing(model: nn.Module, data: DataConfig) -> dict[str, Any]:
 
 
 def init_head(model: nn.Module, how: Literal["zero", "timm"], seed: int) -> None:
-    """Head parameters, as timm initialises them after `seed`; those of the classifier all zeros
-    if `how` is zero.
+    """Initialise the head as timm does after `seed`. `how` zero: the classifier is all zeros.
 
-    A zero classifier starts all classes equal; timm's large initial MobileNetV2 head cost 15
-    points of two-epoch accuracy on PACS. What stands before it could not learn from zeros.
+    With a zero classifier all classes start equal; timm's large initial MobileNetV2 head cost 15
+    points of two-epoch accuracy on PACS. Only the classifier, because layers before it could not
+    learn from zeros.
     """
     names = head_parameter_names(model)
     zeros = {name for name in names if how == "zero" and in_classifier(model, name)}
-    fresh = _fresh_like(model, seed) if zeros != names else None
+    fresh = _freshly_initialised(model, seed) if zeros != names else None
     with torch.no_grad():
         for name in names:
             parameter = model.get_parameter(name)
@@ -107,8 +110,7 @@ def init_head(model: nn.Module, how: Literal["zero", "timm"], seed: int) -> None
 
 
 def head_parameter_names(model: nn.Module) -> set[str]:
-    """Names of the parameters of the head: of the classifier, all of them if there are several,
-    and of what `model.head` puts before it."""
+    """Names of the parameters of all classifiers, and of the layers that `model.head` adds."""
     return {name for name, _ in model.named_parameters() if in_head(model, name)}
 
 
@@ -119,14 +121,20 @@ def has_batchnorm(model: nn.Module) -> bool:
 def timm_config(
     model: nn.Module, spec: ModelConfig, classes: tuple[str, ...], data: DataConfig
 ) -> dict[str, Any]:
-    """config.json beside model.safetensors, with which `timm.create_model("local-dir:...",
-    pretrained=True)` rebuilds the model, its preprocessing and its label names."""
+    """config.json from which `timm.create_model("local-dir:...", pretrained=True)` rebuilds the
+    model, its preprocessing and its label names."""
     source: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
-    size_bound = SOURCES | {"test_input_size", "test_crop_pct", "label_offset", "pool_size", "tag"}
+    size_bound = WEIGHT_SOURCE_KEYS | {
+        "test_input_size",
+        "test_crop_pct",
+        "label_offset",
+        "pool_size",
+        "tag",
+    }
     config = {key: value for key, value in source.items() if key not in size_bound}
     config |= preprocessing(model, data) | {"num_classes": len(classes), "custom_load": False}
     args = {key: v for key, v in spec.kwargs.items() if key != "pretrained_cfg_overlay"}
-    _, head = entrypoint(spec)
+    _, head = timm_entrypoint(spec)
     return {
         "architecture": source["architecture"],
         "num_classes": len(classes),
@@ -137,7 +145,7 @@ def timm_config(
     }
 
 
-def _refuse_taken(spec: ModelConfig) -> None:
+def _refuse_reserved(spec: ModelConfig) -> None:
     if taken := RESERVED_KWARGS & spec.kwargs.keys():
         raise UserError(f"model.kwargs: {min(taken)} is set by soupfleet; remove it")
     if spec.head == "attention" and "global_pool" in spec.kwargs:
@@ -145,17 +153,16 @@ def _refuse_taken(spec: ModelConfig) -> None:
 
 
 def _refuse_unknown(name: str) -> None:
-    known = timm.list_models(exclude_filters=list(HEADS))
+    architectures = timm.list_models(exclude_filters=list(HEAD_ENTRYPOINTS))
     architecture, _, tag = name.partition(".")
-    if architecture in HEADS:
+    if architecture in HEAD_ENTRYPOINTS:
         raise UserError(
-            f"model.name: {architecture} needs a network below it; name that, and write "
-            f"model.head: {HEADS[architecture]}"
+            f"model.name: {architecture} needs a backbone; write the backbone, and "
+            f"model.head: {HEAD_ENTRYPOINTS[architecture]}"
         )
-    if architecture in known:
+    if architecture in architectures:
         return _refuse_unknown_tag(architecture, tag)
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
-    hint = f"nearest: {', '.join(near)}" if near else "see timm.list_models()"
+    hint = did_you_mean(name, architectures) or "see timm.list_models()"
     raise UserError(f"model.name: timm has no model {name!r}; {hint}")
 
 
@@ -169,7 +176,7 @@ def _refuse_unknown_tag(architecture: str, tag: str) -> None:
 
 
 def _img_size(spec: ModelConfig, data: DataConfig) -> dict[str, int]:
-    """The argument that tells a network of fixed input size about data.image_size."""
+    """The argument for data.image_size of a network with a fixed input size."""
     if data.image_size is None:
         return {}
     config = timm.models.get_pretrained_cfg(spec.name, allow_unregistered=True)
@@ -177,7 +184,7 @@ def _img_size(spec: ModelConfig, data: DataConfig) -> dict[str, int]:
     return {"img_size": data.image_size} if fixed or "img_size" in spec.kwargs else {}
 
 
-def _fresh_like(model: nn.Module, seed: int) -> nn.Module:
+def _freshly_initialised(model: nn.Module, seed: int) -> nn.Module:
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     arguments: dict[str, Any] = model._model_args  # type: ignore[assignment]
     with torch.random.fork_rng(devices=[]):

@@ -1,11 +1,11 @@
-"""Heads: what stands between the last feature map and the logits, and may be chosen.
+"""Heads: the layers between the last feature map and the logits, chosen by `model.head`.
 
     features --squeeze-and-excitation--> timm's pooling --> classifier       model.head: se
     features --multi-head attention pooling--> classifier                    model.head: attention
 
-The pooling module of a timm network is exchanged where it stands, so all other tensors keep their
-names and load from the backbone's own files. Importing this file registers the entrypoints
-`soupfleet_se` and `soupfleet_attention`, with which timm rebuilds such a network.
+The pooling module of a timm network is replaced in place, so all other tensors keep their names and
+load from files of the backbone. Importing this file registers the entrypoints `soupfleet_se` and
+`soupfleet_attention`, with which timm rebuilds such a network.
 """
 
 import sys
@@ -25,22 +25,22 @@ from workers.config.model import ModelConfig
 from workers.errors import UserError
 
 TOKEN_NETWORKS = (VisionTransformer, Eva)
-"""Whose last features are a row of tokens, and which timm itself can pool by attention."""
+"""Networks whose last features are tokens, which timm itself can pool by attention."""
 TOKEN_MODULES = {
     f"timm.models.{name}"
     for name in ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")
 }
-"""Where timm registers them."""
+"""Modules in which timm registers them."""
 HEAD_WIDTH = 64
-"""Channels per attention head, as in most vision transformers, where the width allows it."""
+"""Channels per attention head, as in most vision transformers, if the width allows it."""
 
-Weights = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
-def entrypoint(spec: ModelConfig) -> tuple[str, dict[str, Any]]:
-    """(timm's name for the network that `spec` describes, the arguments its head adds).
+def timm_entrypoint(spec: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """(timm's name of the network, the arguments that its head adds).
 
-    Token networks pool by attention with timm's own option, which plain timm rebuilds.
+    Token networks use timm's own option for attention pooling, so plain timm rebuilds them.
     """
     if spec.head == "linear":
         return spec.name, {}
@@ -50,9 +50,9 @@ def entrypoint(spec: ModelConfig) -> tuple[str, dict[str, Any]]:
 
 
 def mark_head(model: nn.Module, spec: ModelConfig) -> None:
-    """Let `in_head` know the pooling that is timm's own; entrypoints of ours mark theirs.
+    """Mark timm's own attention pooling for `in_head`. Entrypoints of this file mark theirs.
 
-    Raises UserError where timm took the option for attention pooling, but has none.
+    Raises UserError if timm accepted the option for attention pooling, but has no such pooling.
     """
     if spec.head == "attention" and type(model) in TOKEN_NETWORKS:
         _mark(model, "attn_pool")
@@ -61,20 +61,24 @@ def mark_head(model: nn.Module, spec: ModelConfig) -> None:
 
 
 def in_head(model: nn.Module, name: str) -> bool:
-    """Whether the tensor `name` belongs to the head: the classifier, or a pooling that learns and
-    that `model.head` asked for."""
+    """Whether the tensor `name` belongs to the classifier or to a pooling added by `model.head`."""
     marked: tuple[str, ...] = getattr(model, "soupfleet_head", ())
-    return in_classifier(model, name) or _lies_in(name, marked)
+    return in_classifier(model, name) or _is_inside(name, marked)
 
 
 def in_classifier(model: nn.Module, name: str) -> bool:
+    """Whether the tensor `name` belongs to a classifier."""
     classifier: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]
-    return _lies_in(name, (classifier,) if isinstance(classifier, str) else tuple(classifier or ()))
+    return _is_inside(
+        name, (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    )
 
 
-def weight_filter(name: str) -> Callable[[Weights, nn.Module], Weights] | None:
-    """timm's own filter of an architecture's checkpoints, which renames old keys and resamples
-    position and patch embeddings; many architectures need none."""
+def weight_filter(name: str) -> Callable[[StateDict, nn.Module], StateDict] | None:
+    """timm's filter of an architecture's checkpoints. None: the architecture needs no filter.
+
+    A filter renames old keys and resamples position and patch embeddings.
+    """
     return getattr(sys.modules[_module_of(name)], "checkpoint_filter_fn", None)
 
 
@@ -93,8 +97,7 @@ def soupfleet_attention(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 class ExcitedPool(nn.Module):
-    """timm's pooling, of channels weighed by squeeze-and-excitation. (B, C, H, W) or channels
-    last -> what `pool` gives."""
+    """Squeeze-and-excitation before timm's pooling: (B, C, H, W) or channels last -> as `pool`."""
 
     def __init__(self, channels: int, pool: nn.Module, channels_last: bool) -> None:
         super().__init__()
@@ -107,7 +110,7 @@ class ExcitedPool(nn.Module):
 
 
 class ExcitedTokens(nn.Module):
-    """The same for tokens (B, N, C) -> (B, C): all tokens share one weight per channel."""
+    """Squeeze-and-excitation of tokens, (B, N, C) -> (B, C). All tokens share channel weights."""
 
     def __init__(self, channels: int, pool_type: str, num_prefix: int, with_prefix: bool) -> None:
         super().__init__()
@@ -121,10 +124,10 @@ class ExcitedTokens(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One learned query looks at every position, (B, C, H, W) or channels last -> (B, C), or
-    (B, C, 1, 1) unless `flatten`; of any input size, since positions have no names.
+    """Attention of one learned query to all positions: (B, C, H, W) or channels last -> (B, C).
 
-    The classifier behind it does the work of the output projection.
+    Without `flatten` the result is (B, C, 1, 1). There are no position embeddings, so inputs may
+    have any size, and no output projection, because the classifier follows.
     """
 
     def __init__(self, channels: int, flatten: bool, channels_last: bool) -> None:
@@ -150,10 +153,10 @@ def _headed(
     pretrained_cfg: Any = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build the backbone, exchange its pooling, load what belongs to the whole.
+    """The backbone with another pooling, and its weights.
 
-    `pretrained` with a configuration, as of a folder, means weights of all of it; without one, or
-    with a mere tag, weights that timm publishes for the backbone.
+    `pretrained` with a configuration, as of a folder, means weights of the whole network. Without
+    one, or with only a tag, it means the weights that timm publishes for the backbone.
     """
     whole = pretrained and bool(pretrained_cfg) and not isinstance(pretrained_cfg, str)
     model: nn.Module = timm.create_model(
@@ -169,7 +172,7 @@ def _headed(
 
 
 def _excite(model: nn.Module, backbone: str) -> str:
-    """Returns the name of the new module, which is head."""
+    """Add squeeze-and-excitation; return the name of the new module."""
     if type(model) in TOKEN_NETWORKS and model.attn_pool is None:
         return _excite_tokens(model)
     path, channels, pool, channels_last = _pooling(model, "se", backbone)
@@ -178,17 +181,18 @@ def _excite(model: nn.Module, backbone: str) -> str:
 
 
 def _excite_tokens(model: nn.Module) -> str:
-    """timm hands the tokens to `attn_pool` where there is one, and pools by itself elsewhere."""
+    """Add squeeze-and-excitation of tokens as `attn_pool`, which timm then calls to pool."""
     vit: Any = model
     with_prefix = getattr(vit, "pool_include_prefix", False)
     vit.attn_pool = ExcitedTokens(
         vit.num_features, vit.global_pool, vit.num_prefix_tokens, with_prefix
     )
-    vit.pool_include_prefix = True  # so that timm hands over the class token too
+    vit.pool_include_prefix = True  # timm then passes the class token too
     return "attn_pool"
 
 
 def _attend(model: nn.Module, backbone: str) -> str:
+    """Replace the pooling by attention; return the name of the new module."""
     path, channels, pool, channels_last = _pooling(model, "attention", backbone)
     pooled = pool(torch.zeros(1, channels, 1, 1).movedim(1, -1 if channels_last else 1))
     model.set_submodule(path, AttentionPool(channels, pooled.ndim == 2, channels_last))
@@ -196,8 +200,10 @@ def _attend(model: nn.Module, backbone: str) -> str:
 
 
 def _pooling(model: nn.Module, head: str, backbone: str) -> tuple[str, int, nn.Module, bool]:
-    """(path, channels in, pooling module, whether channels come last) of a network whose last
-    features are a map that one of timm's modules pools. Raises UserError for others."""
+    """(path, input channels, pooling module, whether channels come last) of a network.
+
+    Raises UserError for a network whose last features are not a map that a module of timm pools.
+    """
     for prefix, owner in (("", model), ("head.", getattr(model, "head", None))):
         pool = getattr(owner, "global_pool", None)
         if isinstance(pool, SelectAdaptivePool2d) and not pool.is_identity():
@@ -209,8 +215,8 @@ def _pooling(model: nn.Module, head: str, backbone: str) -> tuple[str, int, nn.M
 
 def _no_place(head: str, backbone: str) -> UserError:
     return UserError(
-        f"model.head: {head} has no place in {backbone}, which pools in a way of its own; use "
-        "head: linear, or another model.name"
+        f"model.head: {head} has no place in {backbone}, which has no pooling module of timm; "
+        "use head: linear, or another model.name"
     )
 
 
@@ -223,5 +229,5 @@ def _module_of(name: str) -> str:
     return module
 
 
-def _lies_in(name: str, modules: tuple[str, ...]) -> bool:
+def _is_inside(name: str, modules: tuple[str, ...]) -> bool:
     return name.startswith(tuple(f"{module}." for module in modules))

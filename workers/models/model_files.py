@@ -1,7 +1,7 @@
-"""What lies beside a file of weights: its architecture, preprocessing and label names. Torch-free.
+"""The config.json of a file of weights: architecture, preprocessing, label names. Torch-free.
 
 model.safetensors  config.json      a folder that plain timm loads, such as a served soup
-model.safetensors  manifest.json    a checkpoint of a run: its base has the config.json
+model.safetensors  manifest.json    a checkpoint of a run, whose base has the config.json
 """
 
 import json
@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from workers.errors import UserError
 from workers.storage.layout import MANIFEST, WEIGHTS
 
-CONFIG = "config.json"
+MODEL_CONFIG = "config.json"
 PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
 class ModelFile(BaseModel):
-    """config.json as timm and soupfleet write it; keys that say nothing here are left out."""
+    """The keys of config.json that are used here."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -33,7 +33,7 @@ class ModelFile(BaseModel):
 
 
 def weights_file(path: str) -> Path:
-    """The file itself, or the weights in a folder of a checkpoint or soup; absolute."""
+    """Absolute path of a file of weights, or of the weights in a folder of a checkpoint or soup."""
     place = Path(path).expanduser().absolute()
     if not place.is_dir():
         return place
@@ -46,8 +46,8 @@ def weights_file(path: str) -> Path:
 
 
 def config_of(file: Path) -> ModelFile | None:
-    """The config.json that belongs to a file of weights; None if there is none."""
-    place = next((each for each in _places(file) if each.is_file()), None)
+    """The config.json of a file of weights. None: there is none."""
+    place = next((place for place in _places(file) if place.is_file()), None)
     if place is None:
         return None
     try:
@@ -57,16 +57,16 @@ def config_of(file: Path) -> ModelFile | None:
         where = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(
             f"{place}, beside a checkpoint, is no configuration of a timm model ({where}: "
-            f"{first['msg']}); mend it, or move it away"
+            f"{first['msg']}); correct it, or move it away"
         ) from error
 
 
 def _places(file: Path) -> list[Path]:
     base = _base_name(file.parent / MANIFEST)
-    places = [file.parent / CONFIG]
+    places = [file.parent / MODEL_CONFIG]
     # <experiment>/runs/<run>/checkpoints/<step>/model.safetensors
     if base is not None and len(file.parents) > 4:
-        places.append(file.parents[4] / base / CONFIG)
+        places.append(file.parents[4] / base / MODEL_CONFIG)
     return places
 
 

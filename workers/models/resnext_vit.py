@@ -3,8 +3,8 @@
     stages 1..4 --+--> project down, + position, transformer blocks, project up --+--> pooling
                   +---------------------------------------------------------------+
 
-The last projection starts at zero, so a hybrid starts as the plain ResNeXt, whose checkpoints it
-loads. Importing this file registers the entrypoints `soupfleet_resnext50_vit`,
+The last projection starts at zero, so a hybrid first computes the same as the plain ResNeXt, whose
+checkpoints it loads. Importing this file registers the entrypoints `soupfleet_resnext50_vit`,
 `soupfleet_resnext101_vit` and, for tests, `soupfleet_test_resnet_vit`.
 """
 
@@ -19,14 +19,13 @@ from timm.models.vision_transformer import Block, init_weights_vit_timm
 from torch import Tensor, nn
 
 VIT = "layer4.vit"
-"""Where the transformer stands: it is a last block of the last stage."""
+"""Name of the transformer, the last block of the last stage."""
 
 
 class FeatureTransformer(nn.Module):
-    """(B, C, H, W) -> the same plus what transformer blocks of `width` channels add to it; the
-    blocks are those of Dosovitskiy et al. (2021).
+    """A residual branch of transformer blocks (Dosovitskiy et al., 2021), (B, C, H, W) -> the same.
 
-    A depthwise convolution tells positions apart at any input size (Chu et al., 2021).
+    A depthwise convolution encodes positions at any input size (Chu et al., 2021).
     """
 
     def __init__(
@@ -53,8 +52,10 @@ class FeatureTransformer(nn.Module):
 
 
 class ResNetViT(ResNet):
-    """timm's ResNet whose last stage ends in a FeatureTransformer. All arguments but the three of
-    the transformer are timm's."""
+    """timm's ResNet with a FeatureTransformer at the end of its last stage.
+
+    All arguments but `vit_*` are timm's.
+    """
 
     soupfleet_fresh = (VIT,)
     """Modules that a checkpoint of the plain network has no weights for."""
@@ -74,15 +75,15 @@ class ResNetViT(ResNet):
         self.layer4.add_module("vit", vit)
 
     def group_matcher(self, coarse: bool = False) -> Mapping[str, Any]:
-        """timm's, with the transformer as the last group below the head."""
+        """timm's groups of layers, with the transformer as the last group below the head."""
         matcher: dict[str, Any] = super().group_matcher(coarse)
         if coarse:
             return matcher
         return matcher | {"blocks": [(matcher["blocks"], None), (r"^layer(4)\.vit", (1000,))]}
 
 
-def _borrowed(name: str) -> DefaultCfg:
-    """timm's weights of the plain network; a folder there carries the plain network's name."""
+def _plain_weights(name: str) -> DefaultCfg:
+    """timm's weights of the plain network, in folders with its name."""
     plain = resnet_cfgs[name]
     cfgs = {
         tag: replace(cfg, hf_hub_id=f"timm/{name}.{tag}") if cfg.hf_hub_id == "timm/" else cfg
@@ -92,9 +93,9 @@ def _borrowed(name: str) -> DefaultCfg:
 
 
 default_cfgs = {
-    "soupfleet_resnext50_vit": _borrowed("resnext50_32x4d"),
-    "soupfleet_resnext101_vit": _borrowed("resnext101_32x8d"),
-    "soupfleet_test_resnet_vit": _borrowed("test_resnet"),
+    "soupfleet_resnext50_vit": _plain_weights("resnext50_32x4d"),
+    "soupfleet_resnext101_vit": _plain_weights("resnext101_32x8d"),
+    "soupfleet_test_resnet_vit": _plain_weights("test_resnet"),
 }
 """Read by timm's register_model."""
 
@@ -130,9 +131,9 @@ def soupfleet_test_resnet_vit(pretrained: bool = False, **kwargs: Any) -> nn.Mod
 
 
 def _create(variant: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
-    given = arguments.get("pretrained_cfg")
-    # A folder holds all weights; what timm publishes, only those of the plain network.
-    whole = bool(given) and not isinstance(given, str)
+    config = arguments.get("pretrained_cfg")
+    # A folder has all weights; timm publishes only those of the plain network.
+    whole = bool(config) and not isinstance(config, str)
     model: nn.Module = build_model_with_cfg(
         ResNetViT, variant, pretrained, pretrained_strict=whole, **arguments
     )

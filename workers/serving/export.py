@@ -1,11 +1,12 @@
-"""Export: copy a soup to `soup/`, where plain timm loads it, with a README of its own."""
+"""Export: copy a soup, with a README, to `soup/`, from where plain timm loads it."""
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
 from workers.context import WorkerContext
-from workers.merging.write_soup import CONFIG, SOUP, SoupFile
+from workers.merging.write_soup import SOUP, SoupFile
+from workers.models.model_files import MODEL_CONFIG
 from workers.storage.layout import SERVED, WEIGHTS, checkpoint_dir
 from workers.types import AnyEvent, Served, ServeOrder
 
@@ -13,46 +14,46 @@ README = "README.md"
 
 
 def serve(order: ServeOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
-    """Copy a soup to `soup/`, where plain timm loads it, with a README of its own."""
+    """Copy a soup, with a README, to `soup/`."""
     store, folder = worker.store, checkpoint_dir(order.soup.id)
     weights = store.fetch(f"{folder}/{WEIGHTS}", order.soup.sha256)
-    config, made = store.read(f"{folder}/{CONFIG}"), store.read(f"{folder}/{SOUP}")
+    config, soup = store.read(f"{folder}/{MODEL_CONFIG}"), store.read(f"{folder}/{SOUP}")
     store.put(weights, f"{SERVED}/{WEIGHTS}")
-    store.write(f"{SERVED}/{CONFIG}", config)
-    store.write(f"{SERVED}/{SOUP}", made)
-    text = _readme(SoupFile.model_validate_json(made), json.loads(config))
+    store.write(f"{SERVED}/{MODEL_CONFIG}", config)
+    store.write(f"{SERVED}/{SOUP}", soup)
+    text = _readme(SoupFile.model_validate_json(soup), json.loads(config))
     store.write(f"{SERVED}/{README}", text.encode())
     yield Served(soup=order.soup.name)
 
 
-def _readme(made: SoupFile, config: dict[str, Any]) -> str:
-    """How to load the soup, what is in it and why, what it expects."""
-    shown = config["pretrained_cfg"]
-    score = "unknown" if made.score is None else f"{made.score:.4f}"
+def _readme(soup: SoupFile, config: dict[str, Any]) -> str:
+    """Text about loading the soup, its members with reasons, and its preprocessing."""
+    preprocessing = config["pretrained_cfg"]
+    score = "unknown" if soup.score is None else f"{soup.score:.4f}"
     rows = "\n".join(
-        f"| {each.candidate} | {'yes' if each.accepted else 'no'} | {each.reason} |"
-        for each in made.decisions
+        f"| {decision.candidate} | {'yes' if decision.accepted else 'no'} | {decision.reason} |"
+        for decision in soup.decisions
     )
     return README_TEMPLATE.format(
-        id=made.id,
-        recipe=made.recipe,
+        id=soup.id,
+        recipe=soup.recipe,
         architecture=config["architecture"],
         registers=REGISTERS if config["architecture"].startswith("soupfleet_") else "",
-        num_members=len(made.members),
-        metric=made.metric,
+        num_members=len(soup.members),
+        metric=soup.metric,
         score=score,
         rows=rows,
         classes=", ".join(config["label_names"]),
-        input_size=shown["input_size"],
-        interpolation=shown["interpolation"],
-        crop_pct=shown["crop_pct"],
-        mean=shown["mean"],
-        std=shown["std"],
-        batchnorm=made.cohort.batchnorm,
+        input_size=preprocessing["input_size"],
+        interpolation=preprocessing["interpolation"],
+        crop_pct=preprocessing["crop_pct"],
+        mean=preprocessing["mean"],
+        std=preprocessing["std"],
+        batchnorm=soup.cohort.batchnorm,
     )
 
 
-REGISTERS = "import workers.model  # of soupfleet: tells timm about this architecture\n"
+REGISTERS = "import workers.model  # of soupfleet: registers the architecture with timm\n"
 README_TEMPLATE = """\
 # {id}: a model soup of {num_members} ({recipe}), {architecture}
 
@@ -67,8 +68,8 @@ with torch.inference_mode():
 label = model.pretrained_cfg["label_names"][int(probabilities.argmax())]
 ```
 
-Selection score ({metric}, higher is better): {score}. It chose the soup, so it flatters it; scores
-on splits that chose nothing are in `results.json` and `report.html` beside this folder.
+Selection score ({metric}, higher is better): {score}. It is biased upwards, because it selected the
+soup. Scores on other splits are in `results.json` and `report.html` beside this folder.
 
 | candidate | accepted | why |
 |---|---|---|

@@ -1,9 +1,9 @@
-"""Predicting: labels for images that have none, by a served model or by an ensemble.
+"""Predictions: labels for new images, by a served model or by an ensemble.
 
-    image files -> Served, each member in turn -> logits -> label, confidence -> CSV
+    image files -> ServedModel, one per member -> logits -> label, confidence -> CSV
 
-An ensemble's members are opened from the store like served folders: their weights, and the
-config.json of the base that they were trained from.
+Members of an ensemble are opened from the store like served folders, with the config.json of their
+base.
 """
 
 import csv
@@ -21,21 +21,21 @@ from workers.data.sources import EXTENSIONS, image_files
 from workers.errors import UserError
 from workers.scoring import ensembles, stacking
 from workers.scoring.metrics import log_softmax, predictions
-from workers.serving.served_model import Served
+from workers.serving.served_model import ServedModel
 from workers.storage import local_disk
 from workers.storage.layout import WEIGHTS, checkpoint_dir
 from workers.storage.manifest import read_manifest
 from workers.storage.store import CorruptFile, Store
 
 OnImage = Callable[[], object]
-"""Called after every image, by every member."""
+"""Called after every image of every member."""
 
 
 class Answers(NamedTuple):
     labels: tuple[str, ...]
-    """Of the model, in the order of its outputs."""
+    """Labels of the model, in the order of its outputs."""
     logits: np.ndarray
-    """(N, C); a row of NaN for a file that does not decode."""
+    """(N, C). A row of NaN for a file that does not decode."""
 
 
 def images_below(path: Path) -> list[Path]:
@@ -44,21 +44,21 @@ def images_below(path: Path) -> list[Path]:
         return [path]
     files = image_files(path) if path.is_dir() else []
     if not files:
-        seen = f"holds no images ({', '.join(EXTENSIONS)})" if path.is_dir() else "does not exist"
-        raise UserError(f"{path} {seen}; give an image, or a folder of images")
+        fault = f"holds no images ({', '.join(EXTENSIONS)})" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {fault}; give an image, or a folder of images")
     return files
 
 
 def by_model(model_dir: Path, files: Sequence[Path], on_image: OnImage = lambda: None) -> Answers:
-    """A served folder's answers."""
-    served = Served(model_dir)
+    """The outputs of a served model."""
+    served = ServedModel(model_dir)
     return Answers(served.labels, served.logits(files, on_image))
 
 
 def by_ensemble(
     store: Store, ensemble_id: str, files: Sequence[Path], on_image: OnImage = lambda: None
 ) -> Answers:
-    """An ensemble's answers. One member is in memory at a time, so every image is read by each."""
+    """The outputs of an ensemble. One member is in memory at a time and reads all images."""
     ensemble, stacker = open_ensemble(store, ensemble_id)
     groups = ensemble.groups or (ensemble.members,)
     blocks: list[np.ndarray] = []
@@ -76,19 +76,20 @@ def by_ensemble(
 def open_ensemble(
     store: Store, ensemble_id: str
 ) -> tuple[types.EnsembleResult, stacking.Stacker | None]:
-    """Raises UserError naming the ensembles there are."""
+    """An ensemble of the store. Raises UserError, with the names of all, if there is none."""
     try:
         return ensembles.read_ensemble(store, ensemble_id)
     except FileNotFoundError as error:
-        known = sorted({path.split("/")[1] for path in store.list("ensembles")})
+        names = sorted({path.split("/")[1] for path in store.list("ensembles")})
         raise UserError(
-            f"{store} has no ensemble {ensemble_id!r}; there are {', '.join(known) or 'none'}"
+            f"{store} has no ensemble {ensemble_id!r}; there are {', '.join(names) or 'none'}"
         ) from error
 
 
 def write_csv(answers: Answers, files: Sequence[Path], root: Path, out: Path) -> int:
-    """Columns image (relative to `root`, if that is a folder), label, confidence; whole or not at
-    all. A file that does not decode has neither label nor confidence; returns how many there are.
+    """Write columns image (relative to the folder `root`), label and confidence.
+
+    An image that does not decode has an empty label and confidence. Returns how many these are.
     """
     chosen = predictions(answers.logits)
     probabilities = np.exp(log_softmax(answers.logits))
@@ -106,9 +107,9 @@ def write_csv(answers: Answers, files: Sequence[Path], root: Path, out: Path) ->
 
 @contextmanager
 def _member_folder(store: Store, member: str) -> Iterator[Path]:
-    """A folder that plain timm loads, of a run's checkpoint; gone afterwards.
+    """A temporary folder of a run's checkpoint that plain timm loads.
 
-    Raises CorruptFile for a member that is not there any more, or not as its manifest says.
+    Raises CorruptFile for a member that is missing or differs from its manifest.
     """
     manifest = read_manifest(store, member)
     if manifest is None or manifest.base is None:

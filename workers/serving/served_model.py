@@ -1,10 +1,9 @@
-"""A served model at work: score a folder that plain timm loads, on class folders of images.
+"""Served models: logits and scores of a folder that plain timm loads, on files and class folders.
 
 model folder -> timm -> network, preprocessing, labels
 class folders, matched to the labels by name -> pixels, block by block -> logits -> Score
 """
 
-import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,22 +20,22 @@ from workers.context import cuda_is_available
 from workers.data.augment import eval_transform
 from workers.data.decode import DECODE_ERRORS, decode
 from workers.data.sources import EXTENSIONS, class_folders, image_files
-from workers.errors import UserError
+from workers.errors import UserError, did_you_mean, first_line
 from workers.models.build import preprocessing
-from workers.models.pretrained import UNREADABLE, first_line
+from workers.models.pretrained import WEIGHT_READ_ERRORS
 from workers.scoring.forward import EVAL_BATCH, logits
 from workers.scoring.metrics import score
 from workers.types import Score
 
-BLOCK = 8 * EVAL_BATCH
-"""Images in memory at a time; whole batches, so that the cuts change no bit of any logit."""
+IMAGES_IN_MEMORY = 8 * EVAL_BATCH
+"""Images in memory at a time: whole batches, so that logits do not depend on the block."""
 
 
-class Served:
-    """A network in eval mode on the best device here, with its preprocessing and its labels."""
+class ServedModel:
+    """A network in eval mode, on a GPU if there is one, with its preprocessing and labels."""
 
     def __init__(self, folder: Path) -> None:
-        """From a folder that plain timm loads. Raises UserError for one that it does not."""
+        """Load a folder that plain timm loads. Raises UserError for another folder."""
         self.model, self.preprocessing, self.labels = open_served(folder)
         self.device = "cuda" if cuda_is_available() else "cpu"
         self.model.to(self.device)
@@ -45,11 +44,11 @@ class Served:
     def logits(
         self, files: Sequence[Path], on_image: Callable[[], object] = lambda: None
     ) -> np.ndarray:
-        """float32 (N, C); a row of NaN where a file does not decode."""
+        """float32 (N, C). A row of NaN for a file that does not decode."""
         rows = [np.zeros((0, len(self.labels)), np.float32)]
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(files), BLOCK):
-                pixels = list(pool.map(self._pixels, files[start : start + BLOCK]))
+            for start in range(0, len(files), IMAGES_IN_MEMORY):
+                pixels = list(pool.map(self._pixels, files[start : start + IMAGES_IN_MEMORY]))
                 rows.append(self._forward(pixels, on_image))
         return np.concatenate(rows)
 
@@ -61,11 +60,11 @@ class Served:
             return None
 
     def _forward(self, pixels: list[Tensor | None], on_image: Callable[[], object]) -> np.ndarray:
-        whole = [i for i, each in enumerate(pixels) if each is not None]
+        decoded = [i for i, image in enumerate(pixels) if image is not None]
         result = np.full((len(pixels), len(self.labels)), np.nan, np.float32)
-        if whole:
-            batch = torch.stack([each for each in pixels if each is not None])
-            result[whole] = logits(self.model, batch, self.preprocessing, self.device)
+        if decoded:
+            batch = torch.stack([image for image in pixels if image is not None])
+            result[decoded] = logits(self.model, batch, self.preprocessing, self.device)
         for _ in pixels:
             on_image()
         return result
@@ -74,19 +73,19 @@ class Served:
 def evaluate_folder(model_dir: Path, data: Path) -> Score:
     """Metrics of the model on all images in the class folders of `data`.
 
-    Class folders are matched to the model's labels by name; labels without a folder are fine.
+    Class folders are matched to the model's labels by name. Labels may lack a folder.
 
     Raises:
-        UserError: a folder that is no model; a missing, unknown or empty class folder; an image
-            that does not decode.
+        UserError: the folder is no model, a class folder is missing, unknown or empty, or an image
+            does not decode.
     """
-    served = Served(model_dir)
-    found = list(_images(data, served.labels))
-    rows = served.logits([file for file, _ in found])
-    for (file, _), broken in zip(found, np.isnan(rows).all(axis=1), strict=True):
+    served = ServedModel(model_dir)
+    images = list(_images(data, served.labels))
+    rows = served.logits([file for file, _ in images])
+    for (file, _), broken in zip(images, np.isnan(rows).all(axis=1), strict=True):
         if broken:
             raise UserError(f"image {file} does not decode; replace it, or move it away")
-    return score(rows, np.array([label for _, label in found], dtype=np.int64))
+    return score(rows, np.array([label for _, label in images], dtype=np.int64))
 
 
 def _images(data: Path, labels: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
@@ -106,10 +105,10 @@ def _images(data: Path, labels: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
 def _label(name: str, data: Path, labels: tuple[str, ...]) -> int:
     if name in labels:
         return labels.index(name)
-    near = difflib.get_close_matches(name, labels, n=1, cutoff=0.0)
+    hint = did_you_mean(name, labels) or f"its labels are {', '.join(labels)}"
     raise UserError(
         f"--data {data} has a class folder {name!r}, but the model has no such label; "
-        f"the nearest is {near[0]!r}: rename the folder, or move it away"
+        f"rename the folder, or move it away ({hint})"
     )
 
 
@@ -123,8 +122,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def open_served(folder: Path) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
-    """(network in eval mode, its evaluation preprocessing, label names) of a folder that plain timm
-    loads, such as a served soup/. Raises UserError for a folder that is not one."""
+    """(network in eval mode, evaluation preprocessing, label names) of a folder that plain timm
+    loads, such as a served soup/. Raises UserError for another folder."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(
@@ -133,7 +132,7 @@ def open_served(folder: Path) -> tuple[nn.Module, dict[str, Any], tuple[str, ...
             )
     try:
         model = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True)
-    except UNREADABLE as error:
+    except WEIGHT_READ_ERRORS as error:
         raise UserError(
             f"the model in {folder} cannot be loaded ({first_line(error)}); copy or make it again"
         ) from error

@@ -1,1 +1,1 @@
-"""Storage: the store and its layout, local disk and node cache, checkpoints in and out."""
+"""Storage: the store and its layout, local disk and node cache, checkpoints."""

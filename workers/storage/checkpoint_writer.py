@@ -1,9 +1,10 @@
-"""Writing checkpoints while training goes on.
+"""Writing checkpoints in the background of training.
 
     training thread   step step [copy to host] step step step [copy to host] step ...
     writer thread                |-- write, hash, manifest --|     |-- write ...
 
-Training waits for the copy only, unless it outruns the store: then for the write before last.
+Training waits only for the copy. If it is faster than the store, it waits for the write before
+last.
 """
 
 import copy
@@ -23,11 +24,9 @@ from torch import Tensor
 from workers.storage.checkpoints import STATE_SCALARS, STATE_TENSORS, TrainState
 from workers.storage.layout import WEIGHTS, checkpoint_dir
 from workers.storage.manifest import FileInfo, Manifest, commit
-from workers.storage.safetensors_writer import write_tensors
-from workers.storage.store import Bytes, Sink, Store
+from workers.storage.safetensors_writer import HashingSink, write_tensors
+from workers.storage.store import Store
 from workers.types import Checkpoint, Score
-
-# Writing
 
 
 def write_checkpoint(
@@ -44,10 +43,10 @@ def write_checkpoint(
     extra: Mapping[str, Any] | None = None,
     before_manifest: Callable[[], None] | None = None,
 ) -> Checkpoint:
-    """Write a checkpoint and wait until it is complete: its files first, its manifest last.
+    """Write a checkpoint, its manifest last, and return once it is complete.
 
-    `extra_files` (by path inside its folder) are covered by the manifest; `before_manifest` may
-    write what must exist, elsewhere in the store, once the checkpoint is complete.
+    The manifest covers `extra_files`, by path inside the folder. `before_manifest` writes files
+    elsewhere in the store that must exist once the checkpoint is complete.
     """
     folder = checkpoint_dir(name if attempt is None else f"{name}-{attempt}")
     files = {WEIGHTS: _write(store, f"{folder}/{WEIGHTS}", tensors)}
@@ -82,45 +81,28 @@ def _small_files(
 
 def _write(store: Store, path: str, tensors: Mapping[str, Tensor]) -> FileInfo:
     with store.writing(path) as sink:
-        hashing = _Hashing(sink)
+        hashing = HashingSink(sink)
         write_tensors(hashing, tensors)
     return FileInfo(size=hashing.size, sha256=hashing.sha256.hexdigest())
 
 
-class _Hashing:
-    """A sink that hashes what passes through, in pieces that stay in the processor's cache."""
-
-    PIECE = 1 << 20
-
-    def __init__(self, sink: Sink) -> None:
-        self.sink, self.size, self.sha256 = sink, 0, hashlib.sha256()
-
-    def write(self, data: Bytes) -> None:
-        view = memoryview(data)
-        for start in range(0, len(view), self.PIECE):
-            piece = view[start : start + self.PIECE]
-            self.sha256.update(piece)
-            self.sink.write(piece)
-        self.size += len(view)
-
-
 class CheckpointWriter:
-    """Writes checkpoints in a thread of its own, in the order they were submitted.
+    """Writes checkpoints in its own thread, in the order of submission.
 
-    At most two copies of the training state are held: the one being written, and the next. An
-    error of the thread is raised, once, by the next call. Leaving it as a context manager waits
-    for what is being written; after an exception, what was not begun is dropped.
+    It keeps at most two copies of the training state, one being written and one waiting. An error
+    of the thread is raised once, by the next call. The end of the context manager waits for all
+    writes; after an exception, it drops those that have not started.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.stall_s = 0.0
-        """Seconds that `submit` kept training waiting, in total."""
+        """Total seconds that training waited in `submit`."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._pending: deque[Future[Checkpoint]] = deque()
         self._finished: list[Checkpoint] = []
         self._copies: list[_HostCopy] = []
-        """Host memory that no write is using."""
+        """Host memory that no write uses."""
 
     def submit(
         self,
@@ -132,7 +114,7 @@ class CheckpointWriter:
         train_state: TrainState | None = None,
         **options: Any,
     ) -> None:
-        """Like `write_checkpoint`, but returns once the tensors are copied to host memory."""
+        """Write a checkpoint like `write_checkpoint`, but return once the tensors are copied."""
         began = time.perf_counter()
         self._collect(leave=1)
         host = self._copies.pop() if self._copies else _HostCopy()
@@ -150,18 +132,18 @@ class CheckpointWriter:
         self.stall_s += time.perf_counter() - began
 
     def done(self) -> list[Checkpoint]:
-        """Checkpoints that became complete since this was last asked, oldest first."""
+        """Checkpoints that became complete since the last call, oldest first."""
         self._collect(leave=len(self._pending))
         finished, self._finished = self._finished, []
         return finished
 
     def flush(self) -> list[Checkpoint]:
-        """Like `done`, once everything submitted is written."""
+        """Wait for all writes, then return what `done` returns."""
         self._collect(leave=0)
         return self.done()
 
     def close(self) -> None:
-        """Wait for what was submitted, then end the thread and free the host memory."""
+        """Wait for all writes, then end the thread and free the host memory."""
         try:
             self._collect(leave=0)
         finally:
@@ -178,7 +160,7 @@ class CheckpointWriter:
         self._end(drop=True)
 
     def _collect(self, leave: int) -> None:
-        """Take results in, waiting while more than `leave` writes are unfinished."""
+        """Collect results, and wait while more than `leave` writes are unfinished."""
         while self._pending and (len(self._pending) > leave or self._pending[0].done()):
             self._finished.append(self._pending.popleft().result())
 
@@ -189,14 +171,14 @@ class CheckpointWriter:
 
 @dataclass
 class _HostCopy:
-    """Host memory for one copy of a training state; used again, it costs no page faults."""
+    """Host memory for one copy of a training state. Reuse avoids page faults."""
 
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def take(
         self, tensors: Mapping[str, Tensor], train_state: TrainState | None
     ) -> tuple[dict[str, Tensor], TrainState | None]:
-        """Copies of all tensors. Training may go on as soon as this returns."""
+        """Copies of all tensors, complete when this returns."""
         state = {} if train_state is None else train_state.tensors
         sources = {f"weights/{name}": tensor for name, tensor in tensors.items()}
         sources |= {f"state/{name}": tensor for name, tensor in state.items()}

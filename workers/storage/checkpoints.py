@@ -1,4 +1,4 @@
-"""Reading checkpoints: tensors mapped lazily from verified files, and the state beside them."""
+"""Reading checkpoints: tensors mapped from verified files, and the training state."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,20 +19,17 @@ STATE_SCALARS = "train_state.json"
 
 @dataclass
 class TrainState:
-    """What training needs beside the weights to go on as if it had never stopped."""
+    """All that training needs beside the weights to continue as if it had never stopped."""
 
     tensors: dict[str, Tensor]
     scalars: dict[str, Any]
     """Plain JSON."""
 
 
-# Reading
+class CheckpointTensors(Mapping[str, Tensor]):
+    """The tensors of a checkpoint, mapped from its file and read on use.
 
-
-class Weights(Mapping[str, Tensor]):
-    """The tensors of a checkpoint, mapped from its file: nothing is read before it is looked at.
-
-    A tensor is a view of the page cache, not to be written to; it outlives `close`.
+    A tensor is a view of the page cache, must not be written to, and stays valid after `close`.
     """
 
     def __init__(self, path: str) -> None:
@@ -60,29 +57,29 @@ class Weights(Mapping[str, Tensor]):
         self._names = {}
         self._file = None
 
-    def __enter__(self) -> "Weights":
+    def __enter__(self) -> "CheckpointTensors":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def open_weights(store: Store, checkpoint: Checkpoint) -> Weights:
-    """The weights of a checkpoint, whose file is hashed before its first use in this process.
+def open_weights(store: Store, checkpoint: Checkpoint) -> CheckpointTensors:
+    """The weights of a checkpoint. Its file is hashed before the first use in this process.
 
     Raises:
-        CorruptFile: the file is not the one the checkpoint names.
+        CorruptFile: the file has another hash than the checkpoint.
         FileNotFoundError: there is no such file.
     """
     path = f"{checkpoint_dir(checkpoint.id)}/{WEIGHTS}"
-    return Weights(str(store.fetch(path, checkpoint.sha256)))
+    return CheckpointTensors(str(store.fetch(path, checkpoint.sha256)))
 
 
 def load_train_state(store: Store, checkpoint: Checkpoint) -> TrainState | None:
-    """The training state beside a checkpoint, in memory of its own; None if it has none.
+    """The training state of a checkpoint, copied into memory. None: it has no state.
 
     Raises:
-        CorruptFile: its manifest is missing or speaks of other weights, or a file is corrupt.
+        CorruptFile: the manifest is missing or of other weights, or a file is corrupt.
     """
     files = _files_of(store, checkpoint)
     if STATE_SCALARS not in files:
@@ -93,18 +90,20 @@ def load_train_state(store: Store, checkpoint: Checkpoint) -> TrainState | None:
     return TrainState(tensors, json.loads(scalars.read_text()))
 
 
-def open_state(store: Store, checkpoint: Checkpoint) -> Weights:
-    """The tensors of the training state beside a checkpoint, mapped; errors as above."""
+def open_state(store: Store, checkpoint: Checkpoint) -> CheckpointTensors:
+    """The tensors of a checkpoint's training state, mapped; errors as in `load_train_state`."""
     sha256 = _files_of(store, checkpoint)[STATE_TENSORS]
-    return Weights(str(store.fetch(f"{checkpoint_dir(checkpoint.id)}/{STATE_TENSORS}", sha256)))
+    return CheckpointTensors(
+        str(store.fetch(f"{checkpoint_dir(checkpoint.id)}/{STATE_TENSORS}", sha256))
+    )
 
 
 def _files_of(store: Store, checkpoint: Checkpoint) -> dict[str, str]:
-    """sha256 of every file of a checkpoint, by its manifest."""
+    """sha256 of every file in the manifest of a checkpoint."""
     manifest = read_manifest(store, checkpoint.id)
     if manifest is None or manifest.checkpoint.sha256 != checkpoint.sha256:
         raise CorruptFile(
             f"{checkpoint_dir(checkpoint.id)}/{MANIFEST} in {store} is missing, cut short, or of "
             "other weights"
         )
-    return {name: facts.sha256 for name, facts in manifest.files.items()}
+    return {name: file.sha256 for name, file in manifest.files.items()}

@@ -1,4 +1,4 @@
-"""The layout of an experiment in its store: every path is spelled here."""
+"""The layout of an experiment in its store. Every path is defined here."""
 
 import re
 
@@ -13,7 +13,7 @@ SUMMARY = "summary.csv"
 REPORT = "report.html"
 SERVED = "soup"
 FINISH = "finish"
-"""A marker, written by `soupfleet finish`, read by whoever drives."""
+"""A marker that `soupfleet finish` writes and the driver reads."""
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 
@@ -24,7 +24,7 @@ STORE_ENTRIES = frozenset(
         *FOLDERS,
     ]
 )
-"""All that lies at the top of an experiment."""
+"""All files and folders at the top of an experiment."""
 
 
 def checkpoint_dir(checkpoint_id: str) -> str:
@@ -40,19 +40,21 @@ def checkpoint_dir(checkpoint_id: str) -> str:
 
 
 def checkpoint_of(text: str) -> str | None:
-    """Id of the run's checkpoint, or of the soup, whose file a message names, if it names one."""
-    found = re.search(r"runs/([^/\s]+)/checkpoints/([^/\s]+)/|soups/([^/\s]+)/", text)
-    if found is None:
+    """Id of the run's checkpoint or soup whose file a message names. None: it names none."""
+    match = re.search(r"runs/([^/\s]+)/checkpoints/([^/\s]+)/|soups/([^/\s]+)/", text)
+    if match is None:
         return None
-    run, checkpoint, soup = found.groups()
+    run, checkpoint, soup = match.groups()
     return f"soup/{soup}" if soup else f"{run}/{checkpoint}"
 
 
 def predictions_dir(checkpoint_id: str) -> str:
+    """Folder of a checkpoint's cached predictions."""
     return f"predictions/{checkpoint_id.replace('/', '_')}"
 
 
 def predictions_path(checkpoint_id: str, split: str) -> str:
+    """File of a checkpoint's cached predictions on a split."""
     return f"{predictions_dir(checkpoint_id)}/{split.replace(':', '_')}.parquet"
 
 
@@ -62,4 +64,5 @@ def run_file(run: str, *parts: str) -> str:
 
 
 def ensemble_dir(ensemble_id: str) -> str:
+    """Folder of a saved ensemble."""
     return f"ensembles/{ensemble_id}"

@@ -1,4 +1,4 @@
-"""Durable writes on a local disk: a file appears whole, and outlives a power cut."""
+"""Files on a local disk: whole and durable writes, hashes, locks."""
 
 import contextlib
 import fcntl
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-POLL_S = 0.05
-"""Between looks at a lock that somebody else has."""
+LOCK_POLL_S = 0.05
+"""Seconds between two attempts to take a lock."""
 
 
 def hash_file(local: Path) -> str:
@@ -22,7 +22,7 @@ def hash_file(local: Path) -> str:
 
 
 def walk(root: Path, folder: Path) -> Iterator[tuple[str, int]]:
-    """Relative path and bytes of every file, leaving out unfinished writes."""
+    """(relative path, bytes) of every file except unfinished writes."""
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent, name)
@@ -37,7 +37,7 @@ def _is_unfinished(name: str) -> bool:
 
 @contextlib.contextmanager
 def replacing(target: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file that takes its name only when it is whole, so that nobody maps or reads a part."""
+    """A file for writing that gets the name of `target` once it is complete."""
     make_dirs(target.parent)
     unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -53,7 +53,7 @@ def replacing(target: Path, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def make_dirs(folder: Path) -> None:
-    """Like mkdir -p, but the new names outlive a power cut."""
+    """Create a folder and its parents, durably."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -61,11 +61,13 @@ def make_dirs(folder: Path) -> None:
 
 
 def sync(file: BinaryIO) -> None:
+    """Wait until the content of an open file is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -74,23 +76,28 @@ def sync_folder(folder: Path) -> None:
 
 
 def delete(path: Path) -> None:
+    """Delete a file or a folder with all its files. A missing one is no error."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=False)
         return
     path.unlink(missing_ok=True)
 
 
+# Not the library filelock: it leaves its lock files behind, one for each file ever cached, and can
+# only lock a file by opening it for creation, which a look at a data file must not do.
 @contextlib.contextmanager
 def locked(path: Path, touch: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Alone among processes and threads; the lock of a process that dies is free at once. Calls
-    `touch` while it waits."""
+    """Exclusive among processes and threads. A process that dies frees its lock.
+
+    `touch` is called while waiting.
+    """
     while True:
         with path.open("ab") as file:
             while not try_lock(file):
                 touch()
-                time.sleep(POLL_S)
-            if not _is_still(path, file):
-                continue  # its last owner deleted it as we took it
+                time.sleep(LOCK_POLL_S)
+            if not _is_same_file(path, file):
+                continue  # the last owner deleted it as this one took it
             try:
                 yield
                 return
@@ -99,7 +106,7 @@ def locked(path: Path, touch: Callable[[], object] = lambda: None) -> Iterator[N
 
 
 def try_lock(file: BinaryIO) -> bool:
-    """Whether it is ours now."""
+    """Take the exclusive lock of an open file without waiting; False: another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -107,7 +114,7 @@ def try_lock(file: BinaryIO) -> bool:
     return True
 
 
-def _is_still(path: Path, file: BinaryIO) -> bool:
+def _is_same_file(path: Path, file: BinaryIO) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:

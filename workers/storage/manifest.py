@@ -1,9 +1,9 @@
-"""The manifest: written last, it makes a checkpoint complete. Torch-free.
+"""The manifest of a checkpoint, which is complete once it is written. Torch-free.
 
     files of the checkpoint -> manifest.json -> `checkpoint` event in the ledger
-                               complete         counts
+                               complete         usable
 
-No rename and no marker file, so the order of writes holds on object stores too.
+There is no rename and no marker file, so this holds on object stores too.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ class FileInfo(FrozenModel):
 
 
 class Manifest(FrozenModel):
-    """What a checkpoint consists of. `name` and `attempt` make its id, as in Checkpoint."""
+    """The files of a checkpoint. `name` and `attempt` make its id, as in Checkpoint."""
 
     name: str
     attempt: int | None = None
@@ -30,9 +30,9 @@ class Manifest(FrozenModel):
     base: str | None = None
     """Name of the base that the run started from."""
     score: Score | None = None
-    """On the selection split; None in the middle of an epoch."""
+    """Score on the selection split. None: not the end of an epoch."""
     files: dict[str, FileInfo]
-    """By path inside the checkpoint's folder."""
+    """Files by path inside the checkpoint's folder."""
     extra: dict[str, Any] = {}
 
     @property
@@ -42,12 +42,12 @@ class Manifest(FrozenModel):
             attempt=self.attempt,
             step=self.step,
             sha256=self.files[WEIGHTS].sha256,
-            num_bytes=sum(facts.size for facts in self.files.values()),
+            num_bytes=sum(file.size for file in self.files.values()),
         )
 
 
 def commit(store: Store, manifest: Manifest) -> Checkpoint:
-    """Make a checkpoint complete; every file it names must already be in the store."""
+    """Make a checkpoint complete. All its files must already be in the store."""
     checkpoint = manifest.checkpoint
     text = manifest.model_dump_json(indent=1) + "\n"
     store.write(f"{checkpoint_dir(checkpoint.id)}/{MANIFEST}", text.encode())
@@ -55,7 +55,7 @@ def commit(store: Store, manifest: Manifest) -> Checkpoint:
 
 
 def read_manifest(store: Store, checkpoint_id: str) -> Manifest | None:
-    """The manifest of a checkpoint; None when it is absent, cut short, or of another checkpoint."""
+    """The manifest of a checkpoint. None: it is missing, cut short, or of another checkpoint."""
     try:
         text = store.read(f"{checkpoint_dir(checkpoint_id)}/{MANIFEST}")
         manifest = Manifest.model_validate_json(text)
@@ -67,10 +67,10 @@ def read_manifest(store: Store, checkpoint_id: str) -> Manifest | None:
 
 
 def complete(store: Store, run: str, attempt: int) -> list[tuple[Checkpoint, Score | None]]:
-    """Complete checkpoints that one attempt of a run wrote, by step, for adoption.
+    """Complete checkpoints that one attempt of a run wrote, by step.
 
-    Complete: the manifest is there and every file it names has the size it says. What other
-    attempts wrote, a zombie's checkpoint for one, is not looked at.
+    They have a manifest, and every file has the size in it. Checkpoints of other attempts are
+    ignored, because their processes may still be writing.
     """
     sizes = store.sizes(f"runs/{run}/checkpoints")
     ids = [
@@ -84,17 +84,17 @@ def complete(store: Store, run: str, attempt: int) -> list[tuple[Checkpoint, Sco
 
 
 def discard(store: Store, checkpoint_id: str) -> None:
-    """Delete a checkpoint; the manifest goes first, so that no half of it looks complete."""
+    """Delete a checkpoint, its manifest first, so that a part of it never looks complete."""
     folder = checkpoint_dir(checkpoint_id)
     store.delete(f"{folder}/{MANIFEST}")
     store.delete(folder)
 
 
-def verify(store: Store, checkpoint_id: str) -> None:
+def verify_files(store: Store, checkpoint_id: str) -> None:
     """Hash every file of a checkpoint against its manifest.
 
     Raises:
-        CorruptFile: naming the first file that is missing or not what was written.
+        CorruptFile: a file is missing or has another size or hash; the message names it.
     """
     folder = checkpoint_dir(checkpoint_id)
     manifest = read_manifest(store, checkpoint_id)
@@ -102,20 +102,20 @@ def verify(store: Store, checkpoint_id: str) -> None:
         raise CorruptFile(f"{folder}/{MANIFEST} in {store} is missing or cut short")
     sizes = store.sizes(folder)
     if wrong := _wrong_sizes(manifest, sizes):
-        seen, said = sizes.get(wrong), manifest.files[wrong.removeprefix(f"{folder}/")].size
-        found = "is missing" if seen is None else f"has {seen} bytes instead of {said}"
-        raise CorruptFile(f"{wrong} in {store} {found}")
-    for name, facts in manifest.files.items():
-        if store.hash(f"{folder}/{name}") != facts.sha256:
+        size, expected = sizes.get(wrong), manifest.files[wrong.removeprefix(f"{folder}/")].size
+        fault = "is missing" if size is None else f"has {size} bytes instead of {expected}"
+        raise CorruptFile(f"{wrong} in {store} {fault}")
+    for name, file in manifest.files.items():
+        if store.hash(f"{folder}/{name}") != file.sha256:
             raise CorruptFile(
-                f"{folder}/{name} in {store} is corrupt: its sha256 is not what its manifest says"
+                f"{folder}/{name} in {store} is corrupt: its sha256 is not that of its manifest"
             )
 
 
 def _wrong_sizes(manifest: Manifest, sizes: dict[str, int]) -> str | None:
-    """The first file that is missing or has another size than the manifest says."""
+    """Path of the first file that is missing or has another size than in the manifest."""
     folder = checkpoint_dir(manifest.checkpoint.id)
-    for name, facts in manifest.files.items():
-        if sizes.get(f"{folder}/{name}") != facts.size:
+    for name, file in manifest.files.items():
+        if sizes.get(f"{folder}/{name}") != file.size:
             return f"{folder}/{name}"
     return None

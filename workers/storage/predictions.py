@@ -1,4 +1,4 @@
-"""Cached predictions: logits of a model on a split, one Parquet file each."""
+"""Cached predictions: the logits of a model on a split, in a Parquet file."""
 
 import io
 
@@ -18,7 +18,7 @@ def write_predictions(
     labels: np.ndarray,
     logits: np.ndarray,
 ) -> None:
-    """key string, label int32, logits fixed_size_list<float32>, in split order."""
+    """Write columns key (string), label (int32), logits (list of float32), in split order."""
     flat = pa.array(np.ascontiguousarray(logits, np.float32).reshape(-1))
     columns = {
         "key": pa.array(keys, pa.string()),
@@ -33,7 +33,7 @@ def write_predictions(
 def read_predictions(
     store: Store, checkpoint_id: str, split: str
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """(keys, labels int64 (N,), logits float32 (N, C)). Raises FileNotFoundError if absent."""
+    """(keys, labels int64 (N,), logits float32 (N, C)). Raises FileNotFoundError."""
     content = store.read(predictions_path(checkpoint_id, split))
     table = pq.read_table(io.BytesIO(content)).combine_chunks()
     column = table["logits"].combine_chunks()

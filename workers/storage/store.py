@@ -1,7 +1,7 @@
 """The store: one folder per experiment, on a local disk or behind any pyarrow.fs URI.
 
-local folder    reads and mmaps happen in place; every write is durable and appears whole
-anything else   objects are written whole; `fetch` keeps a copy for all processes of the node
+local folder    files are read and mapped in place; writes are durable, and files appear complete
+other URIs      objects appear complete; `fetch` keeps a copy for all processes of the node
 """
 
 import contextlib
@@ -15,31 +15,32 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-from workers.errors import UserError
-from workers.storage import local_disk, node_cache
+from workers.errors import UserError, first_line
+from workers.storage import local_disk
+from workers.storage.node_cache import NodeCache, store_cache
 
 Bytes = bytes | bytearray | memoryview
 
 _BLOCK = 8 << 20
-"""Bytes per copy; large enough that object stores see few, full parts."""
+"""Bytes per copy, large enough for few parts in an object store."""
 _FLAT = {"s3", "gcs", "abfs"}
-"""Stores without folders: nothing to create before an object."""
+"""File systems without folders, which need not be created before an object."""
 
 
 class CorruptFile(OSError):
-    """A file of the store is not what was written; the message names it."""
+    """A file of the store differs from what was written. The message names it."""
 
 
 class Sink(Protocol):
-    """What writers of large files ask: take these bytes."""
+    """A place that large files are written to."""
 
     def write(self, data: Bytes, /) -> Any: ...
 
 
 class Store:
-    """The files of one experiment by relative path, `/`-separated.
+    """The files of one experiment by relative path, separated by `/`.
 
-    A missing file is FileNotFoundError, a store that does not answer OSError. Safe to use from
+    A missing file raises FileNotFoundError, a store that does not answer OSError. Safe to use from
     several threads.
     """
 
@@ -49,17 +50,18 @@ class Store:
         # Workers may run in another folder than the driver, so a local path is made absolute.
         self.uri = uri if self.local_root is None else str(self.local_root)
         self._cache_dir = cache_dir
-        self._verified: dict[str, tuple[int, int, str]] = {}
+        self._hashed: dict[str, tuple[int, int, str | None]] = {}
+        """Local file -> (modification time, bytes, sha256) when it was hashed."""
 
     def __str__(self) -> str:
-        """The URI without credentials, for people."""
+        """The URI without credentials and query."""
         parts = urlsplit(self.uri)
         if self.is_local or "@" not in parts.netloc:
             return self.uri.partition("?")[0]
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     def child(self, name: str) -> "Store":
-        """The store of a folder inside this one; a query string keeps its place at the end."""
+        """The store of a folder inside this one. A query string stays at the end of the URI."""
         root, mark, query = self.uri.partition("?") if not self.is_local else (self.uri, "", "")
         return Store(f"{root.rstrip('/')}/{name}{mark}{query}", self._cache_dir)
 
@@ -72,49 +74,47 @@ class Store:
             return bytes(file.read())
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file, or a folder, of this name."""
+        """Whether there is a file or a folder of this name."""
         if self.local_root is not None:
             return self._local(path).exists()
         return bool(self._info(path).type.name != "NotFound")
 
     def list(self, prefix: str = "") -> list[str]:
-        """Paths of all files under a folder, sorted; nothing if there is no such folder."""
+        """Sorted paths of all files under a folder. A missing folder has none."""
         return sorted(self.sizes(prefix))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Bytes of every file under a folder, in one listing."""
+        """Bytes of every file under a folder, from one listing."""
         if self.local_root is not None:
             return dict(local_disk.walk(self.local_root, self._local(prefix)))
         from pyarrow import fs
 
         selector = fs.FileSelector(self._remote(prefix), allow_not_found=True, recursive=True)
-        found = self._filesystem.get_file_info(selector)
+        infos = self._filesystem.get_file_info(selector)
         skip = len(self._remote_root) + 1
-        return {info.path[skip:]: info.size for info in found if info.type == fs.FileType.File}
+        return {info.path[skip:]: info.size for info in infos if info.type == fs.FileType.File}
 
     def fetch(self, path: str, sha256: str | None = None) -> Path:
-        """A local file with these bytes, not to be written to.
+        """Path of a local file with this content, which must not be written to.
 
-        With `sha256`, its content is hashed the first time this process sees that state of it.
+        With `sha256`, every state of the file is hashed once per process.
 
         Raises:
             CorruptFile: the content has another hash.
         """
         if self.local_root is not None:
             local = self._local(path)
-            local.stat()  # a missing file is an error here, as it is elsewhere
-            if sha256 is not None:
-                self._verify(path, local, sha256)
-            return local
-        local = self._cache / (sha256 or self._state(path))
-        good = partial(self._is_verified, sha256=sha256) if sha256 else Path.exists
-        node_cache.keep(local, good, partial(self._download, path))
-        if sha256 is not None:
-            self._verify(path, local, sha256)
-        return local
+            local.stat()  # a missing file is an error, as in other stores
+            return self._checked(path, local, sha256)
+        return self._cache.get(
+            sha256 or self._state(path),
+            num_bytes=lambda: self._info(path).size or 0,
+            build=partial(self._download, path),
+            opened=lambda local: self._checked(path, local, sha256),
+        )
 
     def hash(self, path: str) -> str:
-        """sha256 of the bytes that are in the store now, in hex; nothing cached is believed."""
+        """sha256 of the bytes that are in the store now, in hex, without any cache."""
         if self.local_root is not None:
             return local_disk.hash_file(self._local(path))
         total = hashlib.sha256()
@@ -124,7 +124,7 @@ class Store:
         return total.hexdigest()
 
     def free_bytes(self) -> int | None:
-        """Free bytes of the disk; None where there is no such limit."""
+        """Free bytes of the disk. None: the store has no such limit."""
         if self.local_root is None:
             return None
         roots = (self.local_root, *self.local_root.parents)
@@ -134,7 +134,7 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, path: str) -> Iterator[Sink]:
-        """Write a file piece by piece. Locally it appears whole, and durable, at the end."""
+        """Write a file piece by piece. Local files appear at the end, complete and durable."""
         if self.local_root is not None:
             with local_disk.replacing(self._local(path)) as file:
                 yield file
@@ -144,15 +144,15 @@ class Store:
             yield stream
 
     def write(self, path: str, data: Bytes) -> None:
-        """Write a whole file, replacing what was there; folders are made as needed."""
+        """Write or replace a file. Folders are created as needed."""
         with self.writing(path) as sink:
             sink.write(data)
 
     def write_new(self, path: str, data: bytes) -> None:
         """Write a file that must not exist yet, durably.
 
-        Locally, FileExistsError if it does; a process killed in here leaves a beginning of it.
-        Object stores cannot tell through pyarrow: there the last writer wins.
+        A local file that exists raises FileExistsError. A killed process leaves a part of the file.
+        pyarrow cannot tell for object stores: there the last writer wins.
         """
         if self.local_root is None:
             return self.write(path, data)
@@ -170,7 +170,7 @@ class Store:
                 sink.write(block)
 
     def delete(self, path: str) -> None:
-        """Delete a file or a folder with all it holds; fine if it is absent."""
+        """Delete a file, or a folder with all its files. A missing one is no error."""
         if not path.strip("/"):
             raise ValueError("refusing to delete a whole store")
         if self.local_root is not None:
@@ -194,13 +194,13 @@ class Store:
             self.delete(marker)
         except OSError as error:
             raise UserError(
-                f"storage {self} cannot be written to ({_first_line(error)}); "
+                f"storage {self} cannot be written to ({first_line(error)}); "
                 "give a folder or bucket that is writable from here and from every node"
             ) from error
         if seen != text:
-            raise UserError(f"storage {self} gave back other bytes than were written to it")
-
-    # Inside
+            raise UserError(
+                f"storage {self} returned other bytes than were written to it; give another storage"
+            )
 
     def _local(self, path: str) -> Path:
         assert self.local_root is not None
@@ -215,17 +215,7 @@ class Store:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        import pyarrow
-        from pyarrow import fs
-
-        try:
-            filesystem, root = fs.FileSystem.from_uri(self.uri)
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
-            raise UserError(
-                f"storage {self} is not a place that can be opened ({_first_line(error)}); "
-                "give a folder, or a URI such as s3://bucket/prefix"
-            ) from error
-        return filesystem, root.rstrip("/")
+        return open_filesystem(self.uri, f"storage {self}")
 
     @property
     def _filesystem(self) -> Any:
@@ -243,13 +233,13 @@ class Store:
             self._filesystem.create_dir(self._remote(path).rpartition("/")[0], recursive=True)
 
     @cached_property
-    def _cache(self) -> Path:
-        """Of the node, unless a folder was named."""
+    def _cache(self) -> NodeCache:
         named = self._cache_dir
-        return node_cache.folder() if named is None else Path(named).expanduser().absolute()
+        folder = None if named is None else Path(named).expanduser().absolute()
+        return store_cache(folder, damage=(CorruptFile,))
 
     def _state(self, path: str) -> str:
-        """A name for the present content of a remote file, from what its store says about it."""
+        """Name for the present content of a remote file, from its modification time and size."""
         info = self._info(path)
         if info.type.name == "NotFound":
             raise FileNotFoundError(f"{path} is not in {self}")
@@ -261,22 +251,22 @@ class Store:
             while block := source.read(_BLOCK):
                 file.write(block)
 
-    def _is_verified(self, local: Path, sha256: str) -> bool:
-        """Whether a file has this hash; a state of it that was hashed before is not read again."""
-        status = local.stat()
-        state = (status.st_mtime_ns, status.st_size)
-        if self._verified.get(str(local)) == (*state, sha256):
-            return True
-        if local_disk.hash_file(local) != sha256:
-            return False
-        self._verified[str(local)] = (*state, sha256)
-        return True
+    def _checked(self, path: str, local: Path, sha256: str | None) -> Path:
+        """`local`, whose content has this hash. A state of it is hashed once per process.
 
-    def _verify(self, path: str, local: Path, sha256: str) -> None:
-        if not self._is_verified(local, sha256):
+        Raises:
+            CorruptFile: the content has another hash.
+        """
+        status = local.stat()
+        state = (status.st_mtime_ns, status.st_size, sha256)
+        if sha256 is None or self._hashed.get(str(local)) == state:
+            return local
+        if local_disk.hash_file(local) != sha256:
             raise CorruptFile(
-                f"{path} in {self} is corrupt: sha256 is not {sha256[:12]}..., as its manifest says"
+                f"{path} in {self} is corrupt: its sha256 is not {sha256[:12]}... of its manifest"
             )
+        self._hashed[str(local)] = state
+        return local
 
 
 def _local_root(uri: str) -> Path | None:
@@ -285,5 +275,20 @@ def _local_root(uri: str) -> Path | None:
     return None if "://" in uri else Path(os.path.abspath(Path(uri).expanduser()))
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+def open_filesystem(uri: str, place: str) -> tuple[Any, str]:
+    """The pyarrow file system of a URI and the path in it. `place` names the URI in errors.
+
+    Raises:
+        UserError: pyarrow has no file system for this URI.
+    """
+    import pyarrow
+    from pyarrow import fs
+
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+        raise UserError(
+            f"{place} cannot be opened ({first_line(error)}); give a folder, or a URI such as "
+            "s3://bucket/folder"
+        ) from error
+    return filesystem, path.rstrip("/")

@@ -1,8 +1,8 @@
-"""What crosses a boundary: the nouns, the orders that go down, the events that come up.
+"""Values that cross process boundaries: orders, events, and what they consist of.
 
-    orders   driver -> fleet -> worker    what shall be done; ids are deterministic
-    events   worker -> fleet -> driver    what happened; each becomes a line of the ledger
-    weights  never travel here: a Checkpoint names a place in the store
+    orders   driver -> fleet -> worker    work to do; ids are deterministic
+    events   worker -> fleet -> driver    results; each becomes a line of the ledger
+    weights  are not sent: a Checkpoint names a place in the store
 
 Everything is frozen and serialises to plain JSON. Torch-free.
 """
@@ -64,7 +64,6 @@ from workers.types.orders import (
     TasteOrder,
     TrainOrder,
     WorkerConfig,
-    measurement_id,
 )
 from workers.types.preflight import ModelInfo, PreflightResult, RunTiming, SplitInfo
 from workers.types.recipe_protocol import (

@@ -1,4 +1,4 @@
-"""Events come up: what happened. Each becomes one line of the ledger."""
+"""Events: results of orders and decisions of the driver. Each is one line of the ledger."""
 
 import time
 from typing import Literal
@@ -10,11 +10,11 @@ from workers.types.values import Checkpoint, FrozenModel, Metric, Score
 
 
 class Event(FrozenModel):
-    """A fact. `seq` is given by the ledger; order, attempt and slot by the fleet."""
+    """Something that happened. The ledger sets `seq`; the fleet sets order, attempt and slot."""
 
     seq: int = -1
     time: float = Field(default_factory=time.time)
-    """Unix seconds where it happened."""
+    """Unix seconds, by the clock of the machine where it happened."""
     order: str | None = None
     run: str | None = None
     attempt: int | None = None
@@ -22,7 +22,7 @@ class Event(FrozenModel):
 
 
 class Opened(Event):
-    """A driver took over; what an earlier one had ordered is open again."""
+    """A driver started. Orders of an earlier driver are open again."""
 
     kind: Literal["opened"] = "opened"
     driver: str
@@ -37,15 +37,15 @@ class Ordered(Event):
     what: str
     """Kind of the order."""
     due_since: float
-    """Unix seconds since when it could have run."""
+    """Unix seconds from which the order could have run."""
 
 
 class Started(Event):
     kind: Literal["started"] = "started"
     warm: bool
-    """The slot already held a model of this shape."""
+    """Whether the slot had a model of this shape in memory."""
     gap_s: float | None
-    """Seconds from the last step on this slot to the first batch ready; None for the first."""
+    """Seconds from the last step on this slot to the first batch. None: no step before."""
 
 
 class Preflighted(Event):
@@ -65,15 +65,15 @@ class Evaluated(Event):
     step: int
     epoch: int
     loss: float | None
-    """Mean training loss of the epoch, nats; None where training left the finite numbers."""
+    """Mean training loss of the epoch, nats. None: not finite."""
     lr: float
     images_per_s: float
     score: Score
-    """On the selection split."""
+    """Score on the selection split."""
     ema: Score | None = None
-    """Likewise of the moving average, if the run keeps one."""
+    """Score of the moving average on the selection split. None: the run keeps no average."""
     held_out: Score | None = None
-    """On the images of the run's fold, if it has one."""
+    """Score on the images that the run's fold holds out. None: the run has no fold."""
 
 
 class Checkpointed(Event):
@@ -82,21 +82,21 @@ class Checkpointed(Event):
     kind: Literal["checkpoint"] = "checkpoint"
     checkpoint: Checkpoint
     score: Score | None
-    """On the selection split; None in the middle of an epoch."""
+    """Score on the selection split. None: not the end of an epoch."""
 
 
 class Trained(Event):
-    """The run reached the step its order names; all its checkpoints are complete."""
+    """The run reached the step of its order. All its checkpoints are complete."""
 
     kind: Literal["trained"] = "trained"
     step: int
     busy_s: float
     early: bool = False
-    """The run's patience is over: it will never go beyond this step."""
+    """Whether the run's patience is over, so that it never trains beyond this step."""
 
 
 class Interrupted(Event):
-    """The segment ended early, in good order, after a checkpoint (grace period)."""
+    """The order ended before its step, after a checkpoint in the grace period."""
 
     kind: Literal["interrupted"] = "interrupted"
     reason: str
@@ -111,7 +111,7 @@ class Blended(Event):
 class Scored(Event):
     kind: Literal["scored"] = "scored"
     checkpoint: str
-    """Name; of a mix that is none, `PointOrder.name`."""
+    """Name of the checkpoint, or `ScoreMixOrder.name`."""
     scores: dict[str, Score]
     busy_s: float
 
@@ -123,8 +123,8 @@ class Delta(FrozenModel):
     delta: float
     ci95: tuple[float, float]
     p: float | None = None
-    """Exact McNemar test of equal top-1, two-sided; None for other metrics, and in ledgers that
-    were written without it."""
+    """p-value of the exact two-sided McNemar test of equal top-1. None: another metric, or an old
+    ledger."""
 
 
 class EnsembleResult(FrozenModel):
@@ -132,18 +132,18 @@ class EnsembleResult(FrozenModel):
     kind: str
     members: tuple[str, ...]
     scores: dict[str, Score]
-    """Not of the images it was fitted on."""
+    """Scores by split, without the split that the ensemble was fitted on."""
     vs_best_single: dict[str, Delta]
     groups: tuple[tuple[str, ...], ...] = ()
-    """Of a stacked classifier: whose logits are averaged before they are its inputs, in order."""
+    """Groups of members whose averaged logits are the inputs of a stacked classifier, in order."""
     fitted_on: str | None = None
-    """Likewise: `out of fold`, or the selection split."""
+    """Data that a stacked classifier was fitted on: `out of fold`, or the selection split."""
 
 
 class Compared(Event):
     kind: Literal["compared"] = "compared"
     key: str
-    """Of what was compared: `CompareOrder.key`."""
+    """`CompareOrder.key`."""
     soups: dict[str, dict[str, Delta]]
     """Soup name -> split -> difference."""
     ensembles: tuple[EnsembleResult, ...]
@@ -154,37 +154,37 @@ class Analysed(Event):
 
     kind: Literal["analysed"] = "analysed"
     key: str
-    """Of what was analysed: `AnalyseOrder.key`."""
+    """`AnalyseOrder.key`."""
     busy_s: float
 
 
 class Served(Event):
     kind: Literal["served"] = "served"
     soup: str | None
-    """Name; None when there is nothing to serve."""
+    """Name of the soup. None: there is nothing to serve."""
 
 
 class Retired(Event):
     kind: Literal["retired"] = "retired"
     checkpoints: tuple[str, ...]
-    """Ids."""
+    """Ids of deleted checkpoints."""
 
 
 ErrorClass = Literal[
-    "refused",  # a user's mistake found by a worker: never retried
-    "lost",  # worker, rank or node died
-    "preempted",  # its node is being drained
-    "hang",  # no sign of life within fleet.heartbeat_s
+    "refused",  # a worker found a mistake of the user: never retried
+    "lost",  # a worker, rank or node died
+    "preempted",  # the node is being drained
+    "hang",  # no progress within fleet.heartbeat_s
     "oom",  # out of (accelerator) memory
     "storage",  # the store did not answer
-    "corrupt",  # a committed file does not have the bytes its manifest names
-    "diverged",  # weights or loss left the finite numbers
-    "error",  # an exception of ours or the user's code
+    "corrupt",  # a committed file does not have the bytes of its manifest
+    "diverged",  # weights or loss are not finite
+    "error",  # an exception of this program or of the user's code
 ]
 
 
 class Failed(Event):
-    """An attempt at an order ended without its result; the schedule decides what follows."""
+    """An attempt at an order ended without a result. The schedule decides about a retry."""
 
     kind: Literal["failed"] = "failed"
     error: ErrorClass
@@ -192,11 +192,11 @@ class Failed(Event):
     """One sentence."""
     traceback: str = ""
     checkpoint: str | None = None
-    """Id of the checkpoint that is corrupt."""
+    """Id of the corrupt checkpoint. None: another kind of error."""
 
 
 class RetryDecided(Event):
-    """The order will get a new attempt after a pause."""
+    """The order is tried again after a pause."""
 
     kind: Literal["retry_decided"] = "retry_decided"
     after_s: float
@@ -209,27 +209,27 @@ class BackoffOver(Event):
 
 
 class GaveUp(Event):
-    """The order will not be tried again; its run, if any, has failed."""
+    """The order is not tried again. Its run, if it has one, has failed."""
 
     kind: Literal["gave_up"] = "gave_up"
     reason: str
 
 
 class FinishRequested(Event):
-    """Stop training, soup what is committed."""
+    """Training ends, and soups are made of the committed checkpoints."""
 
     kind: Literal["finish_requested"] = "finish_requested"
     reason: str
 
 
 class Cancelled(Event):
-    """An open order that nothing waits for any more was taken back."""
+    """An open order that nothing needs any more was withdrawn."""
 
     kind: Literal["cancelled"] = "cancelled"
 
 
 class Stopped(Event):
-    """The user stopped the driver; the same command goes on."""
+    """The user stopped the driver. The same command continues the experiment."""
 
     kind: Literal["stopped"] = "stopped"
     reason: str
@@ -238,4 +238,4 @@ class Stopped(Event):
 class Finished(Event):
     kind: Literal["finished"] = "finished"
     wall_s: float
-    """Of all drivers together."""
+    """Seconds that drivers have run, all of them together."""

@@ -1,5 +1,6 @@
-"""Events of merges: who takes part, what a recipe asks and is told, what came of it."""
+"""Events of merges: their ingredients, the questions of recipes, the answers, the soups."""
 
+from functools import cached_property
 from typing import Any, Literal
 
 from workers.types.events import Event
@@ -7,7 +8,7 @@ from workers.types.recipe_protocol import Answer, Decision, Ingredient, Question
 
 
 class MergeOpened(Event):
-    """Who takes part in a merge, settled before anybody is told."""
+    """The ingredients of a merge, which are final before its recipe starts."""
 
     kind: Literal["merge_opened"] = "merge_opened"
     merge: str
@@ -16,10 +17,24 @@ class MergeOpened(Event):
     options: dict[str, Any] = {}
     ingredients: tuple[Ingredient, ...]
     left_out: tuple[Decision, ...] = ()
-    """Who does not take part, and why."""
+    """Checkpoints that do not take part, with the reason."""
     observe: bool
     round: int | None = None
-    """Number of the observe or sync round; None for a final merge."""
+    """Number of the observe or sync round. None: a final merge."""
+
+    @staticmethod
+    def round_id(series: str, number: int) -> str:
+        return f"{series}-{number:04d}"
+
+    @property
+    def series(self) -> str:
+        """What the ids of all rounds of the same runs have in common."""
+        return self.merge.rpartition("-")[0]
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """Selection score of every ingredient, by name."""
+        return {ingredient.name: ingredient.score for ingredient in self.ingredients}
 
     @property
     def is_final(self) -> bool:
@@ -27,13 +42,13 @@ class MergeOpened(Event):
 
     @property
     def is_sync(self) -> bool:
-        """Of a round whose members go on from what is merged."""
+        """Whether members continue from the merged weights."""
         return self.round is not None and not self.observe
 
     @property
     def label(self) -> str:
-        """What people call the recipe, with the BatchNorm policy where several are compared; of a
-        final merge what its id begins with, which tells one recipe twice apart."""
+        """Name of the recipe for tables, with the BatchNorm policy if several are compared. The
+        label of a final merge is the start of its id, which is unique."""
         label, between, _ = self.merge.rpartition(f"-{self.cohort}-")
         if between and self.round is None:
             return label
@@ -48,12 +63,12 @@ class Asked(Event):
 
 
 class Answered(Event):
-    """The driver answers the open question of a merge from what tastes have shown."""
+    """The driver answers the open question of a merge from the results of tastes."""
 
     kind: Literal["answered"] = "answered"
     merge: str
     answer: Answer | None = None
-    """None: what was measured, which may be long and is in the ledger already."""
+    """None: the answer of the `measured` event, which may be long."""
 
 
 class Tasted(Event):
@@ -66,20 +81,20 @@ class Tasted(Event):
 
 
 class Measured(Event):
-    """What a geometry or a gradient order found."""
+    """The result of a geometry or a gradient order."""
 
     kind: Literal["measured"] = "measured"
     key: str
-    """Of the question."""
+    """Key of the question."""
     cohort: str
     answer: Answer
     samples: int = 0
-    """Images forwarded to know it."""
+    """Number of images forwarded."""
     busy_s: float
 
 
 class Mixed(Event):
-    """A recipe finished."""
+    """A recipe returned its soup."""
 
     kind: Literal["mixed"] = "mixed"
     merge: str
@@ -87,32 +102,32 @@ class Mixed(Event):
 
 
 class RoundClosed(Event):
-    """A sync round is over, settled before any member goes on."""
+    """A sync round is over. Its result is final before any member continues."""
 
     kind: Literal["round_closed"] = "round_closed"
     merge: str
     soup: str | None
-    """Name of the merged weights that its members go on from; None: everyone from its own."""
+    """Name of the merged weights that members continue from. None: they continue from their own."""
     reason: str
 
 
 class Rejoined(Event):
-    """A member that missed its round goes on from what the newest closed one merged."""
+    """A member that missed its round continues from the merged weights of the last closed one."""
 
     kind: Literal["rejoined"] = "rejoined"
     merge: str
-    """The round it goes on from."""
+    """Id of the round whose merged weights it continues from."""
     step: int
-    """Where it stands."""
+    """The run's own step."""
 
 
 class Diversity(Event):
-    """Means over the pairs of a round's members."""
+    """Diversity of a round's members: means over all pairs."""
 
     kind: Literal["diversity"] = "diversity"
     merge: str
     cosine: float | None
-    """Of what they moved from the base; None where one has not moved, or is alone."""
+    """Cosine of their displacements from the base. None: one has not moved, or is alone."""
     disagreement: float | None
     """Share of selection images that they label differently."""
     busy_s: float

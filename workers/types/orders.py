@@ -1,5 +1,4 @@
-"""Orders go down: bases, trained runs, tastes, measurements, and soups. Ids are deterministic and
-omit the attempt."""
+"""Orders: bases, training, tastes, measurements, soups. Ids are deterministic, without attempt."""
 
 from typing import Any, Literal
 
@@ -18,10 +17,10 @@ from workers.types.values import Checkpoint, Cohort, FrozenModel, Metric, Mix, R
 
 
 class WorkerConfig(FrozenModel):
-    """What every order of an experiment has in common; a worker is built with it."""
+    """Settings that all orders of an experiment share. A worker is built with them."""
 
     uri: str
-    """Of the experiment: `<storage>/<name>`."""
+    """URI of the experiment, `<storage>/<name>`."""
     seed: int
     data: DataConfig
     base: BaseConfig
@@ -29,14 +28,14 @@ class WorkerConfig(FrozenModel):
     batchnorm_samples: int
     ranks: int = 1
     threads: int = 1
-    """torch threads per rank; fixes the bits on a CPU."""
+    """torch threads per rank. On a CPU the bits of results depend on it."""
     device: Literal["cpu", "cuda"] = "cpu"
     cache_dir: str | None = None
-    """Node-local folder for files of a remote store."""
+    """Folder of the node for files of a remote store. None: the cache of the node."""
 
 
 class Order(FrozenModel):
-    """Something to be done, once. `place`: a training slot, or the merge actor."""
+    """A piece of work to be done once. `place`: a training slot, or the merge actor."""
 
     @property
     def id(self) -> str:
@@ -55,18 +54,22 @@ class PreflightOrder(Order):
     kind: Literal["preflight"] = "preflight"
     models: tuple[ModelConfig, ...]
     optimizers: tuple[str, ...] = ()
-    """Optimizers the runs will ask for."""
+    """Names of the optimizers of all runs."""
     train_configs: tuple[tuple[str, TrainConfig], ...] = ()
-    """Distinct settings that only the model or timm can judge, as (model key, section): modules to
+    """(model key, section) of distinct settings that only the model or timm can check: modules to
     unfreeze, auto-augment policies, layer decay."""
     round_steps: int | None = None
-    """Between sync rounds, where they are counted in steps."""
+    """Steps between sync rounds. None: they are counted in epochs, or there are none."""
     longest_train: TrainConfig | None = None
-    """Of the runs, for them."""
+    """The longest training config, to check that a sync round happens. None: no check."""
+
+    @staticmethod
+    def id_of() -> str:
+        return "preflight"
 
     @property
     def id(self) -> str:
-        return "preflight"
+        return self.id_of()
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -74,35 +77,39 @@ class PreflightOrder(Order):
 
 
 class BaseOrder(Order):
-    """Write `name` into the store: a fresh model with a shared head, or what `source` became."""
+    """Write `name` into the store: a fresh model with a shared head, or the weights of `source`."""
 
     kind: Literal["base"] = "base"
     name: str
     """`base/<hash>`."""
     model: ModelConfig
     source: Checkpoint | None = None
-    """The last checkpoint of the probe or trunk; None for a fresh model."""
+    """The last checkpoint of the probe or trunk. None: a fresh model."""
+
+    @staticmethod
+    def id_of(name: str) -> str:
+        return f"base-{name.removeprefix('base/')}"
 
     @property
     def id(self) -> str:
-        return f"base-{self.name.removeprefix('base/')}"
+        return self.id_of(self.name)
 
 
 OptimizerState = Literal["keep", "reset", "average"]
-"""What becomes of momentum when a run is given merged weights."""
+"""Optimizer state of a run after merging: its own, a fresh one, or the mean."""
 
 
 class Rejoin(FrozenModel):
-    """The run goes on from what its cohort merged; this is where it stood by itself."""
+    """The way a run continues from merged weights."""
 
     own_checkpoint: Checkpoint
-    """Of the run: where its step, schedule, optimizer and moving average are."""
+    """Checkpoint of the run, with its step, schedule, optimizer and moving average."""
     optimizer_state: OptimizerState = "keep"
     peers: tuple[Checkpoint, ...] = ()
-    """Everyone of the round, in its order, where their optimizers' states are averaged."""
+    """All members of the round, in its order, if their optimizer states are averaged."""
     alpha: float | None = None
-    """Of `pull`: own weights count alpha, the merged ones the rest, which the schedule scales down
-    with the learning rate. None: the merged weights take the place of the own."""
+    """Weight of the own weights in a pull. The merged ones have the rest, scaled down with the
+    learning rate. None: the merged weights replace the own."""
 
 
 class TrainOrder(Order):
@@ -111,24 +118,29 @@ class TrainOrder(Order):
     kind: Literal["train"] = "train"
     run: RunSpec
     start: Checkpoint
-    """Its own, a base, or with `rejoin` the merged weights of a round."""
+    """The run's own checkpoint, a base, or with `rejoin` the merged weights of a round."""
     stop_step: int
     rejoin: Rejoin | None = None
     micro_batch: int | None = None
-    """Smaller micro-batch after running out of memory; the optimizer step stays the same."""
+    """Images per micro-batch, fewer after running out of memory. The optimizer step is the same.
+    None: as configured."""
+
+    @staticmethod
+    def id_of(run: str, stop_step: int) -> str:
+        return f"train-{run}-{stop_step:08d}"
 
     @property
     def id(self) -> str:
-        return f"train-{self.run.id}-{self.stop_step:08d}"
+        return self.id_of(self.run.id, self.stop_step)
 
     @property
     def own_checkpoint(self) -> Checkpoint:
-        """Where the run itself stands: whose step, and whose state of training, count."""
+        """The checkpoint whose step and training state the run continues with."""
         return self.rejoin.own_checkpoint if self.rejoin is not None else self.start
 
     @property
     def is_pull(self) -> bool:
-        """Own weights are moved towards the start instead of being replaced by it."""
+        """Whether own weights move towards `start` instead of being replaced by it."""
         return self.rejoin is not None and self.rejoin.alpha is not None
 
     @property
@@ -137,19 +149,23 @@ class TrainOrder(Order):
 
 
 class GeometryOrder(Order):
-    """Read the ingredients and the base side by side; answers `GramMatrices`."""
+    """Read the ingredients and the base side by side to answer `GramMatrices`."""
 
     kind: Literal["geometry"] = "geometry"
     cohort: Cohort
     question: GramMatrices
     ingredients: tuple[Checkpoint, ...]
-    """Where the ingredients and the base lie."""
+    """Checkpoints of the ingredients and the base."""
     observe: bool = False
-    """For an anytime soup during training."""
+    """Whether this is for an anytime soup during training."""
+
+    @staticmethod
+    def id_of(question: GramMatrices, family: str, observe: bool) -> str:
+        return _measurement_id(question, family, observe)
 
     @property
     def id(self) -> str:
-        return measurement_id(self.question, self.cohort.family, self.observe)
+        return self.id_of(self.question, self.cohort.family, self.observe)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -157,27 +173,31 @@ class GeometryOrder(Order):
 
 
 class GradientOrder(Order):
-    """One backward pass through a mix; answers `MixGradient`."""
+    """Pass backward through a mix to answer `MixGradient`."""
 
     kind: Literal["gradient"] = "gradient"
     cohort: Cohort
     question: MixGradient
     ingredients: tuple[Checkpoint, ...]
-    """Where the checkpoints of the mix lie, those of weight zero too."""
+    """All checkpoints of the mix, those of weight zero included."""
     observe: bool = False
-    """For an anytime soup during training: never takes a training slot."""
+    """Whether this is for an anytime soup during training, which takes no training slot."""
+
+    @staticmethod
+    def id_of(question: MixGradient, family: str, observe: bool) -> str:
+        return _measurement_id(question, family, observe)
 
     @property
     def id(self) -> str:
-        return measurement_id(self.question, self.cohort.family, self.observe)
+        return self.id_of(self.question, self.cohort.family, self.observe)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
         return "merge" if self.observe else "slot"
 
 
-def measurement_id(question: GramMatrices | MixGradient, family: str, observe: bool) -> str:
-    """Of the order that answers the question, the same for every merge that asks it."""
+def _measurement_id(question: GramMatrices | MixGradient, family: str, observe: bool) -> str:
+    """The same for every merge that asks the question."""
     what = f"observe-{question.kind}" if observe else question.kind
     return f"{what}-{family}-{question.key}"
 
@@ -193,9 +213,13 @@ class MergeOrder(Order):
     answers: tuple[Answer, ...] = ()
     context: RecipeContext
 
+    @staticmethod
+    def id_of(merge: str, num_answers: int) -> str:
+        return f"merge-{merge}-{num_answers:04d}"
+
     @property
     def id(self) -> str:
-        return f"merge-{self.merge}-{len(self.answers):04d}"
+        return self.id_of(self.merge, len(self.answers))
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -203,29 +227,38 @@ class MergeOrder(Order):
 
 
 class TasteOrder(Order):
-    """Score a mix on the selection split; stop once the bar is provably out of reach."""
+    """Score a mix on the selection split, at most until it provably cannot reach `at_least`."""
 
     kind: Literal["taste"] = "taste"
     cohort: Cohort
     mix: Mix
     ingredients: tuple[Checkpoint, ...]
-    """Where the mix's members lie."""
+    """Checkpoints of the mix's members."""
     hard_images_first: tuple[str, ...] = ()
-    """Checkpoint ids whose cached predictions decide which images are looked at first."""
+    """Ids of checkpoints. Images that their cached predictions get wrong are forwarded first."""
     at_least: float | None = None
     strict: bool = False
     observe: bool = False
-    """An anytime taste during training: never takes a training slot."""
+    """Whether this is for an anytime soup during training, which takes no training slot."""
     hits: bool = False
-    """Tell which images are right; such a taste is never stopped early."""
+    """Whether to report the images that are right. Such a taste is never stopped early."""
+
+    @staticmethod
+    def id_of(cohort: str, mix: str, observe: bool, bar: str) -> str:
+        """`mix` is its key; `bar` what it must reach, or what else it is asked for."""
+        return f"{TasteOrder.prefix_of(cohort, mix, observe)}{bar}"
+
+    @staticmethod
+    def prefix_of(cohort: str, mix: str, observe: bool) -> str:
+        """What the ids of all tastes of a mix have in common. Those of rounds are apart, so that
+        one that was given up in a round does not count in the end."""
+        return f"{'observe' if observe else 'taste'}-{cohort}-{mix}-"
 
     @property
     def id(self) -> str:
         bar = "full" if self.at_least is None else f"{self.at_least:.12g}{'+' * self.strict}"
         bar = "hits" if self.hits else bar
-        # Apart, so that a round's taste that was given up refuses nothing at the end.
-        what = "observe" if self.observe else "taste"
-        return f"{what}-{self.cohort.id}-{self.mix.key}-{bar}"
+        return self.id_of(self.cohort.id, self.mix.key, self.observe, bar)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -233,7 +266,7 @@ class TasteOrder(Order):
 
 
 class BlendOrder(Order):
-    """Write the soup of a mix: blended, BatchNorm statistics settled, loadable by timm."""
+    """Write the soup of a mix: blended, with BatchNorm statistics, loadable by timm."""
 
     kind: Literal["blend"] = "blend"
     name: str
@@ -243,6 +276,10 @@ class BlendOrder(Order):
     soup: Soup
     ingredients: tuple[Checkpoint, ...]
 
+    @staticmethod
+    def id_of(name: str) -> str:
+        return f"blend-{name.removeprefix('soup/')}"
+
     @property
     def id(self) -> str:
-        return f"blend-{self.name.removeprefix('soup/')}"
+        return self.id_of(self.name)

@@ -1,4 +1,4 @@
-"""What preflight finds out once, and every later order relies on."""
+"""Results of preflight, which every later order relies on."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ class SplitInfo(FrozenModel):
 class ModelInfo(FrozenModel):
     num_parameters: int
     model_bytes: int
-    """Of model.safetensors."""
+    """Bytes of model.safetensors."""
     checkpoint_bytes: int
-    """Of one training checkpoint with optimizer state."""
+    """Bytes of one training checkpoint with optimizer state."""
     has_batchnorm: bool
     weights: str | None = None
-    """sha256 of the file that model.checkpoint names."""
+    """sha256 of the file of `model.checkpoint`. None: no such file."""
     components: tuple[str, ...] = ()
-    """Groups of layers that a forward pass executes, in that order, as dotted prefixes; every
-    parameter that is used lies in exactly one."""
+    """Dotted prefixes of groups of layers, in the order a forward pass executes them. Every used
+    parameter belongs to exactly one."""
     preprocessing: dict[str, Any]
     """timm's data config: input_size, interpolation, mean, std, crop_pct, crop_mode."""
 
@@ -33,11 +33,11 @@ class PreflightResult(FrozenModel):
     splits: dict[str, SplitInfo]
     """`train`, `val`, `test`, `ood:<name>`."""
     corrupt: tuple[str, ...]
-    """Keys of images that do not decode; they belong to no split."""
+    """Keys of images that do not decode. They belong to no split."""
     models: dict[str, ModelInfo]
-    """By `model_key`."""
+    """Models by `model_key`."""
     folds: tuple[int, ...] = ()
-    """Training images that each fold holds out; empty without data.folds."""
+    """Training images that each fold holds out. Empty: no folds."""
     warnings: tuple[str, ...] = ()
 
 

@@ -1,4 +1,4 @@
-"""What a recipe sees, asks and returns. A recipe has no way to name a report split."""
+"""Inputs, questions, answers and result of a recipe. None of them can name a report split."""
 
 from functools import cached_property
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from workers.types.values import FrozenModel, Mix, digest, dump_without_defaults
 
 
 class Ingredient(FrozenModel):
-    """A candidate as a recipe sees it: a name and its score on the selection split."""
+    """A candidate: a name and its score on the selection split."""
 
     name: str
     run: str
@@ -25,25 +25,25 @@ class RecipeContext(FrozenModel):
     """Groups of layers that the model executes, in order: dotted prefixes of tensor names."""
     seed: int = 0
     batchnorm: str = "none"
-    """How mixes get their BatchNorm statistics."""
+    """Policy by which mixes get BatchNorm statistics."""
     num_selection: int = 0
-    """Images of the selection split."""
+    """Number of images of the selection split."""
 
 
 class TasteResult(FrozenModel):
-    """A mix scored on the selection split, completely or until it could not reach the bar."""
+    """A mix scored on the selection split, completely or until it could not reach `at_least`."""
 
     score: float | None
-    """Selection score (higher is better); None when stopped early."""
+    """Selection score, higher is better. None: stopped early."""
     at_most: float
-    """Proven upper bound; equals `score` when complete."""
+    """Proven upper bound of the score. Equals `score` if complete."""
     samples: int
-    """Images forwarded to know it."""
+    """Number of images forwarded."""
     hits: str | None = None
-    """Which images it got right, in split order, eight to two hexadecimal digits, the first image
-    the highest bit; only where the question asks."""
+    """A bit per image, 1 if it is right, in split order: eight images to two hexadecimal digits,
+    the first image as the highest bit. None: not asked for."""
     nll: float | None = None
-    """Mean cross-entropy, nats; None when stopped early, or not finite."""
+    """Mean cross-entropy, nats. None: stopped early, or not finite."""
 
 
 class Decision(FrozenModel):
@@ -54,43 +54,43 @@ class Decision(FrozenModel):
     before: float | None = None
     """Selection score of the soup without the candidate."""
     after: float | None = None
-    """With it; None when the taste was stopped early."""
+    """Selection score with the candidate. None: the taste was stopped early."""
     at_most: float | None = None
-    """With it, at most; when the taste was stopped early."""
+    """Upper bound of `after`, if the taste was stopped early."""
     reason: str
 
 
 class Soup(FrozenModel):
-    """What a recipe returns."""
+    """The result of a recipe."""
 
     mix: Mix
     score: float | None = None
-    """Selection score, when the recipe learned it."""
+    """Selection score. None: the recipe did not ask for it."""
     decisions: tuple[Decision, ...] = ()
 
 
 class Taste(FrozenModel):
-    """Scores of all mixes on the selection split. Answer: `TasteResults`, in order."""
+    """Question: the scores of all mixes on the selection split. Answer: `TasteResults`."""
 
     kind: Literal["taste"] = "taste"
     mixes: tuple[Mix, ...]
     hits: bool = False
-    """Whether to tell which images each mix gets right."""
+    """Whether to report which images every mix gets right."""
 
     @property
     def mentioned(self) -> frozenset[str]:
-        """Names of checkpoints that the question speaks of."""
+        """Names of all checkpoints in the question."""
         return frozenset(name for mix in self.mixes for name, _ in mix.weights)
 
 
 class FirstAtLeast(FrozenModel):
-    """The first mix in order that reaches the bar. Answer: `FirstResult`."""
+    """Question: the first mix, in order, that reaches `at_least`. Answer: `FirstResult`."""
 
     kind: Literal["first"] = "first"
     mixes: tuple[Mix, ...]
     at_least: float
     strict: bool = False
-    """The bar itself is not enough."""
+    """Whether a score equal to `at_least` is too low."""
 
     def is_met_by(self, score: float) -> bool:
         return score > self.at_least if self.strict else score >= self.at_least
@@ -104,13 +104,13 @@ class TasteResults(FrozenModel):
     kind: Literal["tastings"] = "tastings"
     scores: tuple[float, ...]
     hits: tuple[str | None, ...] = ()
-    """`Tasting.hits` of each mix, where they were asked for."""
+    """`TasteResult.hits` of every mix. Empty: not asked for."""
     nll: tuple[float | None, ...] = ()
-    """`Tasting.nll` of each mix."""
+    """`TasteResult.nll` of every mix."""
 
 
 class FirstResult(FrozenModel):
-    """`tried` are the tastings in order, up to and including the accepted one."""
+    """Place of the accepted mix, and the results up to and including it. None: no mix."""
 
     kind: Literal["found"] = "found"
     index: int | None
@@ -118,7 +118,7 @@ class FirstResult(FrozenModel):
 
 
 class GramMatrices(FrozenModel):
-    """Inner products of the ingredients' displacements from the base. Answer: `GramResult`."""
+    """Question: inner products of the displacements from the base. Answer: `GramResult`."""
 
     kind: Literal["geometry"] = "geometry"
     names: tuple[str, ...]
@@ -134,28 +134,32 @@ class GramMatrices(FrozenModel):
 
 
 class GramResult(FrozenModel):
-    """Per tensor <theta_i - theta_base, theta_j - theta_base> for i <= j, row by row, in float64;
-    weights only: neither integer tensors nor BatchNorm statistics."""
+    """Per tensor <theta_i - theta_base, theta_j - theta_base> for i <= j, row by row, in float64.
+
+    Only weights count, not integer tensors or BatchNorm statistics.
+    """
 
     kind: Literal["grams"] = "grams"
     tensors: dict[str, tuple[float, ...]]
 
 
 class MixGradient(FrozenModel):
-    """How the loss of a mix on a batch of the selection split changes with its weights: one
-    backward pass through one blended model. BatchNorm statistics are blended like weights here.
-    Answer: `MixGradientResult`."""
+    """Question: the gradient of a mix's loss, on a batch of the selection split, by its weights.
+
+    It takes one backward pass through one blended model. BatchNorm statistics are blended like
+    weights here. Answer: `MixGradientResult`.
+    """
 
     kind: Literal["gradient"] = "gradient"
     mix: Mix
     components: tuple[str, ...]
-    """Prefixes to tell apart; `""` is everything that no longer prefix names."""
+    """Prefixes that have a weight of their own. `""`: all tensors without a longer prefix."""
     epoch: int
-    """Shuffles the selection split, together with the experiment's seed."""
+    """Epoch, which shuffles the selection split together with the experiment's seed."""
     batch: int
     batch_size: int
     temperature: float = 1.0
-    """The logits are multiplied by it."""
+    """Factor of the logits."""
 
     @cached_property
     def key(self) -> str:
@@ -171,8 +175,8 @@ class MixGradientResult(FrozenModel):
     loss: float
     """Mean cross-entropy, nats."""
     weights: tuple[tuple[float, ...], ...]
-    """d loss / d weight: a row per component, a column per checkpoint of the mix, divisor
-    included."""
+    """d loss / d weight, divisor included: a row per component, a column per checkpoint of the
+    mix."""
     temperature: float
     """d loss / d temperature"""
 

@@ -1,4 +1,4 @@
-"""Orders that judge what was made, and put it where it is looked for."""
+"""Orders after the merges: scores, comparisons, analysis, serving and retention."""
 
 from typing import Annotated, Literal
 
@@ -16,61 +16,73 @@ class ScoreOrder(Order):
     checkpoint: Checkpoint
     splits: tuple[str, ...]
 
+    @staticmethod
+    def id_of(checkpoint: str) -> str:
+        """`checkpoint` is a name."""
+        return f"score-{checkpoint.replace('/', '_')}"
+
     @property
     def id(self) -> str:
-        return f"score-{self.checkpoint.name.replace('/', '_')}"
+        return self.id_of(self.checkpoint.name)
 
 
 class ScoreMixOrder(Order):
-    """Score a mix that a recipe passed on its way. Nothing is written, and nothing waits for it."""
+    """Score a mix on the path of a recipe. Nothing is written, and nothing waits for it."""
 
     kind: Literal["point"] = "point"
     cohort: Cohort
     mix: Mix
     ingredients: tuple[Checkpoint, ...]
-    """Where the mix's members lie."""
+    """Checkpoints of the mix's members."""
     splits: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """Under which its scores are known, beside those of checkpoints: a single model is the same
-        under every BatchNorm policy."""
+        """Name of its scores beside those of checkpoints. A single model has one name under all
+        BatchNorm policies."""
         cohort = self.cohort.family if self.mix.single else self.cohort.id
         return f"mix/{cohort}-{self.mix.key}"
 
+    @staticmethod
+    def id_of(name: str) -> str:
+        return f"point-{name.removeprefix('mix/')}"
+
     @property
     def id(self) -> str:
-        return f"point-{self.name.removeprefix('mix/')}"
+        return self.id_of(self.name)
 
 
 class CompareOrder(Order):
-    """From cached predictions: ensembles, and every soup and ensemble against the best single."""
+    """Compare soups and ensembles with the best single model, from cached predictions."""
 
     kind: Literal["compare"] = "compare"
     best_single: str
-    """Checkpoint ids throughout."""
+    """Checkpoint id, as in the other fields."""
     soups: tuple[str, ...]
     members: tuple[str, ...]
-    """Of the soft-voting ensemble; empty for none."""
+    """Members of the soft-voting ensemble. Empty: no such ensemble."""
     splits: tuple[str, ...]
     stacking: tuple[tuple[str, ...], ...] = ()
-    """Groups of members of the stacked classifier: a group is one setting, trained on every fold,
-    or a single member. Empty for none."""
+    """Groups of members of the stacked classifier: one setting trained on every fold, or a single
+    member. Empty: no such classifier."""
     folds: dict[str, int] = {}
-    """Fold of every member of `stacking` that has one: the classifier is fitted on predictions of
-    images that their member has not seen; else on the selection split."""
+    """Fold of every member of `stacking` that has one. Then the classifier is fitted on predictions
+    for held-out images, else on the selection split."""
 
     @property
     def key(self) -> str:
-        """Of what is compared. Fields that came later have no say where they are empty, so that
-        comparisons made before them stay known."""
-        said = self.model_dump(mode="json")
-        later = ("stacking", "folds")
-        return digest({key: value for key, value in said.items() if value or key not in later}, 12)
+        """Hash of what is compared. Newer fields are left out if empty, so old hashes stay."""
+        dump = self.model_dump(mode="json")
+        newer = ("stacking", "folds")
+        return digest({key: value for key, value in dump.items() if value or key not in newer}, 12)
+
+    @staticmethod
+    def id_of(key: str) -> str:
+        return f"compare-{key}"
 
     @property
     def id(self) -> str:
-        return f"compare-{self.key}"
+        return self.id_of(self.key)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -78,16 +90,16 @@ class CompareOrder(Order):
 
 
 class AnalysedModel(FrozenModel):
-    """A model that is analysed by what is cached of it."""
+    """A model that is analysed by its cached predictions."""
 
     id: str
-    """As in results.json."""
+    """Id as in results.json."""
     kind: Literal["ingredient", "soup", "ensemble"]
     label: str
-    """The run, the recipe, or the ensemble."""
+    """Name of the run, the recipe, or the ensemble."""
     cohort: str | None = None
     predictions: str | None = None
-    """Under which id they lie, if another: a soup of one member shares the member's."""
+    """Id of its predictions, e.g. of the only member of a soup. None: its own id."""
 
 
 class WeightSpaceGroup(FrozenModel):
@@ -100,15 +112,19 @@ class WeightSpaceGroup(FrozenModel):
 
 
 class DiversityOrder(Order):
-    """How far apart the members of a round are, by weights and by cached predictions."""
+    """Measure the diversity of a round's members, by weights and by cached predictions."""
 
     kind: Literal["diversity"] = "diversity"
     merge: str
     members: WeightSpaceGroup
 
+    @staticmethod
+    def id_of(merge: str) -> str:
+        return f"diversity-{merge}"
+
     @property
     def id(self) -> str:
-        return f"diversity-{self.merge}"
+        return self.id_of(self.merge)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -116,15 +132,15 @@ class DiversityOrder(Order):
 
 
 class AnalyseOrder(Order):
-    """Write `analysis.json`: from cached predictions and weights."""
+    """Write `analysis.json` from cached predictions and weights."""
 
     kind: Literal["analyse"] = "analyse"
     best_single: str
-    """Ids of subjects."""
+    """Id of one of `subjects`, as is `served`."""
     served: str | None
     subjects: tuple[AnalysedModel, ...]
     not_analysed: Annotated[tuple[str, ...], Field(serialization_alias="left_out")] = ()
-    """Ids of ingredients that are too many to look at."""
+    """Ids of ingredients beyond the number that is analysed."""
     weighed: tuple[WeightSpaceGroup, ...] = ()
     splits: tuple[str, ...]
     path: Annotated[tuple[tuple[float, float | None], ...], Field(serialization_alias="way")] = ()
@@ -132,13 +148,17 @@ class AnalyseOrder(Order):
 
     @property
     def key(self) -> str:
-        """Hash of what is analysed, under the names that ledgers know."""
+        """Hash of what is analysed, with the field names of existing ledgers."""
         dump = self.model_dump(mode="json", exclude_defaults=True, by_alias=True)
         return digest(dump, 12)
 
+    @staticmethod
+    def id_of(key: str) -> str:
+        return f"analyse-{key}"
+
     @property
     def id(self) -> str:
-        return f"analyse-{self.key}"
+        return self.id_of(self.key)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -146,14 +166,18 @@ class AnalyseOrder(Order):
 
 
 class ServeOrder(Order):
-    """Copy a soup to `soup/`, with a README of its own."""
+    """Copy a soup to `soup/`, with a README."""
 
     kind: Literal["serve"] = "serve"
     soup: Checkpoint
 
+    @staticmethod
+    def id_of(soup: str) -> str:
+        return f"serve-{soup.removeprefix('soup/')}"
+
     @property
     def id(self) -> str:
-        return f"serve-{self.soup.name.removeprefix('soup/')}"
+        return self.id_of(self.soup.name)
 
     @property
     def place(self) -> Literal["slot", "merge"]:
@@ -161,14 +185,19 @@ class ServeOrder(Order):
 
 
 class RetireOrder(Order):
-    """Delete checkpoints that nothing can choose any more."""
+    """Delete checkpoints that no merge can use any more."""
 
     kind: Literal["retire"] = "retire"
     checkpoints: tuple[Checkpoint, ...]
 
+    @staticmethod
+    def id_of(checkpoints: tuple[str, ...]) -> str:
+        """`checkpoints` are ids."""
+        return f"retire-{digest(list(checkpoints), 12)}"
+
     @property
     def id(self) -> str:
-        return f"retire-{digest([c.id for c in self.checkpoints], 12)}"
+        return self.id_of(tuple(checkpoint.id for checkpoint in self.checkpoints))
 
     @property
     def place(self) -> Literal["slot", "merge"]:

@@ -1,4 +1,4 @@
-"""The nouns: checkpoints, scores, runs, cohorts, mixes. Frozen, plain JSON, torch-free."""
+"""Checkpoints, scores, runs, cohorts and mixes. Frozen, plain JSON, torch-free."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from workers.config.model import ModelConfig
 from workers.config.train import TrainConfig
 
 SELECTION = "val"
-"""The only split that selects; every other split only reports."""
+"""The only split that selects. All other splits only report."""
 
 Metric = Literal["top1", "macro_f1", "nll"]
 BatchNormPolicy = Literal["auto", "recompute", "average", "best", "frozen", "compare"]
@@ -20,49 +20,57 @@ Policy = Literal["recompute", "average", "best", "frozen", "none"]
 
 
 WORST = -1e9
-"""The selection score of what has none; JSON has no minus infinity."""
+"""Selection score of a model without one. JSON has no minus infinity."""
 
 
 def digest(value: Any, length: int = 8) -> str:
-    """Short sha256 of a JSON value, independent of key order."""
+    """The first characters of the sha256 of a JSON value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def dump_without_defaults(section: BaseModel) -> dict[str, Any]:
-    """As JSON without defaults, for hashes: a later version may add keys."""
-    return section.model_dump(mode="json", exclude_defaults=True)
+    """The section as JSON without defaults, for hashes: a later version may add keys.
+
+    If a default has changed, its first value is the one left out: hashes of existing runs stay.
+    """
+    dump = section.model_dump(mode="json", exclude_defaults=True)
+    first = getattr(section, "first_defaults", {})
+    if not first:
+        return dump
+    values = section.model_dump(mode="json").items()
+    return {k: v for k, v in values if (v != first[k] if k in first else k in dump)}
 
 
 def model_key(spec: ModelConfig) -> str:
-    """Names a model specification, e.g. in `Facts.models`."""
+    """Key of a model configuration, e.g. in `PreflightResult.models`."""
     return digest(dump_without_defaults(spec))
 
 
 def ema_id(run_id: str) -> str:
-    """Under which the checkpoints of a run's moving average lie, as those of a run."""
+    """Id of a run's moving average, which owns checkpoints like a run."""
     return f"{run_id}-ema"
 
 
 def run_id_of(owner: str) -> str:
-    """The run that an owner of checkpoints is, or whose moving average it is."""
+    """Id of the run of an owner of checkpoints: itself, or the run of the moving average."""
     return owner.removesuffix("-ema")
 
 
 def cohort_family(cohort: str) -> str:
-    """Id of the cohort, without the BatchNorm policy that one of several soups was made under."""
+    """Id of the cohort without the BatchNorm policy."""
     return cohort.partition("@")[0]
 
 
 class FrozenModel(BaseModel):
     """A frozen value: equality is identity, JSON in and out."""
 
-    # JSON has no infinity; as null, a bar of -inf would not come back out of the ledger.
+    # JSON has no infinity; as null, an `at_least` of -inf could not be read back from the ledger.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Score(FrozenModel):
-    """Metrics of one model on one split. Fractions 0..1, nats; None where not a finite number."""
+    """Metrics of one model on one split: fractions 0..1, and nats. None: not finite."""
 
     count: int
     top1: float
@@ -71,10 +79,10 @@ class Score(FrozenModel):
     ece: float | None
     """Expected calibration error, 15 equal-width bins."""
     worst_class: float | None = None
-    """The lowest accuracy of any class; None in ledgers that were written without it."""
+    """Lowest accuracy of a class. None: an old ledger."""
 
     def selection(self, metric: Metric) -> float:
-        """The number that recipes maximise; a negative log-likelihood changes sign."""
+        """The number that recipes maximise. A negative log-likelihood changes sign."""
         value: float | None = getattr(self, metric)
         if value is None:
             return WORST
@@ -82,19 +90,19 @@ class Score(FrozenModel):
 
 
 class Checkpoint(FrozenModel):
-    """A complete set of weights in the store: of a run, a base or a soup.
+    """A complete set of weights in the store, of a run, a base or a soup.
 
-    `name` is what is ordered, mixed and hashed: `<run>/<step:08d>`, `base/<hash>`, `soup/<id>`.
-    A run's checkpoint lies under its `id`, which adds the attempt that wrote it.
+    Orders, mixes and hashes use `name`: `<run>/<step:08d>`, `base/<hash>`, `soup/<id>`. The folder
+    in the store is named by `id`, which adds the attempt that wrote the checkpoint.
     """
 
     name: str
     attempt: int | None = None
     step: int = 0
     sha256: str
-    """Of model.safetensors."""
+    """Hash of model.safetensors."""
     num_bytes: int
-    """Of all its files."""
+    """Bytes of all files together."""
 
     @property
     def id(self) -> str:
@@ -105,42 +113,42 @@ class Cohort(FrozenModel):
     """Runs whose weights may be averaged: one base, one evaluation preprocessing, one label map."""
 
     id: str
-    """With `@policy` behind it where several BatchNorm policies are compared."""
+    """Ends in `@policy` if several BatchNorm policies are compared."""
     model: ModelConfig
     base: str
     """Name of the base checkpoint, `base/<hash>`."""
     batchnorm: Policy
-    """How a mix gets its BatchNorm statistics; `none` for a network without BatchNorm."""
+    """Policy of BatchNorm statistics of mixes. `none`: a network without BatchNorm."""
 
     @property
     def family(self) -> str:
-        """The id without a policy: what does not depend on statistics is filed under it."""
+        """The id without a policy, for results that do not depend on BatchNorm statistics."""
         return cohort_family(self.id)
 
     def under(self, policy: Policy) -> "Cohort":
-        """The same runs, their mixes under another policy, to be told apart."""
+        """The cohort of the same runs with another policy and id."""
         return self.model_copy(update={"id": f"{self.id}@{policy}", "batchnorm": policy})
 
 
 class RunSpec(FrozenModel):
-    """One training run of the fleet, completely resolved."""
+    """One training run of the fleet, fully resolved."""
 
     id: str
     role: Literal["member", "probe", "trunk", "ema"] = "member"
-    """`probe` and `trunk` are stages of the base: not ingredients. `ema` is never ordered: it
-    stands for the moving average that its run keeps, whose checkpoints are ingredients too."""
+    """`probe` and `trunk` are stages of the base and no ingredients. `ema` is the moving average of
+    a run: it is never ordered, and its checkpoints are ingredients."""
     params: dict[str, Any] = {}
-    """What the sweep set, by dotted path; for people and tables."""
+    """Settings of the sweep by dotted path, for tables."""
     seed: int = 0
     replica: int = 0
     fold: int | None = None
-    """The part of the training images that this run does not learn from; None for none."""
+    """Number of the fold that this run does not learn from. None: no fold."""
     model: ModelConfig
     train: TrainConfig
 
     @property
     def stream(self) -> str:
-        """Names the run's random streams; replicas share it."""
+        """Name of the run's random streams. Replicas share it."""
         parts = [
             self.role,
             self.seed,
@@ -152,19 +160,20 @@ class RunSpec(FrozenModel):
 
 
 def component_of(key: str, prefixes: Iterable[str]) -> str | None:
-    """The longest of the dotted prefixes that is the tensor's name or lies above it; `""` lies
-    above all."""
-    fitting = (each for each in prefixes if not each or key == each or key.startswith(f"{each}."))
+    """The longest dotted prefix of a tensor's name. `""` is a prefix of all."""
+    fitting = (
+        prefix for prefix in prefixes if not prefix or key == prefix or key.startswith(f"{prefix}.")
+    )
     return max(fitting, key=len, default=None)
 
 
 class Component(FrozenModel):
-    """Tensors that have weights of their own in a mix: those named `prefix`, or below it."""
+    """Tensors with weights of their own in a mix: those named `prefix`, or below it."""
 
     prefix: str
     """Dotted module path, or the name of one tensor."""
     weights: tuple[float, ...]
-    """One for each checkpoint of the mix, in its order; over the mix's divisor."""
+    """A weight per checkpoint of the mix, in its order, over the mix's divisor."""
 
 
 class Mix(FrozenModel):
@@ -174,7 +183,7 @@ class Mix(FrozenModel):
     """(checkpoint name, weight), in order of acceptance."""
     divisor: float
     components: tuple[Component, ...] = ()
-    """Where weights differ; of several that fit a tensor the one with the longest prefix holds."""
+    """Components with weights of their own. The longest prefix of a tensor decides."""
 
     @classmethod
     def mean(cls, names: list[str] | tuple[str, ...]) -> "Mix":
@@ -182,7 +191,7 @@ class Mix(FrozenModel):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the checkpoints that weigh anything anywhere."""
+        """Names of the checkpoints with a weight other than 0."""
         return tuple(
             name
             for i, (name, weight) in enumerate(self.weights)
@@ -191,7 +200,7 @@ class Mix(FrozenModel):
 
     @cached_property
     def single(self) -> str | None:
-        """The one checkpoint that this mix is, if it is one."""
+        """Name of the checkpoint that equals this mix. None: there is no such checkpoint."""
         if self.components:
             return None
         live = [(name, weight) for name, weight in self.weights if weight]

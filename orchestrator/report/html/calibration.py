@@ -15,8 +15,8 @@ from orchestrator.report.html.plot_style import (
     panels,
 )
 
-ID = "reliability"
-CAPTION = (
+_ID = "reliability"
+_CAPTION = (
     "Across: how sure the model is; up: how often it is right then. On the dashed line its "
     "confidence can be taken at its word; below it the model is too sure of itself. The larger a "
     "point, the more images. Grey: as trained; in colour: after its logits were divided by one "
@@ -38,13 +38,13 @@ def reported(analysis: Json) -> list[str]:
     return sorted(names, key=lambda name: name != "test")
 
 
-def reliability(analysis: Json | None) -> FigureOrReason:
+def reliability_figure(analysis: Json | None) -> FigureOrReason:
     """Best single and served soup side by side, before and after their temperature."""
     if analysis is None:
-        return MissingFigure(ID, "there is no analysis.json yet")
+        return MissingFigure(_ID, "there is no analysis.json yet")
     models, splits = detailed(analysis), reported(analysis)
     if not models or not splits:
-        return MissingFigure(ID, "no model is analysed in detail")
+        return MissingFigure(_ID, "no model is analysed in detail")
     temperature = {each["id"]: each["temperature"] for each in analysis["models"]}
     titles = [_title(title, temperature.get(id)) for id, title, _ in models]
     percent = {"range": [0, 102], "zeroline": False}
@@ -57,7 +57,7 @@ def reliability(analysis: Json | None) -> FigureOrReason:
     layout["showlegend"] = False
     views = {split: _view(analysis, models, split) for split in splits}
     choices = tuple(FigureView(split, view) for split, view in views.items())
-    return Figure(ID, CAPTION, views[splits[0]], layout, choices if len(choices) > 1 else ())
+    return Figure(_ID, _CAPTION, views[splits[0]], layout, choices if len(choices) > 1 else ())
 
 
 def _title(title: str, temperature: float | None) -> str:
@@ -111,7 +111,7 @@ def _curve(found: Json, name: str, color: str, panel: int) -> Json:
         "name": name,
         "x": [100 * confidence for confidence, _, _ in bins],
         "y": [100 * accuracy for _, accuracy, _ in bins],
-        "customdata": [format.counted(count, "image") for _, _, count in bins],
+        "customdata": [format.count_of(count, "image") for _, _, count in bins],
         "hovertemplate": f"{name}<br>confidence %{{x:.1f}} %, accuracy %{{y:.1f}} %<br>"
         "%{customdata}<extra></extra>",
         "line": {"width": 1.5, "color": color},

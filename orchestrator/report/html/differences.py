@@ -18,9 +18,9 @@ from orchestrator.report.html.plot_style import (
 from orchestrator.report.model_rows import Row
 
 
-def differences(known: Json, rows: Iterable[Row]) -> FigureOrReason:
+def differences_figure(results: Json, rows: Iterable[Row]) -> FigureOrReason:
     """Soups and ensembles against the best single run, a panel per split, with intervals."""
-    splits = format.splits_of(known)
+    splits = format.splits_of(results)
     models = [row for row in rows if row.deltas]
     if not models:
         return MissingFigure("differences", "no soup or ensemble has been compared yet")
@@ -32,7 +32,7 @@ def differences(known: Json, rows: Iterable[Row]) -> FigureOrReason:
     for index, split in enumerate(splits):
         axis = "" if index == 0 else str(index + 1)
         domain = [index * width + (gap / 2 if index else 0), (index + 1) * width - gap / 2]
-        unit = format.difference_unit(known["metric"])
+        unit = format.difference_unit(results["metric"])
         title = {"text": f"{unit} to best single", "font": {"size": 12}}
         zero = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1.5}
         layout[f"xaxis{axis}"] = {**layout["xaxis"], **zero, "domain": domain, "title": title}

@@ -17,7 +17,7 @@ from orchestrator.report.html.plot_style import (
 )
 
 BIAS, CONFUSION = "bias-variance", "confusion"
-MAX_WRITTEN = 25
+_MAX_LABELLED_CLASSES = 25
 """Classes of a confusion matrix whose cells have room for a number."""
 OF_LOSS = (
     ("bias", "bias", SINGLE, 1),
@@ -38,11 +38,11 @@ ABOUT_CONFUSION = (
 )
 
 
-def bias_variance(known: Json, analysis: Json | None) -> FigureOrReason:
+def bias_variance_figure(results: Json, analysis: Json | None) -> FigureOrReason:
     """Stacked bars per split, of 0-1 loss and of log loss; a view per cohort."""
     if analysis is None:
         return MissingFigure(BIAS, "there is no analysis.json yet")
-    names = {cohort["id"]: cohort["name"] for cohort in known["cohorts"]}
+    names = {cohort["id"]: cohort["name"] for cohort in results["cohorts"]}
     found: dict[str, dict[str, Json]] = {}
     for split, each in analysis["splits"].items():
         for cohort, parts in each["bias_variance"].items():
@@ -108,7 +108,7 @@ def _sum(by_split: dict[str, Json], key: str, scale: int, panel: int) -> Json:
     }
 
 
-def confusion(known: Json, analysis: Json | None) -> FigureOrReason:
+def confusion_figure(results: Json, analysis: Json | None) -> FigureOrReason:
     """Best single and served soup side by side; a view per split."""
     if analysis is None:
         return MissingFigure(CONFUSION, "there is no analysis.json yet")
@@ -140,7 +140,7 @@ def _matrices(analysis: Json, models: list[tuple[str, str, str]], split: str) ->
 
 
 def _matrix(counts: list[list[int]], classes: list[str], panel: int) -> Json:
-    is_written = len(classes) <= MAX_WRITTEN
+    is_written = len(classes) <= _MAX_LABELLED_CLASSES
     return {
         "type": "heatmap",
         "x": classes,

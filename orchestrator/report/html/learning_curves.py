@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report import format
 from orchestrator.report.format import Json
 from orchestrator.report.html.plot_style import (
@@ -16,9 +15,10 @@ from orchestrator.report.html.plot_style import (
     MissingFigure,
     layout_of,
     scaled,
-    selection,
+    selection_value,
 )
 from orchestrator.report.terminal.status import of_cohort
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import MergeState, RunState, State
 from workers.types import Evaluated, RunSpec, Score
 
@@ -48,14 +48,18 @@ SOUP_LINE = (
 )
 
 
-def learning_curves(program: ExpandedExperiment, state: State) -> FigureOrReason:
+def learning_curves(moment: Moment) -> FigureOrReason:
     """Selection score of every run by time or epoch, beside it that of its moving average and the
     one on what its fold holds out, and the anytime soup as a thick line."""
-    metric = program.experiment.soup.metric
-    curves = [(run, state.run(run.id)) for run in program.runs if state.run(run.id).curve]
+    metric = moment.config.soup.metric
+    curves = [
+        (run, moment.state.run(run.id))
+        for run in moment.expanded.runs
+        if moment.state.run(run.id).curve
+    ]
     if not curves:
         return MissingFigure("learning-curves", "no run has finished an epoch")
-    began = state.began_at or 0.0
+    began = moment.state.began_at or 0.0
     lines = [
         line
         for i, (run, known) in enumerate(curves)
@@ -64,12 +68,12 @@ def learning_curves(program: ExpandedExperiment, state: State) -> FigureOrReason
     shown = [
         beside for beside in BESIDE.values() if any(beside.name in each["name"] for each in lines)
     ]
-    so_far = list(_soups_so_far(program, state, metric, began))
+    so_far = list(_soups_so_far(moment, metric, began))
     lines += so_far
-    finals = _finals(program, state, metric, began, max(line["by_epoch"][-1] for line in lines))
+    finals = _finals(moment, metric, began, max(line["by_epoch"][-1] for line in lines))
     lines += finals
     data = [_drawn(line) for line in lines]
-    y_title = f"{format.METRICS[metric]} on val, {format.unit(metric)}"
+    y_title = f"{format.METRIC_NAMES[metric]} on val, {format.unit(metric)}"
     layout = layout_of(
         460,
         xaxis={"title": {"text": "minutes since the start"}, "rangemode": "tozero"},
@@ -120,20 +124,18 @@ def _about(run: RunSpec, point: Evaluated) -> str:
     return f"{format.params(run.params)}<br>epoch {point.epoch}, loss {loss}"
 
 
-def _soups_so_far(
-    program: ExpandedExperiment, state: State, metric: str, began: float
-) -> Iterator[Json]:
-    rounds = [each for each in state.merges.values() if each.opened.observe and each.soup]
+def _soups_so_far(moment: Moment, metric: str, began: float) -> Iterator[Json]:
+    rounds = [each for each in moment.state.merges.values() if each.opened.observe and each.soup]
     for cohort in dict.fromkeys(each.opened.cohort for each in rounds):
         ours = sorted(
             (each for each in rounds if each.opened.cohort == cohort),
             key=lambda each: each.opened.round or 0,
         )
         yield {
-            "name": f"soup so far{of_cohort(program, state, cohort)}",
+            "name": f"soup so far{of_cohort(moment, cohort)}",
             "by_time": [((each.mixed_at or began) - began) / 60 for each in ours],
-            "by_epoch": [_mean_epoch(program, state, each) for each in ours],
-            "y": [selection(each.soup.score if each.soup else None, metric) for each in ours],
+            "by_epoch": [_mean_epoch(moment, each) for each in ours],
+            "y": [selection_value(each.soup.score if each.soup else None, metric) for each in ours],
             "text": [_about_round(each) for each in ours],
             "mode": "lines+markers",
             "line": {"width": 4, "color": SOUP},
@@ -141,10 +143,10 @@ def _soups_so_far(
         }
 
 
-def _mean_epoch(program: ExpandedExperiment, state: State, merge: MergeState) -> float:
+def _mean_epoch(moment: Moment, merge: MergeState) -> float:
     """Epochs that the average run had behind it when the round opened."""
-    points = [p for run in program.runs for p in state.run(run.id).curve.values()]
-    return sum(point.time <= merge.opened.time for point in points) / len(program.runs)
+    points = [p for run in moment.expanded.runs for p in moment.state.run(run.id).curve.values()]
+    return sum(point.time <= merge.opened.time for point in points) / len(moment.expanded.runs)
 
 
 def _about_round(merge: MergeState) -> str:
@@ -152,20 +154,18 @@ def _about_round(merge: MergeState) -> str:
     return f"round {merge.opened.round}: {format.share_of(names, len(merge.opened.ingredients))}"
 
 
-def _finals(
-    program: ExpandedExperiment, state: State, metric: str, began: float, last_epoch: float
-) -> list[Json]:
+def _finals(moment: Moment, metric: str, began: float, last_epoch: float) -> list[Json]:
     return [
         {
-            "name": f"final {each.opened.label}" + of_cohort(program, state, each.opened.cohort),
+            "name": f"final {each.opened.label}" + of_cohort(moment, each.opened.cohort),
             "by_time": [((each.mixed_at or began) - began) / 60],
             "by_epoch": [last_epoch],
-            "y": [selection(each.soup.score, metric)],
+            "y": [selection_value(each.soup.score, metric)],
             "text": [format.share_of(each.soup.mix.names, len(each.opened.ingredients))],
             "mode": "markers",
             "marker": {"size": 13, "symbol": symbol, "color": SOUP, "line": {"color": INK}},
         }
-        for each, symbol in zip(_final_merges(state), _symbols(), strict=False)
+        for each, symbol in zip(_final_merges(moment.state), _symbols(), strict=False)
         if each.soup is not None
     ]
 

@@ -9,31 +9,31 @@ from orchestrator.report.html.plot_style import (
     FigureOrReason,
     FigureView,
     MissingFigure,
-    Point,
+    ModelPoint,
     layout_of,
     traces,
 )
 from orchestrator.report.model_rows import Row
 
-ID = "map"
-WIDTH, HEIGHT = 1080, 540
+_ID = "map"
+HEIGHT = 540
 POOR = 0.2
 """Kruskal's own word for this stress."""
-CAPTION = (
+_CAPTION = (
     "Models with like predictions lie near each other (multidimensional scaling of the Jeffreys "
     "divergence between them); only distances mean anything, directions do not. A soup that lies "
     "near the ensemble predicts as the ensemble does, at the cost of one model."
 )
 
 
-def model_map(analysis: Json | None, rows: Iterable[Row]) -> FigureOrReason:
+def model_map_figure(analysis: Json | None, rows: Iterable[Row]) -> FigureOrReason:
     """Ingredients, soups and ensembles; a view per split."""
     if analysis is None:
-        return MissingFigure(ID, "there is no analysis.json yet")
+        return MissingFigure(_ID, "there is no analysis.json yet")
     by_model = {row.model: row for row in rows if row.model is not None}
     maps = {name: each["map"] for name, each in analysis["splits"].items() if each["map"]}
     if not maps:
-        return MissingFigure(ID, "it takes at least three models")
+        return MissingFigure(_ID, "it takes at least three models")
     first = "test" if "test" in maps else next(iter(maps))
     views = {
         name: _view(analysis, name, by_model) for name in [first, *(n for n in maps if n != first)]
@@ -47,7 +47,7 @@ def model_map(analysis: Json | None, rows: Iterable[Row]) -> FigureOrReason:
         margin={"t": 40},
     )
     choices = tuple(FigureView(_title(name, maps[name]), view) for name, view in views.items())
-    return Figure(ID, CAPTION + _doubts(maps), views[first], layout, choices)
+    return Figure(_ID, _CAPTION + _doubts(maps), views[first], layout, choices)
 
 
 def _title(split: str, found: Json) -> str:
@@ -65,13 +65,13 @@ def _view(analysis: Json, split: str, by_model: dict[str, Row]) -> list[Json]:
     found = analysis["splits"][split]
     places = found["map"]
     points = [
-        Point(by_model[id], x, y, _hover(found["models"].get(id), by_model[id], split))
+        ModelPoint(by_model[id], x, y, _hover(found["models"].get(id), by_model[id], split))
         for id, x, y in zip(places["ids"], places["x"], places["y"], strict=True)
         if id in by_model
     ]
-    return traces(points, WIDTH, HEIGHT - 120, same_scale=True)
+    return traces(points)
 
 
 def _hover(scores: Json | None, row: Row, split: str) -> str:
-    known = "" if scores is None else f"<br>{split}: {format.shown(scores['top1'], 'top1')} %"
+    known = "" if scores is None else f"<br>{split}: {format.score_text(scores['top1'], 'top1')} %"
     return row.about + known

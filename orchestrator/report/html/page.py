@@ -1,109 +1,152 @@
 """report.html: one file that needs no network, for a reader who was not there."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
-from html import escape
 from importlib import resources
-from string import Template
-from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report import format, verdict
 from orchestrator.report.format import Json
-from orchestrator.report.html.about import data, failures, fleet, loading
-from orchestrator.report.html.calibration import reliability
-from orchestrator.report.html.coefficients import coefficients
-from orchestrator.report.html.differences import differences
-from orchestrator.report.html.errors import bias_variance, confusion
+from orchestrator.report.html import tables
+from orchestrator.report.html.calibration import reliability_figure
+from orchestrator.report.html.coefficients import coefficients_figure
+from orchestrator.report.html.differences import differences_figure
+from orchestrator.report.html.errors import bias_variance_figure, confusion_figure
 from orchestrator.report.html.learning_curves import learning_curves
-from orchestrator.report.html.members import members
-from orchestrator.report.html.model_map import model_map
-from orchestrator.report.html.models import all_metrics, recipe_table, run_table
+from orchestrator.report.html.model_map import model_map_figure
 from orchestrator.report.html.plot_style import Figure, FigureOrReason
-from orchestrator.report.html.robustness import robustness
-from orchestrator.report.html.selection_steps import paths
-from orchestrator.report.html.sync_rounds import rounds
+from orchestrator.report.html.robustness import robustness_figures
+from orchestrator.report.html.selection_steps import selection_steps_figure
+from orchestrator.report.html.sync_rounds import round_parts
 from orchestrator.report.html.timeline import timeline
-from orchestrator.report.html.weight_space import barrier, cosines
+from orchestrator.report.html.weight_space import barrier_figure, cosines_figure
 from orchestrator.report.model_rows import rows
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
+
+Part = FigureOrReason | (
+    tables.Table
+    | tables.FoldedTable
+    | tables.Paragraph
+    | tables.RecipeIntro
+    | tables.SoupMembers
+    | tables.Loading
+)
+"""A value with the name of the template that shows it."""
 
 
 @dataclass(frozen=True)
-class Section:
-    """A part of the page; `parts` are HTML and figures, in order."""
-
+class PageSection:
     anchor: str
     title: str
-    parts: tuple[str | FigureOrReason, ...]
+    parts: tuple[Part | None, ...]
+    """None: nothing to show."""
 
-    @property
-    def is_empty(self) -> bool:
-        return not any(self.parts)
 
-    @property
-    def figures(self) -> list[Figure]:
-        return [part for part in self.parts if isinstance(part, Figure)]
-
-    def html(self) -> str:
-        body = "\n".join(
-            each if isinstance(each, str) else figure_html(each) for each in self.parts
+def report_html(results: Json, moment: Moment, analysis: Json | None = None) -> str:
+    """The page. `analysis` holds analysis.json. Learning curves and timeline show the moment.state."""
+    sections = [
+        PageSection(section.anchor, section.title, parts)
+        for section in _sections(results, moment, analysis)
+        if (parts := tuple(part for part in section.parts if part is not None))
+    ]
+    figures = [
+        asdict(part) for section in sections for part in section.parts if isinstance(part, Figure)
+    ]
+    return (
+        _templates()
+        .get_template("page.html.j2")
+        .render(
+            name=results["name"],
+            num_runs=_num_runs(results),
+            facts=list(_facts(results, moment.state)),
+            verdict=verdict.verdict(results),
+            ensembles=verdict.about_ensembles(results),
+            cautions=[*verdict.cautions(results), *verdict.undetectable(results, analysis)],
+            sections=sections,
+            figures=figures,
+            style=_resource("style.css"),
+            script=_resource("script.js"),
+            plotly=_plotly(),
         )
-        return f'<section id="{self.anchor}"><h2>{escape(self.title)}</h2>\n{body}</section>'
-
-
-def report_html(
-    known: Json, program: ExpandedExperiment, state: State, analysis: Json | None = None
-) -> str:
-    """The page. `known` are the results, `analysis` is what analysis.json holds, if there is any;
-    curves and the timeline are drawn from the state behind them."""
-    sections = [each for each in _sections(known, program, state, analysis) if not each.is_empty]
-    figures = [asdict(figure) for each in sections for figure in each.figures]
-    runs = format.counted(len(format.trained(known)), "run")
-    return Template(_resource("page.html")).substitute(
-        title=escape(f"{known['name']}: soup of {runs}"),
-        name=escape(known["name"]),
-        facts=_facts(known, state),
-        verdict=_verdict(known, analysis),
-        contents="".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections),
-        sections="\n".join(each.html() for each in sections),
-        style=_resource("style.css"),
-        figures=_as_script(figures),
-        plotly=_plotly(),
-        script=_resource("script.js"),
     )
 
 
-def _sections(
-    known: Json, program: ExpandedExperiment, state: State, analysis: Json | None
-) -> Iterator[Section]:
-    models = list(rows(known))
-    table = recipe_table(known, analysis, models)
-    yield Section(
-        "recipes", "Recipes", (table, differences(known, models), all_metrics(known, models))
+def _sections(results: Json, moment: Moment, analysis: Json | None) -> Iterator[PageSection]:
+    models = list(rows(results))
+    yield PageSection(
+        "recipes",
+        "Recipes",
+        (
+            tables.recipe_intro(results),
+            tables.recipe_table(results, analysis, models),
+            differences_figure(results, models),
+            tables.metric_table(results, models),
+        ),
     )
-    yield Section("shift", "On shifted data", robustness(known, models))
-    yield Section("alike", "Who predicts alike", (model_map(analysis, models),))
-    chosen = (paths(known), coefficients(known), *members(known))
-    yield Section("choices", "What is in the soups, and why", chosen)
-    weights = (cosines(known, analysis), barrier(known, analysis))
-    yield Section("weights", "In weight space", weights)
-    wrong = (
-        *(reliability(analysis), bias_variance(known, analysis)),
-        confusion(known, analysis),
+    yield PageSection("shift", "On shifted data", robustness_figures(results, models))
+    yield PageSection("alike", "Who predicts alike", (model_map_figure(analysis, models),))
+    yield PageSection(
+        "choices",
+        "What is in the soups, and why",
+        (
+            selection_steps_figure(results),
+            coefficients_figure(results),
+            *tables.soup_members(results),
+        ),
     )
-    yield Section("errors", "Errors", wrong)
-    yield Section("runs", "Runs", (learning_curves(program, state), run_table(known, models)))
-    yield Section("rounds", "Merged while training", rounds(known))
-    yield Section("failures", "What went wrong", (failures(known),))
-    yield Section("fleet", "The fleet", (fleet(known), timeline(state)))
-    yield Section("data", "The data", (data(known),))
-    yield Section("load", "Load the soup", (loading(known),))
+    yield PageSection(
+        "weights",
+        "In weight space",
+        (cosines_figure(results, analysis), barrier_figure(results, analysis)),
+    )
+    yield PageSection(
+        "errors",
+        "Errors",
+        (
+            reliability_figure(analysis),
+            bias_variance_figure(results, analysis),
+            confusion_figure(results, analysis),
+        ),
+    )
+    yield PageSection("runs", "Runs", (learning_curves(moment), tables.run_table(results, models)))
+    yield PageSection("rounds", "Merged while training", round_parts(results))
+    yield PageSection("failures", "What went wrong", (tables.failure_table(results),))
+    use = tables.Paragraph(format.fleet_use(results))
+    yield PageSection("fleet", "The fleet", (use, timeline(moment.state)))
+    yield PageSection("data", "The data", tuple(tables.data_parts(results)))
+    yield PageSection("load", "Load the soup", (tables.loading(results),))
+
+
+def _facts(results: Json, state: State) -> Iterator[str]:
+    """The line below the title."""
+    if results["cohorts"]:
+        yield ", ".join(dict.fromkeys(cohort["model"] for cohort in results["cohorts"]))
+    yield _num_runs(results)
+    yield format.duration(results["wall_s"])
+    if state.began_at:
+        yield datetime.fromtimestamp(state.began_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _num_runs(results: Json) -> str:
+    return format.count_of(len(format.trained(results)), "run")
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("orchestrator.report.html"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    return environment
 
 
 def _resource(name: str) -> str:
@@ -112,44 +155,6 @@ def _resource(name: str) -> str:
 
 @cache
 def _plotly() -> str:
-    """plotly.js as it may stand in a page: with neither a title nor an end of script of its own."""
+    """plotly.js without the title and the end of script that would break the page."""
     source: str = get_plotlyjs().replace("<title>plotly-logomark</title>", "")
     return source.replace("</script", "<\\/script")
-
-
-def _as_script(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(value, allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\!--")
-
-
-def figure_html(drawing: FigureOrReason) -> str:
-    """Its place in the page, where plotly.js draws it; or why there is none."""
-    if not isinstance(drawing, Figure):
-        name = drawing.id.replace("-", " ")
-        return f'<p class="absent">Left out: {escape(name)}, because {escape(drawing.why)}.</p>'
-    labels = [f'<button type="button">{escape(each.label)}</button>' for each in drawing.choices]
-    choices = f'<div class="choices">{"".join(labels)}</div>' if labels else ""
-    height = drawing.layout["height"]
-    return (
-        f"<figure><figcaption>{escape(drawing.caption)}</figcaption>{choices}"
-        f'<div id="{drawing.id}" class="plot" style="height:{height}px"></div></figure>'
-    )
-
-
-def _facts(known: Json, state: State) -> str:
-    models = ", ".join(dict.fromkeys(cohort["model"] for cohort in known["cohorts"]))
-    began = state.began_at
-    when = datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d %H:%M UTC") if began else ""
-    runs = format.counted(len(format.trained(known)), "run")
-    parts = [models, runs, f"{format.duration(known['wall_s'])}", when]
-    return " · ".join(escape(part) for part in parts if part)
-
-
-def _verdict(known: Json, analysis: Json | None) -> str:
-    said = verdict.verdict(known)
-    lines = [f'<p class="said">{escape(said.sentence)}</p>']
-    lines += [f"<p>{escape(sentence)}</p>" for sentence in verdict.about_ensembles(known)]
-    warned = [*verdict.cautions(known), *verdict.undetectable(known, analysis)]
-    cautions = "".join(f"<li>{escape(each)}</li>" for each in warned)
-    cautions = f'<ul class="cautions">{cautions}</ul>' if cautions else ""
-    return f'<div class="verdict {said.tone}">{"".join(lines)}</div>{cautions}'

@@ -1,17 +1,15 @@
-"""How figures look: layout, colours, marks of each kind of model, and panels.
+"""How figures look: layout, colours, markers of each kind of model, and panels.
 
 A figure is a plain value that plotly.js draws in the reader's browser. Colours are names of the
-page's style sheet, which has them for light and for dark; the page puts them in as it draws. One
-meaning has one colour, in every figure and table.
+style sheet, which defines them for light and dark pages. A kind of model has the same colour in
+every figure and table.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from orchestrator.report import format
 from orchestrator.report.format import Json
-from orchestrator.report.html.labels import Spot, placed
 from orchestrator.report.model_rows import Row
 from workers.types import WORST
 
@@ -21,21 +19,21 @@ INGREDIENT, SINGLE, SOUP, ENSEMBLE, BASE = (
     *("--ingredient", "--single", "--soup", "--ensemble"),
     "--base",
 )
-"""Runs, the best single one, soups, ensembles, and what all runs began from."""
+"""Runs, the best single run, soups, ensembles, and the base of all runs."""
 RUNS = (
     *("#4c78a8", "#72b7b2", "#b279a2", "#9d755d", "#54a24b", "#e45756"),
     *("#7f7f7f", "#ff9da6", "#8cd17d", "#499894", "#86bcb6", "#d4a6c8"),
 )
-"""To tell runs apart where each is a line."""
+"""Colours of runs where each run is a line."""
 SEQUENTIAL = [[0, PAPER], [1, SINGLE]]
 DIVERGING = [[0, SINGLE], [0.5, PAPER], [1, SOUP]]
-"""Below zero, zero, above zero."""
+"""Colours below zero, at zero and above zero."""
 
 
 @dataclass(frozen=True)
 class FigureView:
-    """A button over a figure, and what it shows: each of these traces is laid over the figure's
-    trace in the same place, and `layout` over its layout, one level deep."""
+    """A button above a figure. `data` updates the figure's traces by position, `layout` its layout
+    one level deep."""
 
     label: str
     data: list[Json]
@@ -44,22 +42,25 @@ class FigureView:
 
 @dataclass(frozen=True)
 class Figure:
-    """`data` and `layout` of plotly.js; `caption` says how to read it. The first choice, if there
-    are any, is what `data` and `layout` show already."""
+    """`data` and `layout` of plotly.js. The first choice, if any, is what they show already."""
 
     id: str
     caption: str
+    """How to read the figure."""
     data: list[Json]
     layout: Json
     choices: tuple[FigureView, ...] = ()
+    template: ClassVar[str] = "figure.html.j2"
 
 
 @dataclass(frozen=True)
 class MissingFigure:
-    """A figure that cannot be drawn, and why."""
+    """A figure that cannot be drawn."""
 
     id: str
     why: str
+    """Second half of a sentence, after `because`."""
+    template: ClassVar[str] = "missing_figure.html.j2"
 
 
 FigureOrReason = Figure | MissingFigure
@@ -84,14 +85,14 @@ def layout_of(height: int, **changes: Any) -> Json:
 
 
 def scaled(value: float | None, metric: str) -> float | None:
-    """Percent of a fraction; nats as they are."""
+    """Percent of a fraction; nats unchanged."""
     if value is None:
         return None
     return 100 * value if format.is_fraction(metric) else value
 
 
-def selection(value: float | None, metric: str) -> float | None:
-    """A number that recipes maximise, on the axis of its metric."""
+def selection_value(value: float | None, metric: str) -> float | None:
+    """A selection score, which recipes maximise, on the axis of its metric."""
     if value is None or value <= WORST:
         return None
     return scaled(-value if metric == "nll" else value, metric)
@@ -102,16 +103,18 @@ class MarkerStyle:
     color: str
     symbol: str
     size: int
+    name_position: str | None = None
+    """Side of the point that its name is on. None: the name is shown on hover only."""
 
 
 MARKERS = {
     "ingredients": MarkerStyle(INGREDIENT, "circle", 9),
-    "best single": MarkerStyle(SINGLE, "circle", 12),
+    "best single": MarkerStyle(SINGLE, "circle", 12, "bottom center"),
     "soups": MarkerStyle(SOUP, "diamond", 10),
-    "served soup": MarkerStyle(SOUP, "star", 16),
-    "ensembles": MarkerStyle(ENSEMBLE, "square", 10),
+    "served soup": MarkerStyle(SOUP, "star", 16, "top center"),
+    "ensembles": MarkerStyle(ENSEMBLE, "square", 10, "middle right"),
 }
-"""By role; drawn in this order."""
+"""By role, in drawing order."""
 
 
 def role(row: Row) -> str:
@@ -123,61 +126,46 @@ def role(row: Row) -> str:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A model somewhere in a plane."""
+class ModelPoint:
+    """A model as a point of a scatter plot."""
 
     row: Row
     x: float
     y: float
     hover: str
-    """HTML, below the model's name."""
+    """HTML below the model's name."""
 
 
-def traces(
-    points: list[Point],
-    width: float,
-    height: float,
-    same_scale: bool = False,
-    around: Sequence[tuple[float, float]] = (),
-) -> list[Json]:
-    """One trace per role. Labels of all but the ingredients stand where there is room for them, in
-    a plot of about `width` by `height` pixels that also shows what lies `around`; without room,
-    hovering tells."""
-    important = sorted(points, key=lambda each: -MARKERS[role(each.row)].size)
-    spots = [Spot(each.x, each.y, _label(each.row)) for each in important]
-    spots += [Spot(x, y, "") for x, y in around]
-    ways = placed(spots, width, height, same_scale)
-    where = dict(zip(map(id, important), ways, strict=False))
+def traces(points: list[ModelPoint]) -> list[Json]:
+    """One trace per role."""
     return [
-        _trace(name, look, ours, [where[id(each)] for each in ours])
-        for name, look in MARKERS.items()
-        if (ours := [each for each in points if role(each.row) == name])
+        _trace(name, style, of_role)
+        for name, style in MARKERS.items()
+        if (of_role := [point for point in points if role(point.row) == name])
     ]
 
 
-def _label(row: Row) -> str:
-    return "" if role(row) == "ingredients" else row.name
-
-
-def _trace(name: str, look: MarkerStyle, points: list[Point], where: list[str | None]) -> Json:
+def _trace(name: str, style: MarkerStyle, points: list[ModelPoint]) -> Json:
+    names: Json = {}
+    if style.name_position is not None:
+        names = {
+            "text": [point.row.name for point in points],
+            "textposition": style.name_position,
+            "textfont": {"size": 11, "color": style.color},
+        }
     return {
         "type": "scatter",
-        "mode": "markers+text",
+        "mode": "markers+text" if names else "markers",
         "name": name,
-        "x": [each.x for each in points],
-        "y": [each.y for each in points],
-        "text": [
-            _label(each.row) if at is not None else ""
-            for each, at in zip(points, where, strict=True)
-        ],
-        "textposition": [at or "top center" for at in where],
-        "textfont": {"size": 11, "color": look.color},
-        "customdata": [f"<b>{title(each.row)}</b><br>{each.hover}" for each in points],
+        "x": [point.x for point in points],
+        "y": [point.y for point in points],
+        **names,
+        "customdata": [f"<b>{title(point.row)}</b><br>{point.hover}" for point in points],
         "hovertemplate": "%{customdata}<extra></extra>",
         "marker": {
-            "color": look.color,
-            "symbol": look.symbol,
-            "size": look.size,
+            "color": style.color,
+            "symbol": style.symbol,
+            "size": style.size,
             "line": {"width": 1, "color": PAPER},
         },
         "cliponaxis": False,
@@ -189,8 +177,8 @@ def title(row: Row) -> str:
 
 
 def panels(titles: list[str], height: int, gap: float = 0.09, **axes: Json) -> Json:
-    """A layout with a pair of axes per title: xaxis and yaxis, xaxis2 and yaxis2, ... `axes` may
-    hold `xaxis` and `yaxis`, which all panels get."""
+    """A layout with a pair of axes per title: xaxis and yaxis, xaxis2 and yaxis2, ... All panels
+    get the `xaxis` and `yaxis` of `axes`."""
     layout = layout_of(height, margin={"t": 34}, **axes)
     width = (1 - gap * (len(titles) - 1)) / len(titles)
     layout["annotations"] = []
@@ -205,17 +193,17 @@ def panels(titles: list[str], height: int, gap: float = 0.09, **axes: Json) -> J
 
 
 def suffix(index: int) -> str:
-    """What plotly calls the axes of that panel."""
+    """Suffix of the axis names of a panel in plotly."""
     return "" if index == 0 else str(index + 1)
 
 
 def panel_axes(index: int) -> Json:
-    """For a trace: which panel it is in."""
+    """The axes that put a trace into a panel."""
     return {"xaxis": f"x{suffix(index)}", "yaxis": f"y{suffix(index)}"}
 
 
 def panel_title(title: str, domain: list[float]) -> Json:
-    """The title of the panel with that part of the width."""
-    where = {"x": sum(domain) / 2, "y": 1, "xref": "paper", "yref": "paper"}
+    """The title above a panel that spans `domain` of the width."""
+    position = {"x": sum(domain) / 2, "y": 1, "xref": "paper", "yref": "paper"}
     anchor = {"xanchor": "center", "yanchor": "bottom"}
-    return {"text": f"<b>{title}</b>", "showarrow": False, **where, **anchor}
+    return {"text": f"<b>{title}</b>", "showarrow": False, **position, **anchor}

@@ -12,11 +12,11 @@ from orchestrator.report.html.plot_style import (
     FigureView,
     MissingFigure,
     layout_of,
-    selection,
+    selection_value,
 )
 
-ID = "paths"
-CAPTION = (
+_ID = "paths"
+_CAPTION = (
     "What a recipe tried, in its order. Filled: accepted; hollow: refused; a triangle pointing "
     "down: stopped early, the score is at most this. The line is the score of the soup as it "
     "stood; that of wise_ft is its curve from the base (alpha 0) to the fine-tuned model (1). All "
@@ -24,15 +24,15 @@ CAPTION = (
 )
 
 
-def paths(known: Json) -> FigureOrReason:
+def selection_steps_figure(results: Json) -> FigureOrReason:
     """One view per recipe that tasted something; the served one first."""
-    soups = sorted(known["soups"], key=lambda soup: soup["id"] != known["served"])
+    soups = sorted(results["soups"], key=lambda soup: soup["id"] != results["served"])
     tried = [(soup, steps) for soup in soups if len(steps := _steps(soup)) > 1]
     if not tried:
-        return MissingFigure(ID, "no recipe took more than one decision by a score")
-    views = [_view(known, steps) for _, steps in tried]
-    metric = known["metric"]
-    title = f"{format.METRICS[metric]} on {known['selection']}, {format.unit(metric)}"
+        return MissingFigure(_ID, "no recipe took more than one decision by a score")
+    views = [_view(results, steps) for _, steps in tried]
+    metric = results["metric"]
+    title = f"{format.METRIC_NAMES[metric]} on {results['selection']}, {format.unit(metric)}"
     layout = layout_of(
         420,
         xaxis={"type": "category", "tickangle": -40, "showgrid": False},
@@ -41,10 +41,10 @@ def paths(known: Json) -> FigureOrReason:
         showlegend=False,
     )
     choices = tuple(
-        FigureView(format.soup_name(known, soup), view)
+        FigureView(format.soup_label(results, soup), view)
         for (soup, _), view in zip(tried, views, strict=True)
     )
-    return Figure(ID, CAPTION, views[0], layout, choices if len(choices) > 1 else ())
+    return Figure(_ID, _CAPTION, views[0], layout, choices if len(choices) > 1 else ())
 
 
 def _steps(soup: Json) -> list[Json]:
@@ -57,8 +57,8 @@ def _reached(decision: Json) -> float | None:
     return decision["at_most"] if value is None else value
 
 
-def _view(known: Json, steps: list[Json]) -> list[Json]:
-    metric = known["metric"]
+def _view(results: Json, steps: list[Json]) -> list[Json]:
+    metric = results["metric"]
     names = [f"{i + 1} · {format.candidate(each)}" for i, each in enumerate(steps)]
     return [
         {
@@ -66,7 +66,7 @@ def _view(known: Json, steps: list[Json]) -> list[Json]:
             "mode": "lines",
             "name": "soup so far",
             "x": names,
-            "y": [selection(each, metric) for each in _standing(steps)],
+            "y": [selection_value(each, metric) for each in _standing(steps)],
             "line": {"color": SOFT, "width": 2, "shape": _shape(steps)},
             "hoverinfo": "skip",
             "connectgaps": True,
@@ -76,8 +76,8 @@ def _view(known: Json, steps: list[Json]) -> list[Json]:
             "mode": "markers",
             "name": "candidates",
             "x": names,
-            "y": [selection(_reached(each), metric) for each in steps],
-            "customdata": [_told(known, each) for each in steps],
+            "y": [selection_value(_reached(each), metric) for each in steps],
+            "customdata": [_told(results, each) for each in steps],
             "hovertemplate": "%{customdata}<extra></extra>",
             "marker": {
                 "size": 11,
@@ -105,9 +105,9 @@ def _shape(steps: list[Json]) -> str:
     return "linear" if all(each["before"] is None for each in steps) else "hv"
 
 
-def _told(known: Json, decision: Json) -> str:
+def _told(results: Json, decision: Json) -> str:
     about = next(
-        (format.about_run(run) for run in known["runs"] if run["id"] == decision["run"]), ""
+        (format.about_run(run) for run in results["runs"] if run["id"] == decision["run"]), ""
     )
     said = "accepted" if decision["accepted"] else "refused"
     lines = [f"<b>{format.candidate(decision)}</b> {said}", about, decision["reason"]]

@@ -1,7 +1,6 @@
 """Sync rounds: the merged weights against the members that they were made of."""
 
 from collections.abc import Iterator
-from html import escape
 from statistics import mean
 
 from orchestrator.report import format
@@ -11,12 +10,12 @@ from orchestrator.report.html.plot_style import (
     INGREDIENT,
     SOUP,
     Figure,
-    FigureOrReason,
     FigureView,
     layout_of,
 )
+from orchestrator.report.html.tables import Cell, Column, Table, TableRow, number
 
-CAPTION = (
+_CAPTION = (
     "At the end of each round: every member before the merge (dots), their mean, and the merged "
     "weights that they went on from, or were pulled towards (thick). On the selection split. "
     "Diversity says whether the members still differ: the cosine of what two of them moved from "
@@ -24,23 +23,23 @@ CAPTION = (
 )
 
 
-def rounds(known: Json) -> tuple[str | FigureOrReason, ...]:
-    """A figure and a table; nothing where no round merged."""
-    synced = [each for each in known["rounds"] if each["mode"] == "sync"]
-    if not any(each["participants"] for each in synced):
+def round_parts(results: Json) -> tuple[Figure, Table] | tuple[()]:
+    """A figure and a table; nothing without sync rounds."""
+    synced = [one for one in results["rounds"] if one["mode"] == "sync"]
+    if not any(one["participants"] for one in synced):
         return ()
-    return _figure(known, synced), _table(known, synced)
+    return _figure(results, synced), _table(results, synced)
 
 
-def _figure(known: Json, synced: list[Json]) -> Figure:
+def _figure(results: Json, synced: list[Json]) -> Figure:
     views = {
-        "accuracy": _scored(known, synced, "top1", 100.0),
-        "loss": _scored(known, synced, "nll", 1.0),
-        "diversity": _spread(known, synced),
+        "accuracy": _scored(results, synced, "top1", 100.0),
+        "loss": _scored(results, synced, "nll", 1.0),
+        "diversity": _spread(results, synced),
     }
     titles = {
-        "accuracy": f"accuracy on {known['selection']}, %",
-        "loss": f"negative log-likelihood on {known['selection']}, nats",
+        "accuracy": f"accuracy on {results['selection']}, %",
+        "loss": f"negative log-likelihood on {results['selection']}, nats",
         "diversity": "cosine, share of images",
     }
     layout = layout_of(
@@ -53,13 +52,13 @@ def _figure(known: Json, synced: list[Json]) -> Figure:
         FigureView(label, view, {"yaxis": {"title": {"text": titles[label]}}})
         for label, view in views.items()
     )
-    return Figure("merged-and-members", CAPTION, views["accuracy"], layout, choices)
+    return Figure("merged-and-members", _CAPTION, views["accuracy"], layout, choices)
 
 
-def _scored(known: Json, synced: list[Json], metric: str, scale: float) -> list[Json]:
+def _scored(results: Json, synced: list[Json], metric: str, scale: float) -> list[Json]:
     return [
         trace
-        for name, ours in _circles(known, synced)
+        for name, ours in _groups(results, synced)
         for trace in (
             _points(f"members{name}", ours, metric, scale),
             _line(f"members' mean{name}", ours, [_mean(r, metric, scale) for r in ours], 2),
@@ -68,16 +67,17 @@ def _scored(known: Json, synced: list[Json], metric: str, scale: float) -> list[
     ]
 
 
-def _circles(known: Json, synced: list[Json]) -> Iterator[tuple[str, list[Json]]]:
-    """(what tells them apart, rounds) of each group of runs that were merged with one another."""
-    circle_of = {each["id"]: each["id"].rpartition("-")[0] for each in synced}
-    names = {cohort["id"]: cohort["name"] for cohort in known["cohorts"]}
-    circles = list(dict.fromkeys(circle_of.values()))
-    for circle in circles:
-        ours = [each for each in synced if circle_of[each["id"]] == circle]
-        fold = circle.partition("-fold")[2]
-        told = f", {names.get(ours[0]['cohort'], '')}" + (f" fold {fold}" if fold else "")
-        yield told if len(circles) > 1 else "", ours
+def _groups(results: Json, synced: list[Json]) -> Iterator[tuple[str, list[Json]]]:
+    """(label, rounds) of each group of runs that were merged with one another. No label: one
+    group."""
+    group_of = {one["id"]: one["id"].rpartition("-")[0] for one in synced}
+    names = {cohort["id"]: cohort["name"] for cohort in results["cohorts"]}
+    groups = list(dict.fromkeys(group_of.values()))
+    for group in groups:
+        ours = [one for one in synced if group_of[one["id"]] == group]
+        fold = group.partition("-fold")[2]
+        label = f", {names.get(ours[0]['cohort'], '')}" + (f" fold {fold}" if fold else "")
+        yield label if len(groups) > 1 else "", ours
 
 
 def _points(name: str, ours: list[Json], metric: str, scale: float) -> Json:
@@ -123,11 +123,11 @@ def _of_merged(one: Json, metric: str, scale: float) -> float | None:
     return None if one["merged"] is None else scale * one["merged"][metric]
 
 
-def _spread(known: Json, synced: list[Json]) -> list[Json]:
+def _spread(results: Json, synced: list[Json]) -> list[Json]:
     """In the places of the members, their mean and the merged weights."""
     return [
         trace
-        for name, ours in _circles(known, synced)
+        for name, ours in _groups(results, synced)
         for trace in (
             _points(f"members{name}", [], "top1", 1.0),
             _of(f"cosine{name}", ours, "cosine", 2),
@@ -142,35 +142,27 @@ def _of(name: str, ours: list[Json], key: str, width: int) -> Json:
     return {**line, "line": {"width": 2, "color": color}}
 
 
-def _table(known: Json, synced: list[Json]) -> str:
-    """What became of each round, and who was left out."""
-    several = len(list(_circles(known, synced))) > 1
-    of = "<th>of</th>" if several else ""
-    cells = (
-        f'<th class="number">round</th>{of}<th>members</th><th class="number">their mean, %</th>'
-        '<th class="number">merged, %</th><th>what came of it</th>'
-    )
-    lines = "".join(
-        _row(one, name.removeprefix(", ") if several else None)
-        for name, ours in _circles(known, synced)
-        for one in ours
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
-    )
+def _table(results: Json, synced: list[Json]) -> Table:
+    """The outcome of each round."""
+    groups = list(_groups(results, synced))
+    columns = [Column("round", is_number=True), Column("of"), Column("members")]
+    columns += [Column("their mean, %", is_number=True), Column("merged, %", is_number=True)]
+    columns += [Column("what came of it")]
+    lines = [_round_cells(one, name.removeprefix(", ")) for name, ours in groups for one in ours]
+    if len(groups) < 2:
+        columns.pop(1)
+        lines = [[first, *rest] for first, _, *rest in lines]
+    return Table(columns, [TableRow(cells) for cells in lines])
 
 
-def _row(one: Json, circle: str | None) -> str:
-    numbers = (_mean(one, "top1", 100.0), _of_merged(one, "top1", 100.0))
-    shown = [format.UNKNOWN if each is None else f"{each:.2f}" for each in numbers]
-    used = sum(each["merged"] for each in one["participants"])
-    left_out = [f"without {each['run']}: {each['reason']}" for each in one["left_out"]]
-    told = "; ".join([one["reason"], *left_out])
-    apart = "" if circle is None else f"<td>{escape(circle)}</td>"
-    return (
-        f'<tr><td class="number">{one["round"]}</td>{apart}'
-        f"<td>{used} of {len(one['participants'])}</td>"
-        + "".join(f'<td class="number">{each}</td>' for each in shown)
-        + f"<td>{escape(told)}</td></tr>"
-    )
+def _round_cells(one: Json, group: str) -> list[Cell]:
+    means = (_mean(one, "top1", 100.0), _of_merged(one, "top1", 100.0))
+    num_used = sum(member["merged"] for member in one["participants"])
+    left_out = [f"without {run['run']}: {run['reason']}" for run in one["left_out"]]
+    return [
+        number(str(one["round"])),
+        Cell(group),
+        Cell(f"{num_used} of {len(one['participants'])}"),
+        *(number(format.UNKNOWN if mean is None else f"{mean:.2f}") for mean in means),
+        Cell("; ".join([one["reason"], *left_out])),
+    ]

@@ -34,14 +34,13 @@ MAX_BARS = 5000
 
 def timeline(state: State) -> FigureOrReason:
     """A bar per order that ran to an end, a line per slot."""
-    if not state.busy:
+    intervals = state.slot_use.intervals
+    if not intervals:
         return MissingFigure("timeline", "no slot has done anything yet")
-    order_at = {(each.slot, each.time): each.order or "" for each in state.starts}
     bars = defaultdict(list)
-    for slot, begin, end in state.busy[-MAX_BARS:]:
-        order = order_at.get((slot, begin), "")
+    for slot, order, begin, end in intervals[-MAX_BARS:]:
         bars[_kind(order)].append((slot, begin, end, order))
-    slots = {slot for slot, _, _ in state.busy}
+    slots = {slot for slot, _, _, _ in intervals}
     layout = layout_of(
         136 + 30 * len(slots),
         xaxis={"title": {"text": "minutes since the start"}, "rangemode": "tozero"},

@@ -12,11 +12,11 @@ from orchestrator.report.html.plot_style import (
     FigureView,
     MissingFigure,
     layout_of,
-    selection,
+    selection_value,
 )
 
 COSINES, BARRIER = "cosines", "barrier"
-MAX_WRITTEN = 24
+_MAX_LABELLED_ROWS = 24
 ABOUT_COSINES = (
     "The angle between what two runs learned: the cosine of their displacements from the base. 1: "
     "the same direction; 0: nothing in common. Runs that resemble no other are rarely worth "
@@ -30,11 +30,11 @@ ABOUT_BARRIER = (
 )
 
 
-def cosines(known: Json, analysis: Json | None) -> FigureOrReason:
+def cosines_figure(results: Json, analysis: Json | None) -> FigureOrReason:
     """Ingredients x ingredients: all weights together, then component by component."""
     if analysis is None:
         return MissingFigure(COSINES, "there is no analysis.json yet")
-    views = [view for each in analysis["geometry"] for view in _views(known, each, analysis)]
+    views = [view for each in analysis["geometry"] for view in _views(results, each, analysis)]
     if not views:
         return MissingFigure(COSINES, "it takes a cohort of at least two runs that share a base")
     size = max(len(each["ids"]) for each in analysis["geometry"])
@@ -48,26 +48,26 @@ def cosines(known: Json, analysis: Json | None) -> FigureOrReason:
     return Figure(COSINES, ABOUT_COSINES, first, layout, choices if len(choices) > 1 else ())
 
 
-def _views(known: Json, found: Json, analysis: Json) -> list[tuple[str, Json]]:
+def _views(results: Json, found: Json, analysis: Json) -> list[tuple[str, Json]]:
     """(label, heatmap) of a cohort."""
-    names = {cohort["id"]: cohort["name"] for cohort in known["cohorts"]}
+    names = {cohort["id"]: cohort["name"] for cohort in results["cohorts"]}
     whose = f" of {names[found['cohort']]}" if len(analysis["geometry"]) > 1 else ""
-    ids, labels = found["ids"], [format.model_name(known, each) for each in found["ids"]]
+    ids, labels = found["ids"], [format.model_name(results, each) for each in found["ids"]]
     parts = [(f"all weights{whose}", found)]
     parts += [((each["prefix"] or "the rest") + whose, each) for each in found["components"]]
-    return [(label, _heatmap(known, ids, labels, part)) for label, part in parts]
+    return [(label, _heatmap(results, ids, labels, part)) for label, part in parts]
 
 
-def _heatmap(known: Json, ids: list[str], labels: list[str], part: Json) -> Json:
+def _heatmap(results: Json, ids: list[str], labels: list[str], part: Json) -> Json:
     rows = [
         f"{label} · {distance:.3g}"
         for label, distance in zip(labels, part["distance"], strict=True)
     ]
     values = part["cosines"]
-    is_written = len(ids) <= MAX_WRITTEN
+    is_written = len(ids) <= _MAX_LABELLED_ROWS
     return {
         "type": "heatmap",
-        "x": [format.short_name(known, each) for each in ids],
+        "x": [format.short_name(results, each) for each in ids],
         "y": rows,
         "z": values,
         **({"texttemplate": "%{z:.2f}"} if is_written else {}),
@@ -81,17 +81,17 @@ def _heatmap(known: Json, ids: list[str], labels: list[str], part: Json) -> Json
     }
 
 
-def barrier(known: Json, analysis: Json | None) -> FigureOrReason:
+def barrier_figure(results: Json, analysis: Json | None) -> FigureOrReason:
     """Selection score on the way from the best single model to the served soup."""
     found = analysis["barrier"] if analysis is not None else None
     if found is None:
         return MissingFigure(BARRIER, "there is no soup other than the best single run to go to")
-    metric = known["metric"]
-    scores = [selection(each, metric) for each in found["score"]]
+    metric = results["metric"]
+    scores = [selection_value(each, metric) for each in found["score"]]
     layout = layout_of(
         300,
         xaxis={"title": {"text": "part of the way from the best single run to the served soup"}},
-        yaxis={"title": {"text": f"{format.METRICS[metric]} on val, {format.unit(metric)}"}},
+        yaxis={"title": {"text": f"{format.METRIC_NAMES[metric]} on val, {format.unit(metric)}"}},
         showlegend=False,
     )
     ends = [SINGLE, *[SOFT] * (len(scores) - 2), SOUP]

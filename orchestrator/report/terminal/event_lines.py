@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.experiment.resolved import ExpandedExperiment, resolve
 from orchestrator.report import format
 from orchestrator.report.terminal.status import of_cohort
-from orchestrator.state.state import State
+from orchestrator.schedule.moment import Moment
 from workers.types import (
     AnyEvent,
     Evaluated,
@@ -22,81 +21,80 @@ from workers.types import (
 )
 
 
-def line(program: ExpandedExperiment, state: State, event: AnyEvent) -> str | None:
+def line(moment: Moment, event: AnyEvent) -> str | None:
     """What there is to say of an event; None for what need not be said."""
     say = LINES.get(event.kind)
-    return say(program, state, event) if say is not None else None
+    return say(moment, event) if say is not None else None
 
 
-def _opened(program: ExpandedExperiment, state: State, event: Opened) -> str:
-    return f"driver {event.driver}, {event.fleet} fleet, {format.counted(event.slots, 'slot')}"
+def _opened(moment: Moment, event: Opened) -> str:
+    return f"driver {event.driver}, {event.fleet} fleet, {format.count_of(event.slots, 'slot')}"
 
 
-def _preflighted(program: ExpandedExperiment, state: State, event: Preflighted) -> str:
-    counts = format.images(event.facts)
+def _preflighted(moment: Moment, event: Preflighted) -> str:
+    counts = format.image_counts(event.facts)
     warned = "".join(f"; {warning}" for warning in event.facts.warnings)
     return f"preflight: {len(event.facts.classes)} classes, images: {counts}{warned}"
 
 
-def _started(program: ExpandedExperiment, state: State, event: Started) -> str | None:
+def _started(moment: Moment, event: Started) -> str | None:
     """Of training alone; the rest is over in a moment."""
     if event.run is None:
         return None
-    if program.experiment.merge.mode == "sync" and state.run(event.run).last is not None:
-        return f"run {event.run} goes on from step {state.run(event.run).trained_to}"
+    if moment.config.merge.mode == "sync" and moment.state.run(event.run).last is not None:
+        return f"run {event.run} goes on from step {moment.state.run(event.run).trained_to}"
     again = f", attempt {event.attempt}" if event.attempt and event.attempt > 1 else ""
-    params = [format.params(run.params) for run in program.runs if run.id == event.run]
+    params = [format.params(run.params) for run in moment.expanded.runs if run.id == event.run]
     return f"run {event.run} started on {event.slot}{again}{''.join(f': {p}' for p in params)}"
 
 
-def _evaluated(program: ExpandedExperiment, state: State, event: Evaluated) -> str:
-    metric = program.experiment.soup.metric
+def _evaluated(moment: Moment, event: Evaluated) -> str:
+    metric = moment.config.soup.metric
     judged = {"": event.score, "of its average ": event.ema, "held out ": event.held_out}
     said = ", ".join(
-        f"{what}{format.shown(getattr(score, metric), metric)} {format.unit(metric)}"
+        f"{what}{format.score_text(getattr(score, metric), metric)} {format.unit(metric)}"
         for what, score in judged.items()
         if score is not None
     )
     loss = format.UNKNOWN if event.loss is None else f"{event.loss:.4f}"
-    when = _when(program, state, event)
+    when = _when(moment, event)
     return (
-        f"run {event.run} {when}: val {format.METRICS[metric]} {said}, loss {loss}, "
+        f"run {event.run} {when}: val {format.METRIC_NAMES[metric]} {said}, loss {loss}, "
         f"{event.images_per_s:.0f} images/s"
     )
 
 
-def _when(program: ExpandedExperiment, state: State, event: Evaluated) -> str:
+def _when(moment: Moment, event: Evaluated) -> str:
     """Sync rounds may lie within an epoch."""
-    facts = state.facts
-    per_epoch = resolve(program, facts).steps_per_epoch if facts is not None else {}
+    per_epoch = moment.resolved.steps_per_epoch if moment.is_resolved else {}
     within = event.step % per_epoch.get(event.run or "", 1)
     return f"step {event.step}" if within else f"epoch {event.epoch}"
 
 
-def _trained(program: ExpandedExperiment, state: State, event: Trained) -> str | None:
+def _trained(moment: Moment, event: Trained) -> str | None:
     """Nothing at the boundary of a sync round: the run goes on."""
-    if any(run.id == event.run and run.train.weights is not None for run in program.runs):
+    if any(run.id == event.run and run.train.weights is not None for run in moment.expanded.runs):
         return f"run {event.run} is taken in"
-    if not event.early and _has_more(program, state, event):
+    if not event.early and _has_more(moment, event):
         return None
     early = "; its patience was over" if event.early else ""
     return f"run {event.run} is trained, step {event.step}{early}"
 
 
-def _has_more(program: ExpandedExperiment, state: State, event: Trained) -> bool:
-    steps = resolve(program, state.facts).num_steps if state.facts is not None else {}
+def _has_more(moment: Moment, event: Trained) -> bool:
+    steps = moment.resolved.num_steps if moment.is_resolved else {}
     return event.step < steps.get(event.run or "", 0)
 
 
-def _merge_opened(program: ExpandedExperiment, state: State, event: MergeOpened) -> str | None:
+def _merge_opened(moment: Moment, event: MergeOpened) -> str | None:
     if event.observe:
         return None
-    whose = of_cohort(program, state, event.cohort) + _of_fold(event)
+    whose = of_cohort(moment, event.cohort) + _of_fold(event)
     if event.is_sync:
         without = "".join(f"; without {each.candidate}: {each.reason}" for each in event.left_out)
         return f"round {event.round}{whose}: {len(event.ingredients)} members{without}"
     return (
-        f"{event.label}{whose} begins with {format.counted(len(event.ingredients), 'ingredient')}"
+        f"{event.label}{whose} begins with {format.count_of(len(event.ingredients), 'ingredient')}"
     )
 
 
@@ -106,51 +104,51 @@ def _of_fold(opened: MergeOpened) -> str:
     return f", fold {fold}" if fold else ""
 
 
-def _mixed(program: ExpandedExperiment, state: State, event: Mixed) -> str:
-    metric = program.experiment.soup.metric
-    opened = state.merges[event.merge].opened
+def _mixed(moment: Moment, event: Mixed) -> str:
+    metric = moment.config.soup.metric
+    opened = moment.state.merges[event.merge].opened
     label = f"soup {opened.label}"
     if not opened.is_final:
         label = f"round {opened.round}, " + ("soup so far" if opened.observe else opened.label)
-    label += of_cohort(program, state, opened.cohort) + _of_fold(opened)
-    score = f"{format.selection(event.soup.score, metric)} {format.unit(metric)}"
+    label += of_cohort(moment, opened.cohort) + _of_fold(opened)
+    score = f"{format.selection_text(event.soup.score, metric)} {format.unit(metric)}"
     members = format.share_of(event.soup.mix.names, len(opened.ingredients))
-    return f"{label}: val {format.METRICS[metric]} {score}, {members}"
+    return f"{label}: val {format.METRIC_NAMES[metric]} {score}, {members}"
 
 
-def _round_closed(program: ExpandedExperiment, state: State, event: RoundClosed) -> str | None:
+def _round_closed(moment: Moment, event: RoundClosed) -> str | None:
     """That it merged was said when it was mixed."""
-    number = state.merges[event.merge].opened.round
+    number = moment.state.merges[event.merge].opened.round
     return None if event.soup is not None else f"round {number}: {event.reason}"
 
 
-def _rejoined(program: ExpandedExperiment, state: State, event: Rejoined) -> str:
-    number = state.merges[event.merge].opened.round
+def _rejoined(moment: Moment, event: Rejoined) -> str:
+    number = moment.state.merges[event.merge].opened.round
     return f"run {event.run} came too late at step {event.step}; it goes on from round {number}"
 
 
-def _served(program: ExpandedExperiment, state: State, event: Served) -> str:
+def _served(moment: Moment, event: Served) -> str:
     return f"serving {event.soup}" if event.soup else "nothing to serve: no soup could be made"
 
 
-LINES: dict[str, Callable[[ExpandedExperiment, State, Any], str | None]] = {
+LINES: dict[str, Callable[[Moment, Any], str | None]] = {
     "opened": _opened,
     "preflighted": _preflighted,
-    "base_ready": lambda p, s, event: f"{event.checkpoint.name} is ready",
+    "base_ready": lambda moment, event: f"{event.checkpoint.name} is ready",
     "started": _started,
     "evaluated": _evaluated,
     "trained": _trained,
-    "interrupted": lambda p, s, event: f"run {event.run} was interrupted: {event.reason}",
-    "failed": lambda p, s, event: f"{_who(event)} failed ({event.error}): {event.message}",
-    "retry_decided": lambda p, s, event: f"{_who(event)}: {event.reason}",
-    "gave_up": lambda p, s, event: f"gave up on {_who(event)}: {event.reason}",
+    "interrupted": lambda moment, event: f"run {event.run} was interrupted: {event.reason}",
+    "failed": lambda moment, event: f"{_who(event)} failed ({event.error}): {event.message}",
+    "retry_decided": lambda moment, event: f"{_who(event)}: {event.reason}",
+    "gave_up": lambda moment, event: f"gave up on {_who(event)}: {event.reason}",
     "merge_opened": _merge_opened,
     "mixed": _mixed,
     "round_closed": _round_closed,
     "rejoined": _rejoined,
     "served": _served,
-    "finish_requested": lambda p, s, event: f"training ends: {event.reason}",
-    "stopped": lambda p, s, event: f"stopped: {event.reason}",
+    "finish_requested": lambda moment, event: f"training ends: {event.reason}",
+    "stopped": lambda moment, event: f"stopped: {event.reason}",
 }
 
 

@@ -10,12 +10,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report import format
 from orchestrator.report.terminal import status
 from orchestrator.report.terminal.event_lines import line
 from orchestrator.report.terminal.tables import runs_table, soup_line
-from orchestrator.state.state import State
+from orchestrator.schedule.moment import Moment
 from workers.heartbeat import Heartbeat
 from workers.types import AnyEvent
 
@@ -23,7 +22,7 @@ REDRAW_S = 0.5
 """Working out what waits looks at every rule of the schedule; twice a second is often enough."""
 
 
-class View(Protocol):
+class ProgressView(Protocol):
     """What the driver's loop shows itself to."""
 
     def __enter__(self) -> Self: ...
@@ -37,15 +36,14 @@ class View(Protocol):
 
     def update(
         self,
-        program: ExpandedExperiment,
-        state: State,
+        moment: Moment,
         events: list[AnyEvent],
         pulses: list[Heartbeat],
         waiting_for: str | None = None,
     ) -> None: ...
 
 
-def open_view(plain: bool | None = None, console: Console | None = None) -> View:
+def open_view(plain: bool | None = None, console: Console | None = None) -> ProgressView:
     """Live on a terminal, else plain, unless told which."""
     console = console or Console()
     is_plain = not console.is_terminal if plain is None else plain
@@ -74,40 +72,35 @@ class LiveView:
 
     def update(
         self,
-        program: ExpandedExperiment,
-        state: State,
+        moment: Moment,
         events: list[AnyEvent],
         pulses: list[Heartbeat],
         waiting_for: str | None = None,
     ) -> None:
         for event in events:
             if event.kind in KEPT:
-                self._console.print(Text(line(program, state, event) or "", style="yellow"))
+                self._console.print(Text(line(moment, event) or "", style="yellow"))
         if time.monotonic() - self._drawn_at < REDRAW_S:
             return
         self._drawn_at = time.monotonic()
-        self._live.update(_screen(program, state, pulses, waiting_for), refresh=True)
+        self._live.update(_screen(moment, pulses, waiting_for), refresh=True)
 
 
 KEPT = frozenset(["failed", "retry_decided", "gave_up", "stopped", "finish_requested"])
 """Kinds of events that stay on the screen of a live view."""
 
 
-def _screen(
-    program: ExpandedExperiment, state: State, pulses: list[Heartbeat], waiting_for: str | None
-) -> Group:
-    waits = [
-        Text(each, style="yellow") for each in status.pending_reasons(program, state, waiting_for)
-    ]
-    runs = status.runs(program, state, pulses)
-    bar = _progress(program, state)
-    return Group(runs_table(program, runs), soup_line(program, state), *waits, bar)
+def _screen(moment: Moment, pulses: list[Heartbeat], waiting_for: str | None) -> Group:
+    waits = [Text(each, style="yellow") for each in status.pending_reasons(moment, waiting_for)]
+    runs = status.run_statuses(moment, pulses)
+    bar = _progress(moment)
+    return Group(runs_table(moment, runs), soup_line(moment), *waits, bar)
 
 
-def _progress(program: ExpandedExperiment, state: State) -> Table:
+def _progress(moment: Moment) -> Table:
     """A bar over the epochs of all runs, with an estimate of the time they still take."""
-    done, total = status.epochs_done(program, state)
-    left = status.seconds_left(program, state, time.time())
+    done, total = status.epochs_done(moment)
+    left = status.seconds_left(moment, time.time())
     about = f"{done} of {total} run-epochs"
     if left is not None and done < total:
         about += f", about {format.duration(left)} of training left"
@@ -136,18 +129,17 @@ class PlainView:
 
     def update(
         self,
-        program: ExpandedExperiment,
-        state: State,
+        moment: Moment,
         events: list[AnyEvent],
         pulses: list[Heartbeat],
         waiting_for: str | None = None,
     ) -> None:
         for event in events:
-            said = line(program, state, event)
+            said = line(moment, event)
             if said is not None:
-                self._say(event.time - (state.began_at or event.time), said)
+                self._say(event.time - (moment.state.began_at or event.time), said)
         if waiting_for != self._waiting_for and waiting_for is not None:
-            self._say(time.time() - (state.began_at or time.time()), waiting_for)
+            self._say(time.time() - (moment.state.began_at or time.time()), waiting_for)
         self._waiting_for = waiting_for
 
     def _say(self, since_s: float, sentence: str) -> None:

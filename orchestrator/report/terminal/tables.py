@@ -8,40 +8,39 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report import format, verdict
 from orchestrator.report.format import Json
 from orchestrator.report.model_rows import Row, rows
 from orchestrator.report.terminal import status
 from orchestrator.report.terminal.status import RunStatus
-from orchestrator.state.state import State
+from orchestrator.schedule.moment import Moment
 from workers.storage.layout import REPORT, RESULTS, SERVED
 
 
-def final_table(known: Json, uri: str | None = None) -> RenderableType:
+def final_table(results: Json, uri: str | None = None) -> RenderableType:
     """Every model on every split, what is served, and where to look further."""
-    metric, splits = known["metric"], format.splits_of(known)
-    title = f"{known['name']}: {format.METRICS[metric]}, {format.unit(metric)}"
+    metric, splits = results["metric"], format.splits_of(results)
+    title = f"{results['name']}: {format.METRIC_NAMES[metric]}, {format.unit(metric)}"
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
     table.add_column("")
     table.add_column("model", overflow="fold")
     table.add_column("what", overflow="fold", style="dim")
     for split in splits:
         table.add_column(split, justify="right")
-    versus = verdict.report_split(known)
+    versus = verdict.report_split(results)
     if versus is not None:
         table.add_column(f"{versus} vs best single [95 %]", justify="right")
     kind = ""
-    for row in rows(known):
+    for row in rows(results):
         if kind and row.kind != kind:
             table.add_section()
         kind = row.kind
         difference = [format.interval(row.deltas.get(versus))] if versus is not None else []
-        scores = [format.shown(format.score_of(row.scores, s, metric), metric) for s in splits]
+        scores = [format.score_text(format.score_of(row.scores, s, metric), metric) for s in splits]
         style = "bold green" if row.is_served else "red" if row.status == "failed" else ""
         cells = [_mark(row), _name(row), escape(row.about), *scores, *difference]
         table.add_row(*cells, style=style)
-    return Group(table, *_closing_lines(known, uri or known["uri"]))
+    return Group(table, *_closing_lines(results, uri or results["uri"]))
 
 
 def _mark(row: Row) -> str:
@@ -56,25 +55,25 @@ def _name(row: Row) -> str:
     return escape(f"{prefix}{row.name}{ended}")
 
 
-def _closing_lines(known: Json, uri: str) -> Iterator[Text]:
-    yield Text(verdict.verdict(known).sentence, style="bold")
-    for run in format.trained(known):
+def _closing_lines(results: Json, uri: str) -> Iterator[Text]:
+    yield Text(verdict.verdict(results).sentence, style="bold")
+    for run in format.trained(results):
         if run["status"] == "failed":
             yield Text(f"Run {run['id']} failed: {run['failure']}", style="bold red")
-    for failure in known["failures"]:
+    for failure in results["failures"]:
         if failure["run"] is None and failure["gave_up"]:
             yield Text(f"{failure['order']} was given up: {failure['gave_up']}", style="bold red")
-    for warning in verdict.warnings(known):
+    for warning in verdict.warnings(results):
         yield Text(f"Warning: {warning}", style="yellow")
-    used = known["fleet_efficiency"]
+    used = results["fleet_efficiency"]
     yield Text(
-        f"{format.duration(known['wall_s'])}; slots were at work {format.percent(used['value'])} "
+        f"{format.duration(results['wall_s'])}; slots were at work {format.percent(used['value'])} "
         f"of the time there was work for them, {format.percent(used['whole_wall'])} of the whole "
         "time."
     )
     yield _path("Results ", uri, RESULTS)
     yield _path("Report  ", uri, REPORT)
-    if known["served"] is None:
+    if results["served"] is None:
         yield Text("Nothing is served: no soup could be made.", style="bold red")
     else:
         yield _path("Soup    ", uri, SERVED)
@@ -100,37 +99,35 @@ STYLES = {
 }
 
 
-def status_view(program: ExpandedExperiment, state: State, uri: str) -> RenderableType:
+def status_view(moment: Moment, uri: str) -> RenderableType:
     """How the experiment stands, from its ledger alone."""
-    head = Text(f"{program.experiment.name}: {status.phase(state)}", style="bold")
+    head = Text(f"{moment.config.name}: {status.phase(moment.state)}", style="bold")
     head.append(f"  {uri}", style="dim")
-    lines: list[RenderableType] = [head, runs_table(program, status.runs(program, state))]
-    lines += [soup_line(program, state)]
-    if status.phase(state) in ("running", "waiting"):
-        lines += [
-            Text(sentence, style="yellow") for sentence in status.pending_reasons(program, state)
-        ]
-    if state.served is not None and state.served.soup is not None:
-        lines += [Text(f"Served: {state.served.soup}", style="bold green")]
+    lines: list[RenderableType] = [head, runs_table(moment, status.run_statuses(moment))]
+    lines += [soup_line(moment)]
+    if status.phase(moment.state) in ("running", "waiting"):
+        lines += [Text(sentence, style="yellow") for sentence in status.pending_reasons(moment)]
+    if moment.state.served is not None and moment.state.served.soup is not None:
+        lines += [Text(f"Served: {moment.state.served.soup}", style="bold green")]
     return Group(*lines)
 
 
-def status_json(program: ExpandedExperiment, state: State) -> Json:
+def status_json(moment: Moment) -> Json:
     return {
-        "state": status.phase(state),
-        "name": program.experiment.name,
-        "runs": [asdict(run) for run in status.runs(program, state)],
-        "soups": [asdict(soup) for soup in status.soups(program, state)],
-        "waits": list(status.pending_reasons(program, state)),
-        "served": state.served.soup if state.served is not None else None,
-        "events": state.last_seq + 1,
+        "state": status.phase(moment.state),
+        "name": moment.config.name,
+        "runs": [asdict(run) for run in status.run_statuses(moment)],
+        "soups": [asdict(soup) for soup in status.soup_statuses(moment)],
+        "waits": list(status.pending_reasons(moment)),
+        "served": moment.state.served.soup if moment.state.served is not None else None,
+        "events": moment.state.last_seq + 1,
     }
 
 
-def runs_table(program: ExpandedExperiment, runs: Iterable[RunStatus]) -> Table:
+def runs_table(moment: Moment, runs: Iterable[RunStatus]) -> Table:
     """At most MAX_RUNS runs, those at work first."""
-    metric = program.experiment.soup.metric
-    score = f"val {format.METRICS[metric]}, {format.unit(metric)}"
+    metric = moment.config.soup.metric
+    score = f"val {format.METRIC_NAMES[metric]}, {format.unit(metric)}"
     table = Table(pad_edge=False)
     for name in ("run", "params", "state"):
         table.add_column(name, overflow="fold")
@@ -154,20 +151,20 @@ def _run_cells(run: RunStatus, metric: str) -> list[str]:
         escape(state),
         f"{run.epochs_done}/{run.epochs}",
         format.UNKNOWN if run.loss is None else f"{run.loss:.4f}",
-        format.shown(run.score, metric),
+        format.score_text(run.score, metric),
         format.UNKNOWN if run.images_per_s is None else f"{run.images_per_s:.0f}",
         run.slot or "",
     ]
 
 
-def soup_line(program: ExpandedExperiment, state: State) -> Text:
+def soup_line(moment: Moment) -> Text:
     """The soup so far, or the final ones."""
-    metric = program.experiment.soup.metric
-    soups = status.soups(program, state)
+    metric = moment.config.soup.metric
+    soups = status.soup_statuses(moment)
     if not soups:
         return Text("Soup so far: none yet", style="dim")
     parts = [
-        f"{soup.label} {format.shown(soup.score, metric)} {format.unit(metric)} on val, "
+        f"{soup.label} {format.score_text(soup.score, metric)} {format.unit(metric)} on val, "
         f"{soup.share}"
         for soup in soups
     ]

@@ -1,8 +1,8 @@
-"""Python runs this at the start of every process with this folder on its path: a planted fault.
+"""Injected faults. Python runs this file first in every process that has this folder on its path.
 
-The environment variable FAULTS lists where a worker dies or freezes, each once per experiment:
+The environment variable FAULTS lists where a worker dies or freezes, once per experiment:
 
-    {"order": ["taste-"], "touches": 2, "signal": "SIGKILL", "mark": FILE}   at work on an order
+    {"order": ["taste-"], "touches": 2, "signal": "SIGKILL", "mark": FILE}   during an order
     {"write": "model.safetensors", "signal": "SIGKILL", "mark": FILE}      half-way through a file
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 Faults = list[dict[str, Any]]
 
 
-def plant(faults: Faults) -> None:
+def inject(faults: Faults) -> None:
     import workers.heartbeat
     import workers.storage.store
 
@@ -25,7 +25,7 @@ def plant(faults: Faults) -> None:
 
 
 def _interrupt(progress: Any, faults: Faults) -> None:
-    """At the n-th sign of life of an order; 0 is its beginning."""
+    """Strike at the n-th heartbeat of an order; 0 is its beginning."""
     begin, touch = progress.begin, progress.touch
 
     def count(self: Any, touches: int) -> None:
@@ -48,7 +48,7 @@ def _interrupt(progress: Any, faults: Faults) -> None:
 
 
 def _tear(store: Any, faults: Faults) -> None:
-    """After the first piece of the first checkpoint's file of that name."""
+    """Strike after the first piece of a checkpoint's file of that name."""
     writing = store.writing
 
     @contextlib.contextmanager
@@ -61,7 +61,7 @@ def _tear(store: Any, faults: Faults) -> None:
 
 
 class Torn:
-    """A file whose writer is struck once its first piece is down."""
+    """A file whose writer is struck after its first piece."""
 
     def __init__(self, sink: Any, fault: dict[str, Any]) -> None:
         self._sink, self._fault = sink, fault
@@ -74,7 +74,7 @@ class Torn:
 
 
 def strike(fault: dict[str, Any]) -> None:
-    """Once: the mark remembers, and no second process gets to make it."""
+    """Send the signal to this process, unless the mark shows that it was sent before."""
     try:
         os.close(os.open(fault["mark"], os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -83,4 +83,4 @@ def strike(fault: dict[str, Any]) -> None:
 
 
 if "FAULTS" in os.environ:
-    plant(json.loads(os.environ["FAULTS"]))
+    inject(json.loads(os.environ["FAULTS"]))

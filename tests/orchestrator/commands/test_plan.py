@@ -1,4 +1,4 @@
-"""Plan: right numbers, a refusal where `run` would refuse, and nothing left behind."""
+"""Plan: correct numbers, the same refusals as `run`, and nothing left behind."""
 
 import io
 from pathlib import Path
@@ -27,7 +27,7 @@ def shown(view: object) -> str:
     return sink.getvalue()
 
 
-def test_a_plan_counts_what_the_run_then_does(folder: Path) -> None:
+def test_a_plan_agrees_with_the_run(folder: Path) -> None:
     plan = make_plan(small_experiment(folder, "base.trunk_epochs=0"))
     summary = plan.summary
     assert list(summary) == [
@@ -39,18 +39,18 @@ def test_a_plan_counts_what_the_run_then_does(folder: Path) -> None:
         "seconds",
     ]
     _, outcome = run_small(folder, "base.trunk_epochs=0")
-    runs = outcome.state.runs
+    runs = outcome.moment.state.runs
     assert summary["runs"] == len(runs) == 3
     assert {run.trained_to for run in runs.values()} == {summary["steps_per_run"]}
     largest = max(e.checkpoint.num_bytes for run in runs.values() for e in run.checkpoints)
-    # The optimizer's step counters and the position are small change beside the moments.
+    # Step counters and position are small compared with the moments of the optimizer.
     assert largest == pytest.approx(summary["checkpoint_bytes"], rel=0.02)
     stored = sum(path.stat().st_size for path in files_below(folder / "runs"))
     assert 0.5 * stored < summary["storage_bytes"] < 3 * stored
     assert summary["seconds"] > 0
 
 
-def test_a_plan_leaves_nothing_and_starts_nothing(tmp_path: Path) -> None:
+def test_a_plan_starts_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     experiment = small_experiment(tmp_path)
     before = files_below(tmp_path)
     text = shown(plan_view(make_plan(experiment)))
@@ -76,17 +76,17 @@ def test_a_plan_refuses_what_a_run_refuses(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="test_resnet"):
         make_plan(small_experiment(tmp_path, "model.name=test_resne"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="not a writable folder"):
+    with pytest.raises(UserError, match="file is not a writable folder"):
         make_plan(small_experiment(tmp_path, f"storage={tmp_path}/file/runs"))
 
 
-def test_what_does_not_fit_this_machine_is_said(tmp_path: Path) -> None:
+def test_a_run_that_does_not_fit_this_machine_is_reported(tmp_path: Path) -> None:
     plan = make_plan(small_experiment(tmp_path, "fleet.cpus_per_run=100000", "sweep.seeds=1"))
     assert plan.summary["slots"] == 0 and plan.summary["seconds"] > 0
     assert "not even one run fits" in shown(plan_view(plan))
 
 
-def test_slots_are_what_fits() -> None:
+def test_slots_are_the_runs_that_fit() -> None:
     machine = Machine(cpus=16, gpus=2)
     assert machine.slots(FleetConfig(), ranks=1) == 2
     assert machine.slots(FleetConfig(gpus_per_run=0.25), ranks=1) == 8
@@ -99,8 +99,8 @@ def test_slots_are_what_fits() -> None:
     assert Machine(cpus=4, gpus=0).slots(FleetConfig(gpus_per_run=2), ranks=2) == 0
 
 
-def test_points_of_a_curve_are_forecast_on_the_report_splits() -> None:
-    """40 images select, 80 report; the base of two alphas is scored as well as tasted."""
+def test_points_of_a_path_are_estimated_on_the_report_splits() -> None:
+    """40 images select, 80 report. Two points of the path are tasted and scored."""
 
     def images(*recipes: Any) -> float:
         plan = program(1, epochs=1, soup={"recipes": ["best", *recipes]})
@@ -136,9 +136,9 @@ def test_without_sync_there_are_no_rounds() -> None:
     assert num_rounds(program(3), resolve(program(3), facts(program(3)))) == 0
 
 
-def test_merged_weights_take_room(tmp_path: Path) -> None:
-    apart, merged = (
+def test_merged_weights_need_storage(tmp_path: Path) -> None:
+    separate, merged = (
         program(3, epochs=4, merge={"mode": mode, "method": "greedy"}) for mode in ("off", "sync")
     )
-    less, more = (peak_bytes(of, resolve(of, facts(of)), 2) for of in (apart, merged))
+    less, more = (peak_bytes(of, resolve(of, facts(of)), 2) for of in (separate, merged))
     assert more - less == 2 * 4000

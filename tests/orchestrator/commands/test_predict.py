@@ -1,4 +1,4 @@
-"""Predict: what the verb says of a place it cannot write to, and of an ensemble with a hole."""
+"""The verb `predict` refuses an unwritable file, and an ensemble with a missing member."""
 
 import os
 from pathlib import Path
@@ -21,25 +21,29 @@ def images(tmp_path: Path) -> Path:
 
 
 def ensemble(store: Store) -> None:
-    """Of members that are not there."""
+    """An ensemble whose members do not exist."""
     members = ("r0/00000001-0", "r1/00000001-0")
     kind = "soft_voting"
     result = EnsembleResult(id=kind, kind=kind, members=members, scores={}, vs_best_single={})
     ensembles.write_ensemble(store, result)
 
 
-def test_where_nothing_can_be_written_no_image_is_looked_at(tmp_path: Path, images: Path) -> None:
-    for out, said in ((images, "is a folder"), (tmp_path / "no" / "x.csv", "does not exist")):
-        with pytest.raises(UserError, match=said):
+def test_an_unwritable_file_is_refused_before_any_image_is_read(
+    tmp_path: Path, images: Path
+) -> None:
+    for out, reason in ((images, "is a folder"), (tmp_path / "no" / "x.csv", "does not exist")):
+        with pytest.raises(UserError, match=reason):
             label_images(tmp_path / "none", images, out, None, None)
     if os.getuid():
         images.chmod(0o500)
-        with pytest.raises(UserError, match="not yours to write"):
+        with pytest.raises(UserError, match="x.csv .* permission"):
             label_images(tmp_path / "none", images, images / "x.csv", None, None)
         images.chmod(0o700)
 
 
-def test_an_ensemble_that_lost_a_member_is_told_in_a_sentence(tmp_path: Path, images: Path) -> None:
+def test_a_missing_member_of_an_ensemble_is_reported_in_one_sentence(
+    tmp_path: Path, images: Path
+) -> None:
     store = Store(str(tmp_path / "store"))
     ensemble(store)
     with pytest.raises(UserError, match=r"r0/00000001-0 is not in .*soupfleet verify"):

@@ -1,4 +1,4 @@
-"""The verb `soup`: what a fleet would have made of the same checkpoints, and every bad input."""
+"""The verb `soup`: the soup of a fleet with the same checkpoints, and refusals of bad input."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from orchestrator import cli, config
 from orchestrator.commands import run
 from orchestrator.commands.run import DONE, Options
-from orchestrator.commands.soup import SoupRequest, experiment_of, soup
+from orchestrator.commands.soup import SoupRequest, experiment_of, make_soups
 from workers.errors import UserError
 from workers.storage.store import Store
 
@@ -23,7 +23,7 @@ CLASSES = ("cat", "dog", "eel")
 
 
 def _write_images(folder: Path, count: int, seed: int) -> None:
-    """Noise with a tint by class: learnable, not easily."""
+    """Noise with a tint by class, which is hard to learn."""
     rng = np.random.default_rng(seed)
     for label, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
@@ -35,7 +35,7 @@ def _write_images(folder: Path, count: int, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, and checkpoints of two architectures that nobody trained for long."""
+    """Images, and nearby random checkpoints of two architectures."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("elsewhere")
     for seed, (split, count) in enumerate((("train", 16), ("data/val", 16), ("data/test", 10))):
@@ -55,8 +55,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _wish(place: Path, out: Path, model: str = "test_vit", **changes: Any) -> SoupRequest:
-    wish = SoupRequest(
+def _request(place: Path, out: Path, model: str = "test_vit", **changes: Any) -> SoupRequest:
+    request = SoupRequest(
         checkpoints=tuple(str(place / f"{model}_{i}.pth") for i in range(3)),
         model=model,
         data=str(place / "data"),
@@ -65,38 +65,38 @@ def _wish(place: Path, out: Path, model: str = "test_vit", **changes: Any) -> So
         image_size=32,
         metric="nll",
     )
-    return replace(wish, **changes)
+    return replace(request, **changes)
 
 
 def test_the_soup_of_a_folder_of_checkpoints_is_served_to_plain_timm(
     place: Path, tmp_path: Path
 ) -> None:
-    outcome = soup(_wish(place, tmp_path / "out"), plain=True)
+    outcome = make_soups(_request(place, tmp_path / "out"), plain=True)
     assert outcome.exit_code == DONE and outcome.results is not None
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
     assert model.pretrained_cfg["label_names"] == list(CLASSES)
     assert model.pretrained_cfg["input_size"] == (3, 32, 32)
-    known = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert {each["recipe"] for each in known["soups"]} == {"greedy", "uniform"}
-    assert all(set(each["vs_best_single"]) == {"val", "test"} for each in known["soups"])
-    assert known["splits"]["train"]["count"] == 0
-    assert all(run["status"] == "done" for run in known["runs"])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {soup["recipe"] for soup in results["soups"]} == {"greedy", "uniform"}
+    assert all(set(soup["vs_best_single"]) == {"val", "test"} for soup in results["soups"])
+    assert results["splits"]["train"]["count"] == 0
+    assert all(run["status"] == "done" for run in results["runs"])
     for name in ("report.html", "soup.json", "README.md"):
         assert (tmp_path / "out" / name).is_file()
-    uniform = next(each for each in known["soups"] if each["recipe"] == "uniform")
-    found = load_file(tmp_path / "out" / "soups" / uniform["id"][5:] / "model.safetensors")
+    uniform = next(soup for soup in results["soups"] if soup["recipe"] == "uniform")
+    served = load_file(tmp_path / "out" / "soups" / uniform["id"][5:] / "model.safetensors")
     members = [torch.load(place / f"test_vit_{i}.pth")["state_dict"] for i in range(3)]
-    for key, tensor in found.items():
+    for key, tensor in served.items():
         mean = sum(member[f"module.{key}"].double() for member in members) / 3
         assert torch.equal(tensor, mean.to(tensor.dtype))
 
 
 def test_the_same_command_again_has_nothing_to_do(place: Path, tmp_path: Path) -> None:
-    wish = _wish(place, tmp_path / "out", recipe="uniform")
-    assert soup(wish, plain=True).worked
-    assert not soup(wish, plain=True).worked
-    with pytest.raises(UserError, match=r"holds soups made otherwise \(.*give another folder"):
-        soup(replace(wish, seed=1), plain=True)
+    request = _request(place, tmp_path / "out", recipe="uniform")
+    assert make_soups(request, plain=True).worked
+    assert not make_soups(request, plain=True).worked
+    with pytest.raises(UserError, match=r"--out .* soups of another command \(seed: 0 -> 1\)"):
+        make_soups(replace(request, seed=1), plain=True)
 
 
 FLEET = """
@@ -111,67 +111,69 @@ ensemble: {soft_voting: false}
 """
 
 
-def test_of_a_fleets_checkpoints_it_makes_the_fleets_soup(place: Path, tmp_path: Path) -> None:
+def test_a_fleets_checkpoints_give_the_fleets_soup(place: Path, tmp_path: Path) -> None:
     """BatchNorm recomputed on the same training images; the order of `nll` has no ties."""
     (tmp_path / "fleet.yaml").write_text(FLEET)
     overrides = [f"data.root={place}", f"storage={tmp_path}"]
     fleet = config.load(tmp_path / "fleet.yaml", overrides)
-    run.run(fleet, Options(fleet="local", plain=True))
+    run.run_experiment(fleet, Options(fleet="local", plain=True))
     files = sorted((tmp_path / "fleet").glob("runs/*/checkpoints/*/model.safetensors"))
-    wish = _wish(place, tmp_path / "out", "test_resnet", recipe="greedy", image_size=None)
-    wish = replace(wish, checkpoints=tuple(map(str, files)), train=str(place / "train"))
-    soup(wish, plain=True)
+    request = _request(place, tmp_path / "out", "test_resnet", recipe="greedy", image_size=None)
+    request = replace(request, checkpoints=tuple(map(str, files)), train=str(place / "train"))
+    make_soups(request, plain=True)
     theirs, ours = (tmp_path / name / "soup" / "model.safetensors" for name in ("fleet", "out"))
     assert ours.read_bytes() == theirs.read_bytes()
-    said = [json.loads((tmp_path / name / "soup" / "soup.json").read_text()) for name in
-            ("fleet", "out")]  # fmt: skip
-    assert said[0]["score"] == said[1]["score"] and len(said[0]["members"]) == len(
-        said[1]["members"]
-    )
+    soups = [json.loads((tmp_path / name / "soup" / "soup.json").read_text()) for name in
+             ("fleet", "out")]  # fmt: skip
+    assert soups[0]["score"] == soups[1]["score"]
+    assert len(soups[0]["members"]) == len(soups[1]["members"])
     configs = [(tmp_path / name / "soup" / "config.json").read_text() for name in ("fleet", "out")]
     assert json.loads(configs[0])["pretrained_cfg"] == json.loads(configs[1])["pretrained_cfg"]
 
 
 def test_class_folders_alone_are_halved_and_stratified(place: Path, tmp_path: Path) -> None:
-    wish = _wish(place, tmp_path / "out", recipe="best", data=str(place / "data" / "val"))
-    facts = soup(wish, plain=True).state.facts
+    request = _request(place, tmp_path / "out", recipe="best", data=str(place / "data" / "val"))
+    facts = make_soups(request, plain=True).state.preflight
     assert facts is not None
     halves = {name: split.class_counts for name, split in facts.splits.items() if split.count}
     assert halves == {"val": (8, 8, 8), "test": (8, 8, 8)}
 
 
 def test_the_base_is_the_file_head_and_all(place: Path, tmp_path: Path) -> None:
-    wish = _wish(place, tmp_path / "out", recipe="best", base=str(place / "test_vit_base.pth"))
-    outcome = soup(wish, plain=True)
-    (base,) = outcome.state.bases
+    request = _request(
+        place, tmp_path / "out", recipe="best", base=str(place / "test_vit_base.pth")
+    )
+    outcome = make_soups(request, plain=True)
+    (base,) = outcome.moment.state.bases
     found = load_file(tmp_path / "out" / base / "model.safetensors")
     given = torch.load(place / "test_vit_base.pth")
     assert all(torch.equal(found[name], tensor) for name, tensor in given.items())
 
 
-def _beside(folder: Path, labels: list[str], source: Path, **more: Any) -> str:
+def _write_model_folder(folder: Path, labels: list[str], source: Path, **more: Any) -> str:
     """A folder as timm and soupfleet write them."""
     folder.mkdir()
     tensors = torch.load(source)["state_dict"]
     save_file(
         {k.removeprefix("module."): t for k, t in tensors.items()}, folder / "model.safetensors"
     )
-    said = {"architecture": "test_vit", "label_names": labels, **more}
-    (folder / "config.json").write_text(json.dumps(said))
+    config = {"architecture": "test_vit", "label_names": labels, **more}
+    (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
 
 
-def test_labels_size_and_pixels_come_from_the_configuration_beside(
+def test_labels_size_and_preprocessing_come_from_the_config_json_beside(
     place: Path, tmp_path: Path
 ) -> None:
     more = {"model_args": {"img_size": 32}, "pretrained_cfg": {"input_size": [3, 32, 32],
             "crop_pct": 1.0, "url": "nowhere"}}  # fmt: skip
     labels = ["eel", "cat", "dog"]
     folders = [
-        _beside(tmp_path / str(i), labels, place / f"test_vit_{i}.pth", **more) for i in range(2)
+        _write_model_folder(tmp_path / str(i), labels, place / f"test_vit_{i}.pth", **more)
+        for i in range(2)
     ]
-    wish = _wish(place, tmp_path / "out", image_size=None, recipe="uniform")
-    soup(replace(wish, checkpoints=tuple(folders)), plain=True)
+    request = _request(place, tmp_path / "out", image_size=None, recipe="uniform")
+    make_soups(replace(request, checkpoints=tuple(folders)), plain=True)
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
     assert model.pretrained_cfg["label_names"] == labels
     assert model.pretrained_cfg["crop_pct"] == 1.0 and model.patch_embed.img_size == (32, 32)
@@ -183,26 +185,26 @@ def test_labels_size_and_pixels_come_from_the_configuration_beside(
 def test_label_maps_that_differ_are_refused(place: Path, tmp_path: Path) -> None:
     orders = (["cat", "dog", "eel"], ["dog", "cat", "eel"])
     folders = [
-        _beside(tmp_path / str(i), labels, place / f"test_vit_{i}.pth")
+        _write_model_folder(tmp_path / str(i), labels, place / f"test_vit_{i}.pth")
         for i, labels in enumerate(orders)
     ]
     with pytest.raises(UserError, match=r"1/model\.safetensors is dog, cat, eel, but cat, dog"):
-        experiment_of(_wish(place, tmp_path / "out", checkpoints=tuple(folders)))
+        experiment_of(_request(place, tmp_path / "out", checkpoints=tuple(folders)))
     one = (folders[0], str(place / "test_vit_1.pth"))
     with pytest.raises(UserError, match="--model is test_resnet, but .*--model test_vit"):
-        experiment_of(_wish(place, tmp_path / "out", model="test_resnet", checkpoints=one))
+        experiment_of(_request(place, tmp_path / "out", model="test_resnet", checkpoints=one))
 
 
 def test_images_of_a_label_that_the_checkpoints_lack_are_refused(
     place: Path, tmp_path: Path
 ) -> None:
     folders = [
-        _beside(tmp_path / str(i), ["cat", "dog", "fox"], place / f"test_vit_{i}.pth")
+        _write_model_folder(tmp_path / str(i), ["cat", "dog", "fox"], place / f"test_vit_{i}.pth")
         for i in range(2)
     ]
-    wish = _wish(place, tmp_path / "out", checkpoints=tuple(folders))
+    request = _request(place, tmp_path / "out", checkpoints=tuple(folders))
     with pytest.raises(UserError, match="class folder 'eel' that data.classes does not have"):
-        soup(wish, plain=True)
+        make_soups(request, plain=True)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -212,7 +214,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "greedy,greedy"}, "greedy twice with the same options"),
     ({"data": "nowhere"}, "--data .*nowhere is not a folder"),
     ({"train": "nowhere"}, "--train .*nowhere is not a folder"),
-    ({"model": "test_vitt"}, "timm has no model 'test_vitt'; nearest: test_vit"),
+    ({"model": "test_vitt"}, "timm has no model 'test_vitt'; did you mean test_vit"),
     ({"kwargs": "[1]"}, "--kwargs"),
     ({"metric": "top5"}, "metric"),
     ({"batchnorm": "off"}, "batchnorm"),
@@ -220,12 +222,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "said"), BAD, ids=lambda each: str(each)[:30])
-def test_a_bad_wish_is_one_sentence_and_leaves_nothing(
-    place: Path, tmp_path: Path, changes: dict[str, Any], said: str
+@pytest.mark.parametrize(("changes", "seen"), BAD, ids=lambda value: str(value)[:30])
+def test_a_bad_request_is_one_sentence_and_leaves_nothing(
+    place: Path, tmp_path: Path, changes: dict[str, Any], seen: str
 ) -> None:
-    with pytest.raises(UserError, match=said) as error:
-        soup(replace(_wish(place, tmp_path / "out"), **changes), plain=True)
+    with pytest.raises(UserError, match=seen) as error:
+        make_soups(replace(_request(place, tmp_path / "out"), **changes), plain=True)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -242,44 +244,44 @@ def test_bad_checkpoints_are_refused_before_anything_is_written(
     copy.write_bytes(Path(first).read_bytes())
     bad = {
         (first, str(copy)): r"model_best\.pth are the same checkpoint; name one",
-        (first,): "is one checkpoint, and nothing can be mixed",
+        (first,): r"test_vit_0\.pth is the only checkpoint; .*two",
         (first, str(place / "data" / ".." / "test_vit_0.pth")): "are the same checkpoint",
-        (first, str(tmp_path / "none.pth")): "none.pth is not there",
+        (first, str(tmp_path / "none.pth")): r"none\.pth does not exist",
         (first, other): r"checkpoint .*test_resnet_0\.pth has no tensor cls_token",
         (first, str(tmp_path / "nan.pth")): r"nan\.pth: 1 of 3 values of tensor head\.bias are not",
     }
-    for checkpoints, said in bad.items():
-        with pytest.raises(UserError, match=said):
-            soup(_wish(place, tmp_path / "out", checkpoints=checkpoints), plain=True)
+    for checkpoints, seen in bad.items():
+        with pytest.raises(UserError, match=seen):
+            make_soups(_request(place, tmp_path / "out", checkpoints=checkpoints), plain=True)
         assert not (tmp_path / "out").exists()
 
 
-def test_a_split_that_is_not_there_or_empty_is_refused(place: Path, tmp_path: Path) -> None:
+def test_a_missing_or_empty_split_is_refused(place: Path, tmp_path: Path) -> None:
     half, empty = tmp_path / "half", tmp_path / "empty"
     _write_images(half / "val", 2, seed=9)
     for name in CLASSES:
         (empty / "val" / name).mkdir(parents=True)
     _write_images(empty / "test", 2, seed=9)
     bad = {half: r"has val/ without test/", empty: r"class folder .*val/cat holds no images"}
-    for data, said in bad.items():
-        with pytest.raises(UserError, match=said):
-            soup(_wish(place, tmp_path / "out", data=str(data)), plain=True)
+    for data, seen in bad.items():
+        with pytest.raises(UserError, match=seen):
+            make_soups(_request(place, tmp_path / "out", data=str(data)), plain=True)
         assert not (tmp_path / "out").exists()
 
 
 def test_batchnorm_needs_training_images_or_a_policy_without(place: Path, tmp_path: Path) -> None:
-    wish = _wish(place, tmp_path / "out", model="test_resnet", recipe="uniform")
+    request = _request(place, tmp_path / "out", model="test_resnet", recipe="uniform")
     with pytest.raises(UserError, match=r"test_resnet has BatchNorm.*--train DIR.*--batchnorm"):
-        soup(wish, plain=True)
-    outcome = soup(replace(wish, batchnorm="average"), plain=True)
+        make_soups(request, plain=True)
+    outcome = make_soups(replace(request, batchnorm="average"), plain=True)
     assert outcome.results is not None
     assert outcome.results["soups"][0]["batchnorm"] == "average"
 
 
 def test_a_folder_with_other_files_is_not_touched(place: Path, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds other files already; give a new folder"):
-        soup(_wish(place, tmp_path), plain=True)
+    with pytest.raises(UserError, match="--out .* contains other files"):
+        make_soups(_request(place, tmp_path), plain=True)
     assert Store(str(tmp_path)).list() == ["precious.txt"]
 
 

@@ -1,4 +1,4 @@
-"""Watching: the table until the end, logs of all attempts, a score as a table."""
+"""Verbs that read: the table until the end, logs of all attempts, a score as a table."""
 
 import io
 from collections.abc import Iterator
@@ -33,8 +33,8 @@ def test_watching_a_finished_experiment_shows_it_once(
     assert "finished" in capsys.readouterr().out
 
 
-def test_each_view_is_replayed_anew(finished: str, tmp_path: Path) -> None:
-    """The ledger grows file by file, as if a driver were at work."""
+def test_every_view_is_replayed_anew(finished: str, tmp_path: Path) -> None:
+    """The ledger grows file by file, as with a driver."""
     growing = Store(str(tmp_path / "growing"))
     source = Store(finished)
     growing.write(CONFIG, source.read(CONFIG))
@@ -46,12 +46,12 @@ def test_each_view_is_replayed_anew(finished: str, tmp_path: Path) -> None:
     assert not any(ends[:-1]) and ends[-1]
 
 
-def test_there_is_nothing_to_watch_without_an_experiment(tmp_path: Path) -> None:
+def test_watching_without_an_experiment_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no experiment at"):
         watch_status(Store(str(tmp_path)), str(tmp_path))
 
 
-def test_a_log_holds_all_attempts_in_order(finished: str, tmp_path: Path) -> None:
+def test_a_log_has_all_attempts_in_order(finished: str, tmp_path: Path) -> None:
     program, _, store = replayed(finished)
     run = program.runs[0].id
     text = run_log(store, run)
@@ -60,16 +60,16 @@ def test_a_log_holds_all_attempts_in_order(finished: str, tmp_path: Path) -> Non
     copy.write(CONFIG, store.read(CONFIG))
     for attempt in (10, 2, 1):
         copy.write(f"runs/{run}/logs/attempt-{attempt}.log", b"line\n")
-    found = run_log(copy, run)
-    assert found.index("attempt 1 ") < found.index("attempt 2 ") < found.index("attempt 10 ")
+    log = run_log(copy, run)
+    assert log.index("attempt 1 ") < log.index("attempt 2 ") < log.index("attempt 10 ")
     assert "no log yet" in run_log(copy, program.runs[1].id)
 
 
 def test_an_unknown_run_names_the_nearest(finished: str) -> None:
     program, _, store = replayed(finished)
-    known = program.runs[1].id
-    with pytest.raises(UserError, match=known):
-        run_log(store, known[:-1] + "x")
+    id = program.runs[1].id
+    with pytest.raises(UserError, match=id):
+        run_log(store, id[:-1] + "x")
     with pytest.raises(UserError, match="no run"):
         run_log(store, "../base")
 

@@ -15,13 +15,20 @@ import psutil
 import pytest
 
 from orchestrator import config
-from orchestrator.commands.submit import entrypoint, fill, submit_job
+from orchestrator.commands.submit import fill, job_entrypoint, submit_job
 from tests.orchestrator.small_fleet import replayed, small_experiment
 from workers.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def _own_token_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`submit` sets RAY_AUTH_MODE for the head of this machine; later tests must not see it."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+
+
 @pytest.mark.parametrize("address", ["", "head:8265", "ray://head:10001", "auto", "http://"])
-def test_an_address_that_is_no_dashboards_is_refused(tmp_path: Path, address: str) -> None:
+def test_an_address_that_is_not_a_dashboard_is_refused(tmp_path: Path, address: str) -> None:
     with pytest.raises(UserError, match="http://HEAD:8265"):
         submit_job(small_experiment(tmp_path), address, wait=False)
 
@@ -33,8 +40,8 @@ def test_an_address_where_nothing_answers_is_refused_soon(tmp_path: Path) -> Non
     assert time.monotonic() - began < 6
 
 
-def test_a_host_that_says_nothing_is_refused_soon(tmp_path: Path) -> None:
-    """It takes the connection and never answers."""
+def test_a_silent_host_is_refused_soon(tmp_path: Path) -> None:
+    """It accepts the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         began = time.monotonic()
@@ -43,15 +50,13 @@ def test_a_host_that_says_nothing_is_refused_soon(tmp_path: Path) -> None:
         assert time.monotonic() - began < 8
 
 
-def test_a_web_server_that_is_no_dashboard_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """RAY_ADDRESS names another cluster, and is not asked."""
+def test_another_web_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAY_ADDRESS names another cluster, which is not contacted."""
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with pytest.raises(UserError, match="is no Ray dashboard"):
+        with pytest.raises(UserError, match="--address http://127.0.0.1:.* Ray dashboard"):
             submit_job(small_experiment(tmp_path), f"http://127.0.0.1:{server.server_port}", False)
     finally:
         server.shutdown()
@@ -62,7 +67,7 @@ def test_a_web_server_that_is_no_dashboard_is_refused(
 def test_the_working_folder_holds_the_code_and_the_resolved_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Enough to plan there with nothing else on the path; a relative storage means the one here."""
+    """Enough to run with nothing else on the path. A relative storage is resolved here."""
     monkeypatch.chdir(tmp_path)
     experiment = small_experiment(tmp_path, "storage=here", "train.lr=0.5")
     folder = tmp_path / "job"
@@ -83,7 +88,7 @@ def test_the_working_folder_holds_the_code_and_the_resolved_configuration(
 
 
 def test_the_job_runs_the_configuration_on_its_own_cluster() -> None:
-    line = entrypoint()
+    line = job_entrypoint()
     assert line.endswith("python -m orchestrator run config.yaml --address auto --plain")
     assert "RAY_ENABLE_UV_RUN_RUNTIME_ENV=0" in line
 
@@ -94,12 +99,12 @@ STARTUP_S = 120
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A head of its own on this machine, gone afterwards with all its processes.
+    """A head on this machine, which ends with all its processes after the tests.
 
-    Not beside another Ray: they would meet in /tmp/ray, and share too few cores.
+    Not beside another Ray: they would share /tmp/ray and too few cores.
     """
     if subprocess.run(["pgrep", "-x", "raylet"], capture_output=True).returncode == 0:
-        pytest.skip("another Ray is at work on this machine")
+        pytest.skip("another Ray is running on this machine")
     ray = str(Path(sys.executable).parent / "ray")
     log = tmp_path_factory.mktemp("head") / "head.log"
     start = [
@@ -123,7 +128,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Ray's own processes give up on each other on a machine that is too busy."""
+    """Wait for the head. On a machine that is too busy, Ray's own processes time out."""
     deadline = time.monotonic() + STARTUP_S
     while "Ray runtime started" not in log.read_text():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
@@ -131,16 +136,16 @@ def _wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """By id: `ray stop` would end every Ray of the machine."""
+    """End these processes by id: `ray stop` would end all Rays of the machine."""
     if process.poll() is not None:
         return
     parent = psutil.Process(process.pid)
     family = [parent, *parent.children(recursive=True)]
     process.terminate()
     _, alive = psutil.wait_procs(family, timeout=15)
-    for each in alive:
+    for survivor in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
+            survivor.kill()
     process.wait()
 
 

@@ -1,4 +1,4 @@
-"""Verify: a finished experiment is all right, and no spoilt byte of it goes unnoticed."""
+"""Verify: a finished experiment has no problem, and every changed byte is found."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.commands.verify import counted, verify_experiment
+from orchestrator.commands.verify import committed_checkpoints, verify_experiment
+from orchestrator.schedule.moment import Moment
 from tests.orchestrator.small_fleet import replayed, run_small
 from workers.storage.layout import SERVED, WEIGHTS, checkpoint_dir
 
@@ -27,19 +28,19 @@ def problems_of(uri: Path) -> list[str]:
     return verify_experiment(*replayed(str(uri)), say=lambda line: None)
 
 
-def spoil(file: Path) -> None:
+def flip_last_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
 
 
-def test_a_finished_experiment_verifies_and_says_what_was_looked_at(finished: Path) -> None:
+def test_a_finished_experiment_verifies_and_lists_every_checkpoint(finished: Path) -> None:
     program, state, store = replayed(str(finished))
     assert state.served is not None and state.served.soup is not None
     assert len(state.soups[state.served.soup].name) and state.retired
     lines: list[str] = []
-    assert verify_experiment(program, state, store, lines.append) == []
-    names = [checkpoint.id for checkpoint in counted(state)]
+    assert verify_experiment(Moment(program, state), store, lines.append) == []
+    names = [checkpoint.id for checkpoint in committed_checkpoints(state)]
     assert len(names) >= 3 + 3 + 2 and all(any(name in line for line in lines) for name in names)
     assert "same bytes" in lines[-1]
 
@@ -48,8 +49,8 @@ def test_a_moved_experiment_verifies(copy: Path) -> None:
     assert problems_of(copy) == []
 
 
-def test_the_soup_is_made_again_with_the_threads_of_the_experiment(finished: Path) -> None:
-    """Other threads add up in another order, and other bytes would look like a corrupt soup."""
+def test_the_soup_is_blended_with_the_threads_of_the_experiment(finished: Path) -> None:
+    """Another number of threads sums in another order; the bytes would differ."""
     torch.set_num_threads(2)
     assert problems_of(finished) == []
     assert torch.get_num_threads() == 1
@@ -63,14 +64,14 @@ def test_a_flipped_bit_in_any_checkpoint_is_found(copy: Path, kind: str) -> None
         "run": next(run for run in state.runs.values() if run.scored).checkpoints[0].checkpoint,
         "soup": next(iter(state.soups.values())),
     }[kind]
-    spoil(copy / checkpoint_dir(first.id) / WEIGHTS)
+    flip_last_bit(copy / checkpoint_dir(first.id) / WEIGHTS)
     problems = problems_of(copy)
     assert any(checkpoint_dir(first.id) in problem for problem in problems)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json", "soup.json"])
-def test_a_served_folder_that_is_no_copy_is_found(copy: Path, name: str) -> None:
-    spoil(copy / SERVED / name)
+def test_a_served_folder_that_differs_is_found(copy: Path, name: str) -> None:
+    flip_last_bit(copy / SERVED / name)
     (problem,) = problems_of(copy)
     assert f"{SERVED}/{name}" in problem
 
@@ -82,7 +83,7 @@ def test_a_missing_served_file_is_found(copy: Path) -> None:
 
 
 def test_a_checkpoint_swapped_with_its_manifest_is_found(copy: Path) -> None:
-    """Whole in itself, but not what the ledger adopted."""
+    """Complete in itself, but not the checkpoint in the ledger."""
     _, state, _ = replayed(str(copy))
     one, other = list(state.soups.values())[:2]
     folder = copy / checkpoint_dir(one.id)
@@ -90,25 +91,25 @@ def test_a_checkpoint_swapped_with_its_manifest_is_found(copy: Path) -> None:
     shutil.copytree(copy / checkpoint_dir(other.id), folder)
     manifest = folder / "manifest.json"
     manifest.write_text(manifest.read_text().replace(other.name, one.name))
-    assert any("not the one the ledger speaks of" in problem for problem in problems_of(copy))
+    assert any("manifest" in problem and "ledger" in problem for problem in problems_of(copy))
 
 
-def test_a_soup_that_its_mix_does_not_give_is_found(copy: Path) -> None:
-    """The weights of another soup everywhere, manifest and all: only making it again shows it."""
+def test_a_soup_that_differs_from_its_mix_is_found(copy: Path) -> None:
+    """Files and manifest agree; only blending the mix again shows the difference."""
     program, state, store = replayed(str(copy))
     assert state.served is not None and state.served.soup is not None
     served = state.soups[state.served.soup]
-    lie = served.model_copy(update={"sha256": "0" * 64})
-    soups = {**state.soups, served.name: lie}
-    told = type(state)(**{**vars(state), "soups": soups})
-    problems = verify_experiment(program, told, store, say=lambda line: None)
-    assert any("made again from its mix" in problem for problem in problems)
+    changed = served.model_copy(update={"sha256": "0" * 64})
+    soups = {**state.soups, served.name: changed}
+    other = type(state)(**{**vars(state), "soups": soups})
+    problems = verify_experiment(program, other, store, say=lambda line: None)
+    assert any("from its mix" in problem and "0" * 12 in problem for problem in problems)
 
 
-def test_a_soup_whose_members_are_gone_cannot_be_made_again(copy: Path) -> None:
+def test_a_soup_without_its_members_cannot_be_blended_again(copy: Path) -> None:
     _, state, _ = replayed(str(copy))
     member = next(run for run in state.runs.values() if run.scored).checkpoints[-1].checkpoint
     shutil.rmtree(copy / "runs")
     problems = problems_of(copy)
     assert any(checkpoint_dir(member.id) in problem for problem in problems)
-    assert any("cannot be made again" in problem for problem in problems)
+    assert any("cannot be" in problem and "from its mix" in problem for problem in problems)

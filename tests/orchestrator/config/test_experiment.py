@@ -1,4 +1,4 @@
-"""The Experiment is strict, says what is wrong in a sentence, and reads back what it wrote."""
+"""The Experiment is strict, reports a mistake in one sentence, and reads back its own dump."""
 
 from pathlib import Path
 from typing import Any
@@ -65,19 +65,19 @@ def test_overrides_are_typed_as_yaml(file: Path) -> None:
     assert experiment.fleet.env == {"OMP_NUM_THREADS": "2"}
 
 
-def test_a_recipe_with_other_options_may_be_there_again(file: Path) -> None:
+def test_a_recipe_may_appear_again_with_other_options(file: Path) -> None:
     greedy = "greedy, {greedy: {tie: strict}}, {greedy: {patience: 1}}"
     soup = load(file, [f"soup.recipes=[best, {greedy}]", "soup.serve=greedy-2"]).soup
     assert soup.labels == ("best", "greedy", "greedy-2", "greedy-3") and soup.serve == "greedy-2"
-    with pytest.raises(UserError, match="serve is 'greedy-4'; write auto or one of best, greedy, "):
+    with pytest.raises(UserError, match="serve is 'greedy-4'; .* best, greedy, "):
         load(file, [f"soup.recipes=[best, {greedy}]", "soup.serve=greedy-4"])
-    # What is written is what soup.tie says anyway.
+    # The written option equals the default from soup.tie.
     same = ["soup.recipes=[greedy, {greedy: {tie: strict}}]", "soup.tie=strict"]
     with pytest.raises(UserError, match="greedy twice with the same options"):
         load(file, same)
 
 
-def test_a_section_with_nothing_in_it_means_the_defaults(file: Path) -> None:
+def test_an_empty_section_means_the_defaults(file: Path) -> None:
     file.write_text(file.read_text() + "train:\n  # lr: 1\nsweep:\n")
     assert load(file).train == Experiment(name="x", **DIGITS).train
 
@@ -89,7 +89,7 @@ def test_a_section_with_nothing_in_it_means_the_defaults(file: Path) -> None:
         ("train.epoch=1", r"unknown key train\.epoch; did you mean train\.epochs\?"),
         ("lr=0.1", r"unknown key lr; did you mean train\.lr\?"),
         ("modell.name=x", r"unknown key modell; did you mean model\?"),
-        ("qqq=1", r"unknown key qqq; known here: name, storage"),
+        ("qqq=1", r"unknown key qqq; .*: name, storage"),
         ("train.lr=abc", r"train\.lr is 'abc', but should be a valid number"),
         ("train.lr=inf", r"train\.lr is inf; write a finite number"),
         ("train.lr=1e999", r"train\.lr is inf; write a finite number"),
@@ -106,7 +106,7 @@ def test_a_section_with_nothing_in_it_means_the_defaults(file: Path) -> None:
         ("merge.every=3 epochs", r"merge\.every: got '3 epochs'"),
         ("merge.method=nope", r"merge\.method: unknown recipe 'nope'"),
         ("soup.recipes=[best, gredy]", r"soup\.recipes\.1: unknown recipe 'gredy'.*greedy"),
-        ("soup.recipes=[]", r"soup: recipes \[\] must name at least one"),
+        ("soup.recipes=[]", r"soup: recipes is \[\]"),
         (
             "soup.recipes=[best, best]",
             r"soup: recipes has best twice with the same options; remove",
@@ -136,16 +136,19 @@ def test_a_section_with_nothing_in_it_means_the_defaults(file: Path) -> None:
         ("train.unfreeze=[{epoch: 1, modules: all}]", r"begin the first at epoch 0"),
         ("fleet.gpus_per_run=1.5", r"fleet\.gpus_per_run: got 1\.5"),
         ("sweep.space.train.lr=5", r"sweep\.space\.train\.lr: got 5; write a list of values"),
-        ("sweep.space.train.lr={uniform: [2, 1]}", r"uniform \[2\.0, 1\.0\] is no range"),
-        ("sweep.space.train.lr={loguniform: [0, 1]}", r"must begin above 0"),
+        ("sweep.space.train.lr={uniform: [2, 1]}", r"uniform \[2\.0, 1\.0\]"),
+        ("sweep.space.train.lr={loguniform: [0, 1]}", r"loguniform \[0\.0, 1\.0\] .*above 0"),
         ("sweep.space.train.lr={int: [1, 2], choice: [1]}", r"got choice, int of .* give one"),
-        ("sweep.space.train.lr={int: [1, 3]}", r"space\.train\.lr is a range, which a grid cannot"),
+        ("sweep.space.train.lr={int: [1, 3]}", r"space\.train\.lr is a range, .*grid"),
         ("sweep={sampler: random, space: {seed: [1]}}", r"sweep: num_runs is None"),
         ("sweep={sampler: random, num_runs: 2}", r"sampler: random needs a space"),
-        ("sweep={sampler: zip, space: {seed: [1], train.lr: [1, 2]}}", r"axes of one length"),
+        (
+            "sweep={sampler: zip, space: {seed: [1], train.lr: [1, 2]}}",
+            r"sampler: zip .*'seed': 1, 'train\.lr': 2",
+        ),
         ("sweep={sampler: list}", r"sampler: list needs runs"),
-        ("sweep.seeds=[1, 1]", r"list of distinct seeds"),
-        ("sweep.seeds=0", r"must be a count"),
+        ("sweep.seeds=[1, 1]", r"seeds is \(1, 1\)"),
+        ("sweep.seeds=0", r"seeds is 0"),
         ("train.lr", r"override 'train\.lr': not an assignment; write KEY=VALUE"),
         ("train..lr=1", r"not an assignment"),
         ("train.lr=[", r"override 'train\.lr=\[', line 1.*not readable as YAML"),
@@ -166,15 +169,14 @@ def test_further_mistakes_are_counted(file: Path) -> None:
     assert _refused(file, "train.epochs=many", "train.lr=x").endswith("(1 more like this)")
 
 
-def test_a_key_that_stands_twice_is_refused(file: Path) -> None:
+def test_a_repeated_key_is_refused(file: Path) -> None:
     file.write_text("model: {name: a}\ndata: {source: digits}\nmodel: {name: b}\n")
-    assert "line 3, column 1: not readable as YAML: the key 'model' stands there twice" in _refused(
-        file
-    )
+    sentence = _refused(file)
+    assert "line 3, column 1" in sentence and "'model'" in sentence and "twice" in sentence
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n", "{[a]: 1}\n", "a: b: c\n", "\x07"])
-def test_text_that_is_no_mapping_is_refused(file: Path, text: str) -> None:
+def test_a_text_without_a_mapping_is_refused(file: Path, text: str) -> None:
     file.write_text(text)
     assert str(file) in _refused(file)
 
@@ -191,8 +193,8 @@ def test_nothing_is_executed_by_a_yaml_tag(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["probe_epochs", "trunk_epochs"])
-def test_a_common_start_must_not_see_what_folds_hold_out(file: Path, key: str) -> None:
-    with pytest.raises(UserError, match=rf"base\.{key} is 2 with data\.folds: 3; set it to 0"):
+def test_a_trained_base_is_refused_with_folds(file: Path, key: str) -> None:
+    with pytest.raises(UserError, match=rf"base\.{key} is 2 with data\.folds: 3; .* 0"):
         load(file, ["data.folds=3", f"base.{key}=2"])
     assert load(file, ["data.folds=3", f"base.{key}=0"]).data.folds == 3
 
@@ -202,14 +204,14 @@ def test_variables_are_filled_in_and_inputs_become_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOUPFLEET_TEST_DATA", "/some/where")
-    monkeypatch.setenv("HOME", "/home/cook")
-    found = load(
+    monkeypatch.setenv("HOME", "/home/user")
+    experiment = load(
         file,
         ["data.root=${SOUPFLEET_TEST_DATA}/x", "model.checkpoint=w.safetensors", "storage=~/runs"],
     )
-    assert found.data.root == "/some/where/x"
-    assert found.model.checkpoint == str(tmp_path / "w.safetensors")
-    assert found.storage == "/home/cook/runs"
+    assert experiment.data.root == "/some/where/x"
+    assert experiment.model.checkpoint == str(tmp_path / "w.safetensors")
+    assert experiment.storage == "/home/user/runs"
 
 
 def test_a_variable_that_is_not_set_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,15 +230,15 @@ def test_the_uri_joins_storage_and_name_and_keeps_a_query(file: Path, tmp_path: 
 
 
 def test_ranks_are_whole_gpus_and_a_share_is_one_rank(file: Path) -> None:
-    assert num_ranks(load(file, ["fleet.gpus_per_run=2"]), "cpu") == 2
-    assert num_ranks(load(file, ["fleet.gpus_per_run=0.5"]), "cuda") == 1
+    assert num_ranks(load(file, ["fleet.gpus_per_run=2"])) == 2
+    assert num_ranks(load(file, ["fleet.gpus_per_run=0.5"])) == 1
 
 
-def test_the_setting_is_what_the_experiment_says(file: Path, tmp_path: Path) -> None:
+def test_the_worker_config_is_that_of_the_experiment(file: Path, tmp_path: Path) -> None:
     experiment = load(file, ["seed=7", "soup.metric=nll", "fleet.cpus_per_run=3"])
-    made = worker_config(experiment, "cpu")
-    assert (made.seed, made.metric, made.threads, made.device) == (7, "nll", 3, "cpu")
-    assert made.uri == uri(experiment) and made.data == experiment.data
+    worker = worker_config(experiment, "cpu")
+    assert (worker.seed, worker.metric, worker.threads, worker.device) == (7, "nll", 3, "cpu")
+    assert worker.uri == uri(experiment) and worker.data == experiment.data
 
 
 _leaf = (
@@ -288,10 +290,11 @@ _experiments = st.builds(
 
 @settings(deadline=None)  # a busy machine is not a failure
 @given(_experiments)
-def test_the_dump_loads_to_the_same_experiment(experiment: Experiment) -> None:
+def test_a_dump_loads_to_the_same_experiment(experiment: Experiment) -> None:
     assert read(dump(experiment), "dump") == experiment
+    assert read(dump(experiment, named_only=True), "dump") == experiment
 
 
-def test_the_dump_is_plain_yaml_for_any_reader(file: Path) -> None:
+def test_a_dump_is_plain_yaml_for_any_reader(file: Path) -> None:
     experiment = load(file, ["merge.mode=off", "train.lr=1e-5", "fleet.env={A: '010'}"])
     assert yaml.safe_load(dump(experiment)) == experiment.model_dump(mode="json")

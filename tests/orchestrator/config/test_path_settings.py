@@ -1,4 +1,4 @@
-"""Paths in a configuration: filled in and absolute wherever they are written."""
+"""Paths in a configuration are filled in and absolute, wherever they are written."""
 
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,16 @@ def checkpoints(home: Path, sweep: str) -> list[str | None]:
         "{model: {checkpoint: c.pth}}, {}]}",
     ],
 )
-def test_a_sweeps_checkpoints_are_paths_like_the_experiments_own(home: Path, sweep: str) -> None:
-    found = checkpoints(home, sweep)
-    assert found == [f"{home}/a.pth", f"{home}/weights/b.pth", f"{home}/c.pth", None]
+def test_checkpoints_in_a_sweep_are_resolved_like_others(home: Path, sweep: str) -> None:
+    assert checkpoints(home, sweep) == [
+        f"{home}/a.pth",
+        f"{home}/weights/b.pth",
+        f"{home}/c.pth",
+        None,
+    ]
 
 
-def test_what_is_not_set_is_named_where_it_stands(home: Path) -> None:
+def test_a_variable_that_is_not_set_is_named_with_its_key(home: Path) -> None:
     with pytest.raises(UserError, match=r"sweep\.space\.model\.checkpoint is .*NOWHERE is not set"):
         checkpoints(home, "{space: {model.checkpoint: ['${NOWHERE}/a.pth']}}")
     with pytest.raises(UserError, match=r"sweep\.runs\.1\.model\.checkpoint is .*NOWHERE"):
@@ -55,5 +59,5 @@ def test_what_is_not_set_is_named_where_it_stands(home: Path) -> None:
         {"storage": "s3://bucket/x", "data": {"root": "gs://y"}},
     ],
 )
-def test_what_is_malformed_or_elsewhere_stays_as_it_is(tree: dict[str, Any]) -> None:
+def test_malformed_and_remote_paths_stay_as_they_are(tree: dict[str, Any]) -> None:
     assert resolved(tree, "x.yaml") == tree

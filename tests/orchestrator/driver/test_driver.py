@@ -17,7 +17,7 @@ from orchestrator.config import Experiment
 from orchestrator.driver import driver as driving
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.experiment.sweep import expand
-from orchestrator.schedule import training
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.simulator.experiment import program
 from tests.simulator.simulator import FragileLedger, Killed, SimulatedFleet, driver, live
@@ -55,8 +55,8 @@ def outcome(state: State) -> Any:
 def check(world: World, undisturbed: State) -> None:
     state = world.state()
     assert outcome(state) == outcome(undisturbed)
-    assert exit_code(world.program, state) == DONE
-    assert is_finished(world.program, state)
+    assert exit_code(Moment(world.program, state)) == DONE
+    assert is_finished(Moment(world.program, state))
     events = world.ledger().replay()
     assert [event.seq for event in events] == list(range(len(events)))
     counted = Counter(e.checkpoint.name for e in events if e.kind == "checkpoint")
@@ -219,7 +219,7 @@ def test_out_of_memory_goes_on_with_half_the_micro_batch(folder: Path) -> None:
     sizes = {o.micro_batch for o in fleet.submitted if isinstance(o, TrainOrder)}
     assert sizes == {None, 16, 8}
     assert served(state) is not None
-    assert {training.status(world.program, state, run) for run in world.program.runs} == {"done"}
+    assert {Moment(world.program, state).phase_of(run) for run in world.program.runs} == {"done"}
 
 
 def test_a_corrupt_start_falls_back_to_the_older_checkpoint(folder: Path) -> None:
@@ -281,9 +281,9 @@ def test_a_finish_request_midway_soups_what_is_committed(
     state = mind.run()
     assert served(state) is not None
     assert all(len(run.checkpoints) < 6 for run in state.runs.values())
-    assert {training.status(world.program, state, run) for run in world.program.runs} == {"stopped"}
+    assert {Moment(world.program, state).phase_of(run) for run in world.program.runs} == {"stopped"}
     assert not world.store.exists(FINISH)
-    assert is_finished(world.program, mind.finish())
+    assert is_finished(Moment(world.program, mind.finish()))
     members = {name for names in soups(state).values() for name in names}
     assert members, "what was committed is in the soup"
 
@@ -318,7 +318,7 @@ def test_a_stopped_driver_says_so_and_the_next_goes_on(folder: Path) -> None:
 
     mind.watch = stop
     state = mind.run()
-    assert state.stopped is not None and not is_finished(plan, state)
+    assert state.stopped is not None and not is_finished(Moment(plan, state))
     world.store.delete(LEASE)
     live(world)
     check(world, calm)
@@ -328,7 +328,7 @@ def test_a_finished_experiment_has_nothing_left_to_do(folder: Path) -> None:
     world = World.at(folder)
     live(world)
     before = len(world.performed)
-    assert is_finished(world.program, world.state())
+    assert is_finished(Moment(world.program, world.state()))
     live(world)
     assert len(world.performed) == before
 
@@ -359,7 +359,7 @@ def test_an_extended_experiment_runs_the_new_runs_alone(folder: Path) -> None:
     assert served(state) == served(fresh)
     assert soups(fresh).items() <= soups(state).items()
     assert soups(first).items() <= soups(state).items(), "the old soups are still known"
-    assert is_finished(world.program, mind.finish())
+    assert is_finished(Moment(world.program, mind.finish()))
 
 
 def test_an_extension_of_a_fleet_that_failed_serves_a_soup_after_all(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The ledger: what was appended is replayed, whatever instant its writer was killed at."""
+"""The ledger: appended events are replayed, at whatever instant the writer was killed."""
 
 import math
 import time
@@ -27,7 +27,7 @@ def test_an_empty_ledger_replays_nothing(store: Store) -> None:
     assert Ledger(store).replay() == []
 
 
-def test_what_was_appended_is_replayed_in_order_by_a_new_driver(store: Store) -> None:
+def test_appended_events_are_replayed_in_order_by_a_new_driver(store: Store) -> None:
     written = filled(store)
     assert [event.seq for event in written] == [0, 1, 2, 3, 4, 5]
     assert Ledger(store).replay() == written
@@ -35,7 +35,7 @@ def test_what_was_appended_is_replayed_in_order_by_a_new_driver(store: Store) ->
     assert store.list() == names
 
 
-def test_a_new_driver_goes_on_where_the_last_one_stopped(store: Store) -> None:
+def test_a_new_driver_continues_where_the_last_one_stopped(store: Store) -> None:
     filled(store)
     [event] = Ledger(store).append([BackoffOver(order="a")])
     assert event.seq == 6
@@ -54,7 +54,7 @@ def test_every_event_comes_back_equal_even_with_numbers_json_lacks(store: Store)
     assert b":Infinity" not in store.read("ledger/00000000.jsonl")
 
 
-def test_a_file_torn_at_any_byte_keeps_its_complete_lines_and_the_ledger_goes_on(
+def test_a_file_torn_at_any_byte_keeps_its_complete_lines_and_the_ledger_continues(
     tmp_path: Path,
 ) -> None:
     store = Store(str(tmp_path))
@@ -66,7 +66,7 @@ def test_a_file_torn_at_any_byte_keeps_its_complete_lines_and_the_ledger_goes_on
         expected = written[: 4 + whole[:end].count(b"\n")]
         ledger = Ledger(store)
         assert ledger.replay() == expected
-        assert store.read(last) == whole[:end]  # looking changes nothing
+        assert store.read(last) == whole[:end]  # reading changes nothing
         added = ledger.append([BackoffOver(order="a")])
         assert Ledger(store).replay() == expected + added
         for path in store.list()[2:]:
@@ -89,7 +89,7 @@ def test_a_gap_is_named(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"garbage\n", b'{"kind":"unheard_of"}\n', b"\n", b"\0\0\n", b"\xff\n"]
+    "line", [b"garbage\n", b'{"kind":"unknown"}\n', b"\n", b"\0\0\n", b"\xff\n"]
 )
 def test_a_complete_line_that_is_no_event_is_named_even_at_the_end(
     tmp_path: Path, line: bytes
@@ -101,7 +101,7 @@ def test_a_complete_line_that_is_no_event_is_named_even_at_the_end(
         Ledger(store).replay()
 
 
-def test_an_event_out_of_place_or_a_strange_file_is_named(tmp_path: Path) -> None:
+def test_an_event_out_of_place_or_a_foreign_file_is_named(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     filled(store)
     store.write("ledger/00000006.jsonl", store.read("ledger/00000000.jsonl"))
@@ -113,7 +113,7 @@ def test_an_event_out_of_place_or_a_strange_file_is_named(tmp_path: Path) -> Non
         Ledger(store).replay()
 
 
-def test_files_are_in_order_of_their_numbers_when_eight_digits_no_longer_do(
+def test_files_are_in_numerical_order_beyond_eight_digits(
     tmp_path: Path,
 ) -> None:
     store = Store(str(tmp_path))
@@ -123,7 +123,7 @@ def test_files_are_in_order_of_their_numbers_when_eight_digits_no_longer_do(
     assert Ledger(store)._paths() == names[::-1]
 
 
-def test_a_second_driver_on_a_local_disk_is_found_out_at_its_first_write(tmp_path: Path) -> None:
+def test_a_second_driver_on_a_local_disk_is_refused_at_its_first_write(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     first, second = Ledger(store), Ledger(store)
     first.replay()
@@ -143,6 +143,6 @@ def test_a_thousand_runs_are_appended_and_replayed_in_seconds(tmp_path: Path) ->
     written_s = time.perf_counter() - began
     began = time.perf_counter()
     assert len(Ledger(store).replay()) == 20_000
-    # Generous: the machine that runs the tests may be busy with something else.
+    # Generous bounds: the machine may be busy.
     assert 20_000 / written_s > 500
     assert time.perf_counter() - began < 20

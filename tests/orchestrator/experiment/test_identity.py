@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from orchestrator.config import Experiment, dump, read
-from orchestrator.experiment.identity import check, identity
+from orchestrator.config.sections import EnsembleConfig
+from orchestrator.experiment.identity import check, identity, kept_values, with_stored_values
+from workers.config.train import TrainConfig
 from workers.errors import UserError
 
 GRID = {"space": {"train.lr": [0.1, 0.2]}}
@@ -15,7 +17,7 @@ RANDOM = {"sampler": "random", "num_runs": 3, "space": {"train.lr": {"uniform": 
 
 def _experiment(sweep: dict[str, Any] | None = None, **more: Any) -> Experiment:
     parts = {"name": "x", "data": {"source": "digits"}, "model": {"name": "test_resnet"}}
-    return Experiment.model_validate({**parts, **more, "sweep": sweep or {}})
+    return Experiment.model_validate({**parts, **more, **({"sweep": sweep} if sweep else {})})
 
 
 def _refusal(old: Experiment, new: Experiment, extend: bool = False) -> str:
@@ -37,7 +39,7 @@ def test_the_dumped_config_has_the_same_identity() -> None:
 
 
 @pytest.mark.parametrize(
-    "free",
+    "mutable",
     [
         {"storage": "/other"},
         {"fleet": {"max_concurrent_runs": 1}},
@@ -45,9 +47,9 @@ def test_the_dumped_config_has_the_same_identity() -> None:
         {"fleet": {"env": {"A": "1"}}},
     ],
 )
-def test_what_has_no_say_in_the_result_may_change(free: dict[str, Any]) -> None:
-    check(identity(_experiment()), _experiment(**free))
-    check(identity(_experiment(**free)), _experiment())
+def test_keys_that_do_not_affect_the_result_may_change(mutable: dict[str, Any]) -> None:
+    check(identity(_experiment()), _experiment(**mutable))
+    check(identity(_experiment(**mutable)), _experiment())
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,9 @@ def test_what_has_no_say_in_the_result_may_change(free: dict[str, Any]) -> None:
         ({"data": {"source": "digits", "ood": {"blur": "b"}}}, "data.ood.blur: absent -> b"),
     ],
 )
-def test_anything_else_is_refused_with_the_difference(change: dict[str, Any], shown: str) -> None:
+def test_any_other_change_is_refused_with_the_difference(
+    change: dict[str, Any], shown: str
+) -> None:
     for extend in (False, True):
         sentence = _refusal(_experiment(), _experiment(**change), extend)
         assert shown in sentence and "--name" in sentence and "--extend" not in sentence
@@ -107,7 +111,7 @@ def test_an_extension_may_change_nothing_else() -> None:
     assert "soup.metric: top1 -> nll" in _refusal(_experiment(RANDOM), new, extend=True)
 
 
-def test_an_ensemble_may_be_added_but_not_taken_away() -> None:
+def test_an_ensemble_may_be_added_but_not_removed() -> None:
     before, after = _experiment(), _experiment(ensemble={"stacking": True})
     assert "--extend" in _refusal(before, after)
     check(identity(before), after, extend=True)
@@ -130,11 +134,11 @@ def test_many_differences_are_counted() -> None:
 
 
 def test_a_config_of_an_unknown_version_is_refused() -> None:
-    with pytest.raises(UserError, match="begun by a version of soupfleet"):
+    with pytest.raises(UserError, match="experiment x .*version.*--name OTHER"):
         check({**identity(_experiment()), "future": 1}, _experiment())
 
 
-def test_a_recipe_that_is_added_takes_no_other_ones_name() -> None:
+def test_an_added_recipe_does_not_take_the_name_of_another() -> None:
     loose, strict = "greedy", {"greedy": {"tie": "strict"}}
     old = _experiment(soup={"recipes": ["best", strict]})
     check(identity(old), _experiment(soup={"recipes": ["best", strict, loose]}), True)
@@ -142,7 +146,7 @@ def test_a_recipe_that_is_added_takes_no_other_ones_name() -> None:
     assert "soup.recipes" in _refusal(old, swapped, extend=True)
 
 
-def test_recipes_may_be_added_with_extend_and_none_taken_away() -> None:
+def test_recipes_may_be_added_with_extend_but_not_removed() -> None:
     old = _experiment(soup={"recipes": ["best", "greedy"]})
     more = _experiment(GRID, soup={"recipes": ["best", "model_stock", "greedy"]})
     assert "--extend" in _refusal(old, _experiment(soup={"recipes": ["greedy", "best", "uniform"]}))
@@ -150,3 +154,82 @@ def test_recipes_may_be_added_with_extend_and_none_taken_away() -> None:
     fewer = _experiment({"space": {"train.lr": [0.1]}}, soup={"recipes": ["best", "greedy"]})
     check(identity(fewer), more, True)
     assert "soup.recipes" in _refusal(more, old, extend=True)
+
+
+# Stored values
+
+
+def _stored(*missing: str, **more: Any) -> Experiment:
+    """The experiment as read from its config.yaml, in which an old version lacks some keys."""
+    tree = _experiment(**more).model_dump(mode="json")
+    for path in missing:
+        section, _, key = path.rpartition(".")
+        del (tree[section] if section else tree)[key]
+    return read(dump(Experiment.model_validate(tree), named_only=True), "config.yaml")
+
+
+def test_a_key_that_the_command_does_not_name_keeps_its_stored_value() -> None:
+    stored = _stored(train={"lr": 0.5, "epochs": 7}, soup={"tie": "strict"}, seed=3)
+    new = _experiment(train={"epochs": 7})
+    merged = with_stored_values(new, stored)
+    assert (merged.train.lr, merged.soup.tie, merged.seed) == (0.5, "strict", 3)
+    check(identity(stored), merged)
+    assert kept_values(new, merged) == [
+        "seed: 3 (default: 0)",
+        "train.lr: 0.5 (default: 0.001)",
+        "soup.tie: strict (default: accept)",
+    ]
+
+
+def test_a_named_key_is_never_replaced_even_by_its_default() -> None:
+    stored = _stored(train={"lr": 0.5})
+    assert "train.lr: 0.5 -> 0.001" in _refusal(
+        stored, with_stored_values(_experiment(train={"lr": 1e-3}), stored)
+    )
+
+
+def test_a_key_that_was_not_stored_has_its_default() -> None:
+    stored = _stored("train.smoothing", "ensemble", train={"lr": 0.5})
+    merged = with_stored_values(_experiment(), stored)
+    assert (merged.train.lr, merged.train.smoothing) == (0.5, TrainConfig().smoothing)
+    assert merged.ensemble == EnsembleConfig()
+    check(identity(stored), merged)
+
+
+def test_the_storage_is_where_the_experiment_was_found() -> None:
+    merged = with_stored_values(_experiment(), _stored(storage="/before/it/was/moved"))
+    assert merged.storage == "./runs"
+
+
+def test_a_recipe_is_one_value_with_its_options() -> None:
+    stored = _stored(merge={"method": {"greedy": {"tie": "strict"}}})
+    named = with_stored_values(_experiment(merge={"method": "pruned"}), stored)
+    assert named.merge.method.name == "pruned" and not named.merge.method.options
+    assert with_stored_values(_experiment(), stored).merge.method == stored.merge.method
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"runs": [{"train.lr": 0.2}]}, GRID),
+        ({**RANDOM, "num_runs": 2}, RANDOM),
+        (GRID, {**GRID, "seeds": 3}),
+    ],
+)
+def test_an_extended_sweep_is_taken_as_a_whole(old: dict[str, Any], new: dict[str, Any]) -> None:
+    stored, wider = _stored(sweep=old), _experiment(new)
+    merged = with_stored_values(wider, stored)
+    assert merged.sweep == wider.sweep
+    check(identity(stored), merged, extend=True)
+
+
+def test_an_unchanged_sweep_keeps_its_stored_values() -> None:
+    stored = _stored(sweep={**GRID, "seeds": 3})
+    assert with_stored_values(_experiment(GRID), stored).sweep.seeds == 3
+    assert with_stored_values(_experiment(), stored).sweep == stored.sweep
+
+
+def test_a_named_key_that_contradicts_a_stored_one_is_refused_with_the_difference() -> None:
+    stored = _stored(merge={"mode": "sync", "method": "pull"})
+    merged = with_stored_values(_experiment(merge={"mode": "observe"}), stored)
+    assert "merge.mode: sync -> observe" in _refusal(stored, merged)

@@ -1,4 +1,4 @@
-"""A sweep expands to the same runs everywhere, and a bigger one contains a smaller one."""
+"""A sweep expands to the same runs everywhere, and a larger one contains a smaller one."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.config import Experiment
 from orchestrator.experiment.sweep import expand
 from orchestrator.report import format
+from workers.config.model import BaseConfig, ModelConfig
 from workers.config.train import TrainConfig
 from workers.errors import UserError
 
@@ -30,7 +31,7 @@ def test_without_a_sweep_there_is_one_run() -> None:
     assert run.train.lr == 0.5 and run.params == {} and run.role == "member"
 
 
-def test_a_grid_is_every_combination_the_last_axis_fastest() -> None:
+def test_a_grid_has_every_combination_with_the_last_axis_fastest() -> None:
     runs = expand(_experiment({"space": {"train.lr": [0.1, 0.2], "train.epochs": [1, 2]}}))
     assert [(run.train.lr, run.train.epochs) for run in runs] == [
         (0.1, 1),
@@ -77,8 +78,8 @@ def test_a_run_listed_twice_is_a_replica_of_the_same_random_streams() -> None:
     assert first.stream == third.stream
 
 
-def test_an_id_is_known_by_heart() -> None:
-    # Stores in the field are keyed by it: a change of this number orphans their runs.
+def test_an_id_is_pinned() -> None:
+    # Existing stores are keyed by it: a change would orphan their runs.
     (run,) = expand(_experiment({}))
     assert run.id == "02a4a554"
 
@@ -104,15 +105,67 @@ def test_an_id_is_known_by_heart() -> None:
         ),
     ],
 )
-def test_keys_that_came_later_leave_ids_as_they_were(sweep: dict[str, Any], ids: str) -> None:
+def test_new_keys_do_not_change_existing_ids(sweep: dict[str, Any], ids: str) -> None:
     assert [run.id for run in expand(_experiment(sweep))] == ids.split()
+
+
+def test_a_changed_default_does_not_change_existing_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first runs were trained when the default of train.lr was 0.5."""
+    monkeypatch.setattr(TrainConfig, "first_defaults", {"lr": 0.5})
+    (before,), (after,) = (expand(_experiment({}, train=train)) for train in ({"lr": 0.5}, {}))
+    assert (before.train.lr, after.train.lr) == (0.5, 1e-3)
+    assert before.id == "02a4a554" and after.id != before.id
+
+
+FIRST_DEFAULTS = {
+    "5": "epochs",
+    "32": "batch_size",
+    "1": "grad_accum_steps lr_cycle_limit checkpoint_every",
+    "'adamw'": "opt",
+    "0.001": "lr",
+    "0.0": "min_lr smoothing vflip grayscale reprob mixup cutmix drop_path",
+    "None": (
+        "head_lr layer_decay aa color_jitter affine perspective class_weights clip_grad patience "
+        "model_ema_decay weights checkpoint "
+    ),
+    "0.05": "weight_decay",
+    "0.9": "momentum",
+    "'cosine'": "sched",
+    "1.0": "lr_cycle_mul lr_cycle_decay mixup_prob",
+    "10": "decay_epochs",
+    "()": "decay_milestones unfreeze",
+    "0.1": "decay_rate",
+    "2": "patience_epochs",
+    "0": "warmup_epochs mixup_off_epoch probe_epochs trunk_epochs",
+    "(0.35, 1.0)": "crop",
+    "0.5": "hflip mixup_switch_prob",
+    "'none'": "amp_dtype",
+    "True": "tf32",
+    "False": (
+        "channels_last grad_checkpointing compile bn_freeze model_ema_warmup weights_ema "
+        "pretrained "
+    ),
+    "'linear'": "head",
+    "{}": "kwargs",
+    "'zero'": "init",
+}
+"""First default of every key that ids depend on -> the keys."""
+
+
+def test_first_defaults_are_pinned() -> None:
+    """Ids leave them out. A change of a default adds the old one to `first_defaults`."""
+    for section in (TrainConfig, ModelConfig, BaseConfig):
+        for default, keys in FIRST_DEFAULTS.items():
+            for key in set(keys.split()) & section.model_fields.keys():
+                first = section.first_defaults.get(key, section.model_fields[key].default)
+                assert repr(first) == default, f"{section.__name__}.first_defaults[{key!r}]"
 
 
 KEYS = [*TrainConfig.model_fields]
 
 
 @given(st.lists(st.sampled_from(KEYS), unique=True), st.integers(0, 99))
-def test_a_default_that_is_written_down_is_the_same_run(keys: list[str], seed: int) -> None:
+def test_a_written_default_is_the_same_run(keys: list[str], seed: int) -> None:
     written = {key: value for key, value in TrainConfig().model_dump().items() if key in keys}
     sweep = {"seeds": [seed]}
     ((one,), (other,)) = (expand(_experiment(sweep, train=train)) for train in ({}, written))
@@ -148,7 +201,7 @@ def test_a_replica_has_its_own_folds() -> None:
 
 
 def test_with_folds_a_setting_twice_is_still_refused() -> None:
-    with pytest.raises(UserError, match=r"train\.lr holds 0\.1 twice"):
+    with pytest.raises(UserError, match=r"train\.lr .*0\.1 twice"):
         expand(_folded(2, {"space": {"train.lr": [0.1, 0.1]}}))
 
 
@@ -175,7 +228,7 @@ def test_axes_may_hold_lists() -> None:
         ({"epochs": 5, "checkpoint_every": "7 steps"}, [5]),
     ],
 )
-def test_snapshots_at_epochs_with_a_checkpoint_are_fine(
+def test_snapshots_at_epochs_with_a_checkpoint_are_accepted(
     train: dict[str, Any], epochs: list[int]
 ) -> None:
     assert len(expand(_experiment({}, train=train, soup={"ingredients": epochs}))) == 1
@@ -189,14 +242,14 @@ def test_snapshots_at_epochs_with_a_checkpoint_are_fine(
         ({"epochs": 6, "checkpoint_every": "7 steps"}, [3], "epoch 3; .*checkpoint_every: 7 steps"),
     ],
 )
-def test_an_epoch_that_no_run_checkpoints_at_is_refused(
+def test_an_epoch_without_a_checkpoint_is_refused(
     train: dict[str, Any], epochs: list[int], seen: str
 ) -> None:
     with pytest.raises(UserError, match=rf"soup\.ingredients: no run .*{seen}"):
         expand(_experiment({}, train=train, soup={"ingredients": epochs}))
 
 
-def test_an_epoch_of_the_longest_run_alone_is_fine() -> None:
+def test_an_epoch_that_only_the_longest_run_reaches_is_accepted() -> None:
     sweep = {"space": {"train.epochs": [3, 9]}}
     assert len(expand(_experiment(sweep, soup={"ingredients": [3, 9]}))) == 2
 
@@ -229,7 +282,7 @@ def test_both_ends_of_an_integer_range_are_drawn() -> None:
     assert {run.train.epochs for run in runs} == {2, 3, 4}
 
 
-def test_random_runs_are_all_different_until_the_space_is_used_up() -> None:
+def test_random_runs_are_all_different_until_the_space_is_exhausted() -> None:
     def sweep(num_runs: int) -> dict[str, Any]:
         return {"sampler": "random", "num_runs": num_runs, "space": {"train.lr": [0.1, 0.2, 0.3]}}
 
@@ -250,9 +303,9 @@ def test_the_order_of_the_axes_does_not_change_a_draw() -> None:
 @pytest.mark.parametrize(
     ("sweep", "sentence"),
     [
-        ({"space": {"train.lr": [0.1, 0.1]}}, r"sweep\.space\.train\.lr holds 0\.1 twice"),
-        ({"space": {"train.lr": [1, "1"]}}, r"makes the same run twice \(train\.lr=1\)"),
-        ({"space": {"data.image_size": [32]}}, r"data\.image_size is one for the whole experiment"),
+        ({"space": {"train.lr": [0.1, 0.1]}}, r"sweep\.space\.train\.lr .*0\.1 twice"),
+        ({"space": {"train.lr": [1, "1"]}}, r"same run twice \(train\.lr=1\)"),
+        ({"space": {"data.image_size": [32]}}, r"sweep\.space\.data\.image_size: .*train\.\*"),
         ({"space": {"train.learning_rate": [1]}}, r"did you mean train\.lr\?"),
         ({"space": {"lr": [1]}}, r"sweep\.space\.lr: unknown key lr; did you mean train\.lr\?"),
         ({"space": {"train.lr": [0.1, -1]}}, r"train\.lr is -1, but should be greater than 0"),
@@ -261,7 +314,7 @@ def test_the_order_of_the_axes_does_not_change_a_draw() -> None:
         ({"space": {"train.warmup_epochs": [1, 9]}}, r"train\.warmup_epochs=9\): .*smaller than"),
         ({"space": {"seed": ["x"]}}, r"seed is 'x'"),
         ({"runs": [{}, {"train": {"lrr": 1}}]}, r"sweep\.runs\.1 .*did you mean train\.lr\?"),
-        ({"runs": [{"seed": 1}], "seeds": 2}, r"sweep\.runs\.0\.seed: sweep\.seeds sets"),
+        ({"runs": [{"seed": 1}], "seeds": 2}, r"sweep\.runs\.0\.seed: sweep\.seeds"),
     ],
 )
 def test_a_mistake_names_the_axis(sweep: dict[str, Any], sentence: str) -> None:

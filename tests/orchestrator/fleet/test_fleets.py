@@ -1,4 +1,4 @@
-"""One suite for the local and the Ray fleet: what the driver asks of a fleet holds for both."""
+"""One suite for the local and the Ray fleet: both fulfil the protocol."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +12,11 @@ from orchestrator.commands import run
 from orchestrator.commands.run import Options
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.fleet.base import Fleet
-from orchestrator.state.reducers import CLOSING, fold
+from orchestrator.schedule.moment import Moment
+from orchestrator.state.reducers import CLOSING
 from orchestrator.state.state import State
 from tests.faults import tiny_experiment
+from tests.simulator.experiment import then
 from workers.heartbeat import Heartbeat
 from workers.storage.store import Store
 from workers.types import AnyEvent, AnyOrder, Failed, Ordered, TrainOrder
@@ -23,7 +25,7 @@ OVERRIDES = ("sweep.seeds=1", "train.epochs=50", "fleet.max_concurrent_runs=1", 
 
 
 class Bench:
-    """A fleet with an experiment that has its base, driven by hand."""
+    """A fleet with an experiment whose base exists, driven by hand."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.experiment = tiny_experiment.experiment(folder, *OVERRIDES)
@@ -34,18 +36,18 @@ class Bench:
         self.fleet: Fleet = run.open_fleet(self.experiment, Options(fleet=fleet_kind))
         self._attempt = 0
         for _ in ("preflight", "base"):
-            self.hear(self.perform(self.next()))
+            self.commit(self.perform(self.next()))
 
     def next(self) -> AnyOrder:
-        return schedule.wanted(self.program, self.state)[0]
+        return schedule.due(Moment(self.program, self.state))[0]
 
     def training(self) -> TrainOrder:
         order = self.next()
         assert isinstance(order, TrainOrder)
         return order
 
-    def hear(self, events: list[AnyEvent]) -> None:
-        self.state = fold(events, self.state)
+    def commit(self, events: list[AnyEvent]) -> None:
+        self.state = then(self.state, events)
 
     def submit(self, order: AnyOrder) -> int:
         self._attempt += 1
@@ -57,7 +59,7 @@ class Bench:
             due_since=0.0,
             time=0.0,
         )
-        self.hear([ordered])
+        self.commit([ordered])
         self.fleet.submit(order, self._attempt)
         return self._attempt
 
@@ -75,12 +77,12 @@ class Bench:
             events += self.fleet.events(0.5)
             if any(is_last(event) for event in events):
                 return events
-        raise AssertionError(f"not within {timeout_s:g} s; heard {[e.kind for e in events]}")
+        raise AssertionError(f"not within {timeout_s:g} s; got {[e.kind for e in events]}")
 
-    def rest(self) -> None:
-        """Until the fleet would take the next order."""
+    def wait_until_free(self) -> None:
+        """Wait until the fleet would take the next order."""
         deadline = time.monotonic() + 60
-        while self.fleet.capacity("slot", backlog=1) == 0:
+        while self.fleet.capacity("slot", num_due=1) == 0:
             assert time.monotonic() < deadline, self.fleet.waiting_for()
             self.fleet.events(0.2)
 
@@ -89,7 +91,7 @@ class Bench:
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as environment:
-        # Ray's workers are nice to others by default, and starve beside busy processes.
+        # By default Ray's workers have low priority, and starve beside busy processes.
         environment.setenv("RAY_worker_niceness", "0")
         bench = Bench(request.param, folder)
         yield bench
@@ -102,8 +104,8 @@ def _ray_processes() -> list[str]:
     return [name for name in names if "ray" in name.lower() or "gcs" in name]
 
 
-def test_events_say_which_order_attempt_and_slot(bench: Bench) -> None:
-    bench.rest()
+def test_events_have_order_attempt_and_slot(bench: Bench) -> None:
+    bench.wait_until_free()
     order = bench.training()
     attempt = bench.submit(order)
     started, *_ = bench.events_until(lambda event: event.kind == "started")
@@ -113,8 +115,8 @@ def test_events_say_which_order_attempt_and_slot(bench: Bench) -> None:
     assert started.slot
 
 
-def test_an_order_it_already_holds_is_ignored(bench: Bench) -> None:
-    bench.rest()
+def test_an_order_that_it_already_holds_is_ignored(bench: Bench) -> None:
+    bench.wait_until_free()
     order = bench.training()
     attempt = bench.submit(order)
     bench.fleet.submit(order, attempt + 1)
@@ -122,18 +124,18 @@ def test_an_order_it_already_holds_is_ignored(bench: Bench) -> None:
     bench.fleet.interrupt("enough")
     events = bench.events_until(lambda event: event.kind == "interrupted")
     assert {event.attempt for event in events} == {attempt}
-    bench.rest()
+    bench.wait_until_free()
     assert bench.fleet.events(0.5) == []
 
 
-def test_interrupted_training_leaves_a_checkpoint_that_it_goes_on_from(bench: Bench) -> None:
-    bench.rest()
+def test_interrupted_training_leaves_a_checkpoint_to_continue_from(bench: Bench) -> None:
+    bench.wait_until_free()
     order = bench.training()
     attempt = bench.submit(order)
-    bench.hear(bench.events_until(lambda event: event.kind == "started"))
-    bench.fleet.interrupt("told to")
+    bench.commit(bench.events_until(lambda event: event.kind == "started"))
+    bench.fleet.interrupt("enough")
     events = bench.events_until(lambda event: event.kind == "interrupted")
-    bench.hear(events)
+    bench.commit(events)
     checkpoint = [event for event in events if event.kind == "checkpoint"][-1].checkpoint
     assert checkpoint.id.endswith(f"-{attempt}")
     again = bench.training()
@@ -141,18 +143,18 @@ def test_interrupted_training_leaves_a_checkpoint_that_it_goes_on_from(bench: Be
     assert 0 < checkpoint.step < order.stop_step
 
 
-def test_a_cancelled_order_says_no_more_and_makes_room(bench: Bench) -> None:
-    bench.rest()
+def test_a_cancelled_order_sends_no_more_events_and_frees_its_slot(bench: Bench) -> None:
+    bench.wait_until_free()
     order = bench.training()
     bench.submit(order)
     bench.events_until(lambda event: event.kind == "started")
     bench.fleet.cancel(order.id)
-    bench.rest()
+    bench.wait_until_free()
     assert [event for event in bench.fleet.events(0.5) if event.order == order.id] == []
 
 
-def test_an_exception_is_the_orders_last_event(bench: Bench) -> None:
-    bench.rest()
+def test_an_exception_is_the_last_event_of_its_order(bench: Bench) -> None:
+    bench.wait_until_free()
     order = bench.training()
     lost = order.start.model_copy(update={"name": "base/nowhere"})
     failed = bench.perform(order.model_copy(update={"start": lost}))[-1]
@@ -161,15 +163,15 @@ def test_an_exception_is_the_orders_last_event(bench: Bench) -> None:
     assert "Traceback" in failed.traceback
 
 
-def test_after_a_failure_the_slot_works_and_gives_signs_of_life(bench: Bench) -> None:
-    bench.rest()
+def test_after_a_failure_the_slot_works_and_sends_heartbeats(bench: Bench) -> None:
+    bench.wait_until_free()
     order = bench.training()
     bench.submit(order)
     bench.events_until(lambda event: event.kind == "started")
 
-    def pulses() -> list[Heartbeat]:
-        bench.fleet.events(0.2)  # a fleet listens for signs of life while it waits for events
+    def heartbeats() -> list[Heartbeat]:
+        bench.fleet.events(0.2)  # a fleet collects heartbeats while it waits for events
         return bench.fleet.heartbeats()
 
-    assert any(pulse.slot for pulse in tiny_experiment.wait_for(pulses, 60))
+    assert any(beat.slot for beat in tiny_experiment.wait_for(heartbeats, 60))
     bench.fleet.cancel(order.id)

@@ -1,10 +1,11 @@
-"""A real fleet whose recipes measure: model_stock, a gradient, the base alone, all policies."""
+"""A real fleet with recipes that measure: model_stock, a gradient, the base, all policies."""
 
 from pathlib import Path
 
 from orchestrator.commands import run
 from orchestrator.commands.run import Options
 from orchestrator.commands.verify import _rebuild, verify_experiment
+from orchestrator.schedule.moment import Moment
 from tests.orchestrator.small_fleet import replayed, run_small, small_experiment
 from workers.merging.write_soup import SoupFile
 
@@ -30,16 +31,16 @@ def test_soups_that_measure_are_made_rebuilt_and_extended(tmp_path: Path) -> Non
         assert made.members[-1].name.startswith("base/") and made.cohort.batchnorm == policy
     stock = soups["model_stock@average"]["mix"]
     assert len(stock["components"]) > 0 and stock["weights"][-1][1] == 0
-    (facts,) = state.facts.models.values() if state.facts is not None else ()
+    (facts,) = state.preflight.models.values() if state.preflight is not None else ()
     assert "fc" in facts.components and not state.measured
-    assert not verify_experiment(program, state, store, lambda line: None)
+    assert not verify_experiment(Moment(program, state), store, lambda line: None)
     for name in state.soups:
-        assert not list(_rebuild(program, state, store, name)), name
+        assert not list(_rebuild(Moment(program, state), store, name)), name
     trained = [run.trained_to for run in state.runs.values()]
     more = RECIPES.replace("best,", "best, 'tests.simulator.probe_recipe:OnlyBase',")
     wider = small_experiment(tmp_path, more, "soup.batchnorm=compare")
-    again = run.run(wider, Options(fleet="local", plain=True, extend=True))
+    again = run.run_experiment(wider, Options(fleet="local", plain=True, extend=True))
     assert again.exit_code == 0 and again.results is not None
-    assert [run.trained_to for run in again.state.runs.values()] == trained
+    assert [run.trained_to for run in again.moment.state.runs.values()] == trained
     only_base = [s for s in again.results["soups"] if s["recipe"].startswith("OnlyBase")]
     assert len(only_base) == 3 and all("test" in soup["scores"] for soup in only_base)

@@ -1,4 +1,4 @@
-"""One set of images, however it is stored and cached, gives one soup, byte for byte."""
+"""The same images give the same soup, byte for byte, however they are stored and cached."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def from_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]
 
 
 def test_as_tar_shards(from_folders: tuple[Path, bytes], tmp_path: Path) -> None:
-    """On a cluster they would lie on S3; the reading is the same."""
+    """Shards on S3 are read by the same code."""
     images, expected = from_folders
     root = tmp_path / "shards"
     classes = write_shards(images, [root / "train-000.tar", root / "train-001.tar"])

@@ -1,4 +1,4 @@
-"""Sync rounds on real weights: what merges with itself is left as it is, to the last bit."""
+"""Sync rounds on real weights: merging equal weights changes no bit."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from tests.orchestrator.small_fleet import replayed, run_small
 from workers.storage.store import Store
 
 VIT = ["model.name=test_vit", "model.kwargs={img_size: 32}", "train.epochs=3"]
-TWINS = ["sweep={runs: [{}, {}]}"]
+REPLICAS = ["sweep={runs: [{}, {}]}"]
 
 
 def trained(folder: Path, *overrides: str) -> tuple[State, Store]:
     uri, outcome = run_small(folder, "soup.recipes=[best]", *overrides)
-    assert outcome.state.served is not None
+    assert outcome.moment.state.served is not None
     _, state, store = replayed(uri)
     return state, store
 
@@ -22,15 +22,15 @@ def trained(folder: Path, *overrides: str) -> tuple[State, Store]:
 def last_weights(state: State) -> list[str]:
     """sha256 of the last checkpoint of every run, in order of their ids."""
     runs = sorted(run for run in state.runs if "-" not in run)
-    return [known.last.sha256 for run in runs if (known := state.run(run)).last]
+    return [last.sha256 for run in runs if (last := state.run(run).last) is not None]
 
 
 @pytest.mark.parametrize("network", [VIT, ["train.epochs=3"]], ids=["layernorm", "batchnorm"])
 @pytest.mark.parametrize("method", ["mean", "greedy", "pull"])
-def test_alone_it_is_plain_training(folder: Path, network: list[str], method: str) -> None:
-    alone = [*network, "sweep.seeds=1", "train.momentum=0.9"]
-    plain, _ = trained(folder, "name=a", *alone, "merge.mode=off")
-    synced, _ = trained(folder, "name=b", *alone, f"merge={{mode: sync, method: {method}}}")
+def test_a_single_run_is_plain_training(folder: Path, network: list[str], method: str) -> None:
+    single = [*network, "sweep.seeds=1", "train.momentum=0.9"]
+    plain, _ = trained(folder, "name=a", *single, "merge.mode=off")
+    synced, _ = trained(folder, "name=b", *single, f"merge={{mode: sync, method: {method}}}")
     assert last_weights(plain) == last_weights(synced)
 
 
@@ -39,14 +39,16 @@ def test_alone_it_is_plain_training(folder: Path, network: list[str], method: st
 def test_the_mean_of_replicas_is_one_of_them(
     folder: Path, every: str, optimizer_state: str
 ) -> None:
-    told = f"merge={{mode: sync, method: mean, every: {every}, optimizer_state: {optimizer_state}}}"
+    merge = (
+        f"merge={{mode: sync, method: mean, every: {every}, optimizer_state: {optimizer_state}}}"
+    )
     plain, _ = trained(folder, "name=a", *VIT, "sweep.seeds=1", "merge.mode=off")
-    synced, _ = trained(folder, "name=b", *VIT, *TWINS, told)
+    synced, _ = trained(folder, "name=b", *VIT, *REPLICAS, merge)
     (weights,) = last_weights(plain)
     assert last_weights(synced) == [weights, weights]
 
 
-def test_pulled_by_nothing_they_are_independent(folder: Path) -> None:
+def test_a_pull_with_alpha_1_leaves_runs_independent(folder: Path) -> None:
     plain, _ = trained(folder, "name=a", *VIT, "merge.mode=off")
     pulled, _ = trained(folder, "name=b", *VIT, "merge={mode: sync, method: pull, alpha: 1}")
     assert last_weights(plain) == last_weights(pulled)

@@ -1,6 +1,7 @@
 import pytest
 
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
+from orchestrator.schedule.moment import Moment
 from tests.orchestrator.report.synthetic_analysis import Tale
 from tests.orchestrator.report.synthetic_results import Story, program
 
@@ -14,4 +15,4 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Story:
 @pytest.fixture(scope="package")
 def tale(told: Story) -> Tale:
     """The story with more recipes, and its analysis."""
-    return Tale(results(told.program, told.state))
+    return Tale(collect_results(Moment(told.program, told.state)))

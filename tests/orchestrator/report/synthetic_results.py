@@ -15,8 +15,10 @@ from orchestrator import config, schedule
 from orchestrator.experiment import sweep
 from orchestrator.experiment.resolved import ExpandedExperiment, distinct_models
 from orchestrator.schedule import final_merges, scoring
-from orchestrator.state.reducers import CLOSING, fold
+from orchestrator.schedule.moment import Moment
+from orchestrator.state.reducers import CLOSING
 from orchestrator.state.state import State
+from tests.simulator.experiment import then
 from workers import recipes
 from workers.types import (
     Analysed,
@@ -108,8 +110,8 @@ class Story:
     def tell(self, until: str | None = None, nth: int = 1) -> "Story":
         """To the end, or until the nth event of a kind has happened."""
         self._happen(Opened(driver="host:1", fleet="local", slots=2, time=self.now))
-        while not schedule.is_over(self.program, self.state):
-            for event in schedule.decisions(self.program, self.state, self.now):
+        while not schedule.is_over(Moment(self.program, self.state)):
+            for event in schedule.decisions(Moment(self.program, self.state), self.now):
                 self._happen(event.model_copy(update={"time": self.now}))
             self._submit()
             if not self.coming:
@@ -127,12 +129,12 @@ class Story:
     def _happen(self, event: AnyEvent) -> None:
         event = event.model_copy(update={"seq": len(self.events)})
         self.events.append(event)
-        self.state = fold([event], self.state)
+        self.state = then(self.state, [event])
         if event.kind in CLOSING and event.slot is not None and event.slot != "merge":
             self.free.append(event.slot)
 
     def _submit(self) -> None:
-        for order in schedule.due(self.program, self.state):
+        for order in schedule.due(Moment(self.program, self.state)):
             if order.place == "slot" and not self.free:
                 continue
             slot = "merge" if order.place == "merge" else self.free.pop(0)
@@ -157,7 +159,7 @@ class Story:
             "base": lambda: (1.0, BaseReady(checkpoint=checkpoint(order.name))),
             "merge": lambda: (0.1, self._turn(order)),
             "taste": lambda: (1.0, self._tasted(order)),
-            "blend": lambda: (0.5, Blended(checkpoint=checkpoint(order.soup), busy_s=0.4)),
+            "blend": lambda: (0.5, Blended(checkpoint=checkpoint(order.name), busy_s=0.4)),
             "score": lambda: (1.5, self._scored(order)),
             "compare": lambda: (0.5, self._compared(order)),
             "analyse": lambda: (0.5, Analysed(key=order.key, busy_s=0.4)),
@@ -239,7 +241,7 @@ class Story:
         """Of the soups among them, what they are made of."""
         made = {
             name: self.state.merges[final.id].soup
-            for final, name in final_merges.written_soups(self.program, self.state)
+            for final, name in final_merges.written_soups(Moment(self.program, self.state))
         }
         soups = {name: soup.mix.names for name, soup in made.items() if soup is not None}
         return [member for name in names for member in soups.get(name, (name,))]

@@ -3,14 +3,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.report.efficiency import fleet_efficiency
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.orchestrator.report.synthetic_results import CONFIG, Story, program
 from workers.types import Started
 
 
 def test_results_have_every_key_of_the_contract(told: Story) -> None:
-    known = results(told.program, told.state)
+    known = collect_results(Moment(told.program, told.state))
     promised = (
         "schema name cohorts splits runs soups ensembles best_single served wall_s fleet_efficiency"
     )
@@ -24,7 +25,7 @@ def test_results_have_every_key_of_the_contract(told: Story) -> None:
 
 
 def test_the_served_soup_is_told_in_full(told: Story) -> None:
-    known = results(told.program, told.state)
+    known = collect_results(Moment(told.program, told.state))
     soup = next(each for each in known["soups"] if each["id"] == known["served"])
     checkpoints = [id for run in known["runs"] for id in run["checkpoints"]]
     assert soup["recipe"] == "greedy"
@@ -38,7 +39,7 @@ def test_the_served_soup_is_told_in_full(told: Story) -> None:
 
 
 def test_best_is_a_soup_with_the_scores_of_the_best_single_run(told: Story) -> None:
-    known = results(told.program, told.state)
+    known = collect_results(Moment(told.program, told.state))
     best = next(each for each in known["soups"] if each["recipe"] == "best")
     assert best["scores"] == known["best_single"]["scores"]
     assert best["members"] == [known["best_single"]["checkpoint"]]
@@ -46,7 +47,7 @@ def test_best_is_a_soup_with_the_scores_of_the_best_single_run(told: Story) -> N
 
 
 def test_a_failed_run_and_a_mended_one_are_both_said(told: Story) -> None:
-    known = results(told.program, told.state)
+    known = collect_results(Moment(told.program, told.state))
     run = known["runs"][3]
     assert run["status"] == "failed" and "not finite" in run["failure"] and run["scores"] == {}
     outcome = {each["run"]: each["gave_up"] for each in known["failures"]}
@@ -55,13 +56,13 @@ def test_a_failed_run_and_a_mended_one_are_both_said(told: Story) -> None:
 
 
 def test_rounds_are_told_oldest_first(told: Story) -> None:
-    rounds = results(told.program, told.state)["rounds"]
+    rounds = collect_results(Moment(told.program, told.state))["rounds"]
     assert [each["round"] for each in rounds] == sorted(each["round"] for each in rounds)
     assert all(each["members"] and each["score"] for each in rounds)
 
 
 def test_results_render_before_anything_has_happened(tmp_path: Path) -> None:
-    known = results(program(tmp_path), State())
+    known = collect_results(program(tmp_path), State())
     assert known["served"] is None and known["best_single"] is None
     assert {run["status"] for run in known["runs"]} == {"stopped"}
 
@@ -69,7 +70,7 @@ def test_results_render_before_anything_has_happened(tmp_path: Path) -> None:
 def test_results_render_at_every_moment(tmp_path: Path) -> None:
     for nth in (1, 4, 9):
         story = Story(program(tmp_path)).tell("checkpoint", nth)
-        json.dumps(results(story.program, story.state), allow_nan=False)
+        json.dumps(collect_results(Moment(story.program, story.state)), allow_nan=False)
 
 
 def test_a_negative_log_likelihood_that_is_no_number_becomes_null(told: Story) -> None:
@@ -79,7 +80,7 @@ def test_a_negative_log_likelihood_that_is_no_number_becomes_null(told: Story) -
         for split, score in told.state.scores[name].items()
     }
     state = replace(told.state, scores={**told.state.scores, name: broken})
-    assert "NaN" not in json.dumps(results(told.program, state))
+    assert "NaN" not in json.dumps(collect_results(Moment(told.program, state)))
 
 
 def test_a_slot_that_stands_free_while_its_next_order_is_due_is_wasted() -> None:
@@ -112,6 +113,6 @@ def test_when_every_run_fails_nothing_is_served_and_the_reasons_are_there(tmp_pa
     only_the_bad_one = CONFIG.split("  runs:")[0] + "  runs: [{train: {lr: 0.05}}]\n"
     made = program(tmp_path, only_the_bad_one)
     story = Story(made, diverging=0).tell()
-    known = results(made, story.state)
+    known = collect_results(made, story.state)
     assert known["served"] is None and known["soups"] == []
     assert known["runs"][0]["failure"] and known["failures"][0]["gave_up"]

@@ -3,13 +3,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
 from orchestrator.report.verdict import about_ensembles, cautions, verdict, verdict_of
+from orchestrator.schedule.moment import Moment
 from tests.orchestrator.report.synthetic_results import Story, program
 
 
 def test_an_interval_above_zero_is_a_win(told: Story) -> None:
-    said = verdict(results(told.program, told.state))
+    said = verdict(collect_results(Moment(told.program, told.state)))
     assert said.tone == "better"
     assert (
         "beats the best single run on test: 93.33 % against 92.33 %, +1.00 points" in said.sentence
@@ -18,7 +19,7 @@ def test_an_interval_above_zero_is_a_win(told: Story) -> None:
 
 def test_an_interval_across_zero_cannot_tell(tmp_path: Path) -> None:
     story = Story(program(tmp_path), wide=0.02).tell()
-    said = verdict(results(story.program, story.state))
+    said = verdict(collect_results(Moment(story.program, story.state)))
     assert said.tone == "unsure" and said.sentence.startswith("Cannot tell whether the served soup")
 
 
@@ -40,18 +41,18 @@ def test_less_is_better_for_a_loss(
 
 
 def test_the_ensemble_is_compared_without_claiming_more_than_the_intervals(told: Story) -> None:
-    (sentence,) = about_ensembles(results(told.program, told.state))
+    (sentence,) = about_ensembles(collect_results(Moment(told.program, told.state)))
     assert "at 4 times the work per image" in sentence and "does not settle which" in sentence
 
 
 def test_a_small_selection_split_and_failed_runs_are_warned_of(told: Story) -> None:
-    said = " ".join(cautions(results(told.program, told.state)))
+    said = " ".join(cautions(collect_results(Moment(told.program, told.state))))
     assert "1 of 5 runs failed" in said
     assert "only 400 images" in said and "standard error of 1.3 points" in said
 
 
 def test_ingredients_outside_the_basin_are_named(told: Story) -> None:
-    known: dict[str, Any] = results(told.program, told.state)
+    known: dict[str, Any] = collect_results(Moment(told.program, told.state))
     decision = {**known["soups"][-1]["decisions"][-1], "reason": "outside the basin: it dips"}
     known["soups"][-1]["decisions"].append(decision)
     said = " ".join(cautions(known))
@@ -62,7 +63,7 @@ def test_ingredients_outside_the_basin_are_named(told: Story) -> None:
 def test_a_uniform_soup_far_below_every_member_hints_at_basins(
     told: Story, uniform: float, warned: bool
 ) -> None:
-    known: dict[str, Any] = results(told.program, told.state)
+    known: dict[str, Any] = collect_results(Moment(told.program, told.state))
     (soup,) = [soup for soup in known["soups"] if soup["recipe"] == "uniform"]
     soup["scores"]["val"] = {**soup["scores"]["val"], "top1": uniform}
     said = [each for each in cautions(known) if "soup.basin" in each]
@@ -75,7 +76,7 @@ def test_a_uniform_soup_far_below_every_member_hints_at_basins(
 
 
 def test_a_loss_is_far_below_when_it_is_high(told: Story) -> None:
-    known: dict[str, Any] = {**results(told.program, told.state), "metric": "nll"}
+    known: dict[str, Any] = {**collect_results(Moment(told.program, told.state)), "metric": "nll"}
     assert not any("soup.basin" in each for each in cautions(known))
     (soup,) = [soup for soup in known["soups"] if soup["recipe"] == "uniform"]
     soup["scores"]["val"] = {**soup["scores"]["val"], "nll": 1.9}
@@ -84,6 +85,6 @@ def test_a_loss_is_far_below_when_it_is_high(told: Story) -> None:
 
 
 def test_a_large_selection_split_is_not_warned_of(told: Story) -> None:
-    known: dict[str, Any] = results(told.program, told.state)
+    known: dict[str, Any] = collect_results(Moment(told.program, told.state))
     known["splits"]["val"]["count"] = 50_000
     assert not any("selection split" in each for each in cautions(known))

@@ -7,6 +7,7 @@ import pytest
 from orchestrator import schedule
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.schedule import analysis, scoring, serving
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.simulator.experiment import program
 from tests.simulator.simulator import SimulatedFleet, driver
@@ -33,8 +34,8 @@ def test_everything_scored_is_analysed_once_and_last(folder: Path) -> None:
     world = World.at(folder, uniform_is_served())
     state, submitted = lived(world)
     order = analysed(submitted)
-    assert submitted[-1] == order and analysis.is_made(world.program, state)
-    assert schedule.is_over(world.program, state)
+    assert submitted[-1] == order and analysis.is_analysed(Moment(world.program, state))
+    assert schedule.is_over(Moment(world.program, state))
     kinds = [each.kind for each in order.subjects]
     assert kinds == ["ingredient"] * 4 + ["soup"] * 3 + ["ensemble"]
     assert [each.label for each in order.subjects] == [
@@ -45,7 +46,7 @@ def test_everything_scored_is_analysed_once_and_last(folder: Path) -> None:
         "soft_voting",
     ]
     assert {order.best_single, order.served} <= {each.id for each in order.subjects}
-    assert order.splits == ("val", "test", "ood:sketch") and order.left_out == ()
+    assert order.splits == ("val", "test", "ood:sketch") and order.not_analysed == ()
     (weighed,) = order.weighed
     assert [each.id for each in weighed.ingredients] == [e.id for e in order.subjects[:4]]
     shares = [each for each in order.subjects if each.predictions is not None]
@@ -61,14 +62,14 @@ def test_the_way_to_the_served_soup_is_tasted_in_the_middle(folder: Path) -> Non
     mix = Mix.mean([best, order.served])
     (taste,) = (o for o in submitted if isinstance(o, TasteOrder) and o.mix == mix)
     assert [each.name for each in taste.ingredients] == [best, order.served]
-    assert [fraction for fraction, _ in order.way] == [0.0, 0.5, 1.0]
-    assert order.way[1][1] == world.score(mix)
-    assert order.way[2][1] == state.scores[order.served]["val"].top1
+    assert [fraction for fraction, _ in order.path] == [0.0, 0.5, 1.0]
+    assert order.path[1][1] == world.score(mix)
+    assert order.path[2][1] == state.scores[order.served]["val"].top1
 
 
 def test_a_single_model_is_no_way_from_itself(folder: Path) -> None:
     world = World.at(folder, program(3, soup={"serve": "best"}))
-    assert analysed(lived(world)[1]).way == ()
+    assert analysed(lived(world)[1]).path == ()
 
 
 @pytest.mark.parametrize("kind", ["analyse", "taste"])
@@ -79,13 +80,15 @@ def test_a_failed_analysis_leaves_soups_and_scores_as_they_are(folder: Path, kin
 
     world = World.at(folder, uniform_is_served(), mishaps=fails)
     state, submitted = lived(world)
-    assert schedule.is_over(world.program, state)
-    assert state.served is not None and state.served.soup == serving.to_serve(world.program, state)
+    assert schedule.is_over(Moment(world.program, state))
+    assert state.served is not None and state.served.soup == serving.soup_to_serve(
+        Moment(world.program, state)
+    )
     if kind == "taste":
-        assert analysed(submitted).way[1] == (0.5, None)
-        assert analysis.is_made(world.program, state)
+        assert analysed(submitted).path[1] == (0.5, None)
+        assert analysis.is_analysed(Moment(world.program, state))
     else:
-        assert not analysis.is_made(world.program, state)
+        assert not analysis.is_analysed(Moment(world.program, state))
 
 
 def test_only_the_best_few_are_analysed_and_the_others_are_named(
@@ -95,15 +98,15 @@ def test_only_the_best_few_are_analysed_and_the_others_are_named(
     world = World.at(folder, program(6))
     state, submitted = lived(world)
     order = analysed(submitted)
-    singles = scoring.scored_variants(world.program, state)
+    singles = scoring.scored_variants(Moment(world.program, state))
     best = sorted(singles, key=lambda s: (-s[1].score.top1, s[0].id))[:3]  # type: ignore[union-attr]
     kept = {event.checkpoint.id for _, event in best}
     assert {each.id for each in order.subjects if each.kind == "ingredient"} == kept
-    assert {*order.left_out} | kept == {event.checkpoint.id for _, event in singles}
+    assert {*order.not_analysed} | kept == {event.checkpoint.id for _, event in singles}
 
 
 def test_a_finished_experiment_has_nothing_more_to_analyse(folder: Path) -> None:
     world = World.at(folder, uniform_is_served())
     lived(world)
-    assert schedule.due(world.program, world.state()) == ()
-    assert analysis.is_made(world.program, world.state())
+    assert schedule.due(Moment(world.program, world.state())) == ()
+    assert analysis.is_analysed(Moment(world.program, world.state()))

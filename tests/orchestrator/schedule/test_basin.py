@@ -8,8 +8,9 @@ import pytest
 from orchestrator import schedule
 from orchestrator.config import Experiment
 from orchestrator.experiment.identity import identity
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
 from orchestrator.schedule import final_merges
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.simulator.experiment import program
 from tests.simulator.simulator import SimulatedFleet, driver
@@ -29,7 +30,7 @@ class Valley(World):
 def lived(world: World) -> tuple[State, list[AnyOrder]]:
     fleet = SimulatedFleet(world)
     state = driver(world, fleet).run()
-    assert schedule.is_over(world.program, state)
+    assert schedule.is_over(Moment(world.program, state))
     return state, fleet.submitted
 
 
@@ -42,7 +43,9 @@ def test_who_lies_beyond_a_barrier_is_named_and_mixed_by_none(
     far = plan.runs[1].id
     state, _ = lived(world)
     assert state.served is not None and state.served.soup is not None
-    made = {final.recipe.label: final for final, _ in final_merges.written_soups(plan, state)}
+    made = {
+        final.recipe.label: final for final, _ in final_merges.written_soups(Moment(plan, state))
+    }
     assert len(made["best"].ingredients) == 4
     for label in ("uniform", "greedy"):
         final = made[label]
@@ -52,7 +55,7 @@ def test_who_lies_beyond_a_barrier_is_named_and_mixed_by_none(
         assert not soup.decisions[0].accepted
         assert "outside the basin" in soup.decisions[0].reason
         assert all(not name.startswith(far) for name in soup.mix.names)
-    for told in results(plan, state)["soups"]:
+    for told in collect_results(Moment(plan, state))["soups"]:
         assert all(decision["run"] for decision in told["decisions"]), "who was left out, too"
         out = [d["run"] for d in told["decisions"] if "outside the basin" in d["reason"]]
         assert out == ([far] if told["recipe"] != "best" else [])
@@ -75,7 +78,7 @@ def test_a_mix_that_cannot_be_tasted_leaves_its_ingredient_out(folder: Path) -> 
 
     state, _ = lived(World.at(folder, plan, mishaps=fails, seed=1))
     uniform = next(
-        f for f, _ in final_merges.written_soups(plan, state) if f.recipe.label == "uniform"
+        f for f, _ in final_merges.written_soups(Moment(plan, state)) if f.recipe.label == "uniform"
     )
     assert [each.run for each in uniform.ingredients] == [
         run.id for run in plan.runs if run.id != plan.runs[1].id

@@ -7,10 +7,11 @@ from typing import Any
 from orchestrator import schedule
 from orchestrator.commands.run import PARTLY, exit_code
 from orchestrator.experiment.resolved import ExpandedExperiment, resolve
-from orchestrator.schedule import serving, training
+from orchestrator.schedule import serving
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
-from tests.simulator.experiment import facts, program
+from tests.simulator.experiment import facts, program, then
 from tests.simulator.simulator import SimulatedFleet, driver, live
 from tests.simulator.world import Mishap, World
 from workers.types import (
@@ -58,17 +59,17 @@ def ordered(order: AnyOrder) -> AnyEvent:
 
 
 def test_preflight_is_the_first_order_and_alone() -> None:
-    assert kinds(schedule.due(PLAN, State())) == ["preflight"]
+    assert kinds(schedule.due(Moment(PLAN, State()))) == ["preflight"]
 
 
 def test_bases_come_before_runs() -> None:
     state = fold([Preflighted(facts=FACTS)])
-    assert kinds(schedule.due(PLAN, state)) == ["base"]
+    assert kinds(schedule.due(Moment(PLAN, state))) == ["base"]
 
 
 def test_runs_begin_at_the_base_and_go_on_from_their_newest_checkpoint() -> None:
-    state = fold([trained_to(PLAN.runs[1].id, 10)], BEGUN)
-    orders = schedule.due(PLAN, state)
+    state = then(BEGUN, [trained_to(PLAN.runs[1].id, 10)])
+    orders = schedule.due(Moment(PLAN, state))
     assert [order.run_id for order in orders] == [run.id for run in PLAN.runs]
     starts = [order.start for order in orders if isinstance(order, TrainOrder)]
     assert starts[0] == next(iter(state.bases.values()))
@@ -77,38 +78,42 @@ def test_runs_begin_at_the_base_and_go_on_from_their_newest_checkpoint() -> None
 
 
 def test_what_is_held_is_not_due() -> None:
-    first, second, third = schedule.due(PLAN, BEGUN)
-    state = fold([ordered(first)], BEGUN)
-    assert schedule.due(PLAN, state) == (second, third)
+    first, second, third = schedule.due(Moment(PLAN, BEGUN))
+    state = then(BEGUN, [ordered(first)])
+    assert schedule.due(Moment(PLAN, state)) == (second, third)
     lost = Failed(order=first.id, run=first.run_id, attempt=1, error="lost", message="died")
-    state = fold([lost], state)
-    assert schedule.due(PLAN, state) == (second, third), "undecided"
-    (decision,) = schedule.decisions(PLAN, state, now=0.0)
-    state = fold([decision], state)
-    assert schedule.due(PLAN, state) == (second, third), "in backoff"
+    state = then(state, [lost])
+    assert schedule.due(Moment(PLAN, state)) == (second, third), "undecided"
+    (decision,) = schedule.decisions(Moment(PLAN, state), now=0.0)
+    state = then(state, [decision])
+    assert schedule.due(Moment(PLAN, state)) == (second, third), "in backoff"
     gave_up = GaveUp(order=first.id, run=first.run_id, reason="enough")
-    assert schedule.due(PLAN, fold([gave_up], state)) == (second, third)
+    assert schedule.due(Moment(PLAN, then(state, [gave_up]))) == (second, third)
 
 
 def test_a_smaller_micro_batch_stays_with_its_run() -> None:
-    first = schedule.due(PLAN, BEGUN)[0]
+    first = schedule.due(Moment(PLAN, BEGUN))[0]
     oom = Failed(order=first.id, run=first.run_id, attempt=1, error="oom", message="full")
-    state = fold([ordered(first), oom], BEGUN)
-    state = fold(schedule.decisions(PLAN, state, 0.0), state)
-    state = fold(schedule.decisions(PLAN, state, 1e12), state)
-    again = schedule.due(PLAN, state)[0]
+    state = then(BEGUN, [ordered(first), oom])
+    state = then(state, schedule.decisions(Moment(PLAN, state), 0.0))
+    state = then(state, schedule.decisions(Moment(PLAN, state), 1e12))
+    again = schedule.due(Moment(PLAN, state))[0]
     assert isinstance(again, TrainOrder) and again.id == first.id and again.micro_batch == 16
 
 
 def test_asked_twice_the_schedule_answers_the_same(folder: Path) -> None:
-    """Level-triggered: at every moment of a life, from the same state the same orders."""
+    """Level-triggered: at every moment the driver, which keeps an index of the runs up to date,
+    finds due what one finds that begins with the ledger."""
     world = World.at(folder, program(3, base={"probe_epochs": 1, "trunk_epochs": 2}))
     mind = driver(world, SimulatedFleet(world))
 
-    def ask(state: State, *_: Any) -> None:
-        replayed = replace(state, slots=state.slots)
-        assert schedule.due(world.program, state) == schedule.due(world.program, replayed)
-        ids = [order.id for order in schedule.due(world.program, state)]
+    def ask(moment: Moment, *_: Any) -> None:
+        afresh = Moment(world.program, world.state())
+        assert schedule.due(moment) == schedule.due(afresh)
+        assert schedule.decisions(moment, 0.0) == schedule.decisions(afresh, 0.0)
+        if moment.is_resolved:
+            assert moment.represented_variants == afresh.represented_variants
+        ids = [order.id for order in schedule.due(moment)]
         assert len(ids) == len(set(ids))
 
     mind.watch = ask
@@ -148,7 +153,7 @@ def test_a_failed_run_never_takes_the_fleet_down(folder: Path) -> None:
     assert served(state) is not None
     members = [m.soup.mix.names for m in state.merges.values() if m.soup and not m.opened.observe]
     assert all(not name.startswith(bad) for names in members for name in names)
-    assert exit_code(PLAN, state) == PARTLY
+    assert exit_code(Moment(PLAN, state)) == PARTLY
 
 
 def test_when_all_runs_fail_nothing_is_served_and_it_is_said(folder: Path) -> None:
@@ -159,7 +164,7 @@ def test_when_all_runs_fail_nothing_is_served_and_it_is_said(folder: Path) -> No
     state = live(world)
     assert served(state) is None
     assert [e for e in world.ledger().replay() if isinstance(e, Served)]
-    assert exit_code(PLAN, state) == PARTLY
+    assert exit_code(Moment(PLAN, state)) == PARTLY
 
 
 def test_the_last_run_failing_does_not_end_the_experiment_early(folder: Path) -> None:
@@ -180,10 +185,9 @@ def test_a_base_that_fails_fails_its_runs(folder: Path) -> None:
 
     state = live(World.at(folder, PLAN, mishaps=breaks))
     assert served(state) is None
-    resolved = resolve(PLAN, FACTS)
-    assert "its base failed" in (training.failure(state, resolved, PLAN.runs[0]) or "")
-    assert {training.status(PLAN, state, run) for run in PLAN.runs} == {"failed"}
-    assert exit_code(PLAN, state) == PARTLY
+    assert "its base failed" in (Moment(PLAN, state).failure_of(PLAN.runs[0]) or "")
+    assert {Moment(PLAN, state).phase_of(run) for run in PLAN.runs} == {"failed"}
+    assert exit_code(Moment(PLAN, state)) == PARTLY
 
 
 def test_a_trunk_that_fails_fails_its_runs(folder: Path) -> None:
@@ -194,8 +198,7 @@ def test_a_trunk_that_fails_fails_its_runs(folder: Path) -> None:
 
     state = live(World.at(folder, plan, mishaps=breaks))
     assert served(state) is None
-    resolved = resolve(plan, FACTS)
-    assert "trunk" in (training.failure(state, resolved, plan.runs[0]) or "")
+    assert "trunk" in (Moment(plan, state).failure_of(plan.runs[0]) or "")
 
 
 def test_a_base_of_one_model_fails_the_runs_of_that_model_alone(folder: Path) -> None:
@@ -209,7 +212,7 @@ def test_a_base_of_one_model_fails_the_runs_of_that_model_alone(folder: Path) ->
 
     state = live(World.at(folder, plan, mishaps=breaks))
     assert served(state) is not None
-    statuses = [training.status(plan, state, run) for run in plan.runs]
+    statuses = [Moment(plan, state).phase_of(run) for run in plan.runs]
     assert sorted(statuses) == ["done", "done", "failed", "failed"]
 
 
@@ -232,7 +235,7 @@ def test_scores_and_comparison_that_are_given_up_do_not_keep_the_soup(folder: Pa
 
         state = live(World.at(folder / kind, PLAN, mishaps=breaks))
         assert served(state) is not None, kind
-        assert exit_code(PLAN, state) == PARTLY
+        assert exit_code(Moment(PLAN, state)) == PARTLY
 
 
 # Deadlines
@@ -241,19 +244,19 @@ def test_scores_and_comparison_that_are_given_up_do_not_keep_the_soup(folder: Pa
 def test_max_hours_ask_to_finish_once(folder: Path) -> None:
     plan = program(3, fleet={"max_hours": 0.5})
     state = replace(BEGUN, opened_at=1000.0)
-    assert not list(serving.deadline(plan, state, 1000.0 + 1799))
-    (event,) = serving.deadline(plan, state, 1000.0 + 1800)
+    assert not list(serving.finish_decisions(Moment(plan, state), 1000.0 + 1799))
+    (event,) = serving.finish_decisions(Moment(plan, state), 1000.0 + 1800)
     assert isinstance(event, FinishRequested) and "max_hours" in event.reason
-    assert not list(serving.deadline(plan, fold([event], state), 1e9))
+    assert not list(serving.finish_decisions(Moment(plan, then(state, [event])), 1e9))
 
 
 def test_after_a_finish_request_no_training_is_due() -> None:
-    state = fold([FinishRequested(reason="enough")], BEGUN)
-    assert not any(order.kind == "train" for order in schedule.due(PLAN, state))
+    state = then(BEGUN, [FinishRequested(reason="enough")])
+    assert not any(order.kind == "train" for order in schedule.due(Moment(PLAN, state)))
 
 
 def test_a_finish_request_before_any_base_serves_nothing(folder: Path) -> None:
-    state = fold([FinishRequested(reason="enough")], fold([Preflighted(facts=FACTS)]))
-    (event,) = schedule.decisions(PLAN, state, 0.0)
+    state = then(fold([Preflighted(facts=FACTS)]), [FinishRequested(reason="enough")])
+    (event,) = schedule.decisions(Moment(PLAN, state), 0.0)
     assert event.kind == "served" and event.soup is None
-    assert schedule.is_over(PLAN, fold([event], state))
+    assert schedule.is_over(Moment(PLAN, then(state, [event])))

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from orchestrator import schedule
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.schedule import answers
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
-from tests.simulator.experiment import program
+from tests.simulator.experiment import program, then
 from tests.simulator.simulator import SimulatedFleet, live
 from tests.simulator.world import Mishap, World
 from workers.types import (
@@ -175,14 +176,14 @@ def run_in_memory(world: World, slots: int) -> State:
     """The schedule and a fleet without a ledger: what is due is done."""
     fleet = SimulatedFleet(world, slots=slots, lazy=0.3, seed=world.seed)
     state = fold([Opened(driver="h:1", fleet="simulated", slots=slots)])
-    while not schedule.is_over(world.program, state):
-        state = fold(schedule.decisions(world.program, state, world.clock), state)
+    while not schedule.is_over(Moment(world.program, state)):
+        state = then(state, schedule.decisions(Moment(world.program, state), world.clock))
         for place in ("merge", "slot"):
-            due = [o for o in schedule.due(world.program, state) if o.place == place]
+            due = [o for o in schedule.due(Moment(world.program, state)) if o.place == place]
             for order in due[: fleet.capacity(place, len(due))]:
-                state = fold([ordered(state, order)], state)
+                state = then(state, [ordered(state, order)])
                 fleet.submit(order, state.attempts[order.run_id or order.id])
-        state = fold(fleet.events(0.0), state)
+        state = then(state, fleet.events(0.0))
     return state
 
 

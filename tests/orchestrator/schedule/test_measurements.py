@@ -74,7 +74,7 @@ def test_a_measurement_that_is_given_up_ends_its_recipe_and_no_other(
     state = live(World.at(folder, plan("uniform", ASKING), mishaps=breaks))
     assert set(soups(state)) == {"best", "uniform"} and state.served is not None
     (given_up,) = [m.opened.merge for m in state.merges.values() if m.soup is None]
-    reason = final_merges.failure(state, given_up)
+    reason = final_merges.merge_failure(state, state.merges[given_up])
     assert reason is not None and reason.startswith(f"its {kind[:-1]} failed: refused: no")
 
 

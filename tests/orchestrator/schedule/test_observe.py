@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.driver.driver import Driver
 from orchestrator.schedule import final_merges
+from orchestrator.schedule.moment import Moment
 from tests.simulator.experiment import program
 from tests.simulator.simulator import SimulatedFleet, driver, live
 from tests.simulator.world import Mishap, World
@@ -66,7 +67,7 @@ def test_rounds_are_off_when_asked(folder: Path) -> None:
 def test_a_round_is_never_written_scored_or_served(folder: Path) -> None:
     world = World.at(folder, program(4, epochs=3))
     state = live(world)
-    finals = final_merges.finals(world.program, state)
+    finals = final_merges.final_merges(Moment(world.program, state))
     assert all(not state.merges[final.id].opened.observe for final in finals)
     observed = {m.opened.merge for m in state.merges.values() if m.opened.observe}
     assert observed and not observed & {final.id for final in finals}

@@ -10,8 +10,9 @@ from orchestrator import config, schedule
 from orchestrator.commands import run
 from orchestrator.commands.run import Options
 from orchestrator.experiment.resolved import ExpandedExperiment
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
 from orchestrator.schedule import final_merges, path_scores
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.orchestrator.small_fleet import replayed, run_small, small_experiment
 from tests.simulator.experiment import program
@@ -36,7 +37,7 @@ def plan(*recipes: Any, **sections: Any) -> ExpandedExperiment:
 def lived(world: World) -> tuple[State, list[AnyOrder]]:
     fleet = SimulatedFleet(world)
     state = driver(world, fleet).run()
-    assert schedule.is_over(world.program, state)
+    assert schedule.is_over(Moment(world.program, state))
     return state, fleet.submitted
 
 
@@ -44,13 +45,15 @@ def points(submitted: list[AnyOrder]) -> list[ScoreMixOrder]:
     return [order for order in submitted if isinstance(order, ScoreMixOrder)]
 
 
-def made(world: World, state: State, label: str) -> final_merges.Final:
-    soups = final_merges.written_soups(world.program, state)
+def made(world: World, state: State, label: str) -> final_merges.FinalMerge:
+    soups = final_merges.written_soups(Moment(world.program, state))
     return next(final for final, _ in soups if final.recipe.label == label)
 
 
 def of(world: World, state: State, label: str = "wise_ft") -> list[dict[str, Any]]:
-    (soup,) = [s for s in results(world.program, state)["soups"] if s["recipe"] == label]
+    (soup,) = [
+        s for s in collect_results(Moment(world.program, state))["soups"] if s["recipe"] == label
+    ]
     found: list[dict[str, Any]] = soup["curve"]
     return found
 
@@ -65,7 +68,7 @@ def test_points_are_scored_after_everything_was_chosen_and_only_where_nothing_is
     last = max(i for i, kind in enumerate(kinds) if kind in ("taste", "merge", "blend", "score"))
     assert kinds.index("point") > last
     (soup,) = [m.soup for m in state.merges.values() if m.opened.recipe == "wise_ft" and m.soup]
-    passed = path_scores.curve(world.program, state, made(world, state, "wise_ft"))
+    passed = path_scores.path_scores(Moment(world.program, state), made(world, state, "wise_ft"))
     assert [each.alpha for each in passed] == [0.0, 0.25, 0.5, 1.0]
     known = {soup.mix.key, passed[-1].mix.key}
     assert [each.mix.key for each in asked] == [
@@ -81,7 +84,9 @@ def test_the_scores_of_the_ends_are_those_of_the_models_that_they_are(folder: Pa
     base = "tests.simulator.probe_recipe:OnlyBase"
     world = World.at(folder, plan({"wise_ft": {"of": "uniform"}}, "uniform", base))
     state, submitted = lived(world)
-    soups = {s["recipe"]: s["scores"] for s in results(world.program, state)["soups"]}
+    soups = {
+        s["recipe"]: s["scores"] for s in collect_results(Moment(world.program, state))["soups"]
+    }
     first, *_, last = of(world, state)
     for end, soup in ((first, soups["OnlyBase"]), (last, soups["uniform"])):
         assert end["scores"] == {split: soup[split] for split in ("test", "ood:sketch")}
@@ -105,7 +110,7 @@ def test_a_recipe_twice_makes_two_soups_that_are_told_apart(folder: Path) -> Non
     uniform = {"wise_ft": {"of": "uniform"}}
     world = World.at(folder, plan(ALPHAS, uniform, soup={"serve": "wise_ft-2"}))
     state, _ = lived(world)
-    known = results(world.program, state)
+    known = collect_results(Moment(world.program, state))
     assert [soup["recipe"] for soup in known["soups"]] == ["best", "wise_ft", "wise_ft-2"]
     assert len({soup["id"] for soup in known["soups"]}) == 3
     assert known["served"] == known["soups"][2]["id"]
@@ -144,7 +149,7 @@ def test_the_curve_of_a_real_fleet_is_what_a_direct_evaluation_says(tmp_path: Pa
     uri, outcome = run_small(tmp_path, "soup.recipes=[best]", *vit)
     assert outcome.exit_code == 0
     wider = small_experiment(tmp_path, "soup.recipes=[best, {wise_ft: {of: uniform}}]", *vit)
-    again = run.run(wider, Options(fleet="local", plain=True, extend=True))
+    again = run.run_experiment(wider, Options(fleet="local", plain=True, extend=True))
     assert again.exit_code == 0 and again.results is not None
     (soup,) = [s for s in again.results["soups"] if s["recipe"] == "wise_ft"]
     assert [each["alpha"] for each in soup["curve"]] == [tenth / 10 for tenth in range(11)]
@@ -152,16 +157,18 @@ def test_the_curve_of_a_real_fleet_is_what_a_direct_evaluation_says(tmp_path: Pa
     worker = WorkerContext(config.worker_config(plan.experiment, "cpu"))
     for each in soup["curve"]:
         assert each["scores"].keys() == {"test"}
-        expected = _directly(plan, state, worker, each["alpha"])
+        expected = _directly(Moment(plan, state), worker, each["alpha"])
         assert each["scores"]["test"]["top1"] == expected.top1
         assert abs(each["scores"]["test"]["nll"] - expected.nll) < 1e-5
-    done = run.run(wider, Options(fleet="local", plain=True, extend=True))
+    done = run.run_experiment(wider, Options(fleet="local", plain=True, extend=True))
     assert not done.worked and done.results == again.results
 
 
 def _directly(plan: ExpandedExperiment, state: State, worker: WorkerContext, alpha: float) -> Any:
     """(1 - alpha) * base + alpha * mean of the best checkpoints, in float64, by torch alone."""
-    (final,) = [f for f, _ in final_merges.written_soups(plan, state) if f.recipe.name == "wise_ft"]
+    (final,) = [
+        f for f, _ in final_merges.written_soups(Moment(plan, state)) if f.recipe.name == "wise_ft"
+    ]
     places = [e.checkpoint for r in state.runs.values() for e in r.checkpoints]
     tuned = [p for p in places if p.name in {i.name for i in final.ingredients}]
     base = open_weights(worker.store, state.bases[final.cohort.base])

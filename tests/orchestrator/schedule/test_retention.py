@@ -1,14 +1,19 @@
 """Retention: what is deleted was superseded, and no later order names it."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.schedule import retention
+from orchestrator.experiment.resolved import resolve
+from orchestrator.schedule import due, retention
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
+from orchestrator.state.state import State
+from tests.orchestrator.driver.test_driver import extended
 from tests.simulator.experiment import facts, program
 from tests.simulator.simulator import live
 from tests.simulator.world import Mishap, World
@@ -26,7 +31,10 @@ from workers.types import (
 
 
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],  # whole lives are slow to shrink
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     seed=st.integers(0, 1000),
@@ -35,6 +43,7 @@ from workers.types import (
     slots=st.integers(1, 4),
     bases=st.sampled_from([{}, {"trunk_epochs": 3}, {"probe_epochs": 2, "trunk_epochs": 2}]),
     unlucky=st.integers(0, 6),
+    more=st.sampled_from([0, 2]),
 )
 def test_no_order_ever_names_a_deleted_checkpoint(
     folder: Path,
@@ -44,8 +53,10 @@ def test_no_order_ever_names_a_deleted_checkpoint(
     slots: int,
     bases: dict[str, Any],
     unlucky: int,
+    more: int,
 ) -> None:
-    """The world checks every order; here with runs that lose workers on the way."""
+    """The world checks every order; here with runs that lose workers on the way, and with more of
+    them once the first have ended."""
 
     def loses(order: AnyOrder, attempt: int) -> Mishap | None:
         hit = unlucky and (len(order.id) + attempt) % 7 == unlucky and attempt < 3
@@ -59,9 +70,12 @@ def test_no_order_ever_names_a_deleted_checkpoint(
         base=bases,
         merge={"every": "10 steps"},
     )
-    place = folder / f"{seed}-{ingredients}-{len(train)}-{slots}-{len(bases)}-{unlucky}"
-    world = World.at(place, plan, seed=seed, mishaps=loses)
+    # An experiment of its own every time: another one's ledger knows other runs.
+    world = World.at(Path(tempfile.mkdtemp(dir=folder)), plan, seed=seed, mishaps=loses)
     state = live(world, slots=slots, lazy=0.4, seed=seed)
+    if more:
+        world.program = plan = extended(plan, 4 + more)
+        state = live(world, slots=slots, lazy=0.4, seed=seed)
     assert state.served is not None and state.served.soup is not None
     # Deleted while the word of it was under way, or heard of; never anything else.
     assert world.deleted == state.retired
@@ -77,6 +91,22 @@ def test_no_order_ever_names_a_deleted_checkpoint(
             assert steps >= {10, 30} & set(range(state.run(run_id_of(track.id)).trained_to + 1))
 
 
+def test_an_extension_leaves_the_round_whose_members_were_retired(folder: Path) -> None:
+    """Once all had ended nobody waited for it any more, so nothing kept them."""
+    plan = program(3)
+    world = World.at(folder / "extended", plan)
+    first = live(world, slots=3)
+    (left,) = [m.opened for m in first.merges.values() if m.opened.observe and m.soup is None]
+    assert not all(first.is_known_checkpoint(member.name) for member in left.ingredients)
+    world.program = extended(plan, 5)
+    state = live(world, slots=3)
+    fresh = live(World.at(folder / "fresh", world.program), slots=3)
+    assert state.served is not None and fresh.served is not None
+    assert state.served.soup == fresh.served.soup
+    newer = [m for m in state.merges.values() if m.opened.observe and m.opened.merge > left.merge]
+    assert state.merges[left.merge].soup is None and newer, "rounds go on after it"
+
+
 def score(top1: float) -> Score:
     return Score(count=40, top1=top1, macro_f1=top1, nll=1.0, ece=0.0)
 
@@ -90,10 +120,10 @@ def checkpointed(step: int, top1: float | None, run: str = RUN) -> Checkpointed:
     return Checkpointed(run=run, checkpoint=made, score=None if top1 is None else score(top1))
 
 
-def gone(*events: Any, ingredients: str | list[int] = "best") -> set[int]:
-    plan = program(2, epochs=4, soup={"ingredients": ingredients})
+def gone(*events: Any, ingredients: str | list[int] = "best", **sections: Any) -> set[int]:
+    plan = program(2, epochs=4, soup={"ingredients": ingredients}, **sections)
     begun = Preflighted(facts=facts(plan))
-    orders = list(retention.checkpoints(plan, fold([begun, *events])))
+    orders = list(retention.retire_orders(Moment(plan, fold([begun, *events]))))
     assert all(isinstance(order, RetireOrder) for order in orders)
     return {c.step for order in orders for c in order.checkpoints}
 
@@ -126,8 +156,11 @@ def test_an_unscored_checkpoint_goes_once_a_later_one_counts() -> None:
 
 
 def test_a_stage_of_the_base_keeps_its_last_alone() -> None:
-    stage = [checkpointed(s, 0.9 - s / 100, run="trunk-abc") for s in (10, 20, 30)]
-    assert gone(*stage) == {10, 20}
+    base = {"base": {"trunk_epochs": 3}}
+    plan = program(2, epochs=4, **base)
+    ((stage,),) = (made.stages for made in resolve(plan, facts(plan)).plans)
+    words = [checkpointed(s, 0.9 - s / 100, run=stage.id) for s in (10, 20, 30)]
+    assert gone(*words, **base) == {10, 20}
 
 
 def test_what_an_unfinished_merge_names_is_pinned() -> None:
@@ -145,4 +178,4 @@ def test_what_an_unfinished_merge_names_is_pinned() -> None:
 
 
 def test_nothing_is_retired_before_preflight_or_while_a_retirement_is_open() -> None:
-    assert not gone(Preflighted.model_construct(facts=None))
+    assert [order.kind for order in due(Moment(PLAN, State()))] == ["preflight"]

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.schedule import retry
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
-from tests.simulator.experiment import facts, program
+from tests.simulator.experiment import facts, program, then
 from tests.simulator.simulator import live
 from tests.simulator.world import Mishap, World
 from workers.types import (
@@ -32,15 +33,15 @@ def failing(error: ErrorClass, times: int, run: str | None = RUN.id) -> tuple[St
     state, decision = fold([Preflighted(facts=facts(PROGRAM))]), None
     for attempt in range(1, times + 1):
         who = {"order": ORDER, "run": run, "attempt": attempt, "time": 100.0 * attempt}
-        state = fold(
+        state = then(
+            state,
             [
                 Ordered(**who, what="train", due_since=0.0),
                 Failed(**who, error=error, message="it broke"),
             ],
-            state,
         )
-        (decision,) = retry.decisions(PROGRAM, state, now=0.0)
-        before, state = state, fold([decision], state)
+        (decision,) = retry.retry_decisions(Moment(PROGRAM, state), now=0.0)
+        before, state = state, then(state, [decision])
     assert decision is not None
     return before, decision
 
@@ -76,13 +77,13 @@ def test_a_preempted_attempt_is_nobodys_fault() -> None:
 def test_pauses_are_bounded() -> None:
     patient = program(2, fleet={"max_failures": 40})
     state = State(failures={ORDER: tuple(Failed(error="lost", message="x") for _ in range(30))})
-    decision = retry.decide(patient, state, ORDER, Failed(error="lost", message="x"))
+    decision = retry.decide(Moment(patient, state), ORDER, Failed(error="lost", message="x"))
     assert isinstance(decision, RetryDecided) and decision.after_s == retry.LONGEST_PAUSE_S
 
 
 def test_failures_of_another_kind_do_not_count() -> None:
     mixed = tuple(Failed(error=e, message="x") for e in ("lost", "lost", "lost", "storage"))
-    decision = retry.decide(PROGRAM, State(failures={ORDER: mixed}), ORDER, mixed[-1])
+    decision = retry.decide(Moment(PROGRAM, State(failures={ORDER: mixed})), ORDER, mixed[-1])
     assert isinstance(decision, RetryDecided) and decision.after_s == 2.0
 
 
@@ -104,11 +105,11 @@ def test_out_of_memory_outside_training_is_given_up() -> None:
 
 def test_a_pause_ends_by_the_clock_and_becomes_an_event() -> None:
     before, decision = failing("lost", 1)
-    state = fold([decision], before)
-    assert not list(retry.decisions(PROGRAM, state, now=100.5))
-    (over,) = retry.decisions(PROGRAM, state, now=101.0)
+    state = then(before, [decision])
+    assert not list(retry.retry_decisions(Moment(PROGRAM, state), now=100.5))
+    (over,) = retry.retry_decisions(Moment(PROGRAM, state), now=101.0)
     assert isinstance(over, BackoffOver) and over.order == ORDER
-    assert not fold([over], state).backoff
+    assert not then(state, [over]).backoff
 
 
 def test_every_error_class_has_a_policy() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from orchestrator.experiment.resolved import ExpandedExperiment, resolve, stage_train
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
 from orchestrator.schedule import preparation
-from orchestrator.schedule.training import is_trained, status
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.orchestrator.driver.test_driver import soups
 from tests.simulator.experiment import facts, program
@@ -25,7 +25,7 @@ from workers.types import (
     run_id_of,
 )
 
-FOLDS = {"folds": 3}
+REDUCERS = {"folds": 3}
 STACKS = {"stacking": True}
 
 
@@ -46,12 +46,12 @@ def owners(group: tuple[str, ...]) -> list[str]:
 def test_a_run_of_a_fold_learns_from_the_rest(folder: Path) -> None:
     plan = program(1, data={"folds": 6})
     resolved = resolve(plan, facts(plan))
-    assert resolved.facts.folds == (54, 54, 53, 53, 53, 53)
+    assert resolved.preflight.folds == (54, 54, 53, 53, 53, 53)
     assert [resolved.num_images[run.id] for run in plan.runs[1:3]] == [266, 267]
     assert {resolved.num_steps[run.id] for run in plan.runs} == {2 * 9}, "10 without folds"
     state = live(World.at(folder, plan))
     assert {state.run(run.id).trained_to for run in plan.runs} == {18}
-    rows = results(plan, state)["runs"]
+    rows = collect_results(Moment(plan, state))["runs"]
     assert [row["fold"] for row in rows] == [0, 1, 2, 3, 4, 5]
 
 
@@ -59,7 +59,7 @@ def test_a_run_of_a_fold_learns_from_the_rest(folder: Path) -> None:
 
 
 def test_with_folds_a_group_is_a_setting_in_order_of_its_folds(folder: Path) -> None:
-    plan = program(2, data=FOLDS, train={"model_ema_decay": 0.9}, ensemble=STACKS)
+    plan = program(2, data=REDUCERS, train={"model_ema_decay": 0.9}, ensemble=STACKS)
     state, order = compared(World.at(folder, plan))
     first, second = plan.runs[:3], plan.runs[3:]
     expected = [
@@ -75,12 +75,14 @@ def test_with_folds_a_group_is_a_setting_in_order_of_its_folds(folder: Path) -> 
         for group in order.stacking
         for member in group
     }
-    stacked = next(e for e in results(plan, state)["ensembles"] if e["kind"] == "stacking")
+    stacked = next(
+        e for e in collect_results(Moment(plan, state))["ensembles"] if e["kind"] == "stacking"
+    )
     assert stacked["fitted_on"] == "out of fold" and set(stacked["scores"]) >= {"val", "test"}
 
 
 def test_a_setting_that_lost_a_fold_is_in_no_group(folder: Path) -> None:
-    plan = program(2, data=FOLDS, ensemble=STACKS)
+    plan = program(2, data=REDUCERS, ensemble=STACKS)
     bad = plan.runs[1].id
 
     def diverges(order: AnyOrder, attempt: int) -> Mishap | None:
@@ -96,7 +98,9 @@ def test_without_folds_a_group_is_a_run_and_val_has_no_score(folder: Path) -> No
     state, order = compared(World.at(folder, plan))
     assert [owners(group) for group in order.stacking] == [[run.id] for run in plan.runs]
     assert order.folds == {}
-    stacked = next(e for e in results(plan, state)["ensembles"] if e["kind"] == "stacking")
+    stacked = next(
+        e for e in collect_results(Moment(plan, state))["ensembles"] if e["kind"] == "stacking"
+    )
     assert stacked["fitted_on"] == "val" and "val" not in stacked["scores"]
 
 
@@ -124,12 +128,11 @@ def patient(folder: Path, **options: Any) -> tuple[World, State]:
 def test_a_run_whose_patience_is_over_is_done(folder: Path) -> None:
     world, state = patient(folder)
     plan = world.program
-    resolved = resolve(plan, facts(plan))
     early = [run for run in plan.runs if state.run(run.id).ended_early]
     assert early and all(state.run(run.id).trained_to < 60 for run in early)
-    assert all(is_trained(state, resolved, run) for run in plan.runs)
-    assert {status(plan, state, run) for run in plan.runs} == {"done"}
-    for row in results(plan, state)["runs"]:
+    assert all(Moment(plan, state).is_trained(run) for run in plan.runs)
+    assert {Moment(plan, state).phase_of(run) for run in plan.runs} == {"done"}
+    for row in collect_results(Moment(plan, state))["runs"]:
         known = state.run(row["id"])
         assert (row["steps"], row["epochs"]) == (known.trained_to, known.trained_to // 10)
         assert row["ended_early"] == known.ended_early and row["status"] == "done"
@@ -170,7 +173,7 @@ def test_a_single_run_gives_its_snapshots(folder: Path) -> None:
         for opened in finals
     )
     assert state.served is not None and state.served.soup is not None
-    known = results(plan, state)
+    known = collect_results(Moment(plan, state))
     assert known["runs"][0]["status"] == "done" and known["best_single"]["run"] == run.id
     assert [len(soup["decisions"]) for soup in known["soups"]] == [3, 3, 3]
 
@@ -188,7 +191,7 @@ def test_a_run_that_ended_before_its_first_snapshot_gives_its_last(folder: Path)
 
 
 def judged(plan: ExpandedExperiment) -> list[tuple[str, TrainConfig]]:
-    (order,) = preparation.preflight(plan, State())
+    (order,) = preparation.preflight(Moment(plan, State()))
     assert isinstance(order, PreflightOrder)
     return list(order.train_configs)
 
@@ -244,7 +247,7 @@ def test_cohorts_of_several_architectures_end_in_one_served_soup(folder: Path) -
     space = {"model.name": ["test_vit", "test_resnet"], "model.head": ["linear", "se"]}
     plan = program(1, sweep={"space": space, "seeds": 2}, ensemble=STACKS)
     state, order = compared(World.at(folder, plan))
-    known = results(plan, state)
+    known = collect_results(Moment(plan, state))
     assert [cohort["name"] for cohort in known["cohorts"]] == [
         "test_vit",
         "test_vit se head",

@@ -1,4 +1,4 @@
-"""The fold: the state is a function of the ledger, and word of dead attempts changes nothing."""
+"""The fold: the state is a function of the ledger, and events of stale attempts change nothing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.state.reducers import FOLDS, after, fold
+from orchestrator.schedule.moment import Moment
+from orchestrator.state.reducers import REDUCERS, fold
 from orchestrator.state.state import State
-from tests.simulator.experiment import program
+from tests.simulator.experiment import program, then
 from tests.simulator.simulator import SimulatedFleet, driver, live
 from tests.simulator.world import Mishap, World
 from workers.types import (
@@ -55,7 +56,7 @@ def some_trouble(order: AnyOrder, attempt: int) -> Mishap | None:
 
 def test_every_kind_of_event_has_its_fold() -> None:
     kinds = {kind.model_fields["kind"].default for kind in get_args(get_args(AnyEvent)[0])}
-    assert set(FOLDS) == kinds
+    assert set(REDUCERS) == kinds
 
 
 def test_the_state_after_every_group_is_the_fold_of_the_ledger(folder: Path) -> None:
@@ -63,10 +64,10 @@ def test_the_state_after_every_group_is_the_fold_of_the_ledger(folder: Path) -> 
     mind = driver(world, SimulatedFleet(world))
     num_turns = 0
 
-    def compare(state: State, *_: Any) -> None:
+    def compare(moment: Moment, *_: Any) -> None:
         nonlocal num_turns
         num_turns += 1
-        assert state == world.state()
+        assert moment.state == world.state()
 
     mind.watch = compare
     assert mind.run() == world.state()
@@ -79,7 +80,7 @@ def test_folding_in_pieces_is_folding_at_once(folder: Path) -> None:
     events = world.ledger().replay()
     whole, pieces = fold(events), State()
     for event in events:
-        pieces = fold([event_adapter.validate_json(event.model_dump_json())], pieces)
+        pieces = then(pieces, [event_adapter.validate_json(event.model_dump_json())])
     assert pieces == whole
 
 
@@ -116,7 +117,7 @@ def test_word_of_another_attempt_changes_nothing(index: int, attempt: int) -> No
     ]
     before = told(history)
     stale = stale_words(attempt)[index].model_copy(update={"seq": len(history)})
-    later = after(before, stale)
+    later = then(before, [stale])
     assert replace(later, last_seq=before.last_seq, last_at=before.last_at) == before
 
 

@@ -1,5 +1,6 @@
 """Tracks: a run and the moving average of its weights, both ingredients, one fate."""
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
 from orchestrator.schedule import retention
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.checkpoint_reducers import add_checkpoint, drop_checkpoints, drop_corrupt
 from orchestrator.state.state import RunState, State
 from tests.orchestrator.driver.test_driver import appends, outcome, soups
@@ -67,7 +69,7 @@ def test_an_average_is_an_ingredient_a_single_and_a_row(folder: Path) -> None:
     assert scored >= owners
     (order,) = [order for order in fleet.submitted if order.kind == "compare"]
     assert {member.partition("/")[0] for member in order.members} == owners
-    rows = results(world.program, state)["runs"]
+    rows = collect_results(Moment(world.program, state))["runs"]
     assert [row["role"] for row in rows] == ["member", "ema"] * 2
     assert rows[1]["params"] == {"seed": 0, "ema": 0.999} and set(rows[1]["scores"]) >= {
         "val",
@@ -197,28 +199,35 @@ def made(owner: str, step: int, attempt: int) -> Checkpointed:
 def test_the_first_of_a_step_counts_and_the_others_are_spare(words: list[tuple[int, int]]) -> None:
     run = RunState()
     for step, attempt in [*words, *words]:
-        run = add_checkpoint(run, made("r-ema", step, attempt))
+        add_checkpoint(run, made("r-ema", step, attempt))
     firsts = [next(word for word in words if word[0] == step) for step in (10, 20)]
     assert [(e.checkpoint.step, e.checkpoint.attempt) for e in run.checkpoints] == firsts
     assert len(run.duplicates) == 3
-    bare = drop_checkpoints(run, {checkpoint.id for checkpoint in run.duplicates})
-    assert bare.duplicates == () and bare.checkpoints == run.checkpoints
+    counted = run.checkpoints
+    drop_checkpoints(run, {checkpoint.id for checkpoint in run.duplicates})
+    assert run.duplicates == () and run.checkpoints == counted
 
 
 def test_a_corrupt_checkpoint_of_the_run_leaves_the_average_what_it_has() -> None:
     runs = {owner: RunState() for owner in ("r", "r-ema")}
-    for step in (10, 20):
-        runs = {owner: add_checkpoint(run, made(owner, step, 1)) for owner, run in runs.items()}
-    runs["r"] = RunState(runs["r"].checkpoints, trained_to=20, ended_early=True)
-    left = drop_corrupt(runs, "r/00000020-1")
+    for owner, step in itertools.product(runs, (10, 20)):
+        add_checkpoint(runs[owner], made(owner, step, 1))
+    runs["r"].trained_to, runs["r"].ended_early = 20, True
+
+    def without(checkpoint: str) -> dict[str, RunState]:
+        left = copy.deepcopy(runs)
+        drop_corrupt(left, checkpoint)
+        return left
+
+    left = without("r/00000020-1")
     assert left["r-ema"] == runs["r-ema"]
     assert left["r"].trained_to == 10 and not left["r"].ended_early
-    both = drop_corrupt(runs, "r-ema/00000020-1")
+    both = without("r-ema/00000020-1")
     assert both["r"].last is not None and both["r"].last.step == 10
     assert [spare.id for spare in both["r"].duplicates] == ["r/00000020-1"]
-    older = drop_corrupt(runs, "r-ema/00000010-1")
+    older = without("r-ema/00000010-1")
     assert older["r"] == runs["r"], "an average's older one is only gone"
-    assert drop_corrupt(runs, "soup/x") == runs
+    assert without("soup/x") == runs
 
 
 def test_a_spare_is_retired_even_if_its_name_is_needed(folder: Path) -> None:
@@ -229,6 +238,7 @@ def test_a_spare_is_retired_even_if_its_name_is_needed(folder: Path) -> None:
     world.store.delete(LEASE)
     owner = ema_id(plan.runs[0].id)
     extra = made(owner, state.run(owner).checkpoints[-1].checkpoint.step, 7)
-    runs = {**state.runs, owner: add_checkpoint(state.run(owner), extra)}
-    (order,) = retention.checkpoints(plan, State(facts=state.facts, runs=runs))
+    add_checkpoint(state.runs[owner], extra)
+    state = State(preflight=state.preflight, runs=state.runs)
+    (order,) = retention.retire_orders(Moment(plan, state))
     assert extra.checkpoint in order.checkpoints  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Small pictures, a preprocessing, and any augmentation a configuration can ask for."""
+"""Small images, a preprocessing, and strategies for all augmentations of a configuration."""
 
 from typing import Any
 
@@ -34,14 +34,14 @@ POLICIES = (
 
 
 class Pictures(list[Image.Image]):
-    """Stands for the cache's training pixels."""
+    """Training pixels in memory, in place of those of the cache."""
 
     def tensor(self, i: int) -> torch.Tensor:
         return pil_to_tensor(self[i])
 
 
 def pictures(num: int = 8, width: int = 40, height: int = 32) -> Pictures:
-    """Smooth coloured noise, a different picture each."""
+    """Images of smooth coloured noise, all different."""
     rng = np.random.default_rng(0)
     grids = rng.integers(0, 256, (num, 6, 7, 3), dtype=np.uint8)
     return Pictures(

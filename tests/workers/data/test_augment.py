@@ -1,4 +1,4 @@
-"""Augmentation: timm's and torchvision's own bits, in the order a practitioner expects."""
+"""Augmentation: bit for bit timm's and torchvision's transforms, in the documented order."""
 
 import random
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from torchvision.transforms.functional import to_pil_image
 from tests.workers.data.augmentations import POLICIES, PREPROCESSING, pictures, specs
 from workers.config.train import AffineConfig, PerspectiveConfig, TrainConfig
 from workers.data import normalise, require_policy, train_transform
-from workers.data.augment import Crop, eval_transform
+from workers.data.augment import RandomCrop, eval_transform
 from workers.errors import UserError
 
 STILL: dict[str, Any] = {"crop": "center", "hflip": 0}
-"""Nothing random."""
-AS_IT_IS = PREPROCESSING | {"crop_pct": 1.0}
-"""With STILL, an image of 24 x 24 pixels passes through unchanged."""
+"""Options without any random step."""
+IDENTITY = PREPROCESSING | {"crop_pct": 1.0}
+"""Preprocessing that, with STILL, leaves an image of 24 x 24 pixels unchanged."""
 
 
 def _seeded(transform: Callable[[Image.Image], Any], image: Image.Image, seed: int) -> Any:
@@ -36,7 +36,7 @@ def _seeded(transform: Callable[[Image.Image], Any], image: Image.Image, seed: i
 
 
 def _timm(spec: TrainConfig) -> Callable[[Image.Image], torch.Tensor]:
-    """timm's transform of the same options, as its own training makes it, but for our crop."""
+    """timm's training transform of the same options, with our crop."""
     transform = create_transform(
         input_size=tuple(PREPROCESSING["input_size"]),
         is_training=True,
@@ -52,16 +52,16 @@ def _timm(spec: TrainConfig) -> Callable[[Image.Image], torch.Tensor]:
         re_prob=spec.reprob,
         re_mode="pixel",
     )
-    crop = Crop(transform.transforms[0])
+    crop = RandomCrop(transform.transforms[0])
     transform.transforms[0] = lambda image: to_pil_image(crop(image))
     return transform
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_the_crop_is_timms_but_for_rounding(interpolation: str) -> None:
+def test_the_crop_is_timms_except_for_rounding(interpolation: str) -> None:
     theirs = RandomResizedCropAndInterpolation(24, (0.35, 1.0), interpolation=interpolation)
     for seed, image in enumerate(pictures()):
-        ours = _seeded(Crop(theirs), image, seed).permute(1, 2, 0).numpy().astype(int)
+        ours = _seeded(RandomCrop(theirs), image, seed).permute(1, 2, 0).numpy().astype(int)
         levels = abs(ours - np.asarray(_seeded(theirs, image, seed)))
         assert levels.max() <= 3 and levels.mean() < 0.5
 
@@ -77,7 +77,7 @@ def test_the_crop_is_timms_but_for_rounding(interpolation: str) -> None:
     ],
     ids=str,
 )
-def test_what_timm_has_is_bit_for_bit_timms(options: dict[str, Any]) -> None:
+def test_options_of_timm_give_timms_bits(options: dict[str, Any]) -> None:
     spec = TrainConfig(**options)
     ours, theirs = train_transform(spec, PREPROCESSING), _timm(spec)
     for seed, image in enumerate(pictures()):
@@ -87,15 +87,15 @@ def test_what_timm_has_is_bit_for_bit_timms(options: dict[str, Any]) -> None:
         assert torch.equal(x, _seeded(theirs, image, seed))
 
 
-def test_erasing_is_timms_on_what_normalise_gives() -> None:
+def test_erasing_is_timms_on_normalised_images() -> None:
     image = pictures(1, 24, 24)[0]
-    still = train_transform(TrainConfig(**STILL), AS_IT_IS)(image)
-    erased = train_transform(TrainConfig(**STILL, reprob=1.0), AS_IT_IS)
+    still = train_transform(TrainConfig(**STILL), IDENTITY)(image)
+    erased = train_transform(TrainConfig(**STILL, reprob=1.0), IDENTITY)
     timms = RandomErasing(1.0, mode="pixel", device="cpu")
     for seed in range(5):
-        expected = _seeded(lambda _: timms(normalise(still, AS_IT_IS)), image, seed)
+        expected = _seeded(lambda _: timms(normalise(still, IDENTITY)), image, seed)
         assert torch.equal(_seeded(erased, image, seed), expected)
-        assert not torch.equal(expected, normalise(still, AS_IT_IS))
+        assert not torch.equal(expected, normalise(still, IDENTITY))
 
 
 def test_centre_crop_is_that_of_evaluation() -> None:
@@ -128,17 +128,17 @@ def test_centre_crop_is_that_of_evaluation() -> None:
 )
 def test_every_operation_changes_the_image_and_keeps_its_shape(options: dict[str, Any]) -> None:
     image = pictures(1, 24, 24)[0]
-    still = train_transform(TrainConfig(**STILL), AS_IT_IS)(image)
+    still = train_transform(TrainConfig(**STILL), IDENTITY)(image)
     assert np.array_equal(still.permute(1, 2, 0).numpy(), np.asarray(image))
-    transform = train_transform(TrainConfig(**(STILL | options)), AS_IT_IS)
+    transform = train_transform(TrainConfig(**(STILL | options)), IDENTITY)
     changed = [_seeded(transform, image, seed) for seed in range(4)]
     if "reprob" in options:
-        still = normalise(still, AS_IT_IS)
+        still = normalise(still, IDENTITY)
     assert all(x.shape == still.shape and x.dtype == still.dtype for x in changed)
     assert sum(not torch.equal(x, still) for x in changed) >= 3
 
 
-def test_warps_are_torchvisions_and_bring_in_the_mean_colour() -> None:
+def test_warps_are_torchvisions_and_fill_with_the_mean_colour() -> None:
     image = pictures(1, 24, 24)[0]
     colour = [124, 116, 104]
     affine = AffineConfig(degrees=30, translate=(0.2, 0.1), scale=(0.5, 0.9), shear=20)
@@ -149,7 +149,7 @@ def test_warps_are_torchvisions_and_bring_in_the_mean_colour() -> None:
     options = {"affine": affine, "perspective": PerspectiveConfig(distortion_scale=0.8, p=1)}
     plain = Image.new("RGB", (24, 24), tuple(colour))
     for name, theirs in cases.items():
-        ours = train_transform(TrainConfig(**STILL, **{name: options[name]}), AS_IT_IS)
+        ours = train_transform(TrainConfig(**STILL, **{name: options[name]}), IDENTITY)
         for seed in range(5):
             x = _seeded(ours, image, seed).permute(1, 2, 0).numpy()
             assert np.array_equal(x, np.asarray(_seeded(theirs, image, seed)))
@@ -162,15 +162,15 @@ def test_grayscale_comes_after_all_colours() -> None:
     assert torch.equal(red, green) and torch.equal(green, blue)
 
 
-def test_a_policy_does_not_silence_colour_jitter() -> None:
-    transform = train_transform(TrainConfig(**STILL, aa="rand-n0", color_jitter=0.5), AS_IT_IS)
+def test_a_policy_does_not_turn_colour_jitter_off() -> None:
+    transform = train_transform(TrainConfig(**STILL, aa="rand-n0", color_jitter=0.5), IDENTITY)
     image = pictures(1, 24, 24)[0]
     assert not torch.equal(_seeded(transform, image, 0), _seeded(transform, image, 1))
 
 
 @settings(max_examples=60, deadline=None)
 @given(spec=specs())
-def test_any_augmentation_gives_a_whole_image_that_only_its_seed_decides(spec: TrainConfig) -> None:
+def test_any_augmentation_gives_an_image_that_only_depends_on_the_seed(spec: TrainConfig) -> None:
     transform, again = (train_transform(spec, PREPROCESSING) for _ in range(2))
     image = pictures(1)[0]
     before = image.tobytes()
@@ -186,7 +186,7 @@ def test_any_augmentation_gives_a_whole_image_that_only_its_seed_decides(spec: T
     "policy",
     [
         *("nonsense", "random", "rand-m9-q2", "rand-m9.5", "rand-mstd1.2.3", "v1", "RAND-m3"),
-        # Of these timm makes a policy, but overlooks a part, or fails at the first image.
+        # timm accepts these policies, but ignores a part or fails at the first image.
         *("rand-inc", "rand-tfoo", "rand--m3", "augmix-tweights", "augmix-a0", "original-mstd"),
         "rand-n20-tweights",
     ],
@@ -211,7 +211,7 @@ def test_affine_ranges_are_checked_with_the_configuration() -> None:
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "v0", "rand-m10-n4"])
 def test_the_strongest_posterizing_leaves_a_bit(policy: str) -> None:
-    """Pillow 13 refuses none; one image in a hundred would end the run."""
+    """Pillow 13 refuses 0 bits, which one image in a hundred would get."""
     transform = train_transform(TrainConfig(aa=policy), PREPROCESSING)
     for seed in range(300):
         assert _seeded(transform, pictures(1)[0], seed).shape == (3, 24, 24)

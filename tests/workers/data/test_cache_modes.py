@@ -1,4 +1,4 @@
-"""Training pixels: the same bits in every mode of the cache, whatever happens to its files."""
+"""Training pixels: the same bits in every mode of the cache, also with damaged cache files."""
 
 import hashlib
 import multiprocessing
@@ -22,9 +22,9 @@ from workers.data import Images, Sample, TrainPixels, eval_pixels, train_pixels
 from workers.data.decode import decode, reduce
 from workers.data.pixel_cache import CachedImages, DecodedImages, content_key
 from workers.errors import UserError
-from workers.storage.cache_folder import memory_folder
+from workers.storage.node_cache import memory_cache
 
-CONFIG: dict[str, Any] = {
+PREPROCESSING: dict[str, Any] = {
     "input_size": [3, 14, 14],
     "interpolation": "bicubic",
     "mean": [0.5, 0.5, 0.5],
@@ -33,16 +33,16 @@ CONFIG: dict[str, Any] = {
     "crop_mode": "center",
 }
 SHORTER = 16
-"""Pixels that training images are reduced to for CONFIG."""
+"""Shorter side that training images are reduced to for PREPROCESSING."""
 FORMATS = {"RGB": ["png", "jpg", "bmp"], "L": ["png", "jpg"], "RGBA": ["png"], "P": ["gif"]}
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SOUPFLEET_CACHE", str(tmp_path / "cache"))
-    before = set(memory_folder().path.iterdir())
+    before = set(memory_cache().path.iterdir())
     yield tmp_path / "cache"
-    for path in set(memory_folder().path.iterdir()) - before:
+    for path in set(memory_cache().path.iterdir()) - before:
         path.unlink()
 
 
@@ -54,7 +54,7 @@ def write(path: Path, seed: int, size: tuple[int, int], mode: str = "RGB") -> Pa
     return path
 
 
-def found(paths: list[Path], mode: str = "disk", split: str = "train") -> Images:
+def images_of(paths: list[Path], mode: str = "disk", split: str = "train") -> Images:
     samples = [
         Sample(split, path.name, str(path), 0, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in paths
@@ -62,9 +62,9 @@ def found(paths: list[Path], mode: str = "disk", split: str = "train") -> Images
     return Images(("a", "b"), samples, DataConfig(cache=mode))  # type: ignore[arg-type]
 
 
-def some(tmp_path: Path, mode: str = "disk", num: int = 12) -> Images:
+def write_images(tmp_path: Path, mode: str = "disk", num: int = 12) -> Images:
     paths = [write(tmp_path / f"images/{i:02d}.png", i, (18 + i, 40 - i % 20)) for i in range(num)]
-    return found(paths, mode)
+    return images_of(paths, mode)
 
 
 def bits(pixels: TrainPixels) -> list[tuple[tuple[int, ...], bytes]]:
@@ -77,7 +77,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.exists() else []
 
 
-PICTURES = st.lists(
+IMAGES = st.lists(
     st.tuples(
         st.tuples(st.integers(1, 70), st.integers(1, 70)),
         st.sampled_from([(mode, kind) for mode, kinds in FORMATS.items() for kind in kinds]),
@@ -90,7 +90,7 @@ PICTURES = st.lists(
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(pictures=PICTURES, seed=st.integers(0, 10**6))
+@given(pictures=IMAGES, seed=st.integers(0, 10**6))
 def test_no_mode_changes_a_bit(
     tmp_path: Path, pictures: list[tuple[tuple[int, int], tuple[str, str]]], seed: int
 ) -> None:
@@ -98,15 +98,15 @@ def test_no_mode_changes_a_bit(
         write(tmp_path / f"{i}.{kind}", seed + i, size, mode)
         for i, (size, (mode, kind)) in enumerate(pictures)
     ]
-    ours = {mode: found(paths, mode) for mode in ("off", "disk", "memory", "auto")}
-    pixels = {mode: train_pixels(images, CONFIG) for mode, images in ours.items()}
+    ours = {mode: images_of(paths, mode) for mode in ("off", "disk", "memory", "auto")}
+    pixels = {mode: train_pixels(images, PREPROCESSING) for mode, images in ours.items()}
     kinds = {mode: type(value) for mode, value in pixels.items()}
     assert kinds["off"] is DecodedImages and kinds["disk"] is kinds["memory"] is CachedImages
     assert all(bits(other) == bits(pixels["off"]) for other in pixels.values())
     for value in pixels.values():
         assert [value[i].tobytes() for i in range(len(value))] == [b for _, b in bits(value)]
         assert {value[i].mode for i in range(len(value))} == {"RGB"}
-    whole = {mode: eval_pixels(images, "train", CONFIG) for mode, images in ours.items()}
+    whole = {mode: eval_pixels(images, "train", PREPROCESSING) for mode, images in ours.items()}
     assert all(torch.equal(other, whole["off"]) for other in whole.values())
 
 
@@ -135,26 +135,26 @@ def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(tmp_path: Path) -> N
 
 
 def test_cache_size_is_obeyed_and_names_another_file(tmp_path: Path, folder: Path) -> None:
-    images = some(tmp_path)
-    train_pixels(images, CONFIG)
+    images = write_images(tmp_path)
+    train_pixels(images, PREPROCESSING)
     images.spec = DataConfig(cache="disk", cache_size=8)
     images.pixels.clear()
-    small = train_pixels(images, CONFIG)
+    small = train_pixels(images, PREPROCESSING)
     assert min(small.tensor(3).shape[1:]) == 8 and len(files(folder)) == 2
     images.spec = DataConfig(cache="disk")
-    oblong = train_pixels(images, {**CONFIG, "input_size": [3, 14, 21]})
+    oblong = train_pixels(images, {**PREPROCESSING, "input_size": [3, 14, 21]})
     assert min(oblong[3].size) == SHORTER and len(files(folder)) == 2  # as for 14 x 14
 
 
 def test_equal_contents_share_a_file_and_others_do_not(tmp_path: Path, folder: Path) -> None:
-    images = some(tmp_path)
+    images = write_images(tmp_path)
     samples = images.samples("train")
     others = [Sample("train", f"{i}", s.path, 1, s.sha256) for i, s in enumerate(samples)]
-    expected = bits(train_pixels(images, CONFIG))
+    expected = bits(train_pixels(images, PREPROCESSING))
     built = files(folder)
     relabelled, shuffled = (Images(("x",), o, images.spec) for o in (others, others[::-1]))
-    assert bits(train_pixels(relabelled, CONFIG)) == expected
-    assert bits(train_pixels(shuffled, CONFIG)) == expected[::-1]
+    assert bits(train_pixels(relabelled, PREPROCESSING)) == expected
+    assert bits(train_pixels(shuffled, PREPROCESSING)) == expected[::-1]
     assert files(folder) == built
     keys = {
         content_key(samples, {"a": 1}),
@@ -165,37 +165,37 @@ def test_equal_contents_share_a_file_and_others_do_not(tmp_path: Path, folder: P
     assert len(keys) == 4
 
 
-@pytest.mark.parametrize("harm", ["cut", "empty", "noise", "shorter", "gone"])
-def test_a_damaged_or_missing_file_is_built_anew(tmp_path: Path, folder: Path, harm: str) -> None:
-    images = some(tmp_path)
-    train, whole = train_pixels(images, CONFIG), eval_pixels(images, "train", CONFIG)
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise", "shorter", "gone"])
+def test_a_damaged_or_missing_file_is_built_again(
+    tmp_path: Path, folder: Path, damage: str
+) -> None:
+    images = write_images(tmp_path)
+    train, whole = train_pixels(images, PREPROCESSING), eval_pixels(images, "train", PREPROCESSING)
     expected, rendered = bits(train), whole.clone()
     for path in files(folder):
         content = path.read_bytes()
         path.unlink()
-        if harm == "cut":
+        if damage == "cut":
             path.write_bytes(content[: len(content) // 2])
-        elif harm == "empty":
+        elif damage == "empty":
             path.write_bytes(b"")
-        elif harm == "noise":
+        elif damage == "noise":
             path.write_bytes(bytes(len(content)))
-    if harm == "shorter":  # whole, but of fewer images
-        fewer = some(tmp_path, num=3)
-        train_pixels(fewer, CONFIG), eval_pixels(fewer, "train", CONFIG)
-        for shaping in ({"reduced to": SHORTER}, CONFIG):
+    if damage == "shorter":  # complete, but of fewer images
+        fewer = write_images(tmp_path, num=3)
+        train_pixels(fewer, PREPROCESSING), eval_pixels(fewer, "train", PREPROCESSING)
+        for shaping in ({"reduced to": SHORTER}, PREPROCESSING):
             key, old = (content_key(i.samples("train"), shaping) for i in (images, fewer))
             (folder / f"{old}.arrow").rename(folder / f"{key}.arrow")
     assert bits(train) == expected and torch.equal(whole, rendered)  # still mapped
     images.pixels.clear()
-    assert bits(train_pixels(images, CONFIG)) == expected
-    assert torch.equal(eval_pixels(images, "train", CONFIG), rendered)
+    assert bits(train_pixels(images, PREPROCESSING)) == expected
+    assert torch.equal(eval_pixels(images, "train", PREPROCESSING), rendered)
     assert len(files(folder)) == 2
 
 
-def test_a_builder_killed_half_way_leaves_nothing_that_is_used(
-    tmp_path: Path, folder: Path
-) -> None:
-    images = some(tmp_path)
+def test_a_killed_builder_leaves_no_usable_file(tmp_path: Path, folder: Path) -> None:
+    images = write_images(tmp_path)
 
     def die_at(step: int) -> Any:
         steps = iter(range(step))
@@ -208,15 +208,17 @@ def test_a_builder_killed_half_way_leaves_nothing_that_is_used(
 
     for build in (train_pixels, lambda i, c, touch: eval_pixels(i, "train", c, touch=touch)):
         process = multiprocessing.get_context("fork").Process(
-            target=build, args=(images, CONFIG), kwargs={"touch": die_at(5)}
+            target=build, args=(images, PREPROCESSING), kwargs={"touch": die_at(5)}
         )
         process.start()
         process.join(30)
         assert process.exitcode == -signal.SIGKILL
         assert len(list(folder.glob(".*.tmp"))) == 1 and not list(folder.glob("*.arrow"))
-    off = found([Path(sample.path) for sample in images.samples("train")], "off")
-    assert bits(train_pixels(images, CONFIG)) == bits(train_pixels(off, CONFIG))
-    assert torch.equal(eval_pixels(images, "train", CONFIG), eval_pixels(off, "train", CONFIG))
+    off = images_of([Path(sample.path) for sample in images.samples("train")], "off")
+    assert bits(train_pixels(images, PREPROCESSING)) == bits(train_pixels(off, PREPROCESSING))
+    assert torch.equal(
+        eval_pixels(images, "train", PREPROCESSING), eval_pixels(off, "train", PREPROCESSING)
+    )
     assert len(files(folder)) == 2
 
 
@@ -233,7 +235,7 @@ class Arrays(Dataset[np.ndarray]):
 
 @pytest.mark.parametrize("mode", ["disk", "off"])
 def test_loader_processes_read_the_same(tmp_path: Path, mode: str) -> None:
-    pixels = train_pixels(some(tmp_path, mode), CONFIG)
+    pixels = train_pixels(write_images(tmp_path, mode), PREPROCESSING)
     for loader in (
         DataLoader(Arrays(pixels), batch_size=None, num_workers=2),
         DataLoader(Arrays(pickle.loads(pickle.dumps(pixels))), batch_size=None, num_workers=2),
@@ -242,12 +244,12 @@ def test_loader_processes_read_the_same(tmp_path: Path, mode: str) -> None:
         assert read == bits(pixels)
 
 
-def test_a_cache_travels_as_a_path(tmp_path: Path) -> None:
-    assert len(pickle.dumps(train_pixels(some(tmp_path), CONFIG))) < 1000
+def test_cached_images_are_pickled_as_a_path(tmp_path: Path) -> None:
+    assert len(pickle.dumps(train_pixels(write_images(tmp_path), PREPROCESSING))) < 1000
 
 
-def test_a_forked_loader_process_needs_the_file_no_more(tmp_path: Path, folder: Path) -> None:
-    pixels = train_pixels(some(tmp_path), CONFIG)
+def test_a_forked_loader_process_does_not_need_the_file(tmp_path: Path, folder: Path) -> None:
+    pixels = train_pixels(write_images(tmp_path), PREPROCESSING)
     expected = bits(pixels)
     for path in files(folder):
         path.unlink()
@@ -257,58 +259,60 @@ def test_a_forked_loader_process_needs_the_file_no_more(tmp_path: Path, folder: 
 
 @pytest.mark.parametrize("mode", ["auto", "disk", "memory", "off"])
 def test_an_image_that_is_gone_is_named_and_never_skipped(tmp_path: Path, mode: str) -> None:
-    images = some(tmp_path, mode, num=70)
+    images = write_images(tmp_path, mode, num=70)
     Path(images.samples("train")[50].path).unlink()
     Path(images.samples("train")[51].path).write_bytes(b"no picture")
     with pytest.raises(OSError, match=r"training image 50\.png can no longer be read"):
-        train_pixels(images, CONFIG)[50]
+        train_pixels(images, PREPROCESSING)[50]
     with pytest.raises(OSError, match=r"train image 50\.png can no longer be read"):
-        eval_pixels(images, "train", CONFIG)
+        eval_pixels(images, "train", PREPROCESSING)
     with pytest.raises(OSError, match=r"image 51\.png"):
         DecodedImages(images, 8)[51]
 
 
-def test_auto_does_without_a_folder_and_disk_does_not(
+def test_auto_works_without_a_folder_and_disk_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
-    images = some(tmp_path, "auto", num=70)
-    cached = train_pixels(images, CONFIG)
+    images = write_images(tmp_path, "auto", num=70)
+    cached = train_pixels(images, PREPROCESSING)
     assert isinstance(cached, CachedImages)
     monkeypatch.setenv("SOUPFLEET_CACHE", str(tmp_path / "file"))
     images.pixels.clear()
-    assert bits(train_pixels(images, CONFIG)) == bits(cached)
+    assert bits(train_pixels(images, PREPROCESSING)) == bits(cached)
     assert "not cached" in caplog.text
     with pytest.raises(UserError, match=r"data\.cache=disk .*SOUPFLEET_CACHE"):
-        train_pixels(some(tmp_path, "disk"), CONFIG)
+        train_pixels(write_images(tmp_path, "disk"), PREPROCESSING)
     monkeypatch.setenv("SOUPFLEET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SOUPFLEET_CACHE_GB", "0.00001")
     with pytest.raises(UserError, match="no room for"):
-        eval_pixels(some(tmp_path, "disk", num=20), "train", CONFIG)
+        eval_pixels(write_images(tmp_path, "disk", num=20), "train", PREPROCESSING)
 
 
-def test_auto_writes_no_file_for_few_images(tmp_path: Path, folder: Path) -> None:
-    images = some(tmp_path, "auto")
-    assert isinstance(train_pixels(images, CONFIG), DecodedImages)
-    eval_pixels(images, "train", CONFIG)
+def test_auto_caches_no_file_of_few_images(tmp_path: Path, folder: Path) -> None:
+    images = write_images(tmp_path, "auto")
+    assert isinstance(train_pixels(images, PREPROCESSING), DecodedImages)
+    eval_pixels(images, "train", PREPROCESSING)
     assert files(folder) == []
 
 
-def test_evaluation_pixels_written_to_by_mistake_harm_nobody(tmp_path: Path) -> None:
-    images = some(tmp_path)
-    pixels = eval_pixels(images, "train", CONFIG)
-    kept = pixels.clone()
+def test_writes_to_evaluation_pixels_stay_in_this_process(tmp_path: Path) -> None:
+    images = write_images(tmp_path)
+    pixels = eval_pixels(images, "train", PREPROCESSING)
+    original = pixels.clone()
     pixels.zero_()
     images.pixels.clear()
-    assert torch.equal(eval_pixels(images, "train", CONFIG), kept)
+    assert torch.equal(eval_pixels(images, "train", PREPROCESSING), original)
 
 
 def test_many_batches_of_a_file_are_indexed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record batch holds what fits into its bytes, one image at least."""
+    """A record batch has as many images as fit, at least one."""
     monkeypatch.setattr("workers.data.pixel_file.BATCH_BYTES", 4000)
-    cached, off = (train_pixels(some(tmp_path, mode), CONFIG) for mode in ("disk", "off"))
+    cached, off = (
+        train_pixels(write_images(tmp_path, mode), PREPROCESSING) for mode in ("disk", "off")
+    )
     assert bits(cached) == bits(off)
     with pytest.raises(IndexError):
         cached[12]

@@ -1,4 +1,4 @@
-"""Folds: partitions of the training images that depend on seed and content only."""
+"""Folds: partitions of the training images that depend only on seed and content."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_folds_are_even_in_every_class_and_altogether(
     assert folds.keys() == {content for _, content in images}
     assert set(folds.values()) <= set(range(num))
     for label in range(len(sizes)):
-        counts = Counter(folds[content] for each, content in images if each == label)
+        counts = Counter(folds[content] for other, content in images if other == label)
         assert max(counts.values()) - min(counts[k] for k in range(num)) <= 1
     whole = Counter(folds.values())
     assert max(whole.values()) - min(whole[k] for k in range(num)) <= 1
@@ -51,19 +51,19 @@ def test_every_content_has_one_fold_and_copies_are_balanced(
     pure = [pair for pair in images if len(classes[pair[1]]) == 1]
     alone = assign_folds(pure, num, seed)
     for label in range(4):
-        sizes = Counter(content for each, content in pure if each == label)
+        sizes = Counter(content for other, content in pure if other == label)
         counts = Counter(dict.fromkeys(range(num), 0))
         for content, copies in sizes.items():
             counts[alone[content]] += copies
         assert not sizes or max(counts.values()) - min(counts.values()) <= max(sizes.values())
 
 
-def test_seeds_deal_differently() -> None:
+def test_other_seeds_give_other_folds() -> None:
     images = [(0, str(i)) for i in range(40)]
     assert assign_folds(images, 4, 0) != assign_folds(images, 4, 1)
 
 
-def test_folds_partition_what_val_and_test_leave(tmp_path: Path) -> None:
+def test_folds_partition_the_images_outside_val_and_test(tmp_path: Path) -> None:
     write_classes(tmp_path / "data", {"a": 23, "b": 20, "c": 9})
     whole = DataConfig(root=str(tmp_path / "data"))
     spec = whole.model_copy(update={"folds": 3})
@@ -76,11 +76,9 @@ def test_folds_partition_what_val_and_test_leave(tmp_path: Path) -> None:
     assert set.union(*held_out) == set(images.keys("train"))
     assert images.fold_counts == tuple(map(len, held_out)) == (13, 13, 12)
     for k in range(3):
-        learners = images.train_indices(k)
-        assert learners.dtype == np.int64
-        assert {images.keys("train")[i] for i in learners} == set(images.keys("train")) - held_out[
-            k
-        ]
+        indices = images.train_indices(k)
+        assert indices.dtype == np.int64
+        assert {images.keys("train")[i] for i in indices} == set(images.keys("train")) - held_out[k]
         assert min(images.class_counts(f"fold:{k}")) >= 1
         assert images.count(f"fold:{k}") == len(images.labels(f"fold:{k}"))
         assert images.image(f"fold:{k}", 0).mode == "RGB"

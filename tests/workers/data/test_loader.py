@@ -1,4 +1,4 @@
-"""Loader: which images a step sees, and the same bits however they are read."""
+"""Loader: the images of every step, and equal bits for any number of processes."""
 
 import random
 import subprocess
@@ -30,7 +30,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
     ranks=st.integers(1, 4),
     micro=st.one_of(st.none(), st.integers(1, 9)),
 )
-def test_every_step_is_shared_evenly_and_no_image_comes_twice(
+def test_ranks_share_every_step_evenly_and_no_image_repeats(
     n: int, batch_size: int, accumulate: int, ranks: int, micro: int | None
 ) -> None:
     spec = TrainConfig(batch_size=batch_size, grad_accum_steps=accumulate)
@@ -39,7 +39,7 @@ def test_every_step_is_shared_evenly_and_no_image_comes_twice(
     whole = [step_batches(order, spec, ranks, rank) for rank in range(ranks)]
     per_step = batch_size * accumulate * ranks
     assert {len(plan) for plan in plans} == {spec.steps_per_epoch(n, ranks)}
-    seen: list[int] = []
+    images: list[int] = []
     for step in range(spec.steps_per_epoch(n, ranks)):
         shares = [np.concatenate(plan[step]) for plan in plans]
         assert len({len(share) for share in shares}) == 1
@@ -48,12 +48,12 @@ def test_every_step_is_shared_evenly_and_no_image_comes_twice(
             lengths = [len(batch) for batch in plan[step]]
             assert max(lengths) - min(lengths) <= 1
         together = np.concatenate(shares)
-        asked = order[step * per_step : (step + 1) * per_step]
-        assert len(asked) - len(together) < ranks
+        expected = order[step * per_step : (step + 1) * per_step]
+        assert len(expected) - len(together) < ranks
         same = np.concatenate([np.concatenate(plan[step]) for plan in whole])
         assert together.tolist() == same.tolist()
-        seen += together.tolist()
-    assert len(seen) == len(set(seen))
+        images += together.tolist()
+    assert len(images) == len(set(images))
 
 
 def test_orders_differ_by_seed_stream_and_epoch() -> None:
@@ -78,18 +78,18 @@ def _read(
     return list(train_batches(pictures(), LABELS, transform, plan, seed, stream, epoch, workers))
 
 
-def _equal(some: list[Batch], others: list[Batch]) -> bool:
-    """In bits, and in how they lie in memory."""
+def _equal(left: list[Batch], right: list[Batch]) -> bool:
+    """Whether bits, types and memory layouts are equal."""
     return all(
         torch.equal(a, b) and a.dtype == b.dtype and a.stride() == b.stride()
-        for one, other in zip(some, others, strict=True)
+        for one, other in zip(left, right, strict=True)
         for a, b in zip(one, other, strict=True)
     )
 
 
 @settings(max_examples=40, deadline=None)
 @given(spec=specs(), scramble=st.integers(0, 2**32 - 1), order=st.permutations(range(8)))
-def test_a_sample_does_not_depend_on_what_was_read_before(
+def test_a_sample_does_not_depend_on_earlier_samples(
     spec: TrainConfig, scramble: int, order: list[int]
 ) -> None:
     batches = _read(spec)
@@ -122,9 +122,9 @@ EVERYTHING = TrainConfig(
 def test_seeds_streams_and_epochs_differ(aa: str) -> None:
     spec = TrainConfig(aa=aa)
     batches = [_read(spec), _read(spec, seed=1), _read(spec, stream="t"), _read(spec, epoch=1)]
-    for i, some in enumerate(batches):
-        assert _equal(some, some)
-        assert not any(_equal(some[:1], other[:1]) for other in batches[:i])
+    for i, reading in enumerate(batches):
+        assert _equal(reading, reading)
+        assert not any(_equal(reading[:1], other[:1]) for other in batches[:i])
 
 
 def test_a_fresh_interpreter_reads_the_same_bits() -> None:

@@ -1,4 +1,4 @@
-"""Mixing: targets that say exactly what was mixed, drawn from one generator."""
+"""MixUp and CutMix: targets that match the mixed pixels, drawn from one generator."""
 
 import random
 
@@ -16,7 +16,7 @@ C = 7
 
 
 def _batch(size: int, side: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image k is of value k + 1 all over, and of class k modulo C."""
+    """Image k has value k + 1 everywhere, and class k modulo C."""
     x = torch.arange(1.0, size + 1).view(-1, 1, 1, 1).expand(size, 3, side, side).contiguous()
     return x, torch.arange(size) % C
 
@@ -56,7 +56,7 @@ def test_targets_weigh_each_class_by_its_share_of_the_pixels(
         assert mixed.shape == x.shape and mixed.dtype == targets.dtype == torch.float32
         assert targets.shape == (size, C)
         torch.testing.assert_close(targets.sum(1), torch.ones(size))
-        # Every value is one image's, so a mean says how much of which image there is.
+        # Every value belongs to one image, so the mean gives the share of each image.
         share = (mixed.mean((1, 2, 3)) - x.roll(1, 0)[:, 0, 0, 0]) / (x - x.roll(1, 0))[:, 0, 0, 0]
         expected = torch.zeros(size, C)
         expected.scatter_add_(1, y[:, None], share[:, None])
@@ -86,12 +86,12 @@ def test_bits_are_torchvisions() -> None:
         (TrainConfig(cutmix=0.4, mixup_prob=1.0), v2.CutMix(alpha=0.4, num_classes=C)),
     ):
         torch.manual_seed(3)
-        torch.rand(())  # whether to mix at all
+        torch.rand(())  # the draw of whether to mix
         expected = theirs(x, y)
         assert all(torch.equal(a, b) for a, b in zip(_mix(spec, 5, 3), expected, strict=True))
 
 
-def test_probabilities_are_those_asked_for() -> None:
+def test_probabilities_are_those_configured() -> None:
     mixups, cutmixes = _rates(
         TrainConfig(mixup=1, cutmix=1, mixup_prob=0.6, mixup_switch_prob=0.25)
     )
@@ -101,7 +101,7 @@ def test_probabilities_are_those_asked_for() -> None:
     assert _rates(TrainConfig(mixup=1, mixup_prob=0.0), 50) == (0, 0)
 
 
-def test_unmixed_batches_are_left_as_they_are() -> None:
+def test_unmixed_batches_are_unchanged() -> None:
     x, y = _batch(3)
     off = TrainConfig(mixup=1, mixup_off_epoch=2)
     for spec, epoch in (
@@ -117,7 +117,7 @@ def test_unmixed_batches_are_left_as_they_are() -> None:
     assert _mix(off, 3, seed=0, epoch=1)[1].shape == (3, C)
 
 
-def test_only_torchs_own_generator_decides() -> None:
+def test_only_torchs_generator_is_used() -> None:
     spec = TrainConfig(mixup=1, cutmix=1)
     for seed in range(10):
         first = _mix(spec, 4, seed)

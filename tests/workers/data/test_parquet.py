@@ -1,4 +1,4 @@
-"""Parquet files: columns, class names, random access, and what is refused."""
+"""Parquet files: columns, class names, random access, and refusals."""
 
 import pickle
 from pathlib import Path
@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.image_folders import write_classes
-from tests.shard_writers import listed, write_parquet
+from tests.shard_writers import list_images, write_parquet
 from workers.config.data import DataConfig
 from workers.data import scan
 from workers.data.remote_files import Files
 from workers.data.sources import parquet
-from workers.data.sources.parquet import Rows
+from workers.data.sources.parquet import RowReader
 from workers.errors import UserError
 
 
@@ -44,7 +44,7 @@ def test_rows_are_images_with_their_labels(
     images, corrupt, warnings = scan(spec_of(tmp_path), seed=0)
     assert images.classes == (("ant", "bee") if names or hub else ("0", "1"))
     assert not corrupt and not warnings
-    rows = listed(pictures)
+    rows = list_images(pictures)
     for split in images.split_names:
         for i, key in enumerate(images.keys(split)):
             file, _, row = key.rpartition("/")
@@ -87,9 +87,9 @@ def test_row_groups_are_kept_within_bounds_and_read_from_any_process(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_parquet(pictures, tmp_path / "a.parquet", hub=True, group=3)
-    monkeypatch.setattr(parquet, "KEPT_BYTES", 1)
-    rows = Rows(Files(), "image")
-    contents = [content for _, _, content in listed(pictures)]
+    monkeypatch.setattr(parquet, "CACHED_BYTES", 1)
+    rows = RowReader(Files(), "image")
+    contents = [content for _, _, content in list_images(pictures)]
     uri = str(tmp_path / "a.parquet")
     for row in (0, 19, 2, 3, 10, 19, 5):
         assert rows.read(uri, row) == contents[row]
@@ -100,7 +100,7 @@ def test_row_groups_are_kept_within_bounds_and_read_from_any_process(
         rows.read(uri, 20)
 
 
-def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path, pictures: Path) -> None:
+def test_a_missing_column_is_named_with_the_existing_ones(tmp_path: Path, pictures: Path) -> None:
     write_parquet(pictures, tmp_path / "a.parquet")
     assert "'img'; it has image, label" in refusal(tmp_path, image_column="img")
     assert "data.label_column" in refusal(tmp_path, label_column="fine_label")
@@ -108,16 +108,16 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path, pictures
     assert "class names" in refusal(tmp_path, label_column="image")
 
 
-def test_a_label_that_is_missing_or_outside_is_named(tmp_path: Path, pictures: Path) -> None:
+def test_a_missing_or_unknown_label_is_named(tmp_path: Path, pictures: Path) -> None:
     write_parquet(pictures, tmp_path / "plain.parquet")
     image = pq.read_table(tmp_path / "plain.parquet")["image"]
-    for labels, said in (
+    for labels, message in (
         ([0, 1, None, *[0] * 17], "a.parquet/2 has no label"),
         ([0, 1, 5, *[0] * 17], "a.parquet/2 has the label 5"),
         ([0, 1, -1, *[0] * 17], "a.parquet/2 has the label -1"),
     ):
         pq.write_table(pa.table({"image": image, "label": labels}), tmp_path / "a.parquet")
-        assert said in refusal(tmp_path, classes=["ant", "bee"])
+        assert message in refusal(tmp_path, classes=["ant", "bee"])
 
 
 def test_a_row_without_an_image_is_named(tmp_path: Path, pictures: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_row_without_an_image_is_named(tmp_path: Path, pictures: Path) -> None
     assert "row 4" in refusal(tmp_path)
 
 
-def test_what_is_no_parquet_file_says_so(tmp_path: Path, pictures: Path) -> None:
+def test_a_file_in_another_format_is_refused(tmp_path: Path, pictures: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"no parquet file at all")
     assert "not a whole Parquet file" in refusal(tmp_path)
     write_parquet(pictures, tmp_path / "b.parquet")

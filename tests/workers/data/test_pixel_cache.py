@@ -1,4 +1,4 @@
-"""Evaluation pixels: every bit as from timm's own transform."""
+"""Evaluation pixels: bit for bit those of timm's transform."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_every_crop_mode_and_crop_pct_is_timms(tmp_path: Path, mode: str) -> Non
     assert torch.equal(ours[1], create_transform(**data)(images.image("train", 1)))
 
 
-def test_the_first_n_pixels_are_those_of_the_whole_split_and_kept() -> None:
+def test_the_first_n_pixels_are_those_of_the_whole_split_and_stay_in_memory() -> None:
     images, _, _ = scan(DataConfig(source="digits"), seed=0)
     model = timm.create_model("test_resnet", num_classes=10)
     config = preprocessing(model, DataConfig(source="digits", image_size=16))

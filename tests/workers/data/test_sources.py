@@ -1,4 +1,4 @@
-"""Sources: the same images are the same experiment, wherever and however they are packed."""
+"""Sources: the same images give the same splits, wherever and however they are packed."""
 
 import http.server
 import multiprocessing
@@ -17,21 +17,21 @@ from tests.image_folders import write_classes
 from tests.shard_writers import write_parquet, write_shards
 from workers.config.data import DataConfig
 from workers.data import Images, scan
-from workers.data.remote_files import Files, join, shown
+from workers.data.remote_files import Files, join, public_uri
 from workers.errors import UserError
 from workers.storage.store import Store
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):
-    """Answers requests for a range of bytes, which the standard library's server does not."""
+    """A server that answers requests for a range of bytes, unlike that of the standard library."""
 
     def do_GET(self) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
-        if asked is None or not path.is_file():
+        if match is None or not path.is_file():
             return super().do_GET()
         content = path.read_bytes()
-        first, last = int(asked[1]), int(asked[2])
+        first, last = int(match[1]), int(match[2])
         part = content[first : last + 1]
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
@@ -53,7 +53,7 @@ Serve = Callable[[Path, type[http.server.SimpleHTTPRequestHandler]], str]
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """Serves a folder on this machine and returns its URL."""
+    """A function that serves a folder on this machine and returns its URL."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     servers = []
 
@@ -72,11 +72,11 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    """The same images as class folders, shards and Parquet files; some of them come twice."""
+    """The same images as class folders, shards and Parquet files. Two images have copies."""
     write_classes(tmp_path / "folder", {"ant": 14, "bee": 12, "cat": 13})
     for name, copy in (("ant/a0.png", "ant/003.png"), ("bee/b0.png", "ant/004.png")):
         (tmp_path / "folder" / name).write_bytes((tmp_path / "folder" / copy).read_bytes())
-    # Another order than the folder's in each of them.
+    # In another order than in the folder.
     names = [tmp_path / "shards" / f"{k}.tar" for k in (2, 0, 1)]
     (tmp_path / "shards").mkdir()
     classes = write_shards(tmp_path / "folder", names)
@@ -89,7 +89,7 @@ def shards_of(root: str, **settings: Any) -> DataConfig:
     return DataConfig(source="webdataset", root=root, train="{0..2}.tar", **settings)
 
 
-def told_apart(images: Images) -> dict[str, list[tuple[int, str]]]:
+def labels_and_hashes(images: Images) -> dict[str, list[tuple[int, str]]]:
     names = [*images.split_names, *(f"fold:{k}" for k in range(len(images.fold_counts)))]
     return {
         name: [(sample.label, sample.sha256) for sample in images.samples(name)] for name in names
@@ -116,17 +116,17 @@ def test_the_same_images_are_in_the_same_order_from_any_source(
         shards_of(s3_uri, folds=3),
         DataConfig(source="parquet", root=str(packed), train="hub.parquet", folds=3),
     ]
-    surveyed = [scan(spec, seed=3)[0] for spec in specs]
-    first = surveyed[0]
-    assert {*told_apart(first)} == {"train", "val", "test", "fold:0", "fold:1", "fold:2"}
-    for images in surveyed[1:]:
+    scanned = [scan(spec, seed=3)[0] for spec in specs]
+    first = scanned[0]
+    assert {*labels_and_hashes(first)} == {"train", "val", "test", "fold:0", "fold:1", "fold:2"}
+    for images in scanned[1:]:
         assert images.classes == first.classes
-        assert told_apart(images) == told_apart(first)
+        assert labels_and_hashes(images) == labels_and_hashes(first)
         assert images.content("fold:1", 2) == first.content("fold:1", 2)
         assert images.image("val", 0).tobytes() == first.image("val", 0).tobytes()
 
 
-def test_images_travel_to_other_processes_and_through_the_store(packed: Path, serve: Serve) -> None:
+def test_images_can_be_pickled_and_stored(packed: Path, serve: Serve) -> None:
     spec = shards_of(serve(packed / "shards", Ranges))
     images, _, _ = scan(spec, seed=0)
     expected = [images.content("train", i) for i in range(images.count("train"))]
@@ -140,7 +140,7 @@ def test_images_travel_to_other_processes_and_through_the_store(packed: Path, se
         ]
 
 
-def test_stored_order_goes_through_each_file_once(packed: Path) -> None:
+def test_stored_order_reads_every_file_once(packed: Path) -> None:
     images, _, _ = scan(shards_of(str(packed / "shards")), seed=0)
     order = images.stored_order("train")
     assert sorted(order.tolist()) == list(range(images.count("train")))
@@ -161,9 +161,7 @@ def test_a_server_without_ranges_is_refused(packed: Path, serve: Serve) -> None:
         scan(shards_of(url, classes=["ant", "bee", "cat"]), seed=0)
 
 
-def test_what_is_not_on_a_server_or_in_a_bucket_is_named(
-    packed: Path, serve: Serve, s3_uri: str
-) -> None:
+def test_a_missing_remote_file_is_named(packed: Path, serve: Serve, s3_uri: str) -> None:
     upload(packed / "shards", s3_uri)
     for root in (serve(packed / "shards", Ranges), s3_uri):
         spec = shards_of(root).model_copy(update={"train": {"x": "{0..4}.tar"}})
@@ -175,7 +173,7 @@ def test_what_is_not_on_a_server_or_in_a_bucket_is_named(
     assert scan(globbed, seed=0)[0].classes == ("ant", "bee", "cat")
 
 
-def test_a_place_that_does_not_answer_is_no_mistake_of_the_user(
+def test_a_server_that_does_not_answer_is_no_user_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -184,7 +182,7 @@ def test_a_place_that_does_not_answer_is_no_mistake_of_the_user(
     assert not isinstance(caught.value, FileNotFoundError) and "secret" not in str(caught.value)
 
 
-def test_a_file_that_vanishes_later_is_an_error_not_a_skip(packed: Path, serve: Serve) -> None:
+def test_a_file_that_is_deleted_later_is_an_error_not_a_skip(packed: Path, serve: Serve) -> None:
     images, _, _ = scan(shards_of(serve(packed / "shards", Ranges)), seed=0)
     for shard in (packed / "shards").glob("*.tar"):
         shard.unlink()
@@ -197,8 +195,8 @@ def test_a_folder_source_is_local(packed: Path) -> None:
         scan(DataConfig(root="s3://bucket/images"), seed=0)
 
 
-def test_nonsense_uris_are_refused_in_a_sentence() -> None:
-    with pytest.raises(UserError, match="not a place that can be opened"):
+def test_an_unknown_kind_of_uri_is_refused() -> None:
+    with pytest.raises(UserError, match="nonsense://x/y"):
         scan(shards_of("nonsense://x/y"), seed=0)
 
 
@@ -209,7 +207,7 @@ def test_a_class_folder_outside_the_list_is_refused(packed: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "classes,said",
+    "classes,message",
     [
         (["ant"], "has 1 class"),
         (["ant", "bee", "ant"], "'ant' twice"),
@@ -218,10 +216,10 @@ def test_a_class_folder_outside_the_list_is_refused(packed: Path) -> None:
         ("broken.json", "neither JSON nor text"),
     ],
 )
-def test_a_bad_class_list_is_refused(packed: Path, classes: Any, said: str) -> None:
+def test_a_bad_class_list_is_refused(packed: Path, classes: Any, message: str) -> None:
     (packed / "object.json").write_text('{"ant": 0}')
     (packed / "broken.json").write_text('["ant", ')
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         scan(DataConfig(root=str(packed), train="folder", classes=classes), seed=0)
 
 
@@ -234,15 +232,15 @@ def test_the_order_of_the_list_is_the_order_of_the_labels(packed: Path) -> None:
     assert key.split("/")[1] == images.classes[label]
 
 
-def test_paths_join_as_people_write_them() -> None:
+def test_paths_and_uris_are_joined() -> None:
     assert join("s3://b/x?scheme=http", "y/a.tar") == "s3://b/x/y/a.tar?scheme=http"
     assert join("/data", "a.tar") == "/data/a.tar" == join("file:///data", "a.tar")
     assert join("s3://b/x", "https://h/a.tar") == "https://h/a.tar"
     assert join("/data", "/else/a.tar") == "/else/a.tar"
-    assert shown("s3://key:secret@b/x?token=1") == "s3://b/x"
+    assert public_uri("s3://key:secret@b/x?token=1") == "s3://b/x"
 
 
-def test_a_range_is_exactly_what_was_asked_for(tmp_path: Path) -> None:
+def test_a_range_has_exactly_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(range(100)))
     files = Files()
     assert files.read(str(tmp_path / "x"), 10, 5) == bytes(range(10, 15))
@@ -264,7 +262,7 @@ def test_forked_processes_read_remote_images(
     forking = multiprocessing.get_context("fork")
     receiver, sender = forking.Pipe(duplex=False)
 
-    def child() -> None:  # inherits what the parent has open, as loader processes do
+    def child() -> None:  # inherits open files, as loader processes do
         sender.send([images.content("train", i) for i in range(6)])
 
     process = forking.Process(target=child)

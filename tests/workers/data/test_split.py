@@ -1,4 +1,4 @@
-"""Split: properties of setting images aside."""
+"""Split: properties of val and test splits."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ FRACTIONS = {"val": 0.15, "test": 0.2}
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.integers(0, 9))
-def test_shares_are_exact_for_images_that_all_differ(sizes: list[int], seed: int) -> None:
+def test_shares_are_exact_if_all_images_differ(sizes: list[int], seed: int) -> None:
     samples = [(label, f"{label}-{i}") for label, size in enumerate(sizes) for i in range(size)]
     splits = assign_splits(samples, FRACTIONS, seed)
     assert splits.keys() == {content for _, content in samples}

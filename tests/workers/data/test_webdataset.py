@@ -1,4 +1,4 @@
-"""Tar shards: what is found in them, and what is refused."""
+"""Tar shards: indexed samples and refusals."""
 
 import gzip
 import io
@@ -51,7 +51,7 @@ def link(name: str, kind: bytes) -> tarfile.TarInfo:
     return info
 
 
-def test_shards_are_found_by_pattern_and_read_by_place(tmp_path: Path) -> None:
+def test_shards_match_patterns_and_are_read_by_position(tmp_path: Path) -> None:
     write_classes(tmp_path / "folder", {"ant": 9, "bee": 9})
     shards = [tmp_path / "wds" / f"train-{i:03d}.tar" for i in range(3)]
     classes = write_shards(tmp_path / "folder", shards)
@@ -70,7 +70,7 @@ def test_shards_are_found_by_pattern_and_read_by_place(tmp_path: Path) -> None:
     assert globbed.keys("val") == images.keys("val")
 
 
-def test_given_splits_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_given_splits_are_not_changed(tmp_path: Path) -> None:
     for i, split in enumerate(("train", "val", "test", "far")):
         write_classes(tmp_path / split, {"a": 4, "b": 4}, seed=i)
         write_shards(tmp_path / split, [tmp_path / f"{split}.tar"], "json")
@@ -95,15 +95,15 @@ def test_labels_are_numbers_or_names_in_cls_or_json(tmp_path: Path) -> None:
         members |= {f"./{i}.png": picture(i), f"./{i}.{suffix}": content, f"./{i}.pyd": b"\x80"}
     write_tar(tmp_path / "a.tar", members)
     images, _, _ = scan(spec_of(tmp_path, classes=["cat", "dog"]), seed=0)
-    found = {
+    labels_by_sample = {
         int(key.rpartition("/")[2]) % 6: int(label)
         for split in images.split_names
         for key, label in zip(images.keys(split), images.labels(split), strict=True)
     }
-    assert [found[i] for i in range(6)] == [1, 0, 1, 0, 1, 1]
+    assert [labels_by_sample[i] for i in range(6)] == [1, 0, 1, 0, 1, 1]
 
 
-def test_classes_come_from_the_list_the_file_beside_or_the_labels(tmp_path: Path) -> None:
+def test_classes_are_those_of_the_list_or_the_file_or_the_labels(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(20))
     assert scan(spec_of(tmp_path), seed=0)[0].classes == ("0", "1")
     (tmp_path / "classes.json").write_text(json.dumps(["x", "y"]))
@@ -122,12 +122,12 @@ def test_numbers_are_classes_in_numeric_order(tmp_path: Path) -> None:
     assert scan(spec_of(tmp_path), seed=0)[0].classes == ("2", "10", "100")
 
 
-def test_a_label_outside_the_classes_is_named(tmp_path: Path) -> None:
+def test_an_unknown_label_is_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(8) | {"bad.png": picture(99), "bad.cls": b"2"})
     message = refusal(tmp_path, classes=["x", "y"])
     assert "a.tar/bad" in message and "label 2" in message and "2 classes" in message
     write_tar(tmp_path / "a.tar", samples(8) | {"bad.png": picture(99), "bad.cls": b"yy"})
-    assert "nearest is 'y'" in refusal(tmp_path, classes=["x", "y"])
+    assert "did you mean y?" in refusal(tmp_path, classes=["x", "y"])
     assert "'yy'" in refusal(tmp_path)
     write_tar(tmp_path / "a.tar", samples(8) | {"bad.png": picture(99), "bad.cls": b"-1"})
     assert "-1" in refusal(tmp_path) and "-1" in refusal(tmp_path, classes=["x", "y"])
@@ -141,7 +141,7 @@ def test_an_image_without_a_label_is_named(tmp_path: Path, label: Members) -> No
 
 
 @pytest.mark.parametrize("member", ["../bad.png", "/bad.png", "x/../../bad.png"])
-def test_a_path_that_leads_out_is_refused(tmp_path: Path, member: str) -> None:
+def test_a_path_outside_the_shard_is_refused(tmp_path: Path, member: str) -> None:
     write_tar(tmp_path / "a.tar", samples(2) | {member: picture(9)})
     message = refusal(tmp_path)
     assert repr(member) in message and "leads out" in message
@@ -154,7 +154,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
 
 
 @pytest.mark.parametrize("again", ["000.png", "000.json"])
-def test_a_key_twice_is_refused(tmp_path: Path, again: str) -> None:
+def test_a_repeated_key_is_refused(tmp_path: Path, again: str) -> None:
     write_tar(tmp_path / "a.tar", samples(3))
     with tarfile.open(tmp_path / "a.tar", "a") as tar:
         info = tarfile.TarInfo(again)
@@ -162,14 +162,14 @@ def test_a_key_twice_is_refused(tmp_path: Path, again: str) -> None:
     assert "'000' twice" in refusal(tmp_path)
 
 
-def test_a_sample_has_one_image(tmp_path: Path) -> None:
+def test_a_sample_without_exactly_one_image_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(2) | {"x.cls": b"0", "x.jp2": b"?"})
     assert "'x'" in refusal(tmp_path) and "0 images" in refusal(tmp_path)
     write_tar(tmp_path / "a.tar", {"x.cls": b"0", "x.png": b"?", "x.jpg": b"?"})
     assert "2 images" in refusal(tmp_path)
 
 
-def test_no_samples_is_refused(tmp_path: Path) -> None:
+def test_a_shard_without_samples_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"readme.txt": b"nothing"})
     assert "holds no samples" in refusal(tmp_path)
     write_tar(tmp_path / "a.tar", {})
@@ -195,7 +195,7 @@ def test_a_truncated_shard_is_refused(tmp_path: Path, cut: str) -> None:
     assert "a.tar" in message and "truncated" in message
 
 
-def test_what_is_no_tar_says_so(tmp_path: Path) -> None:
+def test_a_file_in_another_format_is_refused(tmp_path: Path) -> None:
     for content in (b"", b"hello", b"x" * 4096):
         (tmp_path / "a.tar").write_bytes(content)
         assert "a.tar is not a tar file" in refusal(tmp_path)
@@ -211,7 +211,7 @@ def test_a_pipe_is_refused_with_the_reason(tmp_path: Path) -> None:
     assert "data.val" in refusal(tmp_path, val="pipe:aws s3 cp x -")
 
 
-def test_a_missing_shard_is_named_with_what_is_there(tmp_path: Path) -> None:
+def test_a_missing_shard_is_named_with_the_existing_ones(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(8))
     assert "names b.tar" in refusal(tmp_path, train="{a,b}.tar")
     assert "there are a.tar" in refusal(tmp_path, train="{a,b}.tar")
@@ -224,7 +224,7 @@ def test_a_missing_shard_is_named_with_what_is_there(tmp_path: Path) -> None:
 
 def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(8))
-    (tmp_path / "b.tar").mkdir()  # refuses to be opened whoever tries
+    (tmp_path / "b.tar").mkdir()  # cannot be opened, also not by root
     assert "names b.tar, which cannot be read (Is a directory)" in refusal(tmp_path, train="*.tar")
 
 
@@ -234,7 +234,7 @@ def test_a_shard_named_twice_is_refused(tmp_path: Path) -> None:
     assert "data.train" in refusal(tmp_path, train=["a.tar", "./a.tar"])
 
 
-def test_a_shard_that_shrinks_later_is_an_error_not_a_skip(tmp_path: Path) -> None:
+def test_a_shard_that_becomes_shorter_is_an_error_not_a_skip(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(12))
     images, _, _ = scan(spec_of(tmp_path), seed=0)
     os.truncate(tmp_path / "a.tar", 600)
@@ -243,7 +243,7 @@ def test_a_shard_that_shrinks_later_is_an_error_not_a_skip(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif("SOUPFLEET_DATA" not in os.environ, reason="needs SOUPFLEET_DATA")
-def test_a_real_shard_surveys_cleanly() -> None:
+def test_a_real_shard_has_no_corrupt_image() -> None:
     root = Path(os.environ["SOUPFLEET_DATA"]) / "cub100_128"
     images, corrupt, warnings = scan(spec_of(root, train="train-000000.tar"), seed=0)
     assert len(images.classes) == 100 and not corrupt

@@ -1,4 +1,4 @@
-"""Architectures: each learns, is scored, has its statistics recomputed and is rebuilt by timm."""
+"""Architectures: all are trained, scored, recomputed (BatchNorm) and rebuilt by timm."""
 
 import copy
 import json
@@ -60,7 +60,7 @@ HEAVY = [
     ("soupfleet_resnext101_vit", "attention"),
 ]
 SIZE = {"eva02_tiny_patch14_224": 56, "swin_tiny_patch4_window7_224": 224}
-"""In pixels; 64 for all others."""
+"""Input size in pixels, if it is not 64."""
 
 
 def _cases() -> list[Any]:
@@ -97,7 +97,7 @@ def _learn(model: nn.Module, images: torch.Tensor) -> None:
     moved = {
         name for name, _ in model.named_parameters() if not torch.equal(after[name], before[name])
     }
-    # Where gradients are small, a step does not show in weights of 1.
+    # A small gradient does not change a weight of 1.
     assert moved & head_parameter_names(model) and moved - head_parameter_names(model)
 
 
@@ -124,10 +124,10 @@ def _rebuild(
         assert expected.isfinite().all() and torch.equal(again(images), expected)
 
 
-def test_scores_come_from_any_of_them() -> None:
+def test_small_ones_with_a_head_are_scored() -> None:
     for name in ("soupfleet_test_resnet_vit", "test_vit", "mobilenetv2_035"):
         data = DataConfig(image_size=32)
         model = create_model(ModelConfig(name=name, head="se"), len(CLASSES), data)
         pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-        found = logits(model, pixels, preprocessing(model, data), "cpu")
-        assert found.shape == (3, 5) and torch.from_numpy(found).isfinite().all()
+        rows = logits(model, pixels, preprocessing(model, data), "cpu")
+        assert rows.shape == (3, 5) and torch.from_numpy(rows).isfinite().all()

@@ -1,4 +1,4 @@
-"""The timm door: what is built, loaded, refused, and rebuilt by plain timm."""
+"""Models of timm: building, loading, refusals, and rebuilding by plain timm."""
 
 import argparse
 import json
@@ -56,7 +56,7 @@ def refusal(model: nn.Module, spec: ModelConfig) -> str:
     return str(caught.value)
 
 
-def test_an_unknown_name_is_answered_with_near_ones() -> None:
+def test_an_unknown_name_is_refused_with_similar_ones() -> None:
     with pytest.raises(UserError, match="resnet18"):
         create_model(ModelConfig(name="resnet81"), 5, SMALL)
     with pytest.raises(UserError, match="no_such_tag"):
@@ -89,7 +89,7 @@ def test_preprocessing_is_timms_and_survives_json() -> None:
         assert json.loads(json.dumps(config)) == config
 
 
-def test_batchnorm_is_seen_where_it_is() -> None:
+def test_batchnorm_is_detected() -> None:
     assert has_batchnorm(fresh("mobilenetv2_035")) and not has_batchnorm(fresh("test_vit"))
 
 
@@ -161,7 +161,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("how", ["torch", "legacy", "plain"])
-def test_a_planted_pickle_is_refused_and_not_executed(tmp_path: Path, how: str) -> None:
+def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, how: str) -> None:
     marker, file = tmp_path / "executed", tmp_path / "weights.pth"
     content = {"state_dict": fresh("test_resnet").state_dict(), "extra": Malicious(marker)}
     if how == "plain":
@@ -240,6 +240,6 @@ def test_assigned_weights_must_fit_exactly() -> None:
         assign_weights(model, donor.state_dict() | {"fc.bias": torch.zeros(6)}, "donor")
 
 
-def test_weights_that_nobody_published_are_a_users_mistake() -> None:
+def test_weights_that_are_not_published_are_a_user_error() -> None:
     spec = ModelConfig(name="mobilenetv2_035", pretrained=True)  # timm has an architecture only
     assert "model.checkpoint" in refusal(fresh("mobilenetv2_035"), spec)

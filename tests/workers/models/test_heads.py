@@ -53,7 +53,7 @@ def fresh(name: str, head: Any, seed: int = 0, **fields: Any) -> nn.Module:
 
 
 def serve(folder: Path, model: nn.Module, spec: ModelConfig) -> dict[str, Any]:
-    """As a soup lies in the store."""
+    """Write the files of a served soup; return its config.json."""
     folder.mkdir()
     config = timm_config(model, spec, CLASSES, SMALL)
     (folder / "config.json").write_text(json.dumps(config))
@@ -133,25 +133,23 @@ def test_only_the_classifier_starts_at_zero_and_the_rest_from_the_seed(
     names = head_parameter_names(one)
     zeros = {n for n in names if n.startswith(f"{CLASSIFIER[name]}.") and "pool" not in n}
     assert len(zeros) == 2
-    for each in names:
-        parameter = one.get_parameter(each)
-        assert torch.equal(parameter, two.get_parameter(each))
-        assert bool(parameter.any()) == (each not in zeros and _is_drawn(fresh(name, head), each))
-    drawn = [each for each in names if one.get_parameter(each).any()]
-    assert any(
-        not torch.equal(one.get_parameter(each), other.get_parameter(each)) for each in drawn
-    )
+    for n in names:
+        parameter = one.get_parameter(n)
+        assert torch.equal(parameter, two.get_parameter(n))
+        assert bool(parameter.any()) == (n not in zeros and _is_drawn(fresh(name, head), n))
+    drawn = [n for n in names if one.get_parameter(n).any()]
+    assert any(not torch.equal(one.get_parameter(n), other.get_parameter(n)) for n in drawn)
     assert all(torch.equal(body[n], t) for n, t in one.state_dict().items() if n not in names)
 
 
 def _is_drawn(model: nn.Module, name: str) -> bool:
-    """timm itself starts some biases at zero."""
+    """Whether timm does not start this parameter at zero, as it does some biases."""
     return bool(model.get_parameter(name).any())
 
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
-def test_a_plain_checkpoint_is_asked_for_nothing_of_the_head(
+def test_a_plain_checkpoint_needs_no_tensors_of_the_head(
     tmp_path: Path, name: str, head: Any
 ) -> None:
     donor, model = fresh(name, "linear", 1), fresh(name, head, 2)
@@ -164,7 +162,7 @@ def test_a_plain_checkpoint_is_asked_for_nothing_of_the_head(
         assert torch.equal(value, own[tensor] if tensor in own else donor.state_dict()[tensor])
 
 
-def test_a_checkpoint_that_has_such_a_head_gives_its_backbone(tmp_path: Path) -> None:
+def test_of_a_checkpoint_with_a_head_only_the_backbone_is_loaded(tmp_path: Path) -> None:
     donor, model = fresh("test_resnet", "se", 1), fresh("test_resnet", "se", 2)
     save_file(donor.state_dict(), tmp_path / "w.safetensors")
     own = {n: model.get_parameter(n).clone() for n in head_parameter_names(model)}
@@ -176,11 +174,11 @@ def test_a_checkpoint_that_has_such_a_head_gives_its_backbone(tmp_path: Path) ->
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_published_weights_reach_the_backbone(tmp_path: Path, name: str, head: Any) -> None:
+def test_published_weights_are_copied_to_the_backbone(tmp_path: Path, name: str, head: Any) -> None:
     donor = timm.create_model(name, num_classes=5, img_size=32) if "vit" in name else None
     donor = donor or timm.create_model(name, num_classes=5)
     save_file(donor.state_dict(), tmp_path / "w.safetensors")
-    # timm's place for them, without its download.
+    # A local file in place of timm's download.
     kwargs = {"pretrained_cfg_overlay": {"file": str(tmp_path / "w.safetensors")}}
     spec = ModelConfig(name=name, head=head, pretrained=True, kwargs=kwargs)
     model = create_model(spec, 5, SMALL)
@@ -213,12 +211,12 @@ def test_squeeze_and_excitation_sees_every_token_and_timm_pools(tmp_path: Path) 
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", ["test_mambaout", "mixer_s32_224"])
-def test_a_network_without_a_place_for_it_is_refused(name: str, head: Any) -> None:
+def test_a_network_without_a_pooling_module_is_refused(name: str, head: Any) -> None:
     with pytest.raises(UserError, match=f"head: {head} has no place in {name}.*head: linear"):
         create_model(ModelConfig(name=name, head=head), 5, DataConfig())
 
 
-def test_arguments_and_names_that_a_head_takes_itself_are_refused() -> None:
+def test_arguments_and_names_that_a_head_sets_are_refused() -> None:
     pooled = ModelConfig(name="test_resnet", head="attention", kwargs={"global_pool": "max"})
     with pytest.raises(UserError, match="global_pool is set by model.head"):
         create_model(pooled, 5, SMALL)

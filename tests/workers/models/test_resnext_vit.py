@@ -1,4 +1,4 @@
-"""Hybrids: a residual network with a transformer at its end, starting as if it were not there."""
+"""Hybrids: a residual network with a transformer block that starts as the identity."""
 
 import json
 from pathlib import Path
@@ -36,14 +36,14 @@ def block_of(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_a_plain_checkpoint_makes_a_hybrid_that_answers_like_the_plain_network(
+def test_a_hybrid_of_a_plain_checkpoint_computes_the_same_as_the_plain_network(
     tmp_path: Path, pretrained: bool
 ) -> None:
     donor, model = fresh("test_resnet", 1), fresh(seed=2)
     save_file(donor.state_dict(), tmp_path / "w.safetensors")
     before = {name: model.state_dict()[name].clone() for name in block_of(model)}
     spec = ModelConfig(name=TINY, checkpoint=str(tmp_path / "w.safetensors"))
-    if pretrained:  # timm's place for it, without its download
+    if pretrained:  # a local file in place of timm's download
         kwargs = {"pretrained_cfg_overlay": {"file": str(tmp_path / "w.safetensors")}}
         spec = ModelConfig(name=TINY, pretrained=True, kwargs=kwargs)
         model = fresh(seed=2, kwargs=kwargs)
@@ -54,7 +54,7 @@ def test_a_plain_checkpoint_makes_a_hybrid_that_answers_like_the_plain_network(
     assert torch.equal(model.eval().forward_features(IMAGES), features)  # type: ignore[operator]
 
 
-def test_a_hybrids_own_checkpoint_brings_its_block_along(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_hybrid_includes_the_block(tmp_path: Path) -> None:
     donor, model = fresh(seed=1), fresh(seed=2)
     save_file(donor.state_dict(), tmp_path / "w.safetensors")
     load_initial(model, ModelConfig(name=TINY, checkpoint=str(tmp_path / "w.safetensors")))
@@ -82,7 +82,7 @@ def test_the_block_is_seeded_and_learns_once_its_last_layer_has_left_zero() -> N
 
 
 @pytest.mark.parametrize("size", [32, 48, 96])
-def test_it_takes_images_of_any_size_and_tells_positions_apart(size: int) -> None:
+def test_it_accepts_any_image_size_and_encodes_positions(size: int) -> None:
     model: Any = fresh().eval()
     images = torch.randn(1, 3, size, size)
     assert model(images).shape == (1, 5)
@@ -93,7 +93,7 @@ def test_it_takes_images_of_any_size_and_tells_positions_apart(size: int) -> Non
     assert not torch.allclose(turned, block(features), atol=1e-4)
 
 
-def test_layers_are_grouped_with_the_block_right_below_the_head() -> None:
+def test_the_block_is_the_group_of_layers_below_the_head() -> None:
     model: Any = fresh()
     layers = group_parameters(model, model.group_matcher(), reverse=True)
     above = layers["fc.weight"]
@@ -118,7 +118,7 @@ def test_timm_rebuilds_a_hybrid_with_any_head_bit_for_bit(tmp_path: Path, head: 
         assert torch.equal(model(IMAGES), again(IMAGES))
 
 
-def test_half_a_hybrid_is_not_served(tmp_path: Path) -> None:
+def test_a_hybrid_without_its_block_is_not_served(tmp_path: Path) -> None:
     model, spec = fresh("test_resnet"), ModelConfig(name=TINY)
     config = timm_config(fresh(), spec, tuple("abcde"), SMALL)
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -127,7 +127,7 @@ def test_half_a_hybrid_is_not_served(tmp_path: Path) -> None:
         open_served(tmp_path)
 
 
-def test_their_names_are_known_and_weights_come_from_where_the_plain_ones_do() -> None:
+def test_hybrids_are_registered_and_use_the_weights_of_plain_networks() -> None:
     names = {"soupfleet_resnext50_vit": "resnext50_32x4d", TINY: "test_resnet"}
     names["soupfleet_resnext101_vit"] = "resnext101_32x8d"
     for ours, plain in names.items():

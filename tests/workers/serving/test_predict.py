@@ -1,4 +1,4 @@
-"""Predict: labels for images that have none, by a served model and by ensembles."""
+"""Predictions: labels for new images, by a served model and by ensembles."""
 
 import csv
 import json
@@ -36,19 +36,19 @@ def pictures(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(pool: Pool) -> Pool:
-    """With its ensembles saved, and the base's config.json that a base order writes."""
+    """The pool with saved ensembles and the config.json of its base."""
     worker, cohort = pool.worker, pool.cohort
     config = timm_config(
         worker.model(cohort.model), cohort.model, worker.images.classes, worker.setting.data
     )
     worker.store.write(f"{cohort.base}/config.json", json.dumps(config).encode())
-    ids = tuple(each.id for each in pool.members)
+    ids = tuple(member.id for member in pool.members)
     order = CompareOrder(
         best_single=ids[0],
         soups=(),
         members=ids,
         splits=("val", "test"),
-        stacking=tuple((each,) for each in ids),
+        stacking=tuple((member_id,) for member_id in ids),
     )
     list(compare(order, 0, worker))
     return pool
@@ -59,13 +59,13 @@ def cached(pool: Pool, member: int) -> np.ndarray:
 
 
 def test_soft_voting_of_files_is_soft_voting_of_the_split(compared: Pool, pictures: Path) -> None:
-    seen: list[None] = []
+    calls: list[None] = []
     store, files = compared.worker.store, images_below(pictures)
-    answers = by_ensemble(store, "soft_voting", files, lambda: seen.append(None))
+    answers = by_ensemble(store, "soft_voting", files, lambda: calls.append(None))
     expected = sum(cached(compared, i).astype(np.float64) for i in range(3)) / 3
     np.testing.assert_allclose(answers.logits, expected, atol=1e-5)
     assert answers.labels == compared.worker.images.classes
-    assert len(seen) == 3 * 20
+    assert len(calls) == 3 * 20
 
 
 def test_stacking_of_files_is_stacking_of_the_split(compared: Pool, pictures: Path) -> None:
@@ -80,7 +80,7 @@ def test_stacking_of_files_is_stacking_of_the_split(compared: Pool, pictures: Pa
 def test_the_table_names_images_labels_and_confidences(
     compared: Pool, pictures: Path, tmp_path: Path
 ) -> None:
-    """A broken image has a row all the same, so that rows can be counted."""
+    """A broken image has a row too, so that rows can be counted."""
     folder = tmp_path / "images"
     (folder / "deep").mkdir(parents=True)
     for file in images_below(pictures)[:3]:
@@ -105,7 +105,7 @@ def test_the_table_names_images_labels_and_confidences(
         assert float(row["confidence"]) == pytest.approx(float(probabilities.max()), abs=1e-4)
 
 
-def test_what_is_not_there_is_named(compared: Pool, tmp_path: Path) -> None:
+def test_missing_ensembles_images_and_members_are_named(compared: Pool, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no ensemble 'voting'; there are soft_voting, stack"):
         open_ensemble(compared.worker.store, "voting")
     with pytest.raises(UserError, match="does not exist; give an image, or a folder"):

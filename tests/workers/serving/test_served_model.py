@@ -1,4 +1,4 @@
-"""Evaluate: a served folder scored on class folders, matched by name."""
+"""Served models: scores on class folders, matched by name."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ DATA = DataConfig(image_size=32, crop_pct=0.9)
 
 @pytest.fixture
 def served(tmp_path: Path) -> Path:
-    """What the serve order leaves, as far as loading goes."""
+    """The files of a served folder that loading needs."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     spec = ModelConfig(name="test_resnet")
@@ -41,32 +41,32 @@ def served(tmp_path: Path) -> Path:
 def test_the_score_is_that_of_the_images_one_by_one(
     served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In blocks or at once, and in the order of names whatever the model's order of labels."""
+    """The size of blocks and the model's order of labels do not matter."""
     data = tmp_path / "data"
     write_classes(data, {"bee": 40, "ant": 50, "cow": 45})
     files = sorted(data.rglob("*.png"))
     labels = [LABELS.index(file.parent.name) for file in files]
-    rows = zip(files, labels, strict=True)
-    images = Images(LABELS, [Sample("x", str(f), str(f), label, "") for f, label in rows])
+    pairs = zip(files, labels, strict=True)
+    images = Images(LABELS, [Sample("x", str(f), str(f), label, "") for f, label in pairs])
     model, preprocessing, names = open_served(served)
     assert names == LABELS and preprocessing["crop_pct"] == 0.9
-    found = logits(model, eval_pixels(images, "x", preprocessing), preprocessing, "cpu")
-    expected = score(found, np.array(labels))
+    rows = logits(model, eval_pixels(images, "x", preprocessing), preprocessing, "cpu")
+    expected = score(rows, np.array(labels))
     assert evaluate_folder(served, data) == expected and expected.count == 135
-    monkeypatch.setattr(workers.serving.served_model, "BLOCK", 64)
+    monkeypatch.setattr(workers.serving.served_model, "IMAGES_IN_MEMORY", 64)
     assert evaluate_folder(served, data) == expected
 
 
-def test_a_subset_of_the_labels_will_do(served: Path, tmp_path: Path) -> None:
+def test_labels_may_lack_a_folder(served: Path, tmp_path: Path) -> None:
     write_classes(tmp_path / "data", {"cow": 5})
     assert evaluate_folder(served, tmp_path / "data").count == 5
 
 
-def test_an_unknown_class_folder_is_refused_with_the_nearest_label(
+def test_an_unknown_class_folder_is_refused_with_a_similar_label(
     served: Path, tmp_path: Path
 ) -> None:
     write_classes(tmp_path / "data", {"ant": 2, "bees": 2})
-    with pytest.raises(UserError, match=r"'bees'.*nearest is 'bee'"):
+    with pytest.raises(UserError, match=r"'bees'.*did you mean bee"):
         evaluate_folder(served, tmp_path / "data")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: the bytes, the background writer, the verified reading; local and on S3."""
+"""Checkpoints: bytes, background writer and verified reading; local and on S3."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from torch import Tensor
 from workers.storage.checkpoint_writer import CheckpointWriter, write_checkpoint
 from workers.storage.checkpoints import TrainState, load_train_state, open_weights
 from workers.storage.layout import checkpoint_dir
-from workers.storage.manifest import complete, discard, read_manifest, verify
+from workers.storage.manifest import complete, discard, read_manifest, verify_files
 from workers.storage.store import CorruptFile, Store
 from workers.types import Checkpoint, Score
 
@@ -24,7 +24,7 @@ SCORE = Score(count=2, top1=0.5, macro_f1=None, nll=1.0, ece=0.1)
 
 
 def tensors(seed: int = 0) -> dict[str, Tensor]:
-    """Every dtype a network may hold, a scalar, an empty one, odd names and lengths."""
+    """Tensors of every dtype of a network, a scalar, an empty one, odd names and lengths."""
     g = torch.Generator().manual_seed(seed)
     return {
         "head.weight": torch.randn(3, 5, generator=g),
@@ -76,7 +76,7 @@ def test_the_same_tensors_in_another_order_give_the_same_bytes(store: Store) -> 
     assert forward.sha256 == backward.sha256
 
 
-def test_what_is_written_is_read_back(store: Store) -> None:
+def test_written_tensors_and_state_are_read_back(store: Store) -> None:
     checkpoint = write_checkpoint(store, "r1/00000003", 2, 3, tensors(), train_state=state(7))
     with open_weights(store, checkpoint) as weights:
         assert_same(dict(weights), tensors())
@@ -95,7 +95,7 @@ def test_a_checkpoint_without_training_state_has_none(store: Store) -> None:
     assert load_train_state(store, checkpoint) is None
 
 
-def test_the_manifest_says_all_there_is_to_know(store: Store) -> None:
+def test_the_manifest_describes_the_checkpoint(store: Store) -> None:
     checkpoint = write_checkpoint(
         store,
         "r1/00000003",
@@ -114,13 +114,13 @@ def test_the_manifest_says_all_there_is_to_know(store: Store) -> None:
     folder = checkpoint_dir(checkpoint.id)
     sizes = {path.removeprefix(f"{folder}/"): size for path, size in store.sizes(folder).items()}
     sizes.pop("manifest.json")
-    assert {name: facts.size for name, facts in manifest.files.items()} == sizes
+    assert {name: file.size for name, file in manifest.files.items()} == sizes
     assert checkpoint.num_bytes == sum(sizes.values())
     assert checkpoint == manifest.checkpoint
-    verify(store, checkpoint.id)
+    verify_files(store, checkpoint.id)
 
 
-def test_tied_tensors_are_each_written(store: Store) -> None:
+def test_tied_tensors_are_all_written(store: Store) -> None:
     shared = torch.randn(4, 4)
     tied = {"embed": shared, "head": shared, "corner": shared[:2, :2]}
     with CheckpointWriter(store) as writer:
@@ -146,7 +146,7 @@ def test_a_flipped_byte_of_a_committed_file_is_found_and_the_file_named(
         open_weights(store, checkpoint)
         load_train_state(store, checkpoint)
     with pytest.raises(CorruptFile, match=path):
-        verify(store, checkpoint.id)
+        verify_files(store, checkpoint.id)
 
 
 def test_training_state_beside_other_weights_is_refused(store: Store) -> None:
@@ -156,7 +156,7 @@ def test_training_state_beside_other_weights_is_refused(store: Store) -> None:
         load_train_state(store, old)
 
 
-def test_training_may_go_on_mutating_what_was_submitted(store: Store) -> None:
+def test_training_may_change_submitted_tensors(store: Store) -> None:
     live, moments = tensors(), state()
     release = threading.Event()
     with CheckpointWriter(store) as writer:
@@ -175,17 +175,17 @@ def test_training_may_go_on_mutating_what_was_submitted(store: Store) -> None:
     assert_same(back.tensors, state().tensors)
 
 
-def test_the_writer_writes_what_the_synchronous_call_writes(store: Store) -> None:
+def test_the_writer_writes_the_same_as_the_synchronous_call(store: Store) -> None:
     plain = write_checkpoint(store, "r1/00000001", 1, 1, tensors(), train_state=state())
     with CheckpointWriter(store) as writer:
-        for attempt in (2, 3, 4, 5):  # from the third on, host memory is used again
+        for attempt in (2, 3, 4, 5):  # from the third on, host memory is reused
             writer.submit("r1/00000001", attempt, 1, tensors(), train_state=state())
         others = writer.flush()
     assert [c.attempt for c in others] == [2, 3, 4, 5]
     assert {(c.sha256, c.num_bytes) for c in others} == {(plain.sha256, plain.num_bytes)}
 
 
-def test_done_tells_of_each_checkpoint_once_and_only_when_it_is_complete(store: Store) -> None:
+def test_done_returns_every_checkpoint_once_when_it_is_complete(store: Store) -> None:
     release = threading.Event()
     with CheckpointWriter(store) as writer:
         writer.submit("r1/00000001", 1, 1, tensors(), before_manifest=release.wait)
@@ -197,16 +197,16 @@ def test_done_tells_of_each_checkpoint_once_and_only_when_it_is_complete(store: 
     assert [c.step for c, _ in complete(store, "r1", 1)] == [1]
 
 
-def test_before_manifest_runs_when_the_files_are_there_and_the_manifest_is_not(
+def test_before_manifest_runs_between_the_files_and_the_manifest(
     store: Store,
 ) -> None:
-    seen: list[str] = []
+    paths: list[str] = []
 
     def look() -> None:
-        seen.extend(store.list())
+        paths.extend(store.list())
 
     write_checkpoint(store, "base/1", None, 0, tensors(), before_manifest=look)
-    assert seen == ["base/1/model.safetensors"]
+    assert paths == ["base/1/model.safetensors"]
 
 
 def test_a_third_submission_waits_until_the_first_is_written(store: Store) -> None:
@@ -237,7 +237,7 @@ def test_an_error_of_the_writer_is_raised_once_by_the_next_call(
     assert complete(store, "r1", 1) == []
 
 
-def test_an_error_of_the_writer_hides_no_checkpoint_that_is_complete(store: Store) -> None:
+def test_an_error_of_the_writer_hides_no_complete_checkpoint(store: Store) -> None:
     with CheckpointWriter(store) as writer:
         writer.submit("r1/00000001", 1, 1, tensors())
         writer.submit("r1/00000002", 1, 2, tensors(), before_manifest=fail)
@@ -246,23 +246,23 @@ def test_an_error_of_the_writer_hides_no_checkpoint_that_is_complete(store: Stor
         assert [c.step for c in writer.flush()] == [1]
 
 
-def test_leaving_after_an_exception_drops_what_was_not_begun(store: Store) -> None:
-    begun, release = threading.Event(), threading.Event()
+def test_an_exception_drops_writes_that_have_not_started(store: Store) -> None:
+    started, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        begun.set()
+        started.set()
         release.wait()
 
     with pytest.raises(KeyboardInterrupt), CheckpointWriter(store) as writer:
         writer.submit("r1/00000001", 1, 1, tensors(), before_manifest=hold)
         writer.submit("r1/00000002", 1, 2, tensors())
-        begun.wait()
+        started.wait()
         threading.Timer(0.2, release.set).start()
         raise KeyboardInterrupt
     assert [c.step for c, _ in complete(store, "r1", 1)] == [1]
 
 
-def test_retention_deletes_one_checkpoint_and_open_weights_stay_readable(store: Store) -> None:
+def test_open_weights_stay_readable_after_the_checkpoint_is_deleted(store: Store) -> None:
     old = write_checkpoint(store, "r1/00000001", 1, 1, tensors())
     new = write_checkpoint(store, "r1/00000002", 1, 2, tensors(1))
     with open_weights(store, old) as weights:
@@ -271,7 +271,7 @@ def test_retention_deletes_one_checkpoint_and_open_weights_stay_readable(store: 
     assert [c for c, _ in complete(store, "r1", 1)] == [new]
 
 
-def test_tensors_outlive_the_file_they_were_read_from(store: Store) -> None:
+def test_tensors_stay_valid_after_their_file_is_closed(store: Store) -> None:
     checkpoint = write_checkpoint(store, "base/1", None, 0, tensors())
     with open_weights(store, checkpoint) as weights:
         head = weights["head.weight"]
@@ -280,8 +280,8 @@ def test_tensors_outlive_the_file_they_were_read_from(store: Store) -> None:
 
 KILLED = """
 import os, sys, torch
-from workers.checkpoints import write_checkpoint
-from workers.storage import Store
+from workers.storage.checkpoint_writer import write_checkpoint
+from workers.storage.store import Store
 die = lambda: os.kill(os.getpid(), 9)
 write_checkpoint(Store(sys.argv[1]), "r1/00000001", 1, 1, {"a": torch.ones(3)}, before_manifest=die)
 """
@@ -297,7 +297,7 @@ def test_a_checkpoint_whose_writer_was_killed_before_the_manifest_is_not_complet
     assert complete(store, "r1", 1) == []
 
 
-def test_metadata_is_exactly_the_contracts(store: Store) -> None:
+def test_metadata_is_only_the_format(store: Store) -> None:
     checkpoint = write_checkpoint(store, "base/1", None, 0, tensors())
     data = store.read(weights_path(checkpoint))
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

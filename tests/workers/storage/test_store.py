@@ -1,4 +1,4 @@
-"""The store: one suite for a local folder and an S3 server, and what is special to each."""
+"""The store: tests for a local folder and an S3 server, and for each of them alone."""
 
 import hashlib
 from pathlib import Path
@@ -14,7 +14,7 @@ from workers.storage.manifest import (
     complete,
     discard,
     read_manifest,
-    verify,
+    verify_files,
 )
 from workers.storage.store import CorruptFile, Store
 
@@ -41,7 +41,7 @@ def write_manifest(store: Store, attempt: int, step: int, data: bytes = b"weight
     return manifest
 
 
-def test_what_is_written_is_read_back_and_listed_by_relative_path(store: Store) -> None:
+def test_written_files_are_read_back_and_listed_by_relative_path(store: Store) -> None:
     store.write("b/c/two", b"2")
     store.write("b/one", b"1")
     store.write("a", b"")
@@ -53,7 +53,7 @@ def test_what_is_written_is_read_back_and_listed_by_relative_path(store: Store) 
     assert store.list("absent") == []
 
 
-def test_a_write_replaces_what_was_there(store: Store) -> None:
+def test_a_write_replaces_the_file(store: Store) -> None:
     store.write("a", b"long ago")
     store.write("a", b"now")
     assert store.read("a") == b"now"
@@ -66,7 +66,7 @@ def test_a_missing_file_is_file_not_found(store: Store) -> None:
     assert not store.exists("absent")
 
 
-def test_files_and_folders_exist_until_deleted_and_deleting_nothing_is_fine(store: Store) -> None:
+def test_files_and_folders_exist_until_deleted_and_may_be_deleted_twice(store: Store) -> None:
     store.write("b/one", b"1")
     store.write("b/two", b"2")
     assert store.exists("b")
@@ -78,7 +78,7 @@ def test_files_and_folders_exist_until_deleted_and_deleting_nothing_is_fine(stor
     store.delete("b")
 
 
-def test_no_path_leads_out_of_the_store_and_a_whole_store_is_not_deleted(store: Store) -> None:
+def test_paths_outside_the_store_and_deletion_of_a_whole_store_are_refused(store: Store) -> None:
     for path in ("../x", "/etc/passwd", "a/../../x"):
         with pytest.raises(ValueError, match="leads out"):
             store.read(path)
@@ -135,7 +135,7 @@ def test_checkpoints_of_other_attempts_are_not_adopted(store: Store) -> None:
     assert [c for c, _ in complete(store, "r1", 11)] == [mine[1].checkpoint, mine[0].checkpoint]
 
 
-def test_a_torn_or_misplaced_manifest_is_none(store: Store) -> None:
+def test_a_cut_or_misplaced_manifest_is_none(store: Store) -> None:
     manifest = write_manifest(store, attempt=1, step=2)
     path = f"{checkpoint_dir(manifest.checkpoint.id)}/manifest.json"
     text = store.read(path)
@@ -149,26 +149,26 @@ def test_a_torn_or_misplaced_manifest_is_none(store: Store) -> None:
 def test_verify_names_the_file_that_is_missing_short_or_changed(store: Store) -> None:
     checkpoint_id = write_manifest(store, attempt=1, step=2).checkpoint.id
     path = f"{checkpoint_dir(checkpoint_id)}/model.safetensors"
-    verify(store, checkpoint_id)
+    verify_files(store, checkpoint_id)
     flip_a_byte(store, path)
     with pytest.raises(CorruptFile, match=f"{path}.*corrupt"):
-        verify(store, checkpoint_id)
+        verify_files(store, checkpoint_id)
     store.write(path, b"weig")
     with pytest.raises(CorruptFile, match=f"{path}.*4 bytes instead of 7"):
-        verify(store, checkpoint_id)
+        verify_files(store, checkpoint_id)
     store.delete(path)
     with pytest.raises(CorruptFile, match=f"{path}.*missing"):
-        verify(store, checkpoint_id)
+        verify_files(store, checkpoint_id)
     discard(store, checkpoint_id)
     with pytest.raises(CorruptFile, match="manifest.json"):
-        verify(store, checkpoint_id)
+        verify_files(store, checkpoint_id)
 
 
 def test_a_discarded_checkpoint_leaves_no_file(store: Store) -> None:
-    kept = write_manifest(store, attempt=1, step=1).checkpoint
+    other = write_manifest(store, attempt=1, step=1).checkpoint
     gone = write_manifest(store, attempt=1, step=2).checkpoint
     discard(store, gone.id)
-    assert [c for c, _ in complete(store, "r1", 1)] == [kept]
+    assert [c for c, _ in complete(store, "r1", 1)] == [other]
     assert store.list(checkpoint_dir(gone.id)) == []
 
 
@@ -190,7 +190,7 @@ def test_a_query_string_stays_at_the_end_of_a_child() -> None:
     assert child.uri == "s3://bucket/prefix/name?endpoint_override=127.0.0.1:9&scheme=http"
 
 
-def test_credentials_in_a_uri_are_not_shown() -> None:
+def test_credentials_of_a_uri_are_hidden() -> None:
     assert str(Store("s3://key:secret@bucket/prefix?scheme=http")) == "s3://bucket/prefix"
 
 
@@ -214,7 +214,7 @@ def test_a_local_file_is_used_in_place_and_hashed_again_only_when_it_changed(
         store.fetch("a", sha256(b"good bytes"))
 
 
-def test_a_remote_file_is_downloaded_once_and_a_spoilt_cache_is_downloaded_again(
+def test_a_remote_file_is_downloaded_once_and_again_if_its_copy_is_damaged(
     s3_uri: str, tmp_path: Path
 ) -> None:
     good = sha256(b"good bytes")
@@ -225,7 +225,7 @@ def test_a_remote_file_is_downloaded_once_and_a_spoilt_cache_is_downloaded_again
     store.delete("a")
     assert store.fetch("a", good) == local
     store.write("a", b"good bytes")
-    local.write_bytes(b"spoilt bytes")
+    local.write_bytes(b"other bytes.")
     assert Store(s3_uri, cache).fetch("a", good).read_bytes() == b"good bytes"
 
 
@@ -248,12 +248,12 @@ def test_a_new_local_file_is_refused_where_one_is(tmp_path: Path) -> None:
     assert store.read("ledger/a") == b"1"
 
 
-def test_a_store_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path, s3_uri: str) -> None:
+def test_a_store_that_cannot_be_written_to_is_a_user_error(tmp_path: Path, s3_uri: str) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match="cannot be written to"):
         Store(str(tmp_path / "file")).child("x").probe()
     missing = s3_uri.replace("s3://bucket-", "s3://no-such-bucket-")
     with pytest.raises(UserError, match="cannot be written to"):
         Store(missing).probe()
-    with pytest.raises(UserError, match="not a place"):
+    with pytest.raises(UserError, match="nonsense://x/y"):
         Store("nonsense://x/y").probe()

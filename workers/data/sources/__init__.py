@@ -1,6 +1,6 @@
-"""Where images come from: class folders, tar shards, Parquet files, or the bundled digits.
+"""Sources of images: class folders, tar shards, Parquet files, or the bundled digits.
 
-config -> files of each pool -> (label, place of the bytes) of every image -> Found
+config -> files of every split -> (label, position of the bytes) of every image -> ImageRef
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from workers.data.remote_files import Files
 from workers.data.sources.digits import digit_image, find_digits
 from workers.data.sources.folder import EXTENSIONS, class_folders, find_in_folders, image_files
 from workers.data.sources.image_ref import ImageRef, Reader
-from workers.data.sources.parquet import Rows, find_in_parquet
+from workers.data.sources.parquet import RowReader, find_in_parquet
 from workers.data.sources.webdataset import find_in_shards
 
 __all__ = [
@@ -28,10 +28,11 @@ __all__ = [
 def find_images(
     spec: DataConfig, touch: Callable[[], object] = lambda: None
 ) -> tuple[tuple[str, ...], list[ImageRef]]:
-    """Class names in order, and every image of every pool. `touch` is called as work goes on.
+    """Class names in order, and all images of all given splits. `touch` is called meanwhile.
 
-    Raises UserError for what is missing or cannot be used, OSError for a place that does not
-    answer.
+    Raises:
+        UserError: data is missing or cannot be used.
+        OSError: a remote place does not answer.
     """
     if spec.source == "digits":
         return find_digits(spec)
@@ -43,5 +44,5 @@ def find_images(
 
 
 def reader(spec: DataConfig) -> Reader:
-    """Reads what `find_images` found; opens nothing yet, and travels to other processes."""
-    return Rows(Files(), spec.image_column) if spec.source == "parquet" else Files()
+    """Reader of the images that `find_images` found. It opens no file yet, and can be pickled."""
+    return RowReader(Files(), spec.image_column) if spec.source == "parquet" else Files()

@@ -1,16 +1,15 @@
-"""Class names: their order, and which class a label in a file means."""
+"""Class names: their order, and the class of a label in a file."""
 
-import difflib
 import json
 
 from workers.config.data import DataConfig
-from workers.data.remote_files import Files, join, shown
-from workers.data.sources.image_ref import ImageRef, LabelledRef, some
-from workers.errors import UserError
+from workers.data.remote_files import Files, join, public_uri
+from workers.data.sources.image_ref import ImageRef, LabelledRef, first_few
+from workers.errors import UserError, did_you_mean
 
 
 def class_list(spec: DataConfig, files: Files, root: str) -> tuple[str, ...] | None:
-    """What `data.classes` says; None when it is absent."""
+    """Class names of `data.classes`. None: it is not set."""
     if spec.classes is None:
         return None
     if not isinstance(spec.classes, str):
@@ -20,29 +19,29 @@ def class_list(spec: DataConfig, files: Files, root: str) -> tuple[str, ...] | N
         return read_class_list(files, path)
     except FileNotFoundError as error:
         raise UserError(
-            f"data.classes names {shown(path)}, which is not there; give the class names, or a "
-            "JSON list or text file of them relative to data.root"
+            f"data.classes names {public_uri(path)}, which is not there; give the class names, "
+            "or a JSON list or text file of them relative to data.root"
         ) from error
 
 
 def read_class_list(files: Files, path: str) -> tuple[str, ...]:
-    """From a JSON list, or a text file with a name per line. FileNotFoundError if absent."""
+    """Class names of a JSON list, or of a text file with a name per line."""
     try:
         text = files.read(path).decode()
         names = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.split("\n")
     except ValueError as error:
         raise UserError(
-            f"{shown(path)} is neither JSON nor text ({error}); write a list of class names"
+            f"{public_uri(path)} is neither JSON nor text ({error}); write a list of class names"
         ) from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{shown(path)} is not a JSON list of class names; make it one")
-    return _checked([name.strip() for name in names if name.strip()], shown(path))
+        raise UserError(f"{public_uri(path)} is not a JSON list of class names; make it one")
+    return _checked([name.strip() for name in names if name.strip()], public_uri(path))
 
 
 def _checked(names: list[str] | tuple[str, ...], where: str) -> tuple[str, ...]:
     if len(names) < 2:
         raise UserError(
-            f"{where} has {len(names)} class(es) ({some(names) or 'none'}); "
+            f"{where} has {len(names)} class(es) ({first_few(names) or 'none'}); "
             "a classifier needs at least two"
         )
     if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
@@ -53,27 +52,27 @@ def _checked(names: list[str] | tuple[str, ...], where: str) -> tuple[str, ...]:
 def to_class_indices(
     images: list[LabelledRef], given: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], list[ImageRef]]:
-    """Class names and images with the index of their class.
+    """Class names, and images with the index of their class.
 
-    With a list of classes a whole number is an index into it, and a text one of its names. Else
-    the classes are what the training images are labelled: numbers in order, or names, sorted.
+    With given classes, a number is an index into them and a text one of their names. Otherwise the
+    classes are the labels of the training images: numbers in order, or sorted names.
     """
     if given is None:
-        classes, numbers = _classes_of([image for image in images if image.pool == "train"])
+        classes, numbers = _classes_of([image for image in images if image.split_source == "train"])
     else:
         classes, numbers = given, list(range(len(given)))
     index: dict[int | str, int] = {name: i for i, name in enumerate(classes)}
     index.update((number, i) for i, number in enumerate(numbers))
-    found = []
+    refs = []
     for image in images:
         if image.label not in index:
-            raise UserError(_outside(image, classes))
-        found.append(ImageRef(*image[:3], index[image.label], *image[4:]))
-    return classes, found
+            raise UserError(_unknown_label(image, classes))
+        refs.append(ImageRef(*image[:3], index[image.label], *image[4:]))
+    return classes, refs
 
 
 def _classes_of(images: list[LabelledRef]) -> tuple[tuple[str, ...], list[int]]:
-    """Names of the classes; and in the same order their numbers, if that is what labels are."""
+    """Names of the classes, and in the same order their numbers, if labels are numbers."""
     labels = {image.label: image.key for image in reversed(images)}
     numbers = sorted(label for label in labels if isinstance(label, int))
     names = sorted(label for label in labels if isinstance(label, str))
@@ -91,10 +90,10 @@ def _classes_of(images: list[LabelledRef]) -> tuple[tuple[str, ...], list[int]]:
     return classes, numbers
 
 
-def _outside(image: LabelledRef, classes: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(str(image.label), classes, n=1)
-    hint = f"; the nearest is {near[0]!r}" if near and isinstance(image.label, str) else ""
+def _unknown_label(image: LabelledRef, classes: tuple[str, ...]) -> str:
+    similar = did_you_mean(image.label, classes) if isinstance(image.label, str) else ""
+    hint = f" ({similar})" if similar else ""
     return (
         f"sample {image.key} has the label {image.label!r}, which is outside the {len(classes)} "
-        f"classes ({some(classes)}){hint}; correct it, or list every class in data.classes"
+        f"classes ({first_few(classes)}); correct it{hint}, or list every class in data.classes"
     )

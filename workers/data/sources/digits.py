@@ -11,6 +11,7 @@ from workers.errors import UserError
 
 
 def find_digits(spec: DataConfig) -> tuple[tuple[str, ...], list[ImageRef]]:
+    """Class names in order, and every digit."""
     for setting in ("root", "train", "val", "test", "ood", "classes"):
         if getattr(spec, setting) != DataConfig.model_fields[setting].default:
             raise UserError(
@@ -18,12 +19,12 @@ def find_digits(spec: DataConfig) -> tuple[tuple[str, ...], list[ImageRef]]:
                 "remove it, or set data.source=folder"
             )
     labels = _digits()[1]
-    found = [ImageRef("train", str(i), "", int(label)) for i, label in enumerate(labels)]
-    return tuple(str(digit) for digit in range(10)), found
+    refs = [ImageRef("train", str(i), "", int(label)) for i, label in enumerate(labels)]
+    return tuple(str(digit) for digit in range(10)), refs
 
 
 def digit_image(index: int) -> Image.Image:
-    """A bundled 8x8 digit as RGB; its 17 grey levels are spread over 0..255."""
+    """A bundled 8x8 digit as RGB. Its 17 grey levels are spread over 0..255."""
     grey = np.round(_digits()[0][index] * (255 / 16)).astype(np.uint8)
     return Image.fromarray(np.repeat(grey[:, :, None], 3, axis=2))
 

@@ -1,4 +1,4 @@
-"""Class folders on a local disk, as torchvision's ImageFolder has them."""
+"""Class folders on a local disk, as for torchvision's ImageFolder."""
 
 import os
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from pathlib import Path
 from workers.config.data import DataConfig
 from workers.data.remote_files import Files, is_remote
 from workers.data.sources.classes import class_list
-from workers.data.sources.image_ref import ImageRef, some
-from workers.data.sources.split_files import data_root, report_pools
+from workers.data.sources.image_ref import ImageRef, first_few
+from workers.data.sources.split_files import data_root, report_splits
 from workers.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -16,41 +16,41 @@ SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}
 
 
 def find_in_folders(spec: DataConfig, files: Files) -> tuple[tuple[str, ...], list[ImageRef]]:
-    """Class names in order, and every image of every pool."""
+    """Class names in order, and every image of every given split."""
     if spec.root is not None and is_remote(spec.root):
         raise UserError(
             "data.root is a URI, but data.source=folder reads local folders; mount it, or pack "
             "the images into shards for data.source=webdataset"
         )
     root = Path(data_root(spec))
-    trains = [_pool_folder(root, "data.train", path) for path in spec.train.values()]
+    trains = [_split_folder(root, "data.train", path) for path in spec.train.values()]
     _refuse_repeated(trains)
     given = class_list(spec, files, str(root))
     classes = _classes(root, spec, trains) if given is None else given
     for folder in trains if given else ():
         _refuse_unknown_classes(folder, "data.train", classes, "data.classes")
-    found = [image for folder in trains for image in _walk(root, "train", folder, classes)]
+    refs = [ref for folder in trains for ref in _walk(root, "train", folder, classes)]
     listed = "data.classes" if given else "data.train" if trains else "data.val"
-    for pool, setting, path in report_pools(spec):
-        folder = _pool_folder(root, setting, path)
+    for split, setting, path in report_splits(spec):
+        folder = _split_folder(root, setting, path)
         _refuse_unknown_classes(folder, setting, classes, listed)
-        found += _walk(root, pool, folder, classes)
-    return classes, found
+        refs += _walk(root, split, folder, classes)
+    return classes, refs
 
 
 def _classes(root: Path, spec: DataConfig, trains: list[Path]) -> tuple[str, ...]:
-    """Of the training folders; without any, of the selection images."""
+    """Class names of the training folders, or of the selection images if there are none."""
     if trains or spec.val is None:
         return _common_classes(trains, "data.train")
-    return _common_classes([_pool_folder(root, "data.val", spec.val)], "data.val")
+    return _common_classes([_split_folder(root, "data.val", spec.val)], "data.val")
 
 
-def _pool_folder(root: Path, setting: str, path: str) -> Path:
+def _split_folder(root: Path, setting: str, path: str) -> Path:
     folder = Path(os.path.normpath(root / Path(path).expanduser()))
     if not folder.is_dir():
         raise UserError(
             f"{setting} {path!r} is not a folder below data.root {root}; "
-            f"there are {some(class_folders(root)) or 'no folders'}"
+            f"there are {first_few(class_folders(root)) or 'no folders'}"
         )
     return folder
 
@@ -64,7 +64,7 @@ def _refuse_repeated(folders: list[Path]) -> None:
 
 
 def _common_classes(trains: list[Path], setting: str) -> tuple[str, ...]:
-    """Class names, sorted; every one of the folders must have all of them."""
+    """Sorted class names. Every folder must have all of them."""
     per_folder = {folder: class_folders(folder) for folder in trains}
     classes = sorted({name for names in per_folder.values() for name in names})
     _refuse_splits_as_classes(trains, classes, setting)
@@ -77,7 +77,7 @@ def _common_classes(trains: list[Path], setting: str) -> tuple[str, ...]:
     if len(classes) < 2:
         raise UserError(
             f"{setting} folder {trains[0]} has {len(classes)} class folder(s) "
-            f"({some(classes) or 'none'}); a classifier needs at least two"
+            f"({first_few(classes) or 'none'}); a classifier needs at least two"
         )
     return tuple(classes)
 
@@ -85,7 +85,7 @@ def _common_classes(trains: list[Path], setting: str) -> tuple[str, ...]:
 def _refuse_splits_as_classes(trains: list[Path], classes: list[str], setting: str) -> None:
     if classes and {name.lower() for name in classes} <= SPLIT_NAMES:
         raise UserError(
-            f"{setting} folder {trains[0]} holds the splits {some(classes)} and no class "
+            f"{setting} folder {trains[0]} holds the splits {first_few(classes)} and no class "
             f"folders; set {setting}={classes[0]} and so on"
         )
 
@@ -97,15 +97,15 @@ def _refuse_unknown_classes(
     if unknown := [name for name in names if name not in classes]:
         raise UserError(
             f"{setting} folder {folder} has a class folder {unknown[0]!r} that {listed} does "
-            f"not have; its classes are {some(classes)}"
+            f"not have; its classes are {first_few(classes)}"
         )
     if not names:
         raise UserError(
-            f"{setting} folder {folder} has no class folders; it needs some of {some(classes)}"
+            f"{setting} folder {folder} has no class folders; it needs some of {first_few(classes)}"
         )
 
 
-def _walk(root: Path, pool: str, folder: Path, classes: tuple[str, ...]) -> Iterator[ImageRef]:
+def _walk(root: Path, split: str, folder: Path, classes: tuple[str, ...]) -> Iterator[ImageRef]:
     for label, name in enumerate(classes):
         class_folder = folder / name
         if not class_folder.is_dir():
@@ -117,11 +117,11 @@ def _walk(root: Path, pool: str, folder: Path, classes: tuple[str, ...]) -> Iter
                 "fill it, or remove it everywhere"
             )
         for file in files:
-            yield ImageRef(pool, _key(root, pool, folder, file), str(file), label)
+            yield ImageRef(split, _key(root, split, folder, file), str(file), label)
 
 
 def image_files(class_folder: Path) -> list[Path]:
-    """Recursively, following links like torchvision's ImageFolder, in a fixed order."""
+    """Image files below a folder, sorted. Links are followed, as in torchvision's ImageFolder."""
     return sorted(
         Path(parent) / file
         for parent, _, files in os.walk(class_folder, followlinks=True)
@@ -130,14 +130,15 @@ def image_files(class_folder: Path) -> list[Path]:
     )
 
 
-def _key(root: Path, pool: str, folder: Path, file: Path) -> str:
-    """Relative to data.root; a pool given by an absolute path elsewhere brings its own name."""
+def _key(root: Path, split: str, folder: Path, file: Path) -> str:
+    """Path relative to data.root, or for a folder elsewhere `<split>/<path in the folder>`."""
     if file.is_relative_to(root):
         return file.relative_to(root).as_posix()
-    return f"{pool}/{file.relative_to(folder).as_posix()}"
+    return f"{split}/{file.relative_to(folder).as_posix()}"
 
 
 def class_folders(parent: Path) -> list[str]:
+    """Sorted names of the folders in a folder."""
     return sorted(
         entry.name
         for entry in parent.iterdir()

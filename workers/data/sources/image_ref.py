@@ -1,26 +1,27 @@
-"""An image before it was looked at: where its bytes lie, and what they shall be recognised as."""
+"""References to images that were not read yet: the position of their bytes, and their label."""
 
 from typing import NamedTuple, Protocol
 
 
 class ImageRef(NamedTuple):
-    """`pool` is the split it comes from, `train` before `val` and `test` are set aside."""
+    """An image with the index of its class."""
 
-    pool: str
+    split_source: str
+    """The given split. Parts of it may become another split: those of `train`, `val` and `test`."""
     key: str
     path: str
-    """Absolute, or a URI; empty for a bundled digit."""
+    """Absolute path or URI. Empty for a bundled digit."""
     label: int
     offset: int = 0
-    """Of its first byte in the file; of a Parquet file, its row."""
+    """Position of the first byte in the file, or the row of a Parquet file."""
     size: int | None = None
-    """Bytes; None for all of the file, or of the row."""
+    """Bytes. None: the whole file or row."""
 
 
 class LabelledRef(NamedTuple):
-    """Likewise, with the label as its file has it: a whole number or a class name."""
+    """An image with the label in its file: a whole number or a class name."""
 
-    pool: str
+    split_source: str
     key: str
     path: str
     label: int | str
@@ -29,12 +30,12 @@ class LabelledRef(NamedTuple):
 
 
 class Reader(Protocol):
-    """Encoded bytes of an image. Raises OSError where they are gone."""
+    """Reader of the encoded bytes of an image. Raises OSError if they are gone."""
 
     def read(self, uri: str, offset: int, size: int | None) -> bytes: ...
 
 
-def some(names: list[str] | tuple[str, ...]) -> str:
-    """The first few, for a message."""
-    shown = ", ".join(names[:8])
-    return f"{shown}, ... ({len(names)} in all)" if len(names) > 8 else shown
+def first_few(names: list[str] | tuple[str, ...]) -> str:
+    """The first names and their number, for a message."""
+    text = ", ".join(names[:8])
+    return f"{text}, ... ({len(names)} in all)" if len(names) > 8 else text

@@ -1,6 +1,6 @@
-"""Parquet files with encoded images and labels in columns, as Hugging Face hubs store them.
+"""Parquet files with columns of encoded images and labels, as on Hugging Face hubs.
 
-file -> label column -> Labelled(key, row)        row -> (row group, row in it) -> image bytes
+file -> label column -> LabelledRef(key, row)        row -> (row group, row in it) -> image bytes
 """
 
 import json
@@ -16,34 +16,36 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workers.config.data import DataConfig
-from workers.data.remote_files import Files, shown
+from workers.data.remote_files import Files, public_uri
 from workers.data.sources.classes import class_list, to_class_indices
-from workers.data.sources.image_ref import ImageRef, LabelledRef, some
-from workers.data.sources.split_files import DataFile, data_files, data_root, in_each
-from workers.errors import UserError
+from workers.data.sources.image_ref import ImageRef, LabelledRef, first_few
+from workers.data.sources.split_files import DataFile, data_files, data_root, map_files
+from workers.errors import UserError, first_line
 
-KEPT_BYTES = 256 << 20
-"""Of image columns kept in memory per process, beside the two read last."""
+CACHED_BYTES = 256 << 20
+"""Bytes of image columns that a process keeps in memory. The two read last are always kept."""
 
 
 def find_in_parquet(
     spec: DataConfig, files: Files, touch: Callable[[], object]
 ) -> tuple[tuple[str, ...], list[ImageRef]]:
-    """Class names in order, and every image of every pool."""
+    """Class names in order, and every image of every given split."""
     root = data_root(spec)
-    among = data_files(spec, files, root, ".parquet")
+    parquet_files = data_files(spec, files, root, ".parquet")
 
     def index(file: DataFile) -> list[LabelledRef]:
         touch()
         return _index(file, spec, files)
 
     given = class_list(spec, files, root)
-    images = [image for each in in_each(files, root, among, index, ".parquet") for image in each]
-    return to_class_indices(images, given or _hub_classes(among[0], files, spec.label_column))
+    indexed = map_files(files, root, parquet_files, index, ".parquet")
+    images = [image for images_of_file in indexed for image in images_of_file]
+    hub_classes = _hub_classes(parquet_files[0], files, spec.label_column) if not given else None
+    return to_class_indices(images, given or hub_classes)
 
 
-class Rows:
-    """Image bytes of rows, at random. Whole row groups are read, and the last of them kept."""
+class RowReader:
+    """Reader of the image in a row. It reads whole row groups and keeps the last ones."""
 
     def __init__(self, files: Files, column: str) -> None:
         self._files, self._column = files, column
@@ -51,27 +53,27 @@ class Rows:
         self._groups: OrderedDict[tuple[str, int], pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type["Rows"], tuple[Files, str]]:
-        return Rows, (self._files, self._column)
+    def __reduce__(self) -> tuple[type["RowReader"], tuple[Files, str]]:
+        return RowReader, (self._files, self._column)
 
     def read(self, uri: str, offset: int, size: int | None = None) -> bytes:
-        """The image of row `offset`. Raises UserError where there is none."""
+        """The image of row `offset`. Raises UserError if there is none."""
         with self._lock:
             metadata, ends = self._layout(uri)
             group = bisect_right(ends, offset)
             if group == len(ends):
-                raise OSError(f"{shown(uri)} has no row {offset} any more")
+                raise OSError(f"{public_uri(uri)} has no row {offset} any more")
             column = self._group(uri, group, metadata)
         content = column[offset - (ends[group - 1] if group else 0)].as_py()
         if content is None:
             raise UserError(
-                f"row {offset} of {shown(uri)} has no bytes in column {self._column!r}; "
+                f"row {offset} of {public_uri(uri)} has no bytes in column {self._column!r}; "
                 "leave the row out, or store the images themselves"
             )
         return bytes(content)
 
     def _layout(self, uri: str) -> tuple[pq.FileMetaData, list[int]]:
-        """Metadata, and the row after each row group."""
+        """Metadata, and the end of every row group as a row number."""
         if uri not in self._layouts:
             with self._files.open(uri) as file:
                 metadata = pq.read_metadata(file)
@@ -84,7 +86,7 @@ class Rows:
         if key not in self._groups:
             self._groups[key] = self._read(uri, group, metadata)
         self._groups.move_to_end(key)
-        while len(self._groups) > 2 and self._num_bytes() > KEPT_BYTES:
+        while len(self._groups) > 2 and self._num_bytes() > CACHED_BYTES:
             self._groups.popitem(last=False)
         return self._groups[key]
 
@@ -101,7 +103,7 @@ class Rows:
 
 
 def _index(file: DataFile, spec: DataConfig, files: Files) -> list[LabelledRef]:
-    """Every row, with its label; no image is read."""
+    """Every row with its label. No image is read."""
     with files.open(file.uri) as opened:
         return _rows(file, spec, _parquet(file, opened))
 
@@ -111,7 +113,7 @@ def _rows(file: DataFile, spec: DataConfig, parquet: pq.ParquetFile) -> list[Lab
     for setting, column in (("image", spec.image_column), ("label", spec.label_column)):
         if column not in schema.names:
             raise UserError(
-                f"{file.name} has no column {column!r}; it has {some(schema.names)}: "
+                f"{file.name} has no column {column!r}; it has {first_few(schema.names)}: "
                 f"set data.{setting}_column to one of them"
             )
     _refuse_no_images(file, schema, spec.image_column)
@@ -119,7 +121,7 @@ def _rows(file: DataFile, spec: DataConfig, parquet: pq.ParquetFile) -> list[Lab
     if not labels:
         raise UserError(f"{file.name} has no rows; leave it out, or write it again")
     return [
-        LabelledRef(file.pool, f"{file.name}/{row}", file.uri, label, row)
+        LabelledRef(file.split_source, f"{file.name}/{row}", file.uri, label, row)
         for row, label in enumerate(labels)
     ]
 
@@ -129,8 +131,7 @@ def _parquet(file: DataFile, opened: BinaryIO) -> pq.ParquetFile:
         return pq.ParquetFile(opened)
     except pa.ArrowInvalid as error:
         raise UserError(
-            f"{file.name} is not a whole Parquet file ({str(error).splitlines()[0]}); "
-            "copy or write it again"
+            f"{file.name} is not a whole Parquet file ({first_line(error)}); copy or write it again"
         ) from error
 
 
@@ -182,7 +183,7 @@ def _labels(file: DataFile, parquet: pq.ParquetFile, column: str) -> list[int | 
 
 
 def _hub_classes(file: DataFile, files: Files, column: str) -> tuple[str, ...] | None:
-    """Names of a ClassLabel in the metadata that Hugging Face's datasets write, if there are."""
+    """Class names in the metadata of Hugging Face's datasets. None: there are none."""
     with files.open(file.uri) as opened:
         metadata = (_parquet(file, opened).schema_arrow.metadata or {}).get(b"huggingface")
     if metadata is None:

@@ -1,4 +1,4 @@
-"""Which files each pool is made of: patterns of shards or Parquet files, expanded."""
+"""Files of every given split: patterns of shards or Parquet files, expanded."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -6,19 +6,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 from workers.config.data import DataConfig
-from workers.data.remote_files import Files, first_line, is_http, is_remote, join, shown
-from workers.data.sources.image_ref import some
-from workers.errors import UserError
+from workers.data.remote_files import Files, is_http, is_remote, join, public_uri
+from workers.data.sources.image_ref import first_few
+from workers.errors import UserError, first_line
 
-T = TypeVar("T")
+Indexed = TypeVar("Indexed")
 
 
 class DataFile(NamedTuple):
-    pool: str
+    split_source: str
     setting: str
-    """That named it, e.g. `data.val`."""
+    """Setting that names the file, e.g. `data.val`."""
     name: str
-    """Relative to data.root; begins the keys of its samples."""
+    """Path relative to data.root, with which the keys of its samples start."""
     uri: str
 
 
@@ -28,7 +28,7 @@ def data_root(spec: DataConfig) -> str:
         inside = {"folder": ", each with one folder of images per class"}.get(spec.source, "")
         raise UserError(
             "data.root is not set; give data.root=FOLDER, the folder that data.train (here "
-            f"{list(spec.train.values())}) and data.ood (here {list(spec.ood.values())}) lie in"
+            f"{list(spec.train.values())}) and data.ood (here {list(spec.ood.values())}) are in"
             f"{inside}"
         )
     _refuse_pipe("data.root", spec.root)
@@ -36,12 +36,12 @@ def data_root(spec: DataConfig) -> str:
         return spec.root
     root = join(spec.root, ".")
     if not os.path.isdir(root):
-        raise UserError(f"data.root {root} is not a folder; give the folder the images lie in")
+        raise UserError(f"data.root {root} is not a folder; give the folder of the images")
     return root
 
 
-def report_pools(spec: DataConfig) -> Iterator[tuple[str, str, str]]:
-    """(pool, setting, path) of all pools that are given beside `train`."""
+def report_splits(spec: DataConfig) -> Iterator[tuple[str, str, str]]:
+    """(split, setting, path) of all given splits but `train`."""
     if spec.val is not None:
         yield "val", "data.val", spec.val
     if spec.test is not None:
@@ -51,35 +51,41 @@ def report_pools(spec: DataConfig) -> Iterator[tuple[str, str, str]]:
 
 
 def data_files(spec: DataConfig, files: Files, root: str, suffix: str) -> list[DataFile]:
-    """Every file of every pool, in the order of the patterns. UserError if one comes twice."""
+    """Every file of every given split, in the order of the patterns. UserError if one repeats."""
     trains = [("train", "data.train", pattern) for pattern in spec.train.values()]
-    found: dict[str, DataFile] = {}
-    for pool, setting, pattern in [*trains, *report_pools(spec)]:
+    named: dict[str, DataFile] = {}
+    for split, setting, pattern in [*trains, *report_splits(spec)]:
         for name in _expand(files, root, setting, pattern, suffix):
-            file = DataFile(pool, setting, _name(root, name), join(root, name))
+            file = DataFile(split, setting, _name(root, name), join(root, name))
             real = file.uri if is_remote(file.uri) else os.path.realpath(file.uri)
-            if twin := found.get(real):
+            if same := named.get(real):
                 raise UserError(
-                    f"{setting} names {file.name}, which {twin.setting} already has; "
+                    f"{setting} names {file.name}, which {same.setting} already has; "
                     "name every file once"
                 )
-            found[real] = file
-    return list(found.values())
+            named[real] = file
+    return list(named.values())
 
 
-def in_each(
-    files: Files, root: str, among: list[DataFile], look: Callable[[DataFile], T], suffix: str
-) -> Iterator[T]:
-    """What `look` returns for every file, in order; several are looked at together. UserError for
-    a file that is not there, and for a local one that cannot be read."""
+def map_files(
+    files: Files,
+    root: str,
+    data_files: list[DataFile],
+    index: Callable[[DataFile], Indexed],
+    suffix: str,
+) -> Iterator[Indexed]:
+    """`index` of every file, in order, several at a time.
 
-    def looked(file: DataFile) -> T:
+    Raises UserError for a missing file, and for a local one that cannot be read.
+    """
+
+    def indexed(file: DataFile) -> Indexed:
         try:
-            return look(file)
+            return index(file)
         except FileNotFoundError as error:
             raise UserError(
-                f"{file.setting} names {file.name}, which is not in data.root {shown(root)}"
-                f"{_there(files, root, suffix)}"
+                f"{file.setting} names {file.name}, which is not in data.root {public_uri(root)}"
+                f"{_existing_files(files, root, suffix)}"
             ) from error
         except OSError as error:
             if is_remote(file.uri):
@@ -90,11 +96,11 @@ def in_each(
             ) from error
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        yield from pool.map(looked, among)
+        yield from pool.map(indexed, data_files)
 
 
 def _expand(files: Files, root: str, setting: str, pattern: str, suffix: str) -> list[str]:
-    """Names that a pattern stands for: braces as webdataset reads them, then `*`."""
+    """Names of a pattern: braces are expanded as in webdataset, then `*`."""
     from webdataset.shardlists import expand_urls
 
     _refuse_pipe(setting, pattern)
@@ -105,15 +111,15 @@ def _expand(files: Files, root: str, setting: str, pattern: str, suffix: str) ->
     if not is_remote(join(root, pattern)) and os.path.isdir(join(root, pattern)):
         raise UserError(
             f"{setting} {pattern!r} is a folder; name its files, e.g. "
-            f"{setting}=train-{{000..099}}{suffix}{_there(files, root, suffix)}"
+            f"{setting}=train-{{000..099}}{suffix}{_existing_files(files, root, suffix)}"
         )
     expanded = []
     for name in names:
         matching = files.matching(root, name) if "*" in name else [name]
         if not matching:
             raise UserError(
-                f"{setting} {pattern!r} matches no file in data.root {shown(root)}"
-                f"{_there(files, root, suffix)}"
+                f"{setting} {pattern!r} matches no file in data.root {public_uri(root)}"
+                f"{_existing_files(files, root, suffix)}"
             )
         expanded += matching
     return expanded
@@ -122,21 +128,22 @@ def _expand(files: Files, root: str, setting: str, pattern: str, suffix: str) ->
 def _refuse_pipe(setting: str, pattern: str) -> None:
     if pattern.startswith("pipe:"):
         raise UserError(
-            f"{setting} {pattern!r} is a shell command: configs run none, and images cannot be "
+            f"{setting} {pattern!r} is a shell command, which is not run, because images cannot be "
             "read from a pipe by position; give the path or URI of the files"
         )
 
 
 def _name(root: str, name: str) -> str:
-    """Relative to the root; a file elsewhere is known by its whole path."""
+    """Path relative to the root, or the whole path of a file elsewhere."""
     uri = join(root, name)
     if not is_remote(uri) and not is_remote(root):
         inside = os.path.relpath(uri, root)
         return uri if inside.startswith("..") else inside
-    return shown(uri) if "://" in name else name
+    return public_uri(uri) if "://" in name else name
 
 
-def _there(files: Files, root: str, suffix: str) -> str:
+def _existing_files(files: Files, root: str, suffix: str) -> str:
+    """List of the files there are, for a message; empty for http, which cannot list."""
     if is_http(root):
         return ""
-    return f"; there are {some(files.matching(root, f'*{suffix}')) or 'none'}"
+    return f"; there are {first_few(files.matching(root, f'*{suffix}')) or 'none'}"

@@ -1,9 +1,8 @@
-"""Tar shards as webdataset writes them, indexed once, so that any image can be read by its place.
+"""Tar shards of webdataset, indexed once, so that every image can be read by its position.
 
-    shard -> headers -> members of one key: image and label -> Labelled(key, offset, size)
+    shard -> headers -> members of one key: image and label -> LabelledRef(key, offset, size)
 
-Nothing is extracted, unpickled or run; afterwards order, split and resume are those of files in a
-folder.
+Nothing is extracted, unpickled or run. Order, splits and resume are those of files in a folder.
 """
 
 import json
@@ -18,45 +17,46 @@ from workers.data.remote_files import Files, is_remote, join
 from workers.data.sources.classes import class_list, read_class_list, to_class_indices
 from workers.data.sources.folder import EXTENSIONS
 from workers.data.sources.image_ref import ImageRef, LabelledRef
-from workers.data.sources.split_files import DataFile, data_files, data_root, in_each
+from workers.data.sources.split_files import DataFile, data_files, data_root, map_files
 from workers.errors import UserError
 
-IMAGES = {suffix.removeprefix(".") for suffix in EXTENSIONS}
-LABELS = ("cls", "json")
+IMAGE_SUFFIXES = {suffix.removeprefix(".") for suffix in EXTENSIONS}
+LABEL_SUFFIXES = ("cls", "json")
 JSON_KEYS = ("label", "cls", "class")
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-BLOCK = 512
-"""A tar is made of these."""
+TAR_BLOCK = 512
+"""Bytes of a tar block."""
 
 
 @dataclass
 class _Sample:
-    """The members of one key that matter, as (offset, size) by suffix."""
+    """(offset, size) of the members of one key, by suffix."""
 
     key: str
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def images(self) -> list[str]:
-        return [suffix for suffix in self.members if suffix in IMAGES]
+        return [suffix for suffix in self.members if suffix in IMAGE_SUFFIXES]
 
 
 def find_in_shards(
     spec: DataConfig, files: Files, touch: Callable[[], object]
 ) -> tuple[tuple[str, ...], list[ImageRef]]:
-    """Class names in order, and every image of every pool."""
+    """Class names in order, and every image of every given split."""
     root = data_root(spec)
     shards = data_files(spec, files, root, ".tar")
-    given = class_list(spec, files, root) or _classes_beside(shards[0], files)
+    given = class_list(spec, files, root) or _neighbouring_class_list(shards[0], files)
 
     def index(shard: DataFile) -> list[LabelledRef]:
         return _index(shard, files, touch)
 
-    images = [image for each in in_each(files, root, shards, index, ".tar") for image in each]
+    indexed = map_files(files, root, shards, index, ".tar")
+    images = [image for images_of_shard in indexed for image in images_of_shard]
     return to_class_indices(images, given)
 
 
-def _classes_beside(shard: DataFile, files: Files) -> tuple[str, ...] | None:
+def _neighbouring_class_list(shard: DataFile, files: Files) -> tuple[str, ...] | None:
     body, mark, query = shard.uri.partition("?") if is_remote(shard.uri) else (shard.uri, "", "")
     folder = body.rpartition("/")[0] + mark + query
     try:
@@ -66,7 +66,7 @@ def _classes_beside(shard: DataFile, files: Files) -> tuple[str, ...] | None:
 
 
 def _index(shard: DataFile, files: Files, touch: Callable[[], object]) -> list[LabelledRef]:
-    """Every image of a shard. UserError, one sentence, for a shard that cannot be used."""
+    """Every image of a shard. Raises UserError for a shard that cannot be used."""
     images = []
     with files.open(shard.uri) as file:
         _refuse_compressed(shard, file)
@@ -75,9 +75,10 @@ def _index(shard: DataFile, files: Files, touch: Callable[[], object]) -> list[L
             if image := _labelled(shard, sample, file):
                 images.append(image)
     if not images:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(
-            f"shard {shard.name} holds no samples; it needs images ({', '.join(sorted(IMAGES))}) "
-            "and for each a .cls or .json of the same key"
+            f"shard {shard.name} holds no samples; it needs images ({suffixes}), each with a .cls "
+            "or .json member of the same key"
         )
     return images
 
@@ -87,8 +88,8 @@ def _refuse_compressed(shard: DataFile, file: BinaryIO) -> None:
     for magic, how in COMPRESSED.items():
         if begin.startswith(magic):
             raise UserError(
-                f"shard {shard.name} is compressed ({how}), so no image in it can be read by its "
-                "place; decompress it, images are compressed already"
+                f"shard {shard.name} is compressed ({how}), so its images cannot be read by "
+                "position; decompress it, since images are compressed already"
             )
     file.seek(0)
 
@@ -96,9 +97,9 @@ def _refuse_compressed(shard: DataFile, file: BinaryIO) -> None:
 def _members(shard: DataFile, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """Headers of the regular files of a tar, up to its end mark."""
     try:
-        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  it owns nothing to close
+        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  nothing to close
         while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all of them
             if not member.isdir():
                 _refuse_unsafe(shard, member)
                 yield member
@@ -108,16 +109,16 @@ def _members(shard: DataFile, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         raise UserError(
             f"shard {shard.name} is not a tar file ({error}); write it with webdataset or tar"
         ) from error
-    # tarfile takes a torn or broken header for the end; the real one is a block of zeros.
+    # tarfile takes a broken header for the end, which in fact is a block of zeros.
     file.seek(tar.offset)
-    if file.read(BLOCK) != bytes(BLOCK):
+    if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
         raise UserError(_truncated(shard, file))
 
 
 def _truncated(shard: DataFile, file: BinaryIO) -> str:
     return (
         f"shard {shard.name} is truncated or damaged: it has {file.seek(0, 2)} bytes and no end "
-        "mark after its last whole member; copy or write it again"
+        "mark after its last complete member; copy or write it again"
     )
 
 
@@ -135,7 +136,7 @@ def _refuse_unsafe(shard: DataFile, member: tarfile.TarInfo) -> None:
 
 
 def _samples(shard: DataFile, members: Iterator[tarfile.TarInfo]) -> Iterator[_Sample]:
-    """Neighbours of one key together, as webdataset groups them."""
+    """Samples of neighbouring members with one key, grouped as in webdataset."""
     from webdataset.tariterators import base_plus_ext
 
     seen: set[str] = set()
@@ -148,17 +149,17 @@ def _samples(shard: DataFile, members: Iterator[tarfile.TarInfo]) -> Iterator[_S
             if sample is not None:
                 yield sample
             if key in seen:
-                raise UserError(_twice(shard, key))
+                raise UserError(_repeated_key(shard, key))
             seen.add(key)
             sample = _Sample(key)
         if suffix.lower() in sample.members:
-            raise UserError(_twice(shard, key))
+            raise UserError(_repeated_key(shard, key))
         sample.members[suffix.lower()] = (member.offset_data, member.size)
     if sample is not None:
         yield sample
 
 
-def _twice(shard: DataFile, key: str) -> str:
+def _repeated_key(shard: DataFile, key: str) -> str:
     return (
         f"shard {shard.name} has the key {key!r} twice; give every sample a key of its own, its "
         "members side by side"
@@ -166,8 +167,8 @@ def _twice(shard: DataFile, key: str) -> str:
 
 
 def _labelled(shard: DataFile, sample: _Sample, file: BinaryIO) -> LabelledRef | None:
-    """None for what is neither image nor label."""
-    suffix = next((suffix for suffix in LABELS if suffix in sample.members), None)
+    """The image of a sample. None: it has neither image nor label."""
+    suffix = next((suffix for suffix in LABEL_SUFFIXES if suffix in sample.members), None)
     value = None
     if suffix is not None:
         start, length = sample.members[suffix]
@@ -187,11 +188,13 @@ def _labelled(shard: DataFile, sample: _Sample, file: BinaryIO) -> LabelledRef |
             f"with a whole number or a class name, or a .json with it under {', '.join(JSON_KEYS)}"
         )
     offset, size = sample.members[sample.images[0]]
-    return LabelledRef(shard.pool, f"{shard.name}/{sample.key}", shard.uri, value, offset, size)
+    return LabelledRef(
+        shard.split_source, f"{shard.name}/{sample.key}", shard.uri, value, offset, size
+    )
 
 
 def _label(suffix: str, content: bytes) -> int | str | None:
-    """A whole number or a name; None where there is neither."""
+    """A whole number or a name. None: there is neither."""
     try:
         text = content.decode().strip()
         value = text if suffix == "cls" else json.loads(text)

@@ -2,22 +2,19 @@
 
 from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from orchestrator.report.csv_files import summary_csv
-from orchestrator.report.html.calibration import reliability
-from orchestrator.report.html.coefficients import coefficients
-from orchestrator.report.html.errors import bias_variance, confusion
-from orchestrator.report.html.labels import Spot, placed
-from orchestrator.report.html.model_map import model_map
-from orchestrator.report.html.models import recipe_table
+from orchestrator.report.html.calibration import reliability_figure
+from orchestrator.report.html.coefficients import coefficients_figure
+from orchestrator.report.html.errors import bias_variance_figure, confusion_figure
+from orchestrator.report.html.model_map import model_map_figure
 from orchestrator.report.html.plot_style import Figure, FigureOrReason, MissingFigure
-from orchestrator.report.html.robustness import robustness
-from orchestrator.report.html.selection_steps import paths
-from orchestrator.report.html.weight_space import barrier, cosines
+from orchestrator.report.html.robustness import robustness_figures
+from orchestrator.report.html.selection_steps import selection_steps_figure
+from orchestrator.report.html.tables import recipe_table
+from orchestrator.report.html.weight_space import barrier_figure, cosines_figure
 from orchestrator.report.model_rows import rows
 from orchestrator.report.verdict import undetectable
+from orchestrator.schedule.moment import Moment
 from tests.orchestrator.report.synthetic_analysis import COMPONENTS, Tale
 from tests.orchestrator.report.synthetic_results import Story
 
@@ -28,16 +25,23 @@ def figure(drawing: FigureOrReason) -> Figure:
 
 
 def test_the_recipe_table_has_every_column_and_model(tale: Tale) -> None:
-    text = recipe_table(tale.known, tale.analysis, list(rows(tale.known)))
-    for column in ("macro-F1", "NLL", "ECE", "ECE, T", "worst class", "tastes", "seconds", "p"):
-        assert f"<th>{column}</th>" in text
-    assert text.count("<tr") == 1 + 1 + len(tale.known["soups"]) + len(tale.known["ensembles"])
-    assert "4 of 4 + base" in text and "vs best single on test" in text
+    table = recipe_table(tale.known, tale.analysis, list(rows(tale.known)))
+    titles = [column.title for column in table.columns]
+    assert {"macro-F1", "NLL", "ECE", "ECE, T", "worst class", "tastes", "seconds", "p"} <= {
+        *titles
+    }
+    assert "vs best single on test" in titles
+    assert len(table.rows) == 1 + len(tale.known["soups"]) + len(tale.known["ensembles"])
+    assert all(len(row.cells) == len(titles) for row in table.rows)
+    assert "4 of 4 + base" in [row.cells[1].text for row in table.rows]
 
 
 def test_every_model_has_a_place_on_the_map_and_the_scatter(tale: Tale) -> None:
     models = list(rows(tale.known))
-    for drawing in (model_map(tale.analysis, models), *robustness(tale.known, models)):
+    for drawing in (
+        model_map_figure(tale.analysis, models),
+        *robustness_figures(tale.known, models),
+    ):
         points = [x for trace in figure(drawing).data for x in trace["x"]]
         assert len(points) == len(tale.analysis["models"])
 
@@ -51,17 +55,17 @@ def test_the_curve_of_wise_ft_is_a_line_from_base_to_fine_tuned_weights(tale: Ta
         {"alpha": 0.5, "mix": wise["mix"], "scores": {}},
         {"alpha": 0.0, "mix": wise["mix"], "scores": scores},
     ]
-    drawn = figure(*robustness(tale.known, list(rows(tale.known))))
+    drawn = figure(*robustness_figures(tale.known, list(rows(tale.known))))
     line = drawn.data[0]
     assert (line["x"], line["y"]) == ([50.0, 75.0], [25.0, 50.0]) and "lines" in line["mode"]
     assert line["name"].startswith("wise_ft") and "alpha 1" in line["customdata"][1]
     assert "dotted" in drawn.caption
     wise["curve"] = []
-    assert "dotted" not in figure(*robustness(tale.known, list(rows(tale.known)))).caption
+    assert "dotted" not in figure(*robustness_figures(tale.known, list(rows(tale.known)))).caption
 
 
 def test_the_path_shows_candidates_with_scores_and_the_served_recipe_first(tale: Tale) -> None:
-    drawn = figure(paths(tale.known))
+    drawn = figure(selection_steps_figure(tale.known))
     labels = [choice.label for choice in drawn.choices]
     assert labels[0] == "greedy" and {"wise_ft", "learned", "pruned"} <= set(labels)
     assert "uniform" not in labels, "it decides nothing by a score"
@@ -70,7 +74,7 @@ def test_the_path_shows_candidates_with_scores_and_the_served_recipe_first(tale:
 
 
 def test_a_mix_without_components_is_one_column_that_sums_to_one(tale: Tale) -> None:
-    drawn = figure(coefficients(tale.known))
+    drawn = figure(coefficients_figure(tale.known))
     heat = drawn.data[0]
     assert "learned" not in heat["x"] and heat["y"][-1] == "base"
     for column in zip(*heat["z"], strict=True):
@@ -84,26 +88,26 @@ def test_checkpoints_of_one_run_have_rows_of_their_own(tale: Tale) -> None:
     first, second = f"{run.partition('/')[0]}/00000003-1", f"{run.partition('/')[0]}/00000006-1"
     mix = {"divisor": 2, "weights": [[first, 1], [second, 1]]}
     soups = [soup | {"mix": mix} for soup in tale.known["soups"][:1]]
-    heat = figure(coefficients(tale.known | {"soups": soups})).data[0]
+    heat = figure(coefficients_figure(tale.known | {"soups": soups})).data[0]
     assert [name.partition(" of ")[0] for name in heat["y"]] == ["step 3", "step 6"]
     assert heat["z"] == [[0.5], [0.5]]
 
 
 def test_cosines_have_a_view_per_component(tale: Tale) -> None:
-    drawn = figure(cosines(tale.known, tale.analysis))
+    drawn = figure(cosines_figure(tale.known, tale.analysis))
     assert [choice.label for choice in drawn.choices] == ["all weights", *COMPONENTS]
     assert all(row[i] == 1 for i, row in enumerate(drawn.data[0]["z"]))
 
 
 def test_reliability_and_confusion_show_both_models_on_every_split(tale: Tale) -> None:
-    for drawing in (reliability(tale.analysis), confusion(tale.known, tale.analysis)):
+    for drawing in (reliability_figure(tale.analysis), confusion_figure(tale.known, tale.analysis)):
         drawn = figure(drawing)
         assert [choice.label for choice in drawn.choices] == ["test", "val", "ood:sketch"]
         assert {trace["xaxis"] for trace in drawn.data} == {"x", "x2"}
 
 
 def test_the_parts_of_the_loss_add_up(tale: Tale) -> None:
-    bars = figure(bias_variance(tale.known, tale.analysis)).data
+    bars = figure(bias_variance_figure(tale.known, tale.analysis)).data
     for axis in ("x", "x2"):
         *parts, total = [trace["y"] for trace in bars if trace["xaxis"] == axis]
         for whole, *values in zip(total, *parts, strict=True):
@@ -111,9 +115,9 @@ def test_the_parts_of_the_loss_add_up(tale: Tale) -> None:
 
 
 def test_a_way_that_does_not_dip_has_no_barrier(tale: Tale) -> None:
-    assert "no barrier" in figure(barrier(tale.known, tale.analysis)).caption
+    assert "no barrier" in figure(barrier_figure(tale.known, tale.analysis)).caption
     deep: Any = {**tale.analysis, "barrier": {**tale.analysis["barrier"], "height": 0.034}}
-    assert "dips 3.40 points" in figure(barrier(tale.known, deep)).caption
+    assert "dips 3.40 points" in figure(barrier_figure(tale.known, deep)).caption
 
 
 def test_what_an_analysis_lacks_is_left_out(tale: Tale) -> None:
@@ -123,8 +127,16 @@ def test_what_an_analysis_lacks_is_left_out(tale: Tale) -> None:
         for name, each in tale.analysis["splits"].items()
     }
     models = list(rows(tale.known))
-    drawings = [model_map(poor, models), cosines(tale.known, poor), barrier(tale.known, poor)]
-    drawings += [reliability(poor), confusion(tale.known, poor), bias_variance(tale.known, poor)]
+    drawings = [
+        model_map_figure(poor, models),
+        cosines_figure(tale.known, poor),
+        barrier_figure(tale.known, poor),
+    ]
+    drawings += [
+        reliability_figure(poor),
+        confusion_figure(tale.known, poor),
+        bias_variance_figure(tale.known, poor),
+    ]
     assert all(isinstance(each, MissingFigure) and each.why for each in drawings)
     assert list(undetectable(tale.known, poor)) == []
 
@@ -138,30 +150,9 @@ def test_a_gain_too_small_for_the_selection_split_is_warned_of(tale: Tale) -> No
 
 
 def test_new_columns_of_the_summary_stand_at_the_end(told: Story, tale: Tale) -> None:
-    text = summary_csv(told.program, told.state, tale.known, tale.analysis)
+    text = summary_csv(Moment(told.program, told.state), tale.known, tale.analysis)
     header = text.splitlines()[0].split(",")
     start = header.index("tastes")
     assert "worst_class" not in " ".join(header[:start])
     assert header[start : start + 4] == ["tastes", "seconds", "batchnorm", "val worst_class"]
     assert header[-1] == "ood:sketch ece_scaled"
-
-
-@given(
-    st.lists(
-        st.tuples(st.floats(-10, 10), st.floats(-10, 10), st.text("abc", max_size=12)),
-        min_size=1,
-        max_size=20,
-    ),
-    st.booleans(),
-)
-def test_labels_never_stand_where_there_is_nothing_to_say(
-    spots: list[tuple[float, float, str]], same_scale: bool
-) -> None:
-    where = placed([Spot(*each) for each in spots], 800, 400, same_scale)
-    assert len(where) == len(spots)
-    assert all(at is None for at, (_, _, label) in zip(where, spots, strict=True) if not label)
-
-
-def test_two_labels_at_one_point_stand_on_different_sides() -> None:
-    first, second = placed([Spot(0, 0, "one"), Spot(0, 0, "two")], 400, 400, False)
-    assert first != second and None not in (first, second)

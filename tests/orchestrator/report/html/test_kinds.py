@@ -12,10 +12,11 @@ from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.report.csv_files import run_csv, summary_csv
 from orchestrator.report.html.learning_curves import learning_curves
 from orchestrator.report.html.page import report_html
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
 from orchestrator.report.terminal.event_lines import line
 from orchestrator.report.terminal.tables import final_table, status_json, status_view
 from orchestrator.report.verdict import about_ensembles, cautions
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.simulator.experiment import program
 from tests.simulator.simulator import live
@@ -61,7 +62,7 @@ def row_of(table: str, start: str) -> str:
 
 def test_rows_say_fold_average_and_early_end(folded: Told) -> None:
     plan, state, _ = folded
-    table = text(final_table(results(plan, state)))
+    table = text(final_table(collect_results(Moment(plan, state))))
     run = next(run for run in plan.runs if state.run(run.id).ended_early)
     epochs = state.run(run.id).trained_to // 7
     said = f"seed {run.seed}, fold {run.fold}"
@@ -72,8 +73,10 @@ def test_rows_say_fold_average_and_early_end(folded: Told) -> None:
 def test_what_an_ensemble_was_fitted_on_is_said_and_has_a_dash_there(
     folded: Told, cohorts: Told
 ) -> None:
-    assert "fitted out of fold" in row_of(text(final_table(results(*folded[:2]))), "stacking")
-    known = results(*cohorts[:2])
+    assert "fitted out of fold" in row_of(
+        text(final_table(collect_results(*folded[:2]))), "stacking"
+    )
+    known = collect_results(*cohorts[:2])
     stacked = row_of(text(final_table(known)), "ensemble stacking")
     assert "fitted on val" in stacked and " – " in stacked
     rows = list(csv.DictReader(io.StringIO(summary_csv(*cohorts[:2], known))))
@@ -82,26 +85,26 @@ def test_what_an_ensemble_was_fitted_on_is_said_and_has_a_dash_there(
 
 
 def test_a_small_selection_split_is_said_on_the_terminal_too(folded: Told) -> None:
-    table = text(final_table(results(*folded[:2])))
+    table = text(final_table(collect_results(*folded[:2])))
     assert "Warning: The selection split has only 40 images" in table
 
 
 def test_averages_are_no_runs_when_runs_are_counted(folded: Told) -> None:
     plan, state, _ = folded
-    known = results(plan, state)
+    known = collect_results(Moment(plan, state))
     assert len(known["runs"]) == 12
     assert "soup of 6 runs" in report_html(known, plan, state)
     for run in known["runs"]:
         run["status"] = "failed"
     assert "6 of 6 runs failed and are in no soup." in cautions(known)
-    rows = list(csv.DictReader(io.StringIO(summary_csv(plan, state))))
+    rows = list(csv.DictReader(io.StringIO(summary_csv(Moment(plan, state)))))
     assert [row["kind"] for row in rows].count("run") == 6
     assert [row["kind"] for row in rows].count("ema") == 6
 
 
 def test_a_learning_curve_shows_the_average_and_the_fold(folded: Told, cohorts: Told) -> None:
     plan, state, _ = folded
-    figure = learning_curves(plan, state)
+    figure = learning_curves(Moment(plan, state))
     assert figure is not None and "Dashed" in figure.caption and "Dotted" in figure.caption
     dashes = [line["line"]["dash"] for line in figure.data if "dash" in line.get("line", {})]
     assert dashes == ["solid", "dash", "dot"] * 6
@@ -123,20 +126,20 @@ def test_a_run_has_columns_for_every_score_of_its_curve(folded: Told, cohorts: T
 
 def test_soups_of_several_cohorts_are_told_apart(cohorts: Told) -> None:
     plan, state, _ = cohorts
-    table = text(final_table(results(plan, state)))
+    table = text(final_table(collect_results(Moment(plan, state))))
     assert "soup greedy of test_vit" in table and "soup greedy of test_resnet" in table
     assert "model test_vit" in table
-    assert "greedy of test_vit" in text(status_view(plan, state, "here"))
-    page = report_html(results(plan, state), plan, state)
+    assert "greedy of test_vit" in text(status_view(Moment(plan, state), "here"))
+    page = report_html(collect_results(Moment(plan, state)), plan, state)
     assert "<b>uniform of test_resnet</b>" in page
-    said = [line(plan, state, event) or "" for event in cohorts[2].ledger().replay()]
+    said = [line(Moment(plan, state), event) or "" for event in cohorts[2].ledger().replay()]
     assert any(each.startswith("soup greedy of test_vit: val") for each in said)
     assert any(each.startswith("greedy of test_vit begins with") for each in said)
 
 
 def test_a_status_counts_only_epochs_that_will_come(folded: Told) -> None:
     plan, state, _ = folded
-    known = status_json(plan, state)
+    known = status_json(Moment(plan, state))
     early = [run for run in known["runs"] if run["note"] == "ended early"]
     assert (
         early and all(run["status"] == "done" for run in known["runs"]) and len(known["runs"]) == 6
@@ -145,23 +148,23 @@ def test_a_status_counts_only_epochs_that_will_come(folded: Told) -> None:
 
 def test_lines_tell_of_folds_averages_and_patience(folded: Told) -> None:
     plan, state, world = folded
-    said = [line(plan, state, event) or "" for event in world.ledger().replay()]
+    said = [line(Moment(plan, state), event) or "" for event in world.ledger().replay()]
     assert any("folds of train hold out 107, 107, 106" in each for each in said)
     assert any("of its average" in each and "held out" in each for each in said)
     assert any(each.endswith("its patience was over") for each in said)
     trained = Trained(run="r", step=9, busy_s=1.0)
-    assert line(plan, state, trained) == "run r is trained, step 9"
+    assert line(Moment(plan, state), trained) == "run r is trained, step 9"
 
 
 def test_a_trajectorys_candidates_are_told_apart_by_their_steps(tmp_path: Path) -> None:
     plan = program(1, epochs=3, soup={"ingredients": "all"})
     state = live(World.at(tmp_path, plan))
-    page = report_html(results(plan, state), plan, state)
+    page = report_html(collect_results(Moment(plan, state)), plan, state)
     assert all(f"{plan.runs[0].id} step {step}<" in page for step in (10, 20, 30))
 
 
 def test_ensembles_say_what_they_were_fitted_on_in_words(cohorts: Told) -> None:
-    known: dict[str, Any] = results(*cohorts[:2])
+    known: dict[str, Any] = collect_results(*cohorts[:2])
     delta = {"test": {"metric": "top1", "delta": 0.0, "ci95": [-0.1, 0.1]}}
     for model in (*known["soups"], *known["ensembles"]):
         model["vs_best_single"] = delta

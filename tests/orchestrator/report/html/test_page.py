@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from orchestrator.report.html.page import report_html
-from orchestrator.report.results import results
+from orchestrator.report.results import collect_results
 from orchestrator.report.write import write_report
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.orchestrator.report.synthetic_analysis import Tale
 from tests.orchestrator.report.synthetic_results import Story, program
@@ -30,7 +31,7 @@ EVERY = [
 
 
 def _page(told: Story) -> str:
-    return report_html(results(told.program, told.state), told.program, told.state)
+    return report_html(collect_results(Moment(told.program, told.state)), told.program, told.state)
 
 
 def test_the_page_is_one_file_that_asks_nothing_of_the_network(told: Story) -> None:
@@ -42,7 +43,7 @@ def test_the_page_is_one_file_that_asks_nothing_of_the_network(told: Story) -> N
 
 def test_every_candidate_is_there_with_its_reason(told: Story) -> None:
     page = _page(told)
-    known = results(told.program, told.state)
+    known = collect_results(Moment(told.program, told.state))
     reasons = [each["reason"] for soup in known["soups"] for each in soup["decisions"]]
     assert reasons and all(reason in page for reason in reasons)
     assert "refused" in page and "accepted" in page
@@ -50,13 +51,15 @@ def test_every_candidate_is_there_with_its_reason(told: Story) -> None:
 
 def test_fingerprints_failures_and_the_way_to_load_are_there(told: Story) -> None:
     page = _page(told)
-    assert all(split.fingerprint in page for split in told.state.facts.splits.values())  # type: ignore[union-attr]
+    assert all(split.fingerprint in page for split in told.state.preflight.splits.values())  # type: ignore[union-attr]
     assert "diverged: the loss is not finite at step 17" in page
     assert "timm.create_model(" in page and "local-dir:" in page
 
 
 def test_names_are_escaped(told: Story) -> None:
-    known = results(told.program, told.state) | {"name": "<img src=x onerror=alert(1)>"}
+    known = collect_results(Moment(told.program, told.state)) | {
+        "name": "<img src=x onerror=alert(1)>"
+    }
     known["runs"][0]["params"] = {"train.aa": "</script><b>"}
     page = report_html(known, told.program, told.state)
     assert "<img src=x" not in page and "</script><b>" not in page
@@ -64,12 +67,12 @@ def test_names_are_escaped(told: Story) -> None:
 
 def test_a_page_can_be_made_of_nothing(tmp_path: Path) -> None:
     made = program(tmp_path)
-    assert "No soup is served" in report_html(results(made, State()), made, State())
+    assert "No soup is served" in report_html(collect_results(made, State()), made, State())
 
 
 def test_the_report_is_written_into_the_store(told: Story, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "story"))
-    write_report(told.program, told.state, store)
+    write_report(Moment(told.program, told.state), store)
     run = told.program.runs[0].id
     written = {"results.json", "summary.csv", "report.html", f"runs/{run}/summary.csv"}
     assert written <= set(store.list(""))

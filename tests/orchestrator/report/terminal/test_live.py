@@ -5,9 +5,10 @@ from rich.console import Console
 
 from orchestrator.report.terminal import status
 from orchestrator.report.terminal.live import LiveView, PlainView, open_view
-from orchestrator.state.reducers import fold
+from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.orchestrator.report.synthetic_results import BEGAN, Story, program
+from tests.simulator.experiment import then
 from workers.heartbeat import Heartbeat
 
 
@@ -24,8 +25,8 @@ def _told_to(console: Console, story: Story, plain: bool | None) -> str:
     state = State()
     with open_view(plain, console) as view:
         for event in story.events:
-            state = fold([event], state)
-            view.update(story.program, state, [event], [])
+            state = then(state, [event])
+            view.update(Moment(story.program, state), [event], [])
     return _shown(console)
 
 
@@ -51,10 +52,14 @@ def test_plain_lines_tell_what_matters_and_nothing_else(tmp_path: Path) -> None:
 def test_a_live_view_keeps_failures_and_shows_runs_and_soup(tmp_path: Path) -> None:
     story = Story(program(tmp_path)).tell("evaluated", 5)
     console = _console(terminal=True)
-    running = next(r for r in status.runs(story.program, story.state) if r.status == "running")
+    running = next(
+        r for r in status.run_statuses(Moment(story.program, story.state)) if r.status == "running"
+    )
     pulse = Heartbeat(slot=running.slot or "", run=running.id, loss=0.1234, images_per_s=512.0)
     with LiveView(console) as view:
-        view.update(story.program, story.state, story.events, [pulse], "Ray waits for 1 GPU")
+        view.update(
+            Moment(story.program, story.state), story.events, [pulse], "Ray waits for 1 GPU"
+        )
     text = _shown(console)
     assert "0.1234" in text and "512" in text and "Ray waits for 1 GPU" in text
     assert "Soup so far: round" in text and "failed (lost): the worker of slot-1 died" in text
@@ -71,6 +76,6 @@ def test_plain_says_once_what_the_fleet_waits_for(tmp_path: Path) -> None:
 
 def test_time_left_follows_the_pace_so_far(tmp_path: Path) -> None:
     story = Story(program(tmp_path)).tell("evaluated", 5)
-    left = status.seconds_left(story.program, story.state, story.now)
+    left = status.seconds_left(Moment(story.program, story.state), story.now)
     assert left is not None and 0.5 * 10 * 25 / 5 < left < 2 * 10 * 25 / 5
     assert status.seconds_left(story.program, State(opened_at=BEGAN), BEGAN) is None
