@@ -48,11 +48,11 @@ def worker_at(folder: Path, **fields: Any) -> WorkerContext:
 def facts_of(
     worker: WorkerContext,
     *models: ModelConfig,
-    opts: tuple[str, ...] = ("adamw",),
-    trains: tuple[tuple[str, TrainConfig], ...] = (),
+    optimizers: tuple[str, ...] = ("adamw",),
+    train_configs: tuple[tuple[str, TrainConfig], ...] = (),
 ) -> PreflightResult:
     (event,) = preflight(
-        PreflightOrder(models=models, optimizers=opts, train_configs=trains), 1, worker
+        PreflightOrder(models=models, optimizers=optimizers, train_configs=train_configs), 1, worker
     )
     assert isinstance(event, Preflighted)
     return event.facts
@@ -111,7 +111,7 @@ def test_preflight_writes_no_splits_for_what_it_refuses(tmp_path: Path) -> None:
         ({"grad_checkpointing": True}, "grad_checkpointing.*DLA"),
     ],
 )
-def test_what_training_asks_in_vain_is_refused_before_anything_trains(
+def test_missing_features_are_refused_before_training(
     tmp_path: Path, train: dict[str, Any], refusal: str
 ) -> None:
     model = ModelConfig(name="dla46_c") if "grad_checkpointing" in train else RESNET

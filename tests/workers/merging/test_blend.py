@@ -108,7 +108,7 @@ def test_counters_come_from_the_heaviest_member_and_the_first_among_equals() -> 
 def test_a_value_that_is_not_finite_is_refused_by_name(bad: float, names: list[str]) -> None:
     sources = {str(i): weights(i) for i in range(2)}
     sources["0"]["head.bias"][7] = bad
-    with pytest.raises(UserError, match=r"ingredient 0: 1 of 37 values of 'head.bias'"):
+    with pytest.raises(UserError, match=r"ingredient 0: 1 of 37 values of tensor 'head.bias'"):
         dict(blend(Mix.mean(names), sources))
 
 
@@ -116,7 +116,7 @@ def test_infinities_of_opposite_sign_do_not_hide_each_other() -> None:
     sources = {str(i): weights(i) for i in range(2)}
     sources["0"]["scale"].fill_(float("inf"))
     sources["1"]["scale"].fill_(float("-inf"))
-    with pytest.raises(UserError, match="ingredient 0: 1 of 1 values of 'scale'"):
+    with pytest.raises(UserError, match="ingredient 0: 1 of 1 values of tensor 'scale'"):
         dict(blend(Mix.mean(["0", "1"]), sources))
 
 
