@@ -1,7 +1,7 @@
-"""How well the slots were used: time at work over the time in which there was work for them.
+"""Use of the slots: busy time over the time in which there was work for them.
 
          due_since(B)
-A |========|....waste....|======== B      waste = start of B - max(end of A, B due since)
+A |========|....waste....|======== B      waste = start of B - max(end of A, due_since of B)
 """
 
 import bisect
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from orchestrator.state.state import State
 
 MERGE_SLOT = "merge"
-"""The merge actor is no training slot: it waits for recipes, and holds no accelerator."""
+"""Name of the merge actor, which is not a training slot: it holds no accelerator."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Efficiency:
 
     busy_s: float
     wanted_s: float
-    """At work, or free while the order that came next was already due."""
+    """Busy, or free while the next order was already due."""
     whole_s: float
     """Slots times wall time."""
 
@@ -42,16 +42,16 @@ class Efficiency:
 
 
 def fleet_efficiency(state: State) -> Efficiency:
-    intervals = [each for each in state.busy if not each[0].startswith(MERGE_SLOT)]
+    intervals = [busy for busy in state.busy if not busy[0].startswith(MERGE_SLOT)]
     busy_s = sum(end - begin for _, begin, end in intervals)
     waste_s = sum(_waits(state, intervals))
     return Efficiency(busy_s, busy_s + waste_s, state.slots * wall_s(state))
 
 
 def _waits(state: State, intervals: list[tuple[str, float, float]]) -> list[float]:
-    """Per started order, the seconds its slot stood free while it was due."""
+    """Seconds, per started order, that its slot was free while the order was due."""
     ends = defaultdict(list)
-    for slot, _, end in sorted(intervals, key=lambda each: each[2]):
+    for slot, _, end in sorted(intervals, key=lambda interval: interval[2]):
         ends[slot].append(end)
     waits = []
     for started in state.starts:
@@ -66,7 +66,7 @@ def _waits(state: State, intervals: list[tuple[str, float, float]]) -> list[floa
 
 
 def wall_s(state: State) -> float:
-    """Seconds from the first driver's start to the end, or to the newest event."""
+    """Seconds from the first driver's start to the end. Unfinished: to the newest event."""
     if state.finished is not None:
         return state.finished.wall_s
     if state.began_at is None or state.last_at is None:

@@ -1,7 +1,7 @@
 """results.json: the outcome of an experiment as one JSON value.
 
-Ids are those of the store throughout, so that whoever reads them finds the files. Scores are
-fractions 0..1 and nats; what is not a finite number is null.
+All ids are those of the store, so that a reader can find the files. Scores are fractions 0..1 and
+nats; a number that is not finite is null.
 """
 
 import math
@@ -48,7 +48,7 @@ SCORES = ("top1", "macro_f1", "nll", "ece", "worst_class")
 
 
 def collect_results(program: ExpandedExperiment, state: State) -> Json:
-    """Everything DESIGN promises in results.json; rendered early it says what is known so far."""
+    """The content of results.json, also of an unfinished experiment."""
     resolved = resolve(program, state.facts) if state.facts is not None else None
     compared = _comparison(program, state)
     value = {
@@ -61,13 +61,13 @@ def collect_results(program: ExpandedExperiment, state: State) -> Json:
         **_facts(state),
         "cohorts": _cohorts(resolved),
         "runs": [
-            _run(program, state, resolved, run, track)
+            _run(program, state, resolved, run, variant)
             for run in program.runs
-            for track in run_and_ema(run)
+            for variant in run_and_ema(run)
         ],
         "soups": [
-            _soup(program, state, compared, *each)
-            for each in final_merges.written_soups(program, state)
+            _soup(program, state, compared, final, name)
+            for final, name in final_merges.written_soups(program, state)
         ],
         "ensembles": _ensembles(compared),
         "best_single": _best_single(program, state),
@@ -117,7 +117,7 @@ def _cohorts(resolved: ResolvedExperiment | None) -> list[Json]:
 
 @remembered(by=lambda state: (state.due_since,))
 def _num_segments(state: State) -> Counter[str]:
-    """Orders to train, by run: each segment between sync rounds begins with an attempt at it."""
+    """Train orders by run: every segment between sync rounds is an order with attempts."""
     ordered = {order for order, _ in state.due_since if order.startswith("train-")}
     return Counter(order.removeprefix("train-").rpartition("-")[0] for order in ordered)
 
@@ -127,31 +127,31 @@ def _run(
     state: State,
     resolved: ResolvedExperiment | None,
     run: RunSpec,
-    track: RunSpec,
+    variant: RunSpec,
 ) -> Json:
-    """Of a run, or of the moving average of its weights, which shares the run's fate."""
-    known, average = state.run(run.id), state.run(track.id)
-    stands_for_it = ingredients.representative_checkpoint(program, average)
+    """An entry for a run or its EMA (`variant`); both have the status of the run."""
+    run_state, variant_state = state.run(run.id), state.run(variant.id)
+    representative = ingredients.representative_checkpoint(program, variant_state)
     status = training.status(program, state, run)
-    steps = known.last.step if known.last is not None else 0
+    steps = run_state.last.step if run_state.last is not None else 0
     return {
-        "id": track.id,
-        "role": track.role,
+        "id": variant.id,
+        "role": variant.role,
         "cohort": resolved.cohort_of[run.id].id if resolved is not None else None,
-        "params": track.params,
+        "params": variant.params,
         "seed": run.seed,
         "replica": run.replica,
         "fold": run.fold,
         "status": status if status in ("done", "failed", "pruned") else "stopped",
         "failure": training.failure(state, resolved, run) if resolved is not None else None,
         "attempts": state.attempts.get(run.id, 0) - max(0, _num_segments(state)[run.id] - 1),
-        "interruptions": known.interruptions,
+        "interruptions": run_state.interruptions,
         "steps": steps,
         "epochs": steps // resolved.steps_per_epoch[run.id] if resolved is not None else 0,
-        "ended_early": known.ended_early,
-        "checkpoints": [event.checkpoint.id for event in average.checkpoints],
-        "representative": stands_for_it.checkpoint.id if stands_for_it is not None else None,
-        "scores": _scores_of_run(state, stands_for_it),
+        "ended_early": run_state.ended_early,
+        "checkpoints": [event.checkpoint.id for event in variant_state.checkpoints],
+        "representative": representative.checkpoint.id if representative is not None else None,
+        "scores": _scores_of_run(state, representative),
     }
 
 
@@ -168,10 +168,10 @@ def _scores(scores: Mapping[str, Score]) -> Json:
 def _soup(
     program: ExpandedExperiment, state: State, compared: Compared | None, final: Final, name: str
 ) -> Json:
-    state_of_it = state.merges[final.id]
-    soup = state_of_it.soup
+    merge = state.merges[final.id]
+    soup = merge.soup
     assert soup is not None, f"{name} was made without a mix"
-    cost = _cost(state, state_of_it)
+    cost = _cost(state, merge)
     deltas = compared.soups.get(scoring.predictions_of(state, final, name)) if compared else None
     return {
         "id": name,
@@ -179,13 +179,13 @@ def _soup(
         "options": dict(final.recipe.options),
         "cohort": cohort_family(final.cohort.id),
         "mix": _mix(state, soup.mix),
-        "ingredients": len(state_of_it.opened.ingredients),
+        "ingredients": len(merge.opened.ingredients),
         "members": _ids_of(state, soup.mix.names),
         "scores": _scores(scoring.scores_of_soup(state, final, name)),
-        "decisions": _decisions(state, state_of_it),
+        "decisions": _decisions(state, merge),
         "curve": [_point(state, point) for point in path_scores.curve(program, state, final)],
-        "tastes": len(_tasted(state, state_of_it)),
-        "measured": state_of_it.num_measurements,
+        "tastes": len(_tasted(state, merge)),
+        "measured": merge.num_measurements,
         "samples_forwarded": cost.samples,
         "seconds": cost.seconds + state.blend_seconds.get(name, 0.0),
         "batchnorm": final.cohort.batchnorm,
@@ -194,13 +194,13 @@ def _soup(
 
 
 def _point(state: State, point: path_scores.Point) -> Json:
-    """Of a recipe's way to its soup, on the splits that chose nothing."""
+    """A point of the recipe's path, scored on the report splits."""
     scores = _scores(point.scores)
     return {"alpha": point.alpha, "mix": _mix(state, point.mix), "scores": scores}
 
 
 def _mix(state: State, mix: Mix) -> Json:
-    """Its components only where it has any."""
+    """`components` is left out where the mix has none."""
     components = [{"prefix": c.prefix, "weights": list(c.weights)} for c in mix.components]
     return {
         "divisor": mix.divisor,
@@ -209,32 +209,32 @@ def _mix(state: State, mix: Mix) -> Json:
     }
 
 
-def _tasted(state: State, made: MergeState) -> tuple[tuple[str, str], ...]:
-    """(cohort, mix key) of the mixes that were tasted to answer the merge's questions, each once.
-    A taste that another merge paid for counts here as well: it says what the recipe needs."""
-    keys = dict.fromkeys((made.opened.cohort, mix) for mix in made.tasted_mixes)
+def _tasted(state: State, merge: MergeState) -> tuple[tuple[str, str], ...]:
+    """(cohort, mix key) of the mixes tasted for the merge, without repetitions. A taste shared with
+    another merge counts for both: the number says what the recipe needs."""
+    keys = dict.fromkeys((merge.opened.cohort, mix) for mix in merge.tasted_mixes)
     return tuple(key for key in keys if key in state.tastes)
 
 
 @dataclass(frozen=True)
 class _Cost:
-    """What it took to answer a merge's questions."""
+    """Cost of the answers to a merge's questions."""
 
     samples: int
     seconds: float
 
 
-def _cost(state: State, made: MergeState) -> _Cost:
-    """Tastes, and what else was measured."""
-    tasted = _tasted(state, made)
+def _cost(state: State, merge: MergeState) -> _Cost:
+    """Cost of tastes, inner products and gradients."""
+    tasted = _tasted(state, merge)
     return _Cost(
-        sum(state.tastes[key].samples for key in tasted) + made.measured_samples,
-        sum(state.taste_cost.get(key, 0.0) for key in tasted) + made.measured_s,
+        sum(state.tastes[key].samples for key in tasted) + merge.measured_samples,
+        sum(state.taste_cost.get(key, 0.0) for key in tasted) + merge.measured_s,
     )
 
 
 def _id_of(state: State, name: str) -> str:
-    """The id under which a named checkpoint lies; its name, if it is gone."""
+    """Id of a named checkpoint; its name if the checkpoint was deleted."""
     try:
         return ingredients.checkpoint_named(state, name).id
     except KeyError:
@@ -245,22 +245,22 @@ def _ids_of(state: State, names: Iterable[str]) -> list[str]:
     return [_id_of(state, name) for name in names]
 
 
-def _decisions(state: State, made: MergeState) -> list[Json]:
-    """Who was taken and who not, and why, in the order the recipe looked at them."""
-    track_of = {each.name: each.run for each in made.opened.ingredients}
-    decisions = made.soup.decisions if made.soup is not None else ()
+def _decisions(state: State, merge: MergeState) -> list[Json]:
+    """Decisions about the candidates, in the recipe's order."""
+    run_of = {ingredient.name: ingredient.run for ingredient in merge.opened.ingredients}
+    decisions = merge.soup.decisions if merge.soup is not None else ()
     return [
         {
             **decision.model_dump(),
             "candidate": _id_of(state, decision.candidate),
-            "run": track_of.get(decision.candidate) or _run_of(state, decision.candidate),
+            "run": run_of.get(decision.candidate) or _run_of(state, decision.candidate),
         }
         for decision in decisions
     ]
 
 
 def _run_of(state: State, name: str) -> str | None:
-    """Of a checkpoint that took no part; None for what is none, such as `alpha 0.3`."""
+    """Run of a checkpoint that is no ingredient. None: no checkpoint, such as `alpha 0.3`."""
     return name.partition("/")[0] if ingredients.is_known_checkpoint(state, name) else None
 
 
@@ -269,7 +269,7 @@ def _deltas(deltas: Mapping[str, Delta]) -> Json:
 
 
 def _comparison(program: ExpandedExperiment, state: State) -> Compared | None:
-    """The comparison of exactly what there is to compare; None until it has been made."""
+    """The comparison of all current soups and runs. None: not made yet."""
     order = scoring.compare_order(program, state)
     return state.compared.get(order.key) if order is not None else None
 
@@ -277,27 +277,27 @@ def _comparison(program: ExpandedExperiment, state: State) -> Compared | None:
 def _ensembles(compared: Compared | None) -> list[Json]:
     return [
         {
-            "id": each.id,
-            "kind": each.kind,
-            "members": list(each.members),
-            "groups": [list(group) for group in each.groups],
-            "fitted_on": each.fitted_on,
-            "scores": _scores(each.scores),
-            "vs_best_single": _deltas(each.vs_best_single),
+            "id": ensemble.id,
+            "kind": ensemble.kind,
+            "members": list(ensemble.members),
+            "groups": [list(group) for group in ensemble.groups],
+            "fitted_on": ensemble.fitted_on,
+            "scores": _scores(ensemble.scores),
+            "vs_best_single": _deltas(ensemble.vs_best_single),
         }
-        for each in (compared.ensembles if compared is not None else ())
+        for ensemble in (compared.ensembles if compared is not None else ())
     ]
 
 
 def _best_single(program: ExpandedExperiment, state: State) -> Json | None:
-    """The run that the soups have to beat; None while no run has ended well."""
+    """The run that soups are compared with. None: no run has ended successfully."""
     if state.facts is None:
         return None
     resolved = resolve(program, state.facts)
     singles = list(scoring.ended_variants(program, state, resolved))
     order = scoring.compare_order(program, state)
     if order is not None:
-        singles = [each for each in singles if each[1].checkpoint.id == order.best_single]
+        singles = [single for single in singles if single[1].checkpoint.id == order.best_single]
     if not singles:
         return None
     run, event = scoring.best_single(program, singles)
@@ -306,7 +306,7 @@ def _best_single(program: ExpandedExperiment, state: State) -> Json | None:
 
 
 def _failures(state: State) -> list[Json]:
-    """Every order that failed, whether another attempt mended it, and what was given up."""
+    """All orders that failed or were given up, also those that a later attempt completed."""
     orders = dict.fromkeys([*state.failures, *state.gave_up])
     return [_failure(state, order) for order in orders]
 
@@ -324,7 +324,7 @@ def _failure(state: State, order: str) -> Json:
 
 
 def _finite(value: Any) -> Any:
-    """The same JSON value with null for every number that JSON cannot say."""
+    """The same value with null for every number that is not finite."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -12,13 +12,13 @@ from workers.storage.store import Store
 
 
 def write_report(program: ExpandedExperiment, state: State, store: Store) -> Json:
-    """Returns the results. results.json is written last: where it is, the rest is too."""
-    known = collect_results(program, state)
+    """Returns the results. results.json is written last, so that it proves the other files."""
+    results = collect_results(program, state)
     analysis = json.loads(store.read(ANALYSIS)) if store.exists(ANALYSIS) else None
     for run in program.runs:
         if state.run(run.id).curve:
             store.write(run_file(run.id, SUMMARY), run_csv(state, run.id).encode())
-    store.write(SUMMARY, summary_csv(program, state, known, analysis).encode())
-    store.write(REPORT, report_html(known, program, state, analysis).encode())
-    store.write(RESULTS, json.dumps(known, indent=1, allow_nan=False).encode())
-    return known
+    store.write(SUMMARY, summary_csv(program, state, results, analysis).encode())
+    store.write(REPORT, report_html(results, program, state, analysis).encode())
+    store.write(RESULTS, json.dumps(results, indent=1, allow_nan=False).encode())
+    return results

@@ -131,7 +131,7 @@ class LinearWorld(World):
         yield Preflighted(facts=self._facts())
 
     def _facts(self) -> Any:
-        found = facts(self.program)
+        small = facts(self.program)
         classes = tuple(str(digit) for digit in range(NUM_CLASSES))
         splits = {
             name: split.model_copy(
@@ -141,15 +141,15 @@ class LinearWorld(World):
                     "class_counts": (COUNTS[name] // NUM_CLASSES,) * NUM_CLASSES,
                 }
             )
-            for name, split in found.splits.items()
+            for name, split in small.splits.items()
         }
         models = {
             key: model.model_copy(update={"components": COMPONENTS})
-            for key, model in found.models.items()
+            for key, model in small.models.items()
         }
         changes = {"classes": classes, "splits": splits, "models": models}
         changes |= {"corrupt": ("7/broken.png",), "warnings": ("7/broken.png does not decode",)}
-        return found.model_copy(update=changes)
+        return small.model_copy(update=changes)
 
     def _checkpointed(self, name: str, attempt: int, step: int) -> Checkpointed:
         event = super()._checkpointed(name, attempt, step)
@@ -159,10 +159,10 @@ class LinearWorld(World):
     def tasting(self, order: TasteOrder) -> TasteResult:
         """Complete, or a bound for a mix that is far below the bar."""
         assert not order.hits, "no recipe of this world's scenarios asks for them"
-        found, bar = self._measure(self.blend(order.mix), SELECTION), order.at_least
-        if bar is not None and found.top1 < bar - 0.02:
-            return TasteResult(score=None, at_most=bar - 1 / found.count, samples=160)
-        return TasteResult(score=found.top1, at_most=found.top1, samples=found.count, nll=found.nll)
+        score, bar = self._measure(self.blend(order.mix), SELECTION), order.at_least
+        if bar is not None and score.top1 < bar - 0.02:
+            return TasteResult(score=None, at_most=bar - 1 / score.count, samples=160)
+        return TasteResult(score=score.top1, at_most=score.top1, samples=score.count, nll=score.nll)
 
     def _blend(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         self.mixes[order.name] = order.soup.mix
@@ -213,7 +213,7 @@ class LinearWorld(World):
         )
 
     def _worker(self) -> Any:
-        """As much of a WorkerContext as the performers of these orders use."""
+        """The part of a WorkerContext that the performers of these orders use."""
         soup = self.program.experiment.soup
         return SimpleNamespace(
             store=self.store,

@@ -90,7 +90,7 @@ def number(text: str, value: float | None = None) -> Cell:
 
 @dataclass(frozen=True)
 class RecipeIntro:
-    """How to read the table of recipes."""
+    """Explanation of the table of recipes."""
 
     metric: str
     unit: str
@@ -270,9 +270,9 @@ def soup_members(results: Json) -> list[SoupMembers]:
 
 def _soup_facts(soup: Json) -> list[str]:
     tastes = (
-        f"{format.count_of(soup['tastes'], 'taste')}, {soup['samples_forwarded']} images looked at"
+        f"{format.count_of(soup['tastes'], 'taste')}, {soup['samples_forwarded']} images forwarded"
         if soup["tastes"]
-        else "nothing had to be tasted"
+        else "no tastes"
     )
     facts = [
         format.share(soup),
@@ -335,7 +335,7 @@ def failure_table(results: Json) -> Table | None:
                 Cell(failure["order"]),
                 number(str(failure["times"])),
                 Cell(failure["message"] or ""),
-                Cell(failure["gave_up"] or "mended by another attempt"),
+                Cell(failure["gave_up"] or "resolved by another attempt"),
             ],
             "failed" if failure["gave_up"] else "",
         )
@@ -359,12 +359,12 @@ def data_parts(results: Json) -> Iterator[Paragraph | Table]:
         yield Paragraph(
             f"{len(results['folds'])} folds of train hold out "
             f"{', '.join(map(str, results['folds']))} images. What a run holds out ends its "
-            "training and fits stacked classifiers, nothing else."
+            "training early and fits stacked classifiers, nothing else."
         )
     yield Paragraph(f"{len(results['classes'])} classes: {', '.join(results['classes'])}.")
     if corrupt := results["corrupt"]:
         keys = ", ".join(corrupt[:20]) + (" and more" if len(corrupt) > 20 else "")
-        yield Paragraph(f"{len(corrupt)} do not decode and belong to no split: {keys}.")
+        yield Paragraph(f"{len(corrupt)} images do not decode and belong to no split: {keys}.")
 
 
 @dataclass(frozen=True)

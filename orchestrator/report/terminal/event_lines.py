@@ -1,4 +1,4 @@
-"""Lines: an event in one plain sentence, for logs and pipes."""
+"""An event as one sentence, for logs and pipes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,9 +23,9 @@ from workers.types import (
 
 
 def line(program: ExpandedExperiment, state: State, event: AnyEvent) -> str | None:
-    """What there is to say of an event; None for what need not be said."""
-    say = LINES.get(event.kind)
-    return say(program, state, event) if say is not None else None
+    """The sentence of an event. None: not worth a line."""
+    describe = LINES.get(event.kind)
+    return describe(program, state, event) if describe is not None else None
 
 
 def _opened(program: ExpandedExperiment, state: State, event: Opened) -> str:
@@ -39,7 +39,7 @@ def _preflighted(program: ExpandedExperiment, state: State, event: Preflighted) 
 
 
 def _started(program: ExpandedExperiment, state: State, event: Started) -> str | None:
-    """Of training alone; the rest is over in a moment."""
+    """Training only; other orders end within seconds."""
     if event.run is None:
         return None
     if program.experiment.merge.mode == "sync" and state.run(event.run).last is not None:
@@ -51,22 +51,22 @@ def _started(program: ExpandedExperiment, state: State, event: Started) -> str |
 
 def _evaluated(program: ExpandedExperiment, state: State, event: Evaluated) -> str:
     metric = program.experiment.soup.metric
-    judged = {"": event.score, "of its average ": event.ema, "held out ": event.held_out}
-    said = ", ".join(
+    scored = {"": event.score, "EMA ": event.ema, "held out ": event.held_out}
+    scores = ", ".join(
         f"{what}{format.score_text(getattr(score, metric), metric)} {format.unit(metric)}"
-        for what, score in judged.items()
+        for what, score in scored.items()
         if score is not None
     )
     loss = format.UNKNOWN if event.loss is None else f"{event.loss:.4f}"
     when = _when(program, state, event)
     return (
-        f"run {event.run} {when}: val {format.METRIC_NAMES[metric]} {said}, loss {loss}, "
+        f"run {event.run} {when}: val {format.METRIC_NAMES[metric]} {scores}, loss {loss}, "
         f"{event.images_per_s:.0f} images/s"
     )
 
 
 def _when(program: ExpandedExperiment, state: State, event: Evaluated) -> str:
-    """Sync rounds may lie within an epoch."""
+    """The epoch; the step for a sync round within an epoch."""
     facts = state.facts
     per_epoch = resolve(program, facts).steps_per_epoch if facts is not None else {}
     within = event.step % per_epoch.get(event.run or "", 1)
@@ -74,12 +74,12 @@ def _when(program: ExpandedExperiment, state: State, event: Evaluated) -> str:
 
 
 def _trained(program: ExpandedExperiment, state: State, event: Trained) -> str | None:
-    """Nothing at the boundary of a sync round: the run goes on."""
+    """None at a sync round, where the run goes on."""
     if any(run.id == event.run and run.train.weights is not None for run in program.runs):
-        return f"run {event.run} is taken in"
+        return f"run {event.run} is imported"
     if not event.early and _has_more(program, state, event):
         return None
-    early = "; its patience was over" if event.early else ""
+    early = "; ended early, out of patience" if event.early else ""
     return f"run {event.run} is trained, step {event.step}{early}"
 
 
@@ -93,15 +93,15 @@ def _merge_opened(program: ExpandedExperiment, state: State, event: MergeOpened)
         return None
     whose = of_cohort(program, state, event.cohort) + _of_fold(event)
     if event.is_sync:
-        without = "".join(f"; without {each.candidate}: {each.reason}" for each in event.left_out)
+        without = "".join(f"; without {run.candidate}: {run.reason}" for run in event.left_out)
         return f"round {event.round}{whose}: {len(event.ingredients)} members{without}"
     return (
-        f"{event.label}{whose} begins with {format.count_of(len(event.ingredients), 'ingredient')}"
+        f"{event.label}{whose} starts with {format.count_of(len(event.ingredients), 'ingredient')}"
     )
 
 
 def _of_fold(opened: MergeOpened) -> str:
-    """With folds each has rounds of its own."""
+    """The fold of a sync round; each fold has its own rounds."""
     fold = opened.merge.partition("-fold")[2].partition("-")[0] if opened.is_sync else ""
     return f", fold {fold}" if fold else ""
 
@@ -119,14 +119,14 @@ def _mixed(program: ExpandedExperiment, state: State, event: Mixed) -> str:
 
 
 def _round_closed(program: ExpandedExperiment, state: State, event: RoundClosed) -> str | None:
-    """That it merged was said when it was mixed."""
+    """None if the round merged: `mixed` has a line already."""
     number = state.merges[event.merge].opened.round
     return None if event.soup is not None else f"round {number}: {event.reason}"
 
 
 def _rejoined(program: ExpandedExperiment, state: State, event: Rejoined) -> str:
     number = state.merges[event.merge].opened.round
-    return f"run {event.run} came too late at step {event.step}; it goes on from round {number}"
+    return f"run {event.run} was late at step {event.step}; it goes on from round {number}"
 
 
 def _served(program: ExpandedExperiment, state: State, event: Served) -> str:
@@ -141,9 +141,9 @@ LINES: dict[str, Callable[[ExpandedExperiment, State, Any], str | None]] = {
     "evaluated": _evaluated,
     "trained": _trained,
     "interrupted": lambda p, s, event: f"run {event.run} was interrupted: {event.reason}",
-    "failed": lambda p, s, event: f"{_who(event)} failed ({event.error}): {event.message}",
-    "retry_decided": lambda p, s, event: f"{_who(event)}: {event.reason}",
-    "gave_up": lambda p, s, event: f"gave up on {_who(event)}: {event.reason}",
+    "failed": lambda p, s, event: f"{_subject(event)} failed ({event.error}): {event.message}",
+    "retry_decided": lambda p, s, event: f"{_subject(event)}: {event.reason}",
+    "gave_up": lambda p, s, event: f"gave up on {_subject(event)}: {event.reason}",
     "merge_opened": _merge_opened,
     "mixed": _mixed,
     "round_closed": _round_closed,
@@ -154,5 +154,5 @@ LINES: dict[str, Callable[[ExpandedExperiment, State, Any], str | None]] = {
 }
 
 
-def _who(event: AnyEvent) -> str:
+def _subject(event: AnyEvent) -> str:
     return f"run {event.run}" if event.run else str(event.order)
