@@ -24,7 +24,7 @@ SHORT_NAMES = {
 class Cell:
     text: str
     kind: str = ""
-    """CSS class: `number`, `what` or `hash`."""
+    """CSS class: `number`, `params` or `hash`."""
     sort_value: float | None = None
     """Value that a sorted column compares. None: the text."""
     tooltip: str = ""
@@ -133,12 +133,12 @@ def recipe_table(results: Json, analysis: Json | None, models: Sequence[Row]) ->
 
 def run_table(results: Json, models: Sequence[Row]) -> Table:
     """Every run, and the EMA beside it."""
-    columns = _texts("run", "what", "status") + _numbers(*_split_titles(results))
+    columns = _texts("run", "parameters", "status") + _numbers(*_split_titles(results))
     lines = [
         TableRow(
             [
                 _name(row),
-                Cell(row.about, "what"),
+                Cell(row.about, "params"),
                 Cell(row.status),
                 *_score_cells(results, row),
             ],
@@ -286,8 +286,8 @@ def _soup_facts(soup: Json) -> list[str]:
 
 
 def _decision_table(soup: Json, params: dict[str, str], metric: str) -> Table:
-    columns = _texts("", "candidate", "what", "verdict")
-    columns += _numbers("soup without", "soup with") + _texts("why")
+    columns = _texts("", "candidate", "parameters", "decision")
+    columns += _numbers("soup without", "soup with") + _texts("reason")
     runs = [decision["run"] for decision in soup["decisions"]]
     lines = []
     for index, decision in enumerate(soup["decisions"]):
@@ -295,7 +295,7 @@ def _decision_table(soup: Json, params: dict[str, str], metric: str) -> Table:
         cells = [
             number(str(index + 1)),
             Cell(_candidate(decision, runs), tooltip=decision["candidate"]),
-            Cell(params.get(decision["run"] or "", ""), "what"),
+            Cell(params.get(decision["run"] or "", ""), "params"),
             Cell("", chips=(outcome,)),
             number(format.selection_text(decision["before"], metric)),
             number(_score_with(decision, metric)),
@@ -364,7 +364,8 @@ def data_parts(results: Json) -> Iterator[Paragraph | Table]:
     yield Paragraph(f"{len(results['classes'])} classes: {', '.join(results['classes'])}.")
     if corrupt := results["corrupt"]:
         keys = ", ".join(corrupt[:20]) + (" and more" if len(corrupt) > 20 else "")
-        yield Paragraph(f"{len(corrupt)} images do not decode and belong to no split: {keys}.")
+        images = format.count_of(len(corrupt), "image")
+        yield Paragraph(f"Left out of all splits for decode errors: {images} ({keys}).")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def final_table(results: Json, uri: str | None = None) -> RenderableType:
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
     table.add_column("")
     table.add_column("model", overflow="fold")
-    table.add_column("what", overflow="fold", style="dim")
+    table.add_column("about", overflow="fold", style="dim")
     for split in splits:
         table.add_column(split, justify="right")
     report_split = verdict.report_split(results)
