@@ -280,7 +280,12 @@ def test_what_the_packages_import_is_declared() -> None:
         re.split(r"[<>=\[ ]", entry)[0].lower().replace("-", "_")
         for entry in project["dependencies"]
     }
-    known_as = {"PIL": "pillow", "sklearn": "scikit_learn", "yaml": "pyyaml", "pydantic_core": "pydantic"}
+    known_as = {
+        "PIL": "pillow",
+        "sklearn": "scikit_learn",
+        "yaml": "pyyaml",
+        "pydantic_core": "pydantic",
+    }
     used = {name.partition(".")[0] for path in _files(*PACKAGES) for name in _imports(path)}
     foreign = used - set(sys.stdlib_module_names) - set(PACKAGES)
     assert not {name for name in foreign if known_as.get(name, name) not in declared}

@@ -12,10 +12,10 @@ from orchestrator.state.state import State
 from workers.types import SELECTION
 
 CURVE_SCORES = {"score": SELECTION, "held_out": "held out", "ema": f"ema {SELECTION}"}
-"""Scores of a point of a learning curve -> what their columns are called."""
+"""Score of a point of a learning curve -> prefix of its columns."""
 ABOUT = ("kind", "id", "label", "cohort", "status", "served", "members", "params")
 FIRST = ("top1", "macro_f1", "nll", "ece")
-"""Scores whose columns stand together by split; what came later stands at the end."""
+"""Scores whose columns are grouped by split. Later columns are at the end."""
 COST = ("tastes", "seconds", "batchnorm")
 LATER = ("worst_class", "mcnemar_p", "ece_scaled")
 
@@ -25,10 +25,9 @@ def summary_csv(
     results: Json | None = None,
     analysis: Json | None = None,
 ) -> str:
-    """Runs, soups and ensembles; per split the scores, and the difference to the best single.
+    """Runs, soups and ensembles; per split the scores and the difference to the best single run.
 
-    `known` are the results, if they have been worked out already; `analysis` is what
-    analysis.json holds, if there is any.
+    `analysis` holds analysis.json. `results` of None are collected here.
     """
     results = results if results is not None else collect_results(moment)
     splits = [name for name in results["splits"] if name != "train"]
@@ -43,7 +42,7 @@ def summary_csv(
 
 
 _ModelScores = tuple[str | None, Json, Json, Json]
-"""The model's id in analysis.json, what it is, its scores by split, its differences by split."""
+"""(id in analysis.json, columns about the model, scores by split, differences by split)"""
 
 
 def _runs(results: Json) -> Iterable[_ModelScores]:
@@ -87,36 +86,37 @@ def _flat(scores: Json, deltas: Json) -> Json:
 
 
 def _scaled(analysis: Json | None, model: str | None) -> Json:
-    """Calibration errors after the model's temperature, by split."""
+    """Calibration errors after temperature scaling, by split."""
     splits = analysis["splits"] if analysis is not None else {}
     return {
-        f"{split} ece_scaled": found["calibration"]["ece_scaled"]
-        for split, each in splits.items()
-        if (found := each["models"].get(model)) is not None
+        f"{split} ece_scaled": of_model["calibration"]["ece_scaled"]
+        for split, content in splits.items()
+        if (of_model := content["models"].get(model)) is not None
     }
 
 
 def run_csv(state: State, run_id: str) -> str:
-    """The learning curve of a run: one row per epoch, in order of step."""
+    """The learning curve of a run: one row per epoch, by step."""
     curve = state.run(run_id).curve
     points = [curve[step] for step in sorted(curve)]
-    judged = [
-        key for key in CURVE_SCORES if any(getattr(point, key) is not None for point in points)
-    ]
+    scored = {
+        key: prefix
+        for key, prefix in CURVE_SCORES.items()
+        if any(getattr(point, key) is not None for point in points)
+    }
     facts = ["epoch", "step", "time", "loss", "lr", "images_per_s"]
     rows = [
         {name: getattr(point, name) for name in facts}
         | {
-            f"{CURVE_SCORES[key]} {name}": getattr(found, name)
-            for key in judged
-            if (found := getattr(point, key)) is not None
+            f"{prefix} {name}": getattr(score, name)
+            for key, prefix in scored.items()
+            if (score := getattr(point, key)) is not None
             for name in SCORES
         }
         for point in points
     ]
-    return _csv(
-        [*facts, *(f"{CURVE_SCORES[key]} {name}" for key in judged for name in SCORES)], rows
-    )
+    columns = [f"{prefix} {name}" for prefix in scored.values() for name in SCORES]
+    return _csv([*facts, *columns], rows)
 
 
 def _csv(columns: list[str], rows: Iterable[dict[str, Any]]) -> str:

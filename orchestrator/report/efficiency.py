@@ -1,7 +1,7 @@
-"""How well the slots were used: time at work over the time in which there was work for them.
+"""Use of the slots: busy time over the time in which there was work for them.
 
          due_since(B)
-A |========|....waste....|======== B      waste = start of B - max(end of A, B due since)
+A |========|....waste....|======== B      waste = start of B - max(end of A, due_since of B)
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Efficiency:
 
     busy_s: float
     wanted_s: float
-    """At work, or free while the order that came next was already due."""
+    """Busy, or free while the next order was already due."""
     whole_s: float
     """Slots times wall time."""
 
@@ -42,7 +42,7 @@ def fleet_efficiency(state: State) -> Efficiency:
 
 
 def wall_s(state: State) -> float:
-    """Seconds from the first driver's start to the end, or to the newest event."""
+    """Seconds from the first driver's start to the end. Unfinished: to the newest event."""
     if state.finished is not None:
         return state.finished.wall_s
     if state.began_at is None or state.last_at is None:

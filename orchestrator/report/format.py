@@ -1,4 +1,4 @@
-"""Numbers in words: scores as percent, differences as points, what a metric is called."""
+"""Texts for numbers and names: scores as percent, differences as points, names of models."""
 
 import json
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ METRIC_NAMES = {
 }
 
 UNKNOWN = "–"
-LONGEST = 30
+MAX_PARAMS_LENGTH = 30
 """Characters of a run's parameters beside its id."""
 
 
 def is_fraction(metric: str) -> bool:
-    """Shown as percent, and its differences as points; the other metric is in nats."""
+    """Whether scores are shown in percent and differences in points, instead of nats."""
     return metric != "nll"
 
 
@@ -56,7 +56,7 @@ def interval(delta: Json | None) -> str:
 
 
 def params(values: Json) -> str:
-    """`lr 0.001, seed 3`: what the sweep set, without the section names."""
+    """`lr 0.001, seed 3`: the parameters that the sweep set, without section names."""
     parts = (f"{_key(path)} {_value(value)}" for path, value in values.items())
     return ", ".join(parts) or "defaults"
 
@@ -66,39 +66,39 @@ def _key(path: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """Nested values as YAML would write them on one line."""
+    """A nested value as YAML writes it on one line."""
     is_nested = isinstance(value, list | tuple | dict)
     return json.dumps(value).replace('"', "") if is_nested else str(value)
 
 
 def about_run(run: Json) -> str:
-    """What the sweep set, and where an early end was."""
+    """The run's parameters, and the epoch of an early end."""
     early = f"; ended early at epoch {run['epochs']}" if run["ended_early"] else ""
     return params(run["params"]) + early
 
 
 def trained(results: Json) -> list[Json]:
-    """The runs; rows of their moving averages are left out."""
+    """The runs, without their EMAs."""
     return [run for run in results["runs"] if run["role"] != "ema"]
 
 
 def soup_label(results: Json, soup: Json) -> str:
-    """The recipe; with several cohorts also whose soup it is."""
+    """The recipe, and the cohort if there are several."""
     names = {cohort["id"]: cohort["name"] for cohort in results["cohorts"]}
-    several = len(names) > 1
-    return f"{soup['recipe']} of {names[soup['cohort']]}" if several else str(soup["recipe"])
+    recipe = str(soup["recipe"])
+    return f"{recipe} of {names[soup['cohort']]}" if len(names) > 1 else recipe
 
 
 def share(soup: Json) -> str:
-    """Of a soup as results.json has it, see `share_of`."""
+    """`share_of` for a soup of results.json."""
     return share_of(soup["members"], soup["ingredients"])
 
 
 def share_of(names: Sequence[str], num_ingredients: int) -> str:
     """`4 of 6 ingredients`; `4 of 6 ingredients, and the base`."""
     members = [name for name in names if not is_base(name)]
-    said = f"{len(members)} of {count_of(num_ingredients, 'ingredient')}"
-    return f"{said}, and the base" if len(members) < len(names) else said
+    text = f"{len(members)} of {count_of(num_ingredients, 'ingredient')}"
+    return f"{text}, and the base" if len(members) < len(names) else text
 
 
 def is_base(checkpoint: str) -> bool:
@@ -106,28 +106,29 @@ def is_base(checkpoint: str) -> bool:
 
 
 def short_name(results: Json, checkpoint: str) -> str:
-    """What a checkpoint is, in a word: the run's id, the soup's recipe, `base`."""
+    """The run's id, the soup's recipe, or `base`."""
     if is_base(checkpoint):
         return "base"
-    soup = next((each for each in results["soups"] if each["id"] == checkpoint), None)
+    soup = next((soup for soup in results["soups"] if soup["id"] == checkpoint), None)
     return soup_label(results, soup) if soup is not None else checkpoint.partition("/")[0]
 
 
 def model_name(results: Json, checkpoint: str) -> str:
-    """As `short_name`, with what the sweep set for a run."""
+    """`short_name`, followed by the parameters of a run."""
     name = short_name(results, checkpoint)
-    run = next((each for each in results["runs"] if each["id"] == name), None)
+    run = next((run for run in results["runs"] if run["id"] == name), None)
     if run is None or not run["params"]:
         return name
     about = params(run["params"])
-    about = about if len(about) <= LONGEST else about[:LONGEST].rstrip(" ,") + "…"
+    if len(about) > MAX_PARAMS_LENGTH:
+        about = about[:MAX_PARAMS_LENGTH].rstrip(" ,") + "…"
     return f"{name} · {about}"
 
 
 def candidate(decision: Json) -> str:
-    """Who a decision was about: the run, where it was one."""
-    named: str = decision["run"] or decision["candidate"]
-    return named
+    """The run that a decision is about, or the candidate's own name."""
+    name: str = decision["run"] or decision["candidate"]
+    return name
 
 
 def duration(seconds: float | None) -> str:
@@ -141,11 +142,11 @@ def duration(seconds: float | None) -> str:
 
 
 def fleet_use(results: Json) -> str:
-    """How long the experiment took, and how busy its slots were."""
+    """Duration of the experiment, and how busy its slots were."""
     used = results["fleet_efficiency"]
     return (
-        f"{duration(results['wall_s'])} in all. Slots were at work {percent(used['value'])} of the "
-        f"time in which there was work for them, and {percent(used['whole_wall'])} of the whole "
+        f"{duration(results['wall_s'])} in total. Slots were busy {percent(used['value'])} of the "
+        f"time in which there was work for them, and {percent(used['whole_wall'])} of the total "
         "time."
     )
 
@@ -160,12 +161,12 @@ def ensemble_name(kind: str) -> str:
 
 def fitted(ensemble: Json) -> str:
     """`fitted out of fold` or `fitted on val`."""
-    on: str = ensemble["fitted_on"]
-    return f"fitted {on}" if on.startswith("out of") else f"fitted on {on}"
+    data: str = ensemble["fitted_on"]
+    return f"fitted {data}" if data.startswith("out of") else f"fitted on {data}"
 
 
 def splits_of(results: Json) -> list[str]:
-    """The scored splits: selection first, then those that only report."""
+    """The scored splits: selection first, then the report splits."""
     return [name for name in results["splits"] if name != "train"]
 
 
@@ -174,14 +175,14 @@ def difference_unit(metric: str) -> str:
 
 
 def selection_text(value: float | None, metric: str) -> str:
-    """A number that recipes maximise, as its metric; what has no score is unknown."""
+    """A selection score, which recipes maximise, as its metric."""
     if value is None or value <= WORST:
         return UNKNOWN
     return score_text(-value if metric == "nll" else value, metric)
 
 
 def image_counts(facts: PreflightResult) -> str:
-    """`train 800, val 170, test 170; folds of train hold out 267, 267, 266`"""
+    """`train 800, val 170, test 170; folds of train hold out 267, 267, 266`."""
     counts = ", ".join(f"{name} {split.count}" for name, split in facts.splits.items())
     folds = ", ".join(map(str, facts.folds))
     return f"{counts}; folds of train hold out {folds}" if folds else counts

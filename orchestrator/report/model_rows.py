@@ -9,27 +9,27 @@ from orchestrator.report.format import Json
 
 @dataclass(frozen=True)
 class Row:
-    """A model of the experiment, as every table and figure shows it."""
+    """A model of the experiment as tables and figures show it."""
 
     kind: str
-    """run, soup or ensemble"""
+    """`run`, `soup` or `ensemble`."""
     id: str
     name: str
     about: str
     status: str
     scores: Json
     deltas: Json = field(default_factory=dict)
-    """To the best single, by split."""
+    """Differences to the best single run, by split."""
     model: str | None = None
-    """Its id in analysis.json: for a run that of the checkpoint that stands for it."""
+    """Id in analysis.json: of the soup, the ensemble, or the run's representative checkpoint."""
     source: Json = field(default_factory=dict)
-    """What results.json has of it."""
+    """Entry in results.json."""
     is_best_single: bool = False
     is_served: bool = False
 
 
 def rows(results: Json) -> Iterator[Row]:
-    """Runs, soups, ensembles, in configured order."""
+    """Runs, soups, ensembles; each in configured order."""
     best = results["best_single"]["run"] if results["best_single"] else None
     for run in results["runs"]:
         about = format.about_run(run)
@@ -60,18 +60,18 @@ def rows(results: Json) -> Iterator[Row]:
             source=soup,
             is_served=soup["id"] == results["served"],
         )
-    for each in results["ensembles"]:
-        about = f"{len(each['members'])} models, {len(each['members'])} times the work per image"
-        about += f", {format.fitted(each)}" if each["fitted_on"] else ""
-        name, scores = format.ensemble_name(each["kind"]), each["scores"]
+    for ensemble in results["ensembles"]:
+        num_members = len(ensemble["members"])
+        about = f"{num_members} models, {num_members} times the work per image"
+        about += f", {format.fitted(ensemble)}" if ensemble["fitted_on"] else ""
         yield Row(
             "ensemble",
-            each["id"],
-            name,
+            ensemble["id"],
+            format.ensemble_name(ensemble["kind"]),
             about,
             "done",
-            scores,
-            each["vs_best_single"],
-            model=each["id"],
-            source=each,
+            ensemble["scores"],
+            ensemble["vs_best_single"],
+            model=ensemble["id"],
+            source=ensemble,
         )

@@ -1,7 +1,7 @@
 """results.json: the outcome of an experiment as one JSON value.
 
-Ids are those of the store throughout, so that whoever reads them finds the files. Scores are
-fractions 0..1 and nats; what is not a finite number is null.
+All ids are those of the store, so that a reader can find the files. Scores are fractions 0..1 and
+nats; a number that is not finite is null.
 """
 
 import math
@@ -44,7 +44,7 @@ SCORES = ("top1", "macro_f1", "nll", "ece", "worst_class")
 
 
 def collect_results(moment: Moment) -> Json:
-    """Everything DESIGN promises in results.json; rendered early it says what is known so far."""
+    """The content of results.json, also of an unfinished experiment."""
     compared = _comparison(moment)
     value = {
         "schema": RESULTS_SCHEMA,
@@ -60,7 +60,7 @@ def collect_results(moment: Moment) -> Json:
             for run in moment.expanded.runs
             for variant in run_and_ema(run)
         ],
-        "soups": [_soup(moment, compared, *pair) for pair in written_soups(moment)],
+        "soups": [_soup(moment, compared, final, name) for final, name in written_soups(moment)],
         "ensembles": _ensembles(compared),
         "best_single": _best_single(moment),
         "served": moment.state.served.soup if moment.state.served is not None else None,
@@ -109,11 +109,11 @@ def _cohorts(moment: Moment) -> list[Json]:
 
 
 def _run(moment: Moment, run: RunSpec, variant: RunSpec) -> Json:
-    """A run, or the moving average of its weights, which ends as its run does."""
-    progress, own = moment.run(run.id), moment.run(variant.id)
+    """An entry for a run or its EMA (`variant`); both have the status of the run."""
+    run_state, variant_state = moment.run(run.id), moment.run(variant.id)
     representative = moment.representative_of(variant)
     phase = moment.phase_of(run)
-    steps = progress.last.step if progress.last is not None else 0
+    steps = run_state.last.step if run_state.last is not None else 0
     resolved = moment.resolved if moment.is_resolved else None
     return {
         "id": variant.id,
@@ -126,18 +126,18 @@ def _run(moment: Moment, run: RunSpec, variant: RunSpec) -> Json:
         "status": phase if phase in ("done", "failed") else "stopped",
         "failure": moment.failure_of(run) if resolved is not None else None,
         "attempts": _num_attempts(moment.state, run.id),
-        "interruptions": progress.interruptions,
+        "interruptions": run_state.interruptions,
         "steps": steps,
         "epochs": steps // resolved.steps_per_epoch[run.id] if resolved is not None else 0,
-        "ended_early": progress.ended_early,
-        "checkpoints": [event.checkpoint.id for event in own.checkpoints],
+        "ended_early": run_state.ended_early,
+        "checkpoints": [event.checkpoint.id for event in variant_state.checkpoints],
         "representative": representative.checkpoint.id if representative is not None else None,
         "scores": _scores_of_run(moment.state, representative),
     }
 
 
 def _num_attempts(state: State, run: str) -> int:
-    """Each segment between sync rounds begins with an attempt that repeats nothing."""
+    """Attempts, without the first one of each later segment between sync rounds."""
     num_segments = len(state.segments.get(run, ()))
     return state.attempts.get(run, 0) - max(0, num_segments - 1)
 
@@ -153,10 +153,10 @@ def _scores(scores: Mapping[str, Score]) -> Json:
 
 
 def _soup(moment: Moment, compared: Compared | None, final: FinalMerge, name: str) -> Json:
-    state_of_it = moment.state.merges[final.id]
-    soup = state_of_it.soup
+    merge = moment.state.merges[final.id]
+    soup = merge.soup
     assert soup is not None, f"{name} was made without a mix"
-    cost = _cost(moment.state, state_of_it)
+    cost = _cost(moment.state, merge)
     deltas = compared.soups.get(predictions_of(moment.state, final, name)) if compared else None
     return {
         "id": name,
@@ -164,13 +164,13 @@ def _soup(moment: Moment, compared: Compared | None, final: FinalMerge, name: st
         "options": dict(final.recipe.options),
         "cohort": cohort_family(final.cohort.id),
         "mix": _mix(moment.state, soup.mix),
-        "ingredients": len(state_of_it.opened.ingredients),
+        "ingredients": len(merge.opened.ingredients),
         "members": _ids_of(moment.state, soup.mix.names),
         "scores": _scores(scores_of_soup(moment.state, final, name)),
-        "decisions": _decisions(moment.state, state_of_it),
+        "decisions": _decisions(moment.state, merge),
         "curve": [_point(moment.state, point) for point in path_scores(moment, final)],
-        "tastes": len(_tasted(moment.state, state_of_it)),
-        "measured": state_of_it.num_measurements,
+        "tastes": len(_tasted(moment.state, merge)),
+        "measured": merge.num_measurements,
         "samples_forwarded": cost.samples,
         "seconds": cost.seconds + moment.state.blend_seconds.get(name, 0.0),
         "batchnorm": final.cohort.batchnorm,
@@ -179,13 +179,13 @@ def _soup(moment: Moment, compared: Compared | None, final: FinalMerge, name: st
 
 
 def _point(state: State, point: PathPoint) -> Json:
-    """Of a recipe's way to its soup, on the splits that chose nothing."""
+    """A point of the recipe's path, scored on the report splits."""
     scores = _scores(point.scores)
     return {"alpha": point.alpha, "mix": _mix(state, point.mix), "scores": scores}
 
 
 def _mix(state: State, mix: Mix) -> Json:
-    """Its components only where it has any."""
+    """`components` is left out where the mix has none."""
     components = [{"prefix": c.prefix, "weights": list(c.weights)} for c in mix.components]
     return {
         "divisor": mix.divisor,
@@ -194,32 +194,32 @@ def _mix(state: State, mix: Mix) -> Json:
     }
 
 
-def _tasted(state: State, made: MergeState) -> tuple[tuple[str, str], ...]:
-    """(cohort, mix key) of the mixes that were tasted to answer the merge's questions, each once.
-    A taste that another merge paid for counts here as well: it says what the recipe needs."""
-    keys = dict.fromkeys((made.opened.cohort, mix) for mix in made.tasted_mixes)
+def _tasted(state: State, merge: MergeState) -> tuple[tuple[str, str], ...]:
+    """(cohort, mix key) of the mixes tasted for the merge, without repetitions. A taste shared with
+    another merge counts for both: the number says what the recipe needs."""
+    keys = dict.fromkeys((merge.opened.cohort, mix) for mix in merge.tasted_mixes)
     return tuple(key for key in keys if key in state.tastes)
 
 
 @dataclass(frozen=True)
 class _Cost:
-    """What it took to answer a merge's questions."""
+    """Cost of the answers to a merge's questions."""
 
     samples: int
     seconds: float
 
 
-def _cost(state: State, made: MergeState) -> _Cost:
-    """Tastes, and what else was measured."""
-    tasted = _tasted(state, made)
+def _cost(state: State, merge: MergeState) -> _Cost:
+    """Cost of tastes, inner products and gradients."""
+    tasted = _tasted(state, merge)
     return _Cost(
-        sum(state.tastes[key].samples for key in tasted) + made.measured_samples,
-        sum(state.taste_cost.get(key, 0.0) for key in tasted) + made.measured_s,
+        sum(state.tastes[key].samples for key in tasted) + merge.measured_samples,
+        sum(state.taste_cost.get(key, 0.0) for key in tasted) + merge.measured_s,
     )
 
 
 def _id_of(state: State, name: str) -> str:
-    """The id under which a named checkpoint lies; its name, if it is gone."""
+    """Id of a named checkpoint; its name if the checkpoint was deleted."""
     try:
         return state.checkpoint_named(name).id
     except KeyError:
@@ -230,22 +230,22 @@ def _ids_of(state: State, names: Iterable[str]) -> list[str]:
     return [_id_of(state, name) for name in names]
 
 
-def _decisions(state: State, made: MergeState) -> list[Json]:
-    """Who was taken and who not, and why, in the order the recipe looked at them."""
-    track_of = {each.name: each.run for each in made.opened.ingredients}
-    decisions = made.soup.decisions if made.soup is not None else ()
+def _decisions(state: State, merge: MergeState) -> list[Json]:
+    """Decisions about the candidates, in the recipe's order."""
+    run_of = {ingredient.name: ingredient.run for ingredient in merge.opened.ingredients}
+    decisions = merge.soup.decisions if merge.soup is not None else ()
     return [
         {
             **decision.model_dump(),
             "candidate": _id_of(state, decision.candidate),
-            "run": track_of.get(decision.candidate) or _run_of(state, decision.candidate),
+            "run": run_of.get(decision.candidate) or _run_of(state, decision.candidate),
         }
         for decision in decisions
     ]
 
 
 def _run_of(state: State, name: str) -> str | None:
-    """Of a checkpoint that took no part; None for what is none, such as `alpha 0.3`."""
+    """Run of a checkpoint that is no ingredient. None: no checkpoint, such as `alpha 0.3`."""
     return name.partition("/")[0] if state.is_known_checkpoint(name) else None
 
 
@@ -254,7 +254,7 @@ def _deltas(deltas: Mapping[str, Delta]) -> Json:
 
 
 def _comparison(moment: Moment) -> Compared | None:
-    """The comparison of exactly what there is to compare; None until it has been made."""
+    """The comparison of all current soups and runs. None: not made yet."""
     order = comparison(moment)
     return moment.state.compared.get(order.key) if order is not None else None
 
@@ -262,26 +262,26 @@ def _comparison(moment: Moment) -> Compared | None:
 def _ensembles(compared: Compared | None) -> list[Json]:
     return [
         {
-            "id": each.id,
-            "kind": each.kind,
-            "members": list(each.members),
-            "groups": [list(group) for group in each.groups],
-            "fitted_on": each.fitted_on,
-            "scores": _scores(each.scores),
-            "vs_best_single": _deltas(each.vs_best_single),
+            "id": ensemble.id,
+            "kind": ensemble.kind,
+            "members": list(ensemble.members),
+            "groups": [list(group) for group in ensemble.groups],
+            "fitted_on": ensemble.fitted_on,
+            "scores": _scores(ensemble.scores),
+            "vs_best_single": _deltas(ensemble.vs_best_single),
         }
-        for each in (compared.ensembles if compared is not None else ())
+        for ensemble in (compared.ensembles if compared is not None else ())
     ]
 
 
 def _best_single(moment: Moment) -> Json | None:
-    """The run that the soups have to beat; None while no run has ended well."""
+    """The run that soups are compared with. None: no run has ended successfully."""
     if not moment.is_resolved:
         return None
     singles = list(ended_variants(moment))
     order = comparison(moment)
     if order is not None:
-        singles = [pair for pair in singles if pair[1].checkpoint.id == order.best_single]
+        singles = [single for single in singles if single[1].checkpoint.id == order.best_single]
     if not singles:
         return None
     run, event = best_single(moment, singles)
@@ -290,7 +290,7 @@ def _best_single(moment: Moment) -> Json | None:
 
 
 def _failures(state: State) -> list[Json]:
-    """Every order that failed, whether another attempt mended it, and what was given up."""
+    """All orders that failed or were given up, also those that a later attempt completed."""
     orders = dict.fromkeys([*state.failures, *state.gave_up])
     return [_failure(state, order) for order in orders]
 
@@ -308,7 +308,7 @@ def _failure(state: State, order: str) -> Json:
 
 
 def _finite(value: Any) -> Any:
-    """The same JSON value with null for every number that JSON cannot say."""
+    """The same value with null for every number that is not finite."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What results.json tells of the rounds that merged while training went on."""
+"""`rounds` of results.json: merges during training."""
 
 from statistics import mean
 
@@ -10,14 +10,14 @@ from workers.types import SELECTION, Ingredient, Score
 
 
 def merged_rounds(moment: Moment) -> list[Json]:
-    """Anytime soups of observe rounds, and sync rounds with who took part, oldest first."""
-    ours = [each for each in moment.state.merges.values() if not each.opened.is_final]
-    told = [
-        _synced(moment, each) if each.opened.is_sync else _observed(moment.state, each)
-        for each in ours
-        if each.opened.is_sync or each.soup is not None
+    """Observe rounds with their soups and sync rounds with their participants, oldest first."""
+    merges = [merge for merge in moment.state.merges.values() if not merge.opened.is_final]
+    rounds = [
+        _synced(moment, merge) if merge.opened.is_sync else _observed(moment.state, merge)
+        for merge in merges
+        if merge.opened.is_sync or merge.soup is not None
     ]
-    return sorted(told, key=lambda each: (each["time"] or 0.0, each["id"]))
+    return sorted(rounds, key=lambda one: (one["time"] or 0.0, one["id"]))
 
 
 def _observed(state: State, merge: MergeState) -> Json:
@@ -42,7 +42,7 @@ def _head(merge: MergeState) -> Json:
 
 
 def _synced(moment: Moment, merge: MergeState) -> Json:
-    """`merged` has the scores of the merged weights, whether members went on from them or not."""
+    """`merged`: scores of the merged weights, even if the members did not go on from them."""
     opened, closed, spread = merge.opened, merge.closed, merge.diversity
     merged = moment.state.scores.get(merged_soup_name(merge), {}).get(SELECTION)
     used = merge.soup.mix.names if merge.soup is not None else ()
@@ -50,9 +50,11 @@ def _synced(moment: Moment, merge: MergeState) -> Json:
         **_head(merge),
         "epoch": _epoch(moment, merge),
         "participants": [
-            _member(moment.state, each, each.name in used) for each in opened.ingredients
+            _member(moment.state, member, member.name in used) for member in opened.ingredients
         ],
-        "left_out": [{"run": each.candidate, "reason": each.reason} for each in opened.left_out],
+        "left_out": [
+            {"run": decision.candidate, "reason": decision.reason} for decision in opened.left_out
+        ],
         "merged": _scores(merged),
         "went_on_from": closed.soup if closed is not None else None,
         "reason": closed.reason if closed is not None else "training ended before it was over",
@@ -74,11 +76,11 @@ def _step(member: Ingredient) -> int:
 
 
 def _epoch(moment: Moment, merge: MergeState) -> float | None:
-    """Of the mean member."""
+    """Mean epoch of the members."""
     if not moment.is_resolved:
         return None
     per_epoch = moment.resolved.steps_per_epoch
-    return mean(_step(each) / per_epoch[each.run] for each in merge.opened.ingredients)
+    return mean(_step(member) / per_epoch[member.run] for member in merge.opened.ingredients)
 
 
 def _scores(score: Score | None) -> Json | None:
@@ -86,5 +88,5 @@ def _scores(score: Score | None) -> Json | None:
 
 
 def _id_of(state: State, name: str) -> str:
-    """With its attempt, while the checkpoint counts."""
+    """Id with the attempt; the name if the checkpoint is not known."""
     return state.checkpoint_named(name).id if state.is_known_checkpoint(name) else name

@@ -12,7 +12,7 @@ Z95 = 1.96
 """Half a 95 % interval in standard errors."""
 
 FAR, FAR_NATS = 0.1, 0.5
-"""Below the worst of its members, and a mean is broken, not merely worse."""
+"""A mean this far below its worst member is broken, not merely worse."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ def verdict(results: Json) -> Verdict:
         f"{_difference(delta)}"
     )
     ours, rival = f"the served soup ({_what(results, soup)})", f"the best single run on {split}"
-    said = {
+    sentences = {
         "better": f"The{ours[3:]} beats {rival}: {against}.",
         "worse": f"The{ours[3:]} is worse than {rival}: {against}.",
         "unsure": f"Cannot tell whether {ours} beats {rival}: {against}, which contains 0.",
     }
-    return Verdict(tone, said[tone])
+    return Verdict(tone, sentences[tone])
 
 
 def verdict_of(delta: Json) -> Literal["better", "worse", "unsure"]:
-    """By the 95 % interval; less is better for a negative log-likelihood."""
+    """Verdict by the 95 % interval. A negative log-likelihood is better when lower."""
     low, high = delta["ci95"]
     if delta["metric"] == "nll":
         low, high = -high, -low
@@ -63,7 +63,7 @@ def served(results: Json) -> Json | None:
 
 
 def report_split(results: Json) -> str | None:
-    """The split that judges: `test`, else the last that only reports; never the selection split."""
+    """The split of the verdict: `test`, or the last report split. Never the selection split."""
     report = [split for split in format.splits_of(results) if split != results["selection"]]
     if "test" in report:
         return "test"
@@ -79,14 +79,14 @@ def _why_none(results: Json) -> str:
     failed = [run for run in format.trained(results) if run["status"] == "failed"]
     if failed and len(failed) == len(format.trained(results)):
         return f"All {len(failed)} runs failed; the first because {failed[0]['failure']}."
-    return "None has been made, or the experiment has not ended."
+    return "No soup has been made yet, or the experiment has not ended."
 
 
 def _itself(results: Json, soup: Json, split: str) -> str:
     return (
         f"The served soup ({_what(results, soup)}) is the best single run itself, "
-        f"{_shown(results, soup, split)} on {split}: no mixture was preferred to it on the selection "
-        "split."
+        f"{_shown(results, soup, split)} on {split}: no mixture was preferred to it on the "
+        "selection split."
     )
 
 
@@ -103,7 +103,7 @@ def _difference(delta: Json) -> str:
 
 
 def about_ensembles(results: Json) -> list[str]:
-    """How each ensemble compares with the soup, through what both differ from the best single."""
+    """A sentence per ensemble: its difference to the best single run, and to the soup's."""
     soup, split = served(results), report_split(results)
     if soup is None or split is None:
         return []
@@ -115,7 +115,7 @@ def about_ensembles(results: Json) -> list[str]:
 
 
 def _about_ensemble(results: Json, soup: Json, ensemble: Json, split: str) -> str | None:
-    ours, theirs = (each["vs_best_single"].get(split) for each in (soup, ensemble))
+    ours, theirs = (model["vs_best_single"].get(split) for model in (soup, ensemble))
     if ours is None or theirs is None:
         return None
     times = len(ensemble["members"])
@@ -126,70 +126,70 @@ def _about_ensemble(results: Json, soup: Json, ensemble: Json, split: str) -> st
     return (
         f"{name} of {times} models, at {times} times the work per image, scores "
         f"{_shown(results, ensemble, split)} ({_difference(theirs)}); the soup minus it is {by} "
-        f"{unit}, {_apart(ours, theirs)}."
+        f"{unit}, {_overlap(ours, theirs)}."
     )
 
 
-def _apart(ours: Json, theirs: Json) -> str:
-    """Intervals that do not touch settle it; those that do may or may not hide a difference."""
+def _overlap(ours: Json, theirs: Json) -> str:
+    """Only intervals that do not overlap prove a difference."""
     if ours["ci95"][0] > theirs["ci95"][1] or theirs["ci95"][0] > ours["ci95"][1]:
         return "and their intervals do not overlap"
     return "and since their intervals overlap, this does not settle which is better"
 
 
 def cautions(results: Json) -> list[str]:
-    """What a reader should know before believing the numbers."""
+    """Caveats of the numbers, for the page."""
     runs = format.trained(results)
     failed = [run for run in runs if run["status"] == "failed"]
     stopped = [run for run in runs if run["status"] == "stopped"]
     total = len(runs)
-    said = [f"{len(failed)} of {total} runs failed and are in no soup."] if failed else []
+    sentences = [f"{len(failed)} of {total} runs failed and are in no soup."] if failed else []
     if stopped:
         reason = f" ({results['finish_reason']})" if results["finish_reason"] else ""
-        said.append(f"{len(stopped)} of {total} runs ended before their last epoch{reason}.")
-    return [*said, *_outside(results), *warnings(results)]
+        sentences.append(f"{len(stopped)} of {total} runs ended before their last epoch{reason}.")
+    return [*sentences, *_outside_basin(results), *warnings(results)]
 
 
 def warnings(results: Json) -> list[str]:
-    """What a terminal should say as well."""
+    """The caveats that the terminal shows too."""
     small = small_selection_split(results)
     return [*([small] if small is not None else []), *_far_below(results), *results["warnings"]]
 
 
-def _outside(results: Json) -> list[str]:
-    """Runs that were kept out of every mixture before anything was mixed."""
-    found = {
+def _outside_basin(results: Json) -> list[str]:
+    """Runs that were left out of every mixture for a barrier."""
+    outside = {
         str(decision["run"])
         for soup in results["soups"]
         for decision in soup["decisions"]
         if decision["reason"].startswith("outside the basin")
     }
-    named = ", ".join(sorted(found))
-    which = f"{format.count_of(len(found), 'ingredient')} outside the basin of the best one"
-    return [f"Left out of every mixture: {which} ({named})."] if found else []
+    names = ", ".join(sorted(outside))
+    which = f"{format.count_of(len(outside), 'ingredient')} outside the basin of the best one"
+    return [f"Left out of every mixture: {which} ({names})."] if outside else []
 
 
 def _far_below(results: Json) -> Iterator[str]:
-    """A plain mean that is much worse than each of its members: they are not in one basin."""
+    """Warnings of means far below all of their members: these are not in one basin."""
     metric, split = results["metric"], results["selection"]
     sign, far = (1, FAR) if format.is_fraction(metric) else (-1, FAR_NATS)
     for soup in results["soups"]:
         ours, lowest = format.score_of(soup["scores"], split, metric), _lowest_member(results, soup)
-        # Under the other policies it may as well be the BatchNorm statistics.
+        # Under the other policies, BatchNorm statistics could be the cause.
         if soup["recipe"] not in ("uniform", "uniform@recompute") or ours is None or lowest is None:
             continue
         if sign * (lowest - ours) > far:
             unit = format.unit(metric)
+            score, worst = (format.score_text(value, metric) for value in (ours, lowest))
             yield (
-                f"The soup {format.soup_label(results, soup)} scores {format.score_text(ours, metric)} "
-                f"{unit} on {split}, far below each of its members (the lowest "
-                f"{format.score_text(lowest, metric)} {unit}): no straight line joins them all, so try "
-                "soup.basin, which leaves out who lies beyond a barrier."
+                f"The soup {format.soup_label(results, soup)} scores {score} {unit} on {split}, "
+                f"far below each of its members (the lowest {worst} {unit}): they are not in one "
+                "basin of the loss. Try soup.basin, which leaves out runs behind a barrier."
             )
 
 
 def _lowest_member(results: Json, soup: Json) -> float | None:
-    """The worst selection score among those of its members that stand for a run."""
+    """The worst selection score of the runs whose representative is a member."""
     metric, split = results["metric"], results["selection"]
     scores = [
         score
@@ -202,7 +202,7 @@ def _lowest_member(results: Json, soup: Json) -> float | None:
 
 
 def small_selection_split(results: Json) -> str | None:
-    """When 95 % of the noise of one accuracy there is more than a point: sqrt(p (1 - p) / n)."""
+    """A warning if 1.96 standard errors, sqrt(p (1 - p) / n), of an accuracy exceed a point."""
     name = results["selection"]
     count = results["splits"].get(name, {}).get("count", 0)
     best = results["best_single"]
@@ -214,13 +214,13 @@ def small_selection_split(results: Json) -> str | None:
         return None
     return (
         f"The selection split has only {count} images: an accuracy of {100 * accuracy:.1f} % has a "
-        f"standard error of {100 * standard_error:.1f} points there, so it cannot see differences "
-        "of a point, and who is in a soup is partly luck."
+        f"standard error of {100 * standard_error:.1f} points there. It cannot resolve differences "
+        "of a point, so the choice of ingredients is partly luck."
     )
 
 
 def undetectable(results: Json, analysis: Json | None) -> Iterator[str]:
-    """When the selection split could hardly have seen the gain that the soup was chosen for."""
+    """A warning if the soup's gain on the selection split is too small to be detected there."""
     soup, name = served(results), results["selection"]
     split = analysis["splits"].get(name) if analysis is not None else None
     paired = split["paired"] if split is not None else None
@@ -231,5 +231,5 @@ def undetectable(results: Json, analysis: Json | None) -> Iterator[str]:
         yield (
             f"On {name}, which chose it, the served soup gained {100 * delta['delta']:.2f} points; "
             f"with its {results['splits'][name]['count']} images only a gain of "
-            f"{100 * paired['detectable']:.2f} points would have shown itself four times in five."
+            f"{100 * paired['detectable']:.2f} points would be detected four times in five."
         )

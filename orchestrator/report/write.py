@@ -11,13 +11,13 @@ from workers.storage.store import Store
 
 
 def write_report(moment: Moment, store: Store) -> Json:
-    """Returns the results. results.json is written last: where it is, the rest is too."""
-    known = collect_results(moment)
+    """Returns the results. results.json is written last, so that it proves the other files."""
+    results = collect_results(moment)
     analysis = json.loads(store.read(ANALYSIS)) if store.exists(ANALYSIS) else None
     for run in moment.expanded.runs:
         if moment.state.run(run.id).curve:
             store.write(run_file(run.id, SUMMARY), run_csv(moment.state, run.id).encode())
-    store.write(SUMMARY, summary_csv(moment, known, analysis).encode())
-    store.write(REPORT, report_html(known, moment, analysis).encode())
-    store.write(RESULTS, json.dumps(known, indent=1, allow_nan=False).encode())
-    return known
+    store.write(SUMMARY, summary_csv(moment, results, analysis).encode())
+    store.write(REPORT, report_html(results, moment, analysis).encode())
+    store.write(RESULTS, json.dumps(results, indent=1, allow_nan=False).encode())
+    return results

@@ -129,6 +129,10 @@ class World:
             top1 = _table(self.seed, f"{name} {split}") % 1000 / 1000
         return Score(count=COUNTS.get(split, 100), top1=top1, macro_f1=top1, nll=1 - top1, ece=0.1)
 
+    def content(self, name: str) -> bytes:
+        """The file of a checkpoint's weights."""
+        return CONTENT
+
     # Performing
 
     def perform(
@@ -343,14 +347,15 @@ class World:
         self, name: str, attempt: int | None, step: int, score: Score | None = None
     ) -> Checkpoint:
         """A complete checkpoint, without waiting for the disk."""
-        sha256 = hashlib.sha256(CONTENT).hexdigest()
-        files = {WEIGHTS: FileInfo(size=len(CONTENT), sha256=sha256)}
+        content = self.content(name)
+        sha256 = hashlib.sha256(content).hexdigest()
+        files = {WEIGHTS: FileInfo(size=len(content), sha256=sha256)}
         made = Manifest(name=name, attempt=attempt, step=step, score=score, files=files)
         if self.writes:
             assert self.store.local_root is not None
             folder = self.store.local_root / checkpoint_dir(made.checkpoint.id)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / WEIGHTS).write_bytes(CONTENT)
+            (folder / WEIGHTS).write_bytes(content)
             (folder / MANIFEST).write_text(made.model_dump_json())
         return made.checkpoint
 

@@ -1,4 +1,4 @@
-"""Calibration: whether a model that says 90 % is right nine times in ten."""
+"""Calibration: whether predictions made with 90 % confidence are right nine times in ten."""
 
 from orchestrator.report import format
 from orchestrator.report.format import Json
@@ -17,35 +17,37 @@ from orchestrator.report.html.plot_style import (
 
 _ID = "reliability"
 _CAPTION = (
-    "Across: how sure the model is; up: how often it is right then. On the dashed line its "
-    "confidence can be taken at its word; below it the model is too sure of itself. The larger a "
-    "point, the more images. Grey: as trained; in colour: after its logits were divided by one "
-    "temperature, fitted on the selection split."
+    "Accuracy of the predictions made with a given confidence. On the dashed line the model is "
+    "calibrated; below it the model is overconfident. The larger a point, the more images. Grey: "
+    "as trained; in colour: after its logits were divided by one temperature, fitted on the "
+    "selection split."
 )
 
 
 def detailed(analysis: Json) -> list[tuple[str, str, str]]:
-    """(id, title, colour) of the models that are analysed in detail, the best single one first."""
-    single, served = analysis["best_single"], analysis["served"]
-    every = [each["details"] for each in analysis["splits"].values()]
-    models = [(single, "best single", SINGLE), (served, "served soup", SOUP)]
-    return [each for each in models if any(each[0] in details for details in every)]
+    """(id, title, colour) of the models that are analysed in detail, the best single run first."""
+    models = [
+        (analysis["best_single"], "best single", SINGLE),
+        (analysis["served"], "served soup", SOUP),
+    ]
+    ids = {id for split in analysis["splits"].values() for id in split["details"]}
+    return [model for model in models if model[0] in ids]
 
 
 def reported(analysis: Json) -> list[str]:
-    """Splits with details, the one that judges first."""
-    names = [name for name, each in analysis["splits"].items() if each["details"]]
+    """Splits with details, `test` first."""
+    names = [name for name, split in analysis["splits"].items() if split["details"]]
     return sorted(names, key=lambda name: name != "test")
 
 
 def reliability_figure(analysis: Json | None) -> FigureOrReason:
-    """Best single and served soup side by side, before and after their temperature."""
+    """Best single run and served soup side by side, before and after temperature scaling."""
     if analysis is None:
         return MissingFigure(_ID, "there is no analysis.json yet")
     models, splits = detailed(analysis), reported(analysis)
     if not models or not splits:
         return MissingFigure(_ID, "no model is analysed in detail")
-    temperature = {each["id"]: each["temperature"] for each in analysis["models"]}
+    temperature = {model["id"]: model["temperature"] for model in analysis["models"]}
     titles = [_title(title, temperature.get(id)) for id, title, _ in models]
     percent = {"range": [0, 102], "zeroline": False}
     layout = panels(
@@ -75,7 +77,7 @@ def _view(analysis: Json, models: list[tuple[str, str, str]], split: str) -> lis
                 _curve(details[id][key], name, tone, i)
                 for key, name, tone in (
                     ("reliability", "as trained", FAINT),
-                    ("reliability_scaled", "after its temperature", color),
+                    ("reliability_scaled", "after temperature scaling", color),
                 )
                 if id in details
             ),
@@ -95,12 +97,12 @@ def _diagonal(panel: int) -> Json:
     }
 
 
-def _curve(found: Json, name: str, color: str, panel: int) -> Json:
-    """Its bins, without the empty ones."""
+def _curve(reliability: Json, name: str, color: str, panel: int) -> Json:
+    """A point per bin that is not empty."""
     bins = [
         (confidence, accuracy, count)
         for confidence, accuracy, count in zip(
-            found["confidence"], found["accuracy"], found["count"], strict=True
+            reliability["confidence"], reliability["accuracy"], reliability["count"], strict=True
         )
         if count and confidence is not None and accuracy is not None
     ]

@@ -1,4 +1,4 @@
-"""Coefficients: how much of each ingredient is in each soup, and in each of its components."""
+"""Coefficients: the share of each ingredient in each soup and in each of its components."""
 
 from collections import Counter
 
@@ -15,17 +15,17 @@ from orchestrator.report.html.plot_style import (
 
 _ID = "coefficients"
 _MAX_LABELLED_COLUMNS = 20
-"""Columns of a heatmap whose cells are wide enough for a number."""
+"""A heatmap with more columns has no room for numbers."""
 _CAPTION = (
-    "How much of each ingredient is in a soup: a row per ingredient, and each column sums to 1. "
-    "Pale is nothing, blue less than nothing, and the stronger the orange the more. Soups whose "
-    "components are mixed differently have a view of their own, with a column per component, in "
-    "the order the model executes them."
+    "The share of each ingredient in a soup: a row per ingredient, and each column sums to 1. Pale "
+    "is zero, blue is negative, and the stronger the orange the larger. Soups whose components are "
+    "mixed differently have a view of their own, with a column per component in the order of "
+    "execution."
 )
 
 
 def coefficients_figure(results: Json) -> FigureOrReason:
-    """Ingredients x soups; and ingredients x components of each soup that has any."""
+    """Ingredients x soups; ingredients x components for each soup that has components."""
     if not results["soups"]:
         return MissingFigure(_ID, "no soup has been made")
     rows = _ingredients(results)
@@ -37,35 +37,35 @@ def coefficients_figure(results: Json) -> FigureOrReason:
         if soup["mix"].get("components")
     ]
     names = _names(results, rows)
-    data = [_drawn(names, *views[0][1])]
+    data = [_heatmap(names, *views[0][1])]
     longest = max(len(column) for _, (columns, _) in views for column in columns)
     layout = layout_of(
-        70 + 4 * longest + 27 * len(rows),  # the names of columns stand aslant
+        70 + 4 * longest + 27 * len(rows),  # column names are slanted
         xaxis={"type": "category", "showgrid": False, "tickangle": -40},
         yaxis={"type": "category", "showgrid": False, "autorange": "reversed"},
     )
-    choices = tuple(FigureView(label, [_drawn(names, *view)]) for label, view in views)
+    choices = tuple(FigureView(label, [_heatmap(names, *view)]) for label, view in views)
     return Figure(_ID, _CAPTION, data, layout, choices if len(choices) > 1 else ())
 
 
 _View = tuple[list[str], list[list[float | None]]]
-"""Names of columns, and rows of coefficients."""
+"""Names of columns, and coefficients row by row."""
 
 
 def _ingredients(results: Json) -> list[str]:
-    """Ids of what any soup was made from: by run and step, bases last."""
+    """Ids of the ingredients of all soups, by run and step; bases are last."""
     used = {member for soup in results["soups"] for member, _ in soup["mix"]["weights"]}
     place = {run["id"]: number for number, run in enumerate(results["runs"])}
-    return sorted(used, key=lambda each: (place.get(each.partition("/")[0], len(place)), each))
+    return sorted(used, key=lambda id: (place.get(id.partition("/")[0], len(place)), id))
 
 
 def _names(results: Json, rows: list[str]) -> list[str]:
-    """Of the rows, all different: those of one name would be drawn over each other."""
-    names = [format.model_name(results, each) for each in rows]
-    seen = Counter(names)
+    """Names of the rows, all different: plotly draws rows of the same name over each other."""
+    names = [format.model_name(results, checkpoint) for checkpoint in rows]
+    times = Counter(names)
     return [
-        f"{_number(each)} of {name}" if seen[name] > 1 else name
-        for name, each in zip(names, rows, strict=True)
+        f"{_number(checkpoint)} of {name}" if times[name] > 1 else name
+        for name, checkpoint in zip(names, rows, strict=True)
     ]
 
 
@@ -83,19 +83,19 @@ def _overview(results: Json, soups: list[Json], rows: list[str]) -> _View:
 
 def _by_component(soup: Json, rows: list[str]) -> _View:
     mix = soup["mix"]
-    columns = ["all the rest", *(each["prefix"] for each in mix["components"])]
-    shares = [_shares(mix, None), *(_shares(mix, each) for each in mix["components"])]
+    columns = ["all the rest", *(component["prefix"] for component in mix["components"])]
+    shares = [_shares(mix, None), *(_shares(mix, component) for component in mix["components"])]
     return columns, [[share.get(row) for share in shares] for row in rows]
 
 
 def _shares(mix: Json, component: Json | None) -> dict[str, float]:
-    """By id; of the whole mix, or of one component."""
+    """Coefficients by id, in one component. None: in the rest of the model."""
     ids = [member for member, _ in mix["weights"]]
     own = [weight for _, weight in mix["weights"]] if component is None else component["weights"]
     return {id: weight / mix["divisor"] for id, weight in zip(ids, own, strict=True)}
 
 
-def _drawn(rows: list[str], columns: list[str], values: list[list[float | None]]) -> Json:
+def _heatmap(rows: list[str], columns: list[str], values: list[list[float | None]]) -> Json:
     return {
         "type": "heatmap",
         "x": columns,

@@ -1,4 +1,4 @@
-"""Differences: every soup and ensemble against the best single run, with intervals."""
+"""Differences of soups and ensembles to the best single run."""
 
 from collections.abc import Iterable
 
@@ -39,9 +39,9 @@ def differences_figure(results: Json, rows: Iterable[Row]) -> FigureOrReason:
         layout["annotations"].append(panel_title(split, domain))
         data.append(_panel(models, split, f"x{axis}"))
     caption = (
-        "Difference to the best single run with its paired 95 % bootstrap interval. An interval "
-        "across the zero line means: cannot tell. The selection split chose the models, so it "
-        "flatters them."
+        "Difference to the best single run with its paired 95 % bootstrap interval. A difference "
+        "whose interval contains zero is not significant. The selection split chose the models, so "
+        "it flatters them."
     )
     return Figure("differences", caption, data, layout)
 

@@ -1,4 +1,4 @@
-"""Errors: what they are made of, and which classes are taken for which."""
+"""Errors: bias and variance of the runs, and confusion matrices."""
 
 from orchestrator.report.format import Json
 from orchestrator.report.html.calibration import detailed, reported
@@ -18,23 +18,24 @@ from orchestrator.report.html.plot_style import (
 
 BIAS, CONFUSION = "bias-variance", "confusion"
 _MAX_LABELLED_CLASSES = 25
-"""Classes of a confusion matrix whose cells have room for a number."""
+"""A confusion matrix of more classes has no room for numbers."""
 OF_LOSS = (
     ("bias", "bias", SINGLE, 1),
     ("unbiased", "variance that hurts", INGREDIENT, 1),
     ("flipped", "variance that helps", ENSEMBLE, -1),
 )
-"""(key, name, colour, sign): what the 0-1 loss of the mean run is made of."""
+"""(key, name, colour, sign) of the parts of the mean run's 0-1 loss."""
 OF_NLL = (("nll_bias", "bias", SINGLE, 1), ("nll_variance", "variance", INGREDIENT, 1))
 ABOUT_BIAS = (
-    "The error of the average run in parts. Bias is what all runs get wrong together: no averaging "
-    "mends it. Variance is where they disagree: what soups and ensembles can win. Below zero: "
-    "images that the majority gets wrong and some run gets right. The line marks the sum, the mean "
-    "run's loss."
+    "The error of the mean run in parts. Bias is the error that all runs have in common, which no "
+    "averaging removes. Variance is the error from disagreement, which soups and ensembles can "
+    "remove. Below zero: images that the majority gets wrong and some run gets right. The line "
+    "marks the sum, the loss of the mean run."
 )
 ABOUT_CONFUSION = (
-    "Rows: the true class; columns: what the model says; numbers are images, and the shade is the "
-    "share of the row. Off the diagonal, a dark cell is a pair of classes that are mistaken."
+    "Rows: the true class; columns: the predicted class. Numbers count images, and the shade is "
+    "the share of the row. A dark cell off the diagonal is a pair of classes that the model "
+    "confuses."
 )
 
 
@@ -43,33 +44,33 @@ def bias_variance_figure(results: Json, analysis: Json | None) -> FigureOrReason
     if analysis is None:
         return MissingFigure(BIAS, "there is no analysis.json yet")
     names = {cohort["id"]: cohort["name"] for cohort in results["cohorts"]}
-    found: dict[str, dict[str, Json]] = {}
-    for split, each in analysis["splits"].items():
-        for cohort, parts in each["bias_variance"].items():
-            found.setdefault(cohort, {})[split] = parts
-    if not found:
+    parts: dict[str, dict[str, Json]] = {}
+    for split, content in analysis["splits"].items():
+        for cohort, of_cohort in content["bias_variance"].items():
+            parts.setdefault(cohort, {})[split] = of_cohort
+    if not parts:
         return MissingFigure(BIAS, "it takes a cohort of at least two runs")
-    views = {cohort: _bars(by_split) for cohort, by_split in found.items()}
+    views = {cohort: _bars(by_split) for cohort, by_split in parts.items()}
     layout = panels(["0-1 loss, %", "log loss, nats"], 380, yaxis={"rangemode": "tozero"})
     layout |= {"barmode": "relative", "bargap": 0.45}
     layout["legend"] = {"orientation": "h", "x": 0, "y": -0.12, "yanchor": "top"}
     choices = tuple(
-        FigureView(f"{names.get(cohort, cohort)}, {_runs(found[cohort])} runs", view)
+        FigureView(f"{names.get(cohort, cohort)}, {_num_runs(parts[cohort])} runs", view)
         for cohort, view in views.items()
     )
     first = next(iter(views.values()))
     return Figure(BIAS, ABOUT_BIAS, first, layout, choices if len(choices) > 1 else ())
 
 
-def _runs(by_split: dict[str, Json]) -> int:
-    return max(int(each["num_models"]) for each in by_split.values())
+def _num_runs(by_split: dict[str, Json]) -> int:
+    return max(int(parts["num_models"]) for parts in by_split.values())
 
 
 def _bars(by_split: dict[str, Json]) -> list[Json]:
-    known = {split: each for split, each in by_split.items() if each["nll"] is not None}
+    finite = {split: parts for split, parts in by_split.items() if parts["nll"] is not None}
     bars = [_bar(by_split, *part, scale=100, panel=0) for part in OF_LOSS]
-    bars += [_bar(known, *part, scale=1, panel=1) for part in OF_NLL]
-    return [*bars, _sum(by_split, "loss", 100, 0), _sum(known, "nll", 1, 1)]
+    bars += [_bar(finite, *part, scale=1, panel=1) for part in OF_NLL]
+    return [*bars, _sum(by_split, "loss", 100, 0), _sum(finite, "nll", 1, 1)]
 
 
 def _bar(
@@ -81,7 +82,7 @@ def _bar(
         "legendgroup": color,
         "showlegend": panel == 0,
         "x": list(by_split),
-        "y": [sign * scale * each[key] for each in by_split.values()],
+        "y": [sign * scale * parts[key] for parts in by_split.values()],
         "marker": {"color": color},
         "hovertemplate": f"{name}: %{{y:.3f}}<extra></extra>",
         **panel_axes(panel),
@@ -96,7 +97,7 @@ def _sum(by_split: dict[str, Json], key: str, scale: int, panel: int) -> Json:
         "legendgroup": "sum",
         "showlegend": panel == 0,
         "x": list(by_split),
-        "y": [scale * each[key] for each in by_split.values()],
+        "y": [scale * parts[key] for parts in by_split.values()],
         "marker": {
             "symbol": "line-ew",
             "size": 46,
@@ -109,7 +110,7 @@ def _sum(by_split: dict[str, Json], key: str, scale: int, panel: int) -> Json:
 
 
 def confusion_figure(results: Json, analysis: Json | None) -> FigureOrReason:
-    """Best single and served soup side by side; a view per split."""
+    """Best single run and served soup side by side; a view per split."""
     if analysis is None:
         return MissingFigure(CONFUSION, "there is no analysis.json yet")
     models, splits = detailed(analysis), reported(analysis)
@@ -140,20 +141,20 @@ def _matrices(analysis: Json, models: list[tuple[str, str, str]], split: str) ->
 
 
 def _matrix(counts: list[list[int]], classes: list[str], panel: int) -> Json:
-    is_written = len(classes) <= _MAX_LABELLED_CLASSES
+    has_numbers = len(classes) <= _MAX_LABELLED_CLASSES
     return {
         "type": "heatmap",
         "x": classes,
         "y": classes,
         "z": [[count / (sum(row) or 1) for count in row] for row in counts],
         "text": [[str(count or "") for count in row] for row in counts],
-        **({"texttemplate": "%{text}"} if is_written else {}),
+        **({"texttemplate": "%{text}"} if has_numbers else {}),
         "zmin": 0,
         "zmax": 1,
         "colorscale": SEQUENTIAL,
         "showscale": False,
-        "xgap": 1 if is_written else 0,
-        "ygap": 1 if is_written else 0,
+        "xgap": int(has_numbers),
+        "ygap": int(has_numbers),
         "hovertemplate": "%{y} taken for %{x}: %{text} (%{z:.1%})<extra></extra>",
         **panel_axes(panel),
     }

@@ -24,7 +24,7 @@ from workers.types import Evaluated, RunSpec, Score
 
 
 @dataclass(frozen=True)
-class _Beside:
+class _SideCurve:
     """Another score at each point of a learning curve."""
 
     name: str
@@ -32,25 +32,26 @@ class _Beside:
     caption: str
 
 
-BESIDE = {
-    "ema": _Beside("average", "dash", "Dashed: the moving average of the run's weights."),
-    "held_out": _Beside(
+_SIDE_CURVES = {
+    "ema": _SideCurve("average", "dash", "Dashed: the EMA of the run's weights."),
+    "held_out": _SideCurve(
         "held out", "dot", "Dotted: the run on the images that its fold holds out."
     ),
 }
-"""By field of Evaluated."""
+"""Side curves by field of Evaluated."""
 
 
-RUN_LINE = "Each thin line is a run, each point the end of an epoch, or of a way to a sync round."
-SOUP_LINE = (
-    "The thick line is the soup that could have been served at that moment: an observe round over "
+RUN_CAPTION = (
+    "Each thin line is a run, each point the end of an epoch or the start of a sync round."
+)
+SOUP_CAPTION = (
+    "The thick line is the soup that could have been served at that time: an observe round over "
     "the newest checkpoints."
 )
 
 
 def learning_curves(moment: Moment) -> FigureOrReason:
-    """Selection score of every run by time or epoch, beside it that of its moving average and the
-    one on what its fold holds out, and the anytime soup as a thick line."""
+    """Selection scores of runs, EMAs and anytime soups by time or epoch, and held-out scores."""
     metric = moment.config.soup.metric
     curves = [
         (run, moment.state.run(run.id))
@@ -62,17 +63,19 @@ def learning_curves(moment: Moment) -> FigureOrReason:
     began = moment.state.began_at or 0.0
     lines = [
         line
-        for i, (run, known) in enumerate(curves)
-        for line in _of_run(run, known, RUNS[i % len(RUNS)], metric, began)
+        for i, (run, run_state) in enumerate(curves)
+        for line in _run_lines(run, run_state, RUNS[i % len(RUNS)], metric, began)
     ]
-    shown = [
-        beside for beside in BESIDE.values() if any(beside.name in each["name"] for each in lines)
+    side_captions = [
+        side.caption
+        for side in _SIDE_CURVES.values()
+        if any(side.name in line["name"] for line in lines)
     ]
     so_far = list(_soups_so_far(moment, metric, began))
     lines += so_far
     finals = _finals(moment, metric, began, max(line["by_epoch"][-1] for line in lines))
     lines += finals
-    data = [_drawn(line) for line in lines]
+    data = [_trace(line) for line in lines]
     y_title = f"{format.METRIC_NAMES[metric]} on val, {format.unit(metric)}"
     layout = layout_of(
         460,
@@ -80,23 +83,24 @@ def learning_curves(moment: Moment) -> FigureOrReason:
         yaxis={"title": {"text": y_title}},
         hovermode="closest",
     )
-    said = [RUN_LINE, *([SOUP_LINE] if so_far else []), *(beside.caption for beside in shown)]
-    caption = " ".join(said)
+    caption = " ".join([RUN_CAPTION, *([SOUP_CAPTION] if so_far else []), *side_captions])
     return Figure("learning-curves", caption, data, layout, _by_time_or_epoch(lines))
 
 
-def _of_run(run: RunSpec, known: RunState, color: str, metric: str, began: float) -> Iterator[Json]:
-    """Its own line, and one for each score beside it."""
-    points = [known.curve[step] for step in sorted(known.curve)]
-    label = run.id if known.failed is None else f"{run.id} (failed)"
-    dash = "solid" if known.failed is None else "longdashdot"
+def _run_lines(
+    run: RunSpec, run_state: RunState, color: str, metric: str, began: float
+) -> Iterator[Json]:
+    """The line of the run, and one per side curve."""
+    points = [run_state.curve[step] for step in sorted(run_state.curve)]
+    label = run.id if run_state.failed is None else f"{run.id} (failed)"
+    dash = "solid" if run_state.failed is None else "longdashdot"
     scored = [(point, point.score) for point in points]
     yield _line(run, label, scored, {"width": 1.5, "color": color, "dash": dash}, metric, began)
-    for key, beside in BESIDE.items():
-        found = [(p, score) for p in points if (score := getattr(p, key)) is not None]
-        if found:
-            style = {"width": 1, "color": color, "dash": beside.dash}
-            yield _line(run, f"{label} {beside.name}", found, style, metric, began)
+    for key, side in _SIDE_CURVES.items():
+        scored = [(point, score) for point in points if (score := getattr(point, key)) is not None]
+        if scored:
+            style = {"width": 1, "color": color, "dash": side.dash}
+            yield _line(run, f"{label} {side.name}", scored, style, metric, began)
 
 
 def _line(
@@ -125,18 +129,22 @@ def _about(run: RunSpec, point: Evaluated) -> str:
 
 
 def _soups_so_far(moment: Moment, metric: str, began: float) -> Iterator[Json]:
-    rounds = [each for each in moment.state.merges.values() if each.opened.observe and each.soup]
-    for cohort in dict.fromkeys(each.opened.cohort for each in rounds):
+    rounds = [
+        merge for merge in moment.state.merges.values() if merge.opened.observe and merge.soup
+    ]
+    for cohort in dict.fromkeys(merge.opened.cohort for merge in rounds):
         ours = sorted(
-            (each for each in rounds if each.opened.cohort == cohort),
-            key=lambda each: each.opened.round or 0,
+            (merge for merge in rounds if merge.opened.cohort == cohort),
+            key=lambda merge: merge.opened.round or 0,
         )
         yield {
             "name": f"soup so far{of_cohort(moment, cohort)}",
-            "by_time": [((each.mixed_at or began) - began) / 60 for each in ours],
-            "by_epoch": [_mean_epoch(moment, each) for each in ours],
-            "y": [selection_value(each.soup.score if each.soup else None, metric) for each in ours],
-            "text": [_about_round(each) for each in ours],
+            "by_time": [((merge.mixed_at or began) - began) / 60 for merge in ours],
+            "by_epoch": [_mean_epoch(moment, merge) for merge in ours],
+            "y": [
+                selection_value(merge.soup.score if merge.soup else None, metric) for merge in ours
+            ],
+            "text": [_about_round(merge) for merge in ours],
             "mode": "lines+markers",
             "line": {"width": 4, "color": SOUP},
             "marker": {"size": 7},
@@ -144,7 +152,7 @@ def _soups_so_far(moment: Moment, metric: str, began: float) -> Iterator[Json]:
 
 
 def _mean_epoch(moment: Moment, merge: MergeState) -> float:
-    """Epochs that the average run had behind it when the round opened."""
+    """Mean number of epochs that the runs had finished when the round opened."""
     points = [p for run in moment.expanded.runs for p in moment.state.run(run.id).curve.values()]
     return sum(point.time <= merge.opened.time for point in points) / len(moment.expanded.runs)
 
@@ -157,35 +165,35 @@ def _about_round(merge: MergeState) -> str:
 def _finals(moment: Moment, metric: str, began: float, last_epoch: float) -> list[Json]:
     return [
         {
-            "name": f"final {each.opened.label}" + of_cohort(moment, each.opened.cohort),
-            "by_time": [((each.mixed_at or began) - began) / 60],
+            "name": f"final {merge.opened.label}" + of_cohort(moment, merge.opened.cohort),
+            "by_time": [((merge.mixed_at or began) - began) / 60],
             "by_epoch": [last_epoch],
-            "y": [selection_value(each.soup.score, metric)],
-            "text": [format.share_of(each.soup.mix.names, len(each.opened.ingredients))],
+            "y": [selection_value(merge.soup.score, metric)],
+            "text": [format.share_of(merge.soup.mix.names, len(merge.opened.ingredients))],
             "mode": "markers",
             "marker": {"size": 13, "symbol": symbol, "color": SOUP, "line": {"color": INK}},
         }
-        for each, symbol in zip(_final_merges(moment.state), _symbols(), strict=False)
-        if each.soup is not None
+        for merge, symbol in zip(_final_merges(moment.state), _symbols(), strict=False)
+        if merge.soup is not None
     ]
 
 
 def _final_merges(state: State) -> list[MergeState]:
-    return [each for each in state.merges.values() if each.opened.is_final and each.soup]
+    return [merge for merge in state.merges.values() if merge.opened.is_final and merge.soup]
 
 
 def _symbols() -> list[str]:
     return ["star", "diamond", "square", "triangle-up", "cross", "hexagram", "pentagon"] * 8
 
 
-def _drawn(line: Json) -> Json:
-    kept = {key: value for key, value in line.items() if not key.startswith("by_")}
+def _trace(line: Json) -> Json:
+    trace = {key: value for key, value in line.items() if not key.startswith("by_")}
     template = "%{y:.2f}  <b>%{fullData.name}</b><br>%{text}<extra></extra>"
-    return {**kept, "type": "scatter", "x": line["by_time"], "hovertemplate": template}
+    return {**trace, "type": "scatter", "x": line["by_time"], "hovertemplate": template}
 
 
 def _by_time_or_epoch(lines: list[Json]) -> tuple[FigureView, ...]:
-    """Exchange the x axis."""
+    """Views that exchange the x axis."""
     titles = {"by_time": "minutes since the start", "by_epoch": "epochs (soups: of the mean run)"}
     return tuple(
         FigureView(

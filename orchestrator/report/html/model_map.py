@@ -1,4 +1,4 @@
-"""The map: models laid out so that those with like predictions lie near each other."""
+"""The map: models with similar predictions are near each other."""
 
 from collections.abc import Iterable
 
@@ -18,11 +18,12 @@ from orchestrator.report.model_rows import Row
 _ID = "map"
 HEIGHT = 540
 POOR = 0.2
-"""Kruskal's own word for this stress."""
+"""Stress that Kruskal calls poor."""
 _CAPTION = (
-    "Models with like predictions lie near each other (multidimensional scaling of the Jeffreys "
-    "divergence between them); only distances mean anything, directions do not. A soup that lies "
-    "near the ensemble predicts as the ensemble does, at the cost of one model."
+    "Models with similar predictions are near each other (multidimensional scaling of the Jeffreys "
+    "divergence between them). Only distances have a meaning, directions do not. A soup near the "
+    "ensemble predicts as the ensemble does, at the cost of one model. Other soups and runs show "
+    "their names on hover."
 )
 
 
@@ -31,7 +32,7 @@ def model_map_figure(analysis: Json | None, rows: Iterable[Row]) -> FigureOrReas
     if analysis is None:
         return MissingFigure(_ID, "there is no analysis.json yet")
     by_model = {row.model: row for row in rows if row.model is not None}
-    maps = {name: each["map"] for name, each in analysis["splits"].items() if each["map"]}
+    maps = {name: split["map"] for name, split in analysis["splits"].items() if split["map"]}
     if not maps:
         return MissingFigure(_ID, "it takes at least three models")
     first = "test" if "test" in maps else next(iter(maps))
@@ -47,25 +48,25 @@ def model_map_figure(analysis: Json | None, rows: Iterable[Row]) -> FigureOrReas
         margin={"t": 40},
     )
     choices = tuple(FigureView(_title(name, maps[name]), view) for name, view in views.items())
-    return Figure(_ID, _CAPTION + _doubts(maps), views[first], layout, choices)
+    return Figure(_ID, _CAPTION + _quality(maps), views[first], layout, choices)
 
 
-def _title(split: str, found: Json) -> str:
-    return f"{split} (stress {found['stress']:.2f})"
+def _title(split: str, model_map: Json) -> str:
+    return f"{split} (stress {model_map['stress']:.2f})"
 
 
-def _doubts(maps: Json) -> str:
-    poor = [name for name, each in maps.items() if each["stress"] > POOR]
+def _quality(maps: Json) -> str:
+    poor = [name for name, model_map in maps.items() if model_map["stress"] > POOR]
     if not poor:
-        return " A stress of 0 would be a perfect map."
-    return f" With a stress above {POOR} the map of {', '.join(poor)} is a rough one."
+        return " A stress of 0 is a perfect map."
+    return f" With a stress above {POOR}, the map of {', '.join(poor)} is a rough one."
 
 
 def _view(analysis: Json, split: str, by_model: dict[str, Row]) -> list[Json]:
-    found = analysis["splits"][split]
-    places = found["map"]
+    content = analysis["splits"][split]
+    places = content["map"]
     points = [
-        ModelPoint(by_model[id], x, y, _hover(found["models"].get(id), by_model[id], split))
+        ModelPoint(by_model[id], x, y, _hover(content["models"].get(id), by_model[id], split))
         for id, x, y in zip(places["ids"], places["x"], places["y"], strict=True)
         if id in by_model
     ]
@@ -73,5 +74,6 @@ def _view(analysis: Json, split: str, by_model: dict[str, Row]) -> list[Json]:
 
 
 def _hover(scores: Json | None, row: Row, split: str) -> str:
-    known = "" if scores is None else f"<br>{split}: {format.score_text(scores['top1'], 'top1')} %"
-    return row.about + known
+    if scores is None:
+        return row.about
+    return f"{row.about}<br>{split}: {format.score_text(scores['top1'], 'top1')} %"

@@ -89,10 +89,10 @@ def _sections(results: Json, moment: Moment, analysis: Json | None) -> Iterator[
         ),
     )
     yield PageSection("shift", "On shifted data", robustness_figures(results, models))
-    yield PageSection("alike", "Who predicts alike", (model_map_figure(analysis, models),))
+    yield PageSection("alike", "Similar predictions", (model_map_figure(analysis, models),))
     yield PageSection(
         "choices",
-        "What is in the soups, and why",
+        "Ingredients of the soups",
         (
             selection_steps_figure(results),
             coefficients_figure(results),
@@ -114,8 +114,8 @@ def _sections(results: Json, moment: Moment, analysis: Json | None) -> Iterator[
         ),
     )
     yield PageSection("runs", "Runs", (learning_curves(moment), tables.run_table(results, models)))
-    yield PageSection("rounds", "Merged while training", round_parts(results))
-    yield PageSection("failures", "What went wrong", (tables.failure_table(results),))
+    yield PageSection("rounds", "Merges during training", round_parts(results))
+    yield PageSection("failures", "Failures", (tables.failure_table(results),))
     use = tables.Paragraph(format.fleet_use(results))
     yield PageSection("fleet", "The fleet", (use, timeline(moment.state)))
     yield PageSection("data", "The data", tuple(tables.data_parts(results)))

@@ -1,4 +1,4 @@
-"""How figures look: layout, colours, markers of each kind of model, and panels.
+"""Style of figures: layout, colours, markers of each kind of model, and panels.
 
 A figure is a plain value that plotly.js draws in the reader's browser. Colours are names of the
 style sheet, which defines them for light and dark pages. A kind of model has the same colour in
@@ -46,7 +46,7 @@ class Figure:
 
     id: str
     caption: str
-    """How to read the figure."""
+    """Explanation of the figure."""
     data: list[Json]
     layout: Json
     choices: tuple[FigureView, ...] = ()
@@ -114,7 +114,7 @@ MARKERS = {
     "served soup": MarkerStyle(SOUP, "star", 16, "top center"),
     "ensembles": MarkerStyle(ENSEMBLE, "square", 10, "middle right"),
 }
-"""By role, in drawing order."""
+"""Marker by role, in drawing order."""
 
 
 def role(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Shift: accuracy on images like those of training against accuracy on others."""
+"""Robustness: the score on shifted data against the score on test."""
 
 from collections.abc import Iterable
 
@@ -20,19 +20,19 @@ from orchestrator.report.model_rows import Row
 _ID = "robustness"
 HEIGHT = 500
 _CAPTION = (
-    "Each point is a model: to the right it is better on test, upwards on the shifted data. A "
-    "model above and to the right of another is better on both; the best single run is what a "
-    "soup has to beat. Hover for numbers."
+    "Each point is a model: further right is better on test, further up is better on the shifted "
+    "data. A model above and to the right of another is better on both; a soup should beat the "
+    "best single run. Hover for names and numbers."
 )
 _CURVE_CAPTION = (
-    " A dotted line is what a recipe passed on its way from the base (alpha 0) to the fine-tuned "
-    "weights (1), scored when everything was chosen: where it runs above its ends, some alpha "
-    "between is more robust than both."
+    " A dotted line is the recipe's path from the base (alpha 0) to the fine-tuned weights (1), "
+    "scored after everything was chosen. Where it is above both ends, an alpha in between is more "
+    "robust than both."
 )
 
 
 def robustness_figures(results: Json, rows: Iterable[Row]) -> tuple[FigureOrReason, ...]:
-    """A point per model, test across and an OOD split upwards; nothing without such splits."""
+    """A point per model: test on the x axis, an OOD split on the y axis. Empty without these."""
     splits = format.splits_of(results)
     shifted = [name for name in splits if name.startswith("ood:")]
     return (_scatter(results, rows, shifted),) if "test" in splits and shifted else ()
@@ -78,7 +78,7 @@ def _point(results: Json, row: Row, split: str) -> ModelPoint | None:
 
 
 def _place(results: Json, scores: Json, split: str) -> tuple[float, float, str] | None:
-    """(test, shifted, both in words); None unless scored on both."""
+    """(test, shifted, both as text). None: not scored on both."""
     metric = results["metric"]
     inside, outside = (format.score_of(scores, name, metric) for name in ("test", split))
     if inside is None or outside is None:
@@ -86,22 +86,21 @@ def _place(results: Json, scores: Json, split: str) -> tuple[float, float, str] 
     x, y = scaled(inside, metric), scaled(outside, metric)
     assert x is not None and y is not None
     unit = format.unit(metric)
-    shown = [format.score_text(value, metric) for value in (inside, outside)]
-    said = f"test {shown[0]} {unit}, {split} {shown[1]} {unit}"
-    return x, y, said
+    texts = [format.score_text(value, metric) for value in (inside, outside)]
+    return x, y, f"test {texts[0]} {unit}, {split} {texts[1]} {unit}"
 
 
 def _curve(results: Json, soup: Json, split: str) -> Json:
-    """A line through what was scored of a recipe's way, below the models."""
-    placed = [(each["alpha"], _place(results, each["scores"], split)) for each in soup["curve"]]
-    points = [(alpha, *at) for alpha, at in sorted(placed, key=lambda each: each[0]) if at]
+    """A line through the scored points of a recipe's path."""
+    places = {point["alpha"]: _place(results, point["scores"], split) for point in soup["curve"]}
+    points = [(alpha, *place) for alpha, place in sorted(places.items()) if place is not None]
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "name": f"{format.soup_label(results, soup)}, alpha 0 to 1",
         "x": [x for _, x, _, _ in points],
         "y": [y for _, _, y, _ in points],
-        "customdata": [f"<b>alpha {alpha:g}</b><br>{said}" for alpha, _, _, said in points],
+        "customdata": [f"<b>alpha {alpha:g}</b><br>{text}" for alpha, _, _, text in points],
         "hovertemplate": "%{customdata}<extra></extra>",
         "line": {"dash": "dot", "width": 1.5, "color": BASE},
         "marker": {"size": 5, "color": BASE},

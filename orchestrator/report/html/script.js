@@ -1,6 +1,6 @@
 "use strict";
 
-// Figures name their colours; the style sheet knows them, for light and for dark.
+// Figures name their colours; the style sheet defines them for light and dark pages.
 const source = document.getElementById("figures").textContent;
 const chosen = {};
 
@@ -11,7 +11,7 @@ function figures() {
       ? style.getPropertyValue(value).trim() || value : value);
 }
 
-// What a choice says, laid over the figure one level deep.
+// Updates the figure with a choice, one level deep.
 function over(base, change) {
   const result = {...base};
   for (const [key, value] of Object.entries(change)) {
@@ -26,7 +26,7 @@ function draw(figure) {
   const data = choice
     ? choice.data.map((trace, i) => ({...figure.data[i], ...trace})) : figure.data;
   const layout = choice ? over(figure.layout, choice.layout) : figure.layout;
-  // plotly.js writes into what it is given.
+  // plotly.js writes into its arguments.
   Plotly.react(figure.id, structuredClone(data), structuredClone(layout),
     {responsive: true, displayModeBar: false});
   const buttons = document.getElementById(figure.id).parentElement.querySelectorAll("button");
@@ -41,7 +41,7 @@ function paint() { figures().forEach(draw); }
 paint();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
 
-// Tables go by a column that is clicked, numbers before words, then the other way round.
+// A click on a heading sorts by its column, numbers before texts; the next click reverses it.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.querySelectorAll("th")];
   const body = table.tBodies[0];
@@ -56,7 +56,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   heads.forEach((head, i) => {
     head.onclick = () => {
       const isDown = head.getAttribute("aria-sort") !== "descending";
-      heads.forEach((each) => each.removeAttribute("aria-sort"));
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", isDown ? "descending" : "ascending");
       const rows = [...body.rows].sort((a, b) => {
         const by = compare(valueOf(a, i), valueOf(b, i));

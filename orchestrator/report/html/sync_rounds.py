@@ -1,4 +1,4 @@
-"""Sync rounds: the merged weights against the members that they were made of."""
+"""Sync rounds: the merged weights against their members."""
 
 from collections.abc import Iterator
 from statistics import mean
@@ -16,10 +16,10 @@ from orchestrator.report.html.plot_style import (
 from orchestrator.report.html.tables import Cell, Column, Table, TableRow, number
 
 _CAPTION = (
-    "At the end of each round: every member before the merge (dots), their mean, and the merged "
-    "weights that they went on from, or were pulled towards (thick). On the selection split. "
-    "Diversity says whether the members still differ: the cosine of what two of them moved from "
-    "the base (1: all one way), and the share of images that two of them label differently."
+    "Selection scores at the end of each round: every member before the merge (dots), their mean, "
+    "and the merged weights that they went on from or were pulled towards (thick). Diversity shows "
+    "whether the members still differ: the cosine of two members' displacements from the base (1: "
+    "the same direction), and the share of images that two members classify differently."
 )
 
 
@@ -33,9 +33,9 @@ def round_parts(results: Json) -> tuple[Figure, Table] | tuple[()]:
 
 def _figure(results: Json, synced: list[Json]) -> Figure:
     views = {
-        "accuracy": _scored(results, synced, "top1", 100.0),
-        "loss": _scored(results, synced, "nll", 1.0),
-        "diversity": _spread(results, synced),
+        "accuracy": _score_traces(results, synced, "top1", 100.0),
+        "loss": _score_traces(results, synced, "nll", 1.0),
+        "diversity": _diversity(results, synced),
     }
     titles = {
         "accuracy": f"accuracy on {results['selection']}, %",
@@ -55,14 +55,14 @@ def _figure(results: Json, synced: list[Json]) -> Figure:
     return Figure("merged-and-members", _CAPTION, views["accuracy"], layout, choices)
 
 
-def _scored(results: Json, synced: list[Json], metric: str, scale: float) -> list[Json]:
+def _score_traces(results: Json, synced: list[Json], metric: str, scale: float) -> list[Json]:
     return [
         trace
         for name, ours in _groups(results, synced)
         for trace in (
             _points(f"members{name}", ours, metric, scale),
-            _line(f"members' mean{name}", ours, [_mean(r, metric, scale) for r in ours], 2),
-            _line(f"merged{name}", ours, [_of_merged(r, metric, scale) for r in ours], 4),
+            _line(f"members' mean{name}", ours, [_mean_score(r, metric, scale) for r in ours], 2),
+            _line(f"merged{name}", ours, [_merged_score(r, metric, scale) for r in ours], 4),
         )
     ]
 
@@ -81,19 +81,19 @@ def _groups(results: Json, synced: list[Json]) -> Iterator[tuple[str, list[Json]
 
 
 def _points(name: str, ours: list[Json], metric: str, scale: float) -> Json:
-    found = [
-        (each["epoch"], scale * member["scores"][metric], member["run"])
-        for each in ours
-        for member in each["participants"]
+    points = [
+        (one["epoch"], scale * member["scores"][metric], member["run"])
+        for one in ours
+        for member in one["participants"]
         if member["scores"] is not None
     ]
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
-        "x": [epoch for epoch, _, _ in found],
-        "y": [score for _, score, _ in found],
-        "text": [run for _, _, run in found],
+        "x": [epoch for epoch, _, _ in points],
+        "y": [score for _, score, _ in points],
+        "text": [run for _, _, run in points],
         "marker": {"size": 7, "color": INGREDIENT, "opacity": 0.7},
         "hovertemplate": "%{y:.3f}  %{text}<extra></extra>",
     }
@@ -104,9 +104,9 @@ def _line(name: str, ours: list[Json], values: list[float | None], width: int) -
         "type": "scatter",
         "mode": "lines+markers",
         "name": name,
-        "x": [each["epoch"] for each in ours],
+        "x": [one["epoch"] for one in ours],
         "y": values,
-        "text": [f"round {each['round']}: {each['reason']}" for each in ours],
+        "text": [f"round {one['round']}: {one['reason']}" for one in ours],
         "line": {"width": width, "color": SOUP if width > 2 else INGREDIENT},
         "marker": {"size": 3 + width},
         "hovertemplate": "%{y:.3f}  <b>%{fullData.name}</b><br>%{text}<extra></extra>",
@@ -114,40 +114,42 @@ def _line(name: str, ours: list[Json], values: list[float | None], width: int) -
     }
 
 
-def _mean(one: Json, metric: str, scale: float) -> float | None:
-    known = [each["scores"][metric] for each in one["participants"] if each["scores"] is not None]
-    return scale * mean(known) if known else None
+def _mean_score(one: Json, metric: str, scale: float) -> float | None:
+    scores = [
+        member["scores"][metric] for member in one["participants"] if member["scores"] is not None
+    ]
+    return scale * mean(scores) if scores else None
 
 
-def _of_merged(one: Json, metric: str, scale: float) -> float | None:
+def _merged_score(one: Json, metric: str, scale: float) -> float | None:
     return None if one["merged"] is None else scale * one["merged"][metric]
 
 
-def _spread(results: Json, synced: list[Json]) -> list[Json]:
-    """In the places of the members, their mean and the merged weights."""
+def _diversity(results: Json, synced: list[Json]) -> list[Json]:
+    """Diversity, as traces in the places of members, mean and merged weights."""
     return [
         trace
         for name, ours in _groups(results, synced)
         for trace in (
             _points(f"members{name}", [], "top1", 1.0),
-            _of(f"cosine{name}", ours, "cosine", 2),
-            _of(f"disagreement{name}", ours, "disagreement", 4),
+            _diversity_line(f"cosine{name}", ours, "cosine", 2),
+            _diversity_line(f"disagreement{name}", ours, "disagreement", 4),
         )
     ]
 
 
-def _of(name: str, ours: list[Json], key: str, width: int) -> Json:
+def _diversity_line(name: str, ours: list[Json], key: str, width: int) -> Json:
     color = INGREDIENT if width == 2 else ENSEMBLE
-    line = _line(name, ours, [each["diversity"][key] for each in ours], width)
+    line = _line(name, ours, [one["diversity"][key] for one in ours], width)
     return {**line, "line": {"width": 2, "color": color}}
 
 
 def _table(results: Json, synced: list[Json]) -> Table:
-    """The outcome of each round."""
+    """A row per round; the column `of` if there are several groups."""
     groups = list(_groups(results, synced))
     columns = [Column("round", is_number=True), Column("of"), Column("members")]
-    columns += [Column("their mean, %", is_number=True), Column("merged, %", is_number=True)]
-    columns += [Column("what came of it")]
+    columns += [Column("mean of members, %", is_number=True), Column("merged, %", is_number=True)]
+    columns += [Column("outcome")]
     lines = [_round_cells(one, name.removeprefix(", ")) for name, ours in groups for one in ours]
     if len(groups) < 2:
         columns.pop(1)
@@ -156,7 +158,7 @@ def _table(results: Json, synced: list[Json]) -> Table:
 
 
 def _round_cells(one: Json, group: str) -> list[Cell]:
-    means = (_mean(one, "top1", 100.0), _of_merged(one, "top1", 100.0))
+    means = (_mean_score(one, "top1", 100.0), _merged_score(one, "top1", 100.0))
     num_used = sum(member["merged"] for member in one["participants"])
     left_out = [f"without {run['run']}: {run['reason']}" for run in one["left_out"]]
     return [

@@ -24,7 +24,7 @@ SHORT_NAMES = {
 class Cell:
     text: str
     kind: str = ""
-    """CSS class: `number`, `what` or `hash`."""
+    """CSS class: `number`, `params` or `hash`."""
     sort_value: float | None = None
     """Value that a sorted column compares. None: the text."""
     tooltip: str = ""
@@ -90,7 +90,7 @@ def number(text: str, value: float | None = None) -> Cell:
 
 @dataclass(frozen=True)
 class RecipeIntro:
-    """How to read the table of recipes."""
+    """Explanation of the table of recipes."""
 
     metric: str
     unit: str
@@ -133,12 +133,12 @@ def recipe_table(results: Json, analysis: Json | None, models: Sequence[Row]) ->
 
 def run_table(results: Json, models: Sequence[Row]) -> Table:
     """Every run, and the EMA beside it."""
-    columns = _texts("run", "what", "status") + _numbers(*_split_titles(results))
+    columns = _texts("run", "parameters", "status") + _numbers(*_split_titles(results))
     lines = [
         TableRow(
             [
                 _name(row),
-                Cell(row.about, "what"),
+                Cell(row.about, "params"),
                 Cell(row.status),
                 *_score_cells(results, row),
             ],
@@ -270,9 +270,9 @@ def soup_members(results: Json) -> list[SoupMembers]:
 
 def _soup_facts(soup: Json) -> list[str]:
     tastes = (
-        f"{format.count_of(soup['tastes'], 'taste')}, {soup['samples_forwarded']} images looked at"
+        f"{format.count_of(soup['tastes'], 'taste')}, {soup['samples_forwarded']} images forwarded"
         if soup["tastes"]
-        else "nothing had to be tasted"
+        else "no tastes"
     )
     facts = [
         format.share(soup),
@@ -286,8 +286,8 @@ def _soup_facts(soup: Json) -> list[str]:
 
 
 def _decision_table(soup: Json, params: dict[str, str], metric: str) -> Table:
-    columns = _texts("", "candidate", "what", "verdict")
-    columns += _numbers("soup without", "soup with") + _texts("why")
+    columns = _texts("", "candidate", "parameters", "decision")
+    columns += _numbers("soup without", "soup with") + _texts("reason")
     runs = [decision["run"] for decision in soup["decisions"]]
     lines = []
     for index, decision in enumerate(soup["decisions"]):
@@ -295,7 +295,7 @@ def _decision_table(soup: Json, params: dict[str, str], metric: str) -> Table:
         cells = [
             number(str(index + 1)),
             Cell(_candidate(decision, runs), tooltip=decision["candidate"]),
-            Cell(params.get(decision["run"] or "", ""), "what"),
+            Cell(params.get(decision["run"] or "", ""), "params"),
             Cell("", chips=(outcome,)),
             number(format.selection_text(decision["before"], metric)),
             number(_score_with(decision, metric)),
@@ -335,7 +335,7 @@ def failure_table(results: Json) -> Table | None:
                 Cell(failure["order"]),
                 number(str(failure["times"])),
                 Cell(failure["message"] or ""),
-                Cell(failure["gave_up"] or "mended by another attempt"),
+                Cell(failure["gave_up"] or "resolved by another attempt"),
             ],
             "failed" if failure["gave_up"] else "",
         )
@@ -359,12 +359,13 @@ def data_parts(results: Json) -> Iterator[Paragraph | Table]:
         yield Paragraph(
             f"{len(results['folds'])} folds of train hold out "
             f"{', '.join(map(str, results['folds']))} images. What a run holds out ends its "
-            "training and fits stacked classifiers, nothing else."
+            "training early and fits stacked classifiers, nothing else."
         )
     yield Paragraph(f"{len(results['classes'])} classes: {', '.join(results['classes'])}.")
     if corrupt := results["corrupt"]:
         keys = ", ".join(corrupt[:20]) + (" and more" if len(corrupt) > 20 else "")
-        yield Paragraph(f"{len(corrupt)} do not decode and belong to no split: {keys}.")
+        images = format.count_of(len(corrupt), "image")
+        yield Paragraph(f"Left out of all splits for decode errors: {images} ({keys}).")
 
 
 @dataclass(frozen=True)

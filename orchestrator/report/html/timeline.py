@@ -1,4 +1,4 @@
-"""The timeline: what each slot did when."""
+"""The timeline: the orders that each slot performed."""
 
 from collections import defaultdict
 
@@ -27,16 +27,16 @@ COLORS = {
     "geometry": RUNS[7],
     "analyse": RUNS[9],
 }
-"""By kind of order; the rest is housekeeping."""
+"""Colours by kind of order. All other kinds are `other`."""
 
 MAX_BARS = 5000
 
 
 def timeline(state: State) -> FigureOrReason:
-    """A bar per order that ran to an end, a line per slot."""
+    """A bar per order that ended, a row per slot."""
     intervals = state.slot_use.intervals
     if not intervals:
-        return MissingFigure("timeline", "no slot has done anything yet")
+        return MissingFigure("timeline", "no order has ended yet")
     bars = defaultdict(list)
     for slot, order, begin, end in intervals[-MAX_BARS:]:
         bars[_kind(order)].append((slot, begin, end, order))
@@ -51,8 +51,8 @@ def timeline(state: State) -> FigureOrReason:
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
     )
     began = state.began_at or 0.0
-    data = [_drawn(kind, bars[kind], began) for kind in (*COLORS, "other") if kind in bars]
-    caption = "What each slot did. Empty is time without work, or work that was lost."
+    data = [_bars(kind, bars[kind], began) for kind in (*COLORS, "other") if kind in bars]
+    caption = "The orders of each slot. A gap is time without work, or work that was lost."
     return Figure("timeline", caption, data, layout)
 
 
@@ -61,7 +61,7 @@ def _kind(order: str) -> str:
     return kind if kind in COLORS else "other"
 
 
-def _drawn(kind: str, bars: list[tuple[str, float, float, str]], began: float) -> Json:
+def _bars(kind: str, bars: list[tuple[str, float, float, str]], began: float) -> Json:
     return {
         "type": "bar",
         "orientation": "h",

@@ -1,4 +1,4 @@
-"""Lines: an event in one plain sentence, for logs and pipes."""
+"""An event as one sentence, for logs and pipes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +22,9 @@ from workers.types import (
 
 
 def line(moment: Moment, event: AnyEvent) -> str | None:
-    """What there is to say of an event; None for what need not be said."""
-    say = LINES.get(event.kind)
-    return say(moment, event) if say is not None else None
+    """The sentence of an event. None: not worth a line."""
+    describe = LINES.get(event.kind)
+    return describe(moment, event) if describe is not None else None
 
 
 def _opened(moment: Moment, event: Opened) -> str:
@@ -38,7 +38,7 @@ def _preflighted(moment: Moment, event: Preflighted) -> str:
 
 
 def _started(moment: Moment, event: Started) -> str | None:
-    """Of training alone; the rest is over in a moment."""
+    """Training only; other orders end within seconds."""
     if event.run is None:
         return None
     if moment.config.merge.mode == "sync" and moment.state.run(event.run).last is not None:
@@ -50,34 +50,34 @@ def _started(moment: Moment, event: Started) -> str | None:
 
 def _evaluated(moment: Moment, event: Evaluated) -> str:
     metric = moment.config.soup.metric
-    judged = {"": event.score, "of its average ": event.ema, "held out ": event.held_out}
-    said = ", ".join(
+    scored = {"": event.score, "EMA ": event.ema, "held out ": event.held_out}
+    scores = ", ".join(
         f"{what}{format.score_text(getattr(score, metric), metric)} {format.unit(metric)}"
-        for what, score in judged.items()
+        for what, score in scored.items()
         if score is not None
     )
     loss = format.UNKNOWN if event.loss is None else f"{event.loss:.4f}"
     when = _when(moment, event)
     return (
-        f"run {event.run} {when}: val {format.METRIC_NAMES[metric]} {said}, loss {loss}, "
+        f"run {event.run} {when}: val {format.METRIC_NAMES[metric]} {scores}, loss {loss}, "
         f"{event.images_per_s:.0f} images/s"
     )
 
 
 def _when(moment: Moment, event: Evaluated) -> str:
-    """Sync rounds may lie within an epoch."""
+    """The epoch; the step for a sync round within an epoch."""
     per_epoch = moment.resolved.steps_per_epoch if moment.is_resolved else {}
     within = event.step % per_epoch.get(event.run or "", 1)
     return f"step {event.step}" if within else f"epoch {event.epoch}"
 
 
 def _trained(moment: Moment, event: Trained) -> str | None:
-    """Nothing at the boundary of a sync round: the run goes on."""
+    """None at a sync round, where the run goes on."""
     if any(run.id == event.run and run.train.weights is not None for run in moment.expanded.runs):
-        return f"run {event.run} is taken in"
+        return f"run {event.run} is imported"
     if not event.early and _has_more(moment, event):
         return None
-    early = "; its patience was over" if event.early else ""
+    early = "; ended early, out of patience" if event.early else ""
     return f"run {event.run} is trained, step {event.step}{early}"
 
 
@@ -91,15 +91,15 @@ def _merge_opened(moment: Moment, event: MergeOpened) -> str | None:
         return None
     whose = of_cohort(moment, event.cohort) + _of_fold(event)
     if event.is_sync:
-        without = "".join(f"; without {each.candidate}: {each.reason}" for each in event.left_out)
+        without = "".join(f"; without {run.candidate}: {run.reason}" for run in event.left_out)
         return f"round {event.round}{whose}: {len(event.ingredients)} members{without}"
     return (
-        f"{event.label}{whose} begins with {format.count_of(len(event.ingredients), 'ingredient')}"
+        f"{event.label}{whose} starts with {format.count_of(len(event.ingredients), 'ingredient')}"
     )
 
 
 def _of_fold(opened: MergeOpened) -> str:
-    """With folds each has rounds of its own."""
+    """The fold of a sync round; each fold has its own rounds."""
     fold = opened.merge.partition("-fold")[2].partition("-")[0] if opened.is_sync else ""
     return f", fold {fold}" if fold else ""
 
@@ -117,14 +117,14 @@ def _mixed(moment: Moment, event: Mixed) -> str:
 
 
 def _round_closed(moment: Moment, event: RoundClosed) -> str | None:
-    """That it merged was said when it was mixed."""
+    """None if the round merged: `mixed` has a line already."""
     number = moment.state.merges[event.merge].opened.round
     return None if event.soup is not None else f"round {number}: {event.reason}"
 
 
 def _rejoined(moment: Moment, event: Rejoined) -> str:
     number = moment.state.merges[event.merge].opened.round
-    return f"run {event.run} came too late at step {event.step}; it goes on from round {number}"
+    return f"run {event.run} was late at step {event.step}; it goes on from round {number}"
 
 
 def _served(moment: Moment, event: Served) -> str:
@@ -139,9 +139,9 @@ LINES: dict[str, Callable[[Moment, Any], str | None]] = {
     "evaluated": _evaluated,
     "trained": _trained,
     "interrupted": lambda moment, event: f"run {event.run} was interrupted: {event.reason}",
-    "failed": lambda moment, event: f"{_who(event)} failed ({event.error}): {event.message}",
-    "retry_decided": lambda moment, event: f"{_who(event)}: {event.reason}",
-    "gave_up": lambda moment, event: f"gave up on {_who(event)}: {event.reason}",
+    "failed": lambda moment, event: f"{_subject(event)} failed ({event.error}): {event.message}",
+    "retry_decided": lambda moment, event: f"{_subject(event)}: {event.reason}",
+    "gave_up": lambda moment, event: f"gave up on {_subject(event)}: {event.reason}",
     "merge_opened": _merge_opened,
     "mixed": _mixed,
     "round_closed": _round_closed,
@@ -152,5 +152,5 @@ LINES: dict[str, Callable[[Moment, Any], str | None]] = {
 }
 
 
-def _who(event: AnyEvent) -> str:
+def _subject(event: AnyEvent) -> str:
     return f"run {event.run}" if event.run else str(event.order)

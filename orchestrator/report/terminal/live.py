@@ -1,4 +1,4 @@
-"""What `run` shows while it runs: a live table on a terminal, plain lines in a pipe or log."""
+"""Progress of `run`: a live table on a terminal, plain lines in a pipe or log."""
 
 import time
 from types import TracebackType
@@ -19,11 +19,11 @@ from workers.heartbeat import Heartbeat
 from workers.types import AnyEvent
 
 REDRAW_S = 0.5
-"""Working out what waits looks at every rule of the schedule; twice a second is often enough."""
+"""Least time between two redraws: each evaluates every rule of the schedule."""
 
 
 class ProgressView(Protocol):
-    """What the driver's loop shows itself to."""
+    """Display that the driver's loop updates."""
 
     def __enter__(self) -> Self: ...
 
@@ -38,20 +38,20 @@ class ProgressView(Protocol):
         self,
         moment: Moment,
         events: list[AnyEvent],
-        pulses: list[Heartbeat],
+        heartbeats: list[Heartbeat],
         waiting_for: str | None = None,
     ) -> None: ...
 
 
 def open_view(plain: bool | None = None, console: Console | None = None) -> ProgressView:
-    """Live on a terminal, else plain, unless told which."""
+    """`plain` of None: live on a terminal, else plain."""
     console = console or Console()
     is_plain = not console.is_terminal if plain is None else plain
     return PlainView(console) if is_plain else LiveView(console)
 
 
 class LiveView:
-    """A table that is redrawn in place; what is worth keeping scrolls by above it."""
+    """A table that is redrawn in place; lines of lasting events scroll by above it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -74,31 +74,33 @@ class LiveView:
         self,
         moment: Moment,
         events: list[AnyEvent],
-        pulses: list[Heartbeat],
+        heartbeats: list[Heartbeat],
         waiting_for: str | None = None,
     ) -> None:
         for event in events:
-            if event.kind in KEPT:
+            if event.kind in LASTING:
                 self._console.print(Text(line(moment, event) or "", style="yellow"))
         if time.monotonic() - self._drawn_at < REDRAW_S:
             return
         self._drawn_at = time.monotonic()
-        self._live.update(_screen(moment, pulses, waiting_for), refresh=True)
+        self._live.update(_screen(moment, heartbeats, waiting_for), refresh=True)
 
 
-KEPT = frozenset(["failed", "retry_decided", "gave_up", "stopped", "finish_requested"])
+LASTING = frozenset(["failed", "retry_decided", "gave_up", "stopped", "finish_requested"])
 """Kinds of events that stay on the screen of a live view."""
 
 
-def _screen(moment: Moment, pulses: list[Heartbeat], waiting_for: str | None) -> Group:
-    waits = [Text(each, style="yellow") for each in status.pending_reasons(moment, waiting_for)]
-    runs = status.run_statuses(moment, pulses)
+def _screen(moment: Moment, heartbeats: list[Heartbeat], waiting_for: str | None) -> Group:
+    waits = [
+        Text(sentence, style="yellow") for sentence in status.pending_reasons(moment, waiting_for)
+    ]
+    runs = status.run_statuses(moment, heartbeats)
     bar = _progress(moment)
     return Group(runs_table(moment, runs), soup_line(moment), *waits, bar)
 
 
 def _progress(moment: Moment) -> Table:
-    """A bar over the epochs of all runs, with an estimate of the time they still take."""
+    """A bar over the epochs of all runs, with the estimated time left."""
     done, total = status.epochs_done(moment)
     left = status.seconds_left(moment, time.time())
     about = f"{done} of {total} run-epochs"
@@ -131,18 +133,18 @@ class PlainView:
         self,
         moment: Moment,
         events: list[AnyEvent],
-        pulses: list[Heartbeat],
+        heartbeats: list[Heartbeat],
         waiting_for: str | None = None,
     ) -> None:
         for event in events:
-            said = line(moment, event)
-            if said is not None:
-                self._say(event.time - (moment.state.began_at or event.time), said)
+            sentence = line(moment, event)
+            if sentence is not None:
+                self._print(event.time - (moment.state.began_at or event.time), sentence)
         if waiting_for != self._waiting_for and waiting_for is not None:
-            self._say(time.time() - (moment.state.began_at or time.time()), waiting_for)
+            self._print(time.time() - (moment.state.began_at or time.time()), waiting_for)
         self._waiting_for = waiting_for
 
-    def _say(self, since_s: float, sentence: str) -> None:
+    def _print(self, since_s: float, sentence: str) -> None:
         minutes, seconds = divmod(max(0, int(since_s)), 60)
         stamp = f"{minutes // 60:d}:{minutes % 60:02d}:{seconds:02d}"
         self._console.print(f"{stamp}  {sentence}", markup=False, highlight=False, soft_wrap=True)

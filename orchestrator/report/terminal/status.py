@@ -1,4 +1,4 @@
-"""What is happening now: each run, the soup so far, and what waits for what. Values, no layout."""
+"""Current status: runs, soups, and what waits for what. Values, no layout."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,25 +18,25 @@ Phase = Literal["waiting", "running", "finished", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run as a line of a table shows it."""
+    """A row of the table of runs."""
 
     id: str
     role: str
     params: str
     status: str
-    """done, failed, running, stopped, waiting, queued or retrying"""
+    """`done`, `failed`, `running`, `stopped`, `waiting`, `queued` or `retrying`."""
     epochs_done: int
     epochs: int
     loss: float | None
     score: float | None
-    """Newest selection metric."""
+    """Newest selection score."""
     images_per_s: float | None
     slot: str | None
     note: str = ""
 
 
 def phase(state: State) -> Phase:
-    """Of the whole experiment, as far as its ledger tells."""
+    """Phase of the experiment according to its ledger."""
     if serving.preflight_refusal(state) is not None:
         return "failed"
     if state.finished is not None:
@@ -46,11 +46,13 @@ def phase(state: State) -> Phase:
     return "running" if state.has_started else "waiting"
 
 
-def run_statuses(moment: Moment, pulses: Iterable[Heartbeat] = ()) -> list[RunStatus]:
-    """The stages of bases that are being trained, then the runs, in configured order."""
-    pulse_of = {pulse.run: pulse for pulse in pulses if pulse.run is not None}
+def run_statuses(moment: Moment, heartbeats: Iterable[Heartbeat] = ()) -> list[RunStatus]:
+    """Stages of the bases in training, then the runs, in configured order."""
+    heartbeat_of = {
+        heartbeat.run: heartbeat for heartbeat in heartbeats if heartbeat.run is not None
+    }
     runs = [*_stages(moment), *moment.expanded.runs]
-    return [_run(moment, run, pulse_of.get(run.id)) for run in runs]
+    return [_run(moment, run, heartbeat_of.get(run.id)) for run in runs]
 
 
 def _stages(moment: Moment) -> list[RunSpec]:
@@ -61,71 +63,72 @@ def _stages(moment: Moment) -> list[RunSpec]:
 def _run(
     moment: Moment,
     run: RunSpec,
-    pulse: Heartbeat | None,
+    heartbeat: Heartbeat | None,
 ) -> RunStatus:
-    known = moment.state.run(run.id)
+    run_state = moment.state.run(run.id)
     status, note = _status(moment, run)
     is_running = status == "running"
-    newest = known.curve[max(known.curve)] if known.curve else None
+    newest = run_state.curve[max(run_state.curve)] if run_state.curve else None
     loss = newest.loss if newest is not None else None
     rate = newest.images_per_s if newest is not None and is_running else None
-    if pulse is not None and is_running:
-        loss = pulse.loss if pulse.loss is not None else loss
-        rate = pulse.images_per_s if pulse.images_per_s is not None else rate
-        note = f"silent for {pulse.silent_s:.0f} s" if pulse.silent_s > 15 else note
+    if heartbeat is not None and is_running:
+        loss = heartbeat.loss if heartbeat.loss is not None else loss
+        rate = heartbeat.images_per_s if heartbeat.images_per_s is not None else rate
+        note = f"no heartbeat for {heartbeat.silent_s:.0f} s" if heartbeat.silent_s > 15 else note
     return RunStatus(
         id=run.id,
         role=run.role,
         params=format.params(run.params),
         status=status,
-        epochs_done=_epochs_behind(known),
+        epochs_done=_epochs_done(run_state),
         epochs=run.train.epochs,
         loss=loss,
-        score=newest_score(known, moment.config.soup.metric),
+        score=newest_score(run_state, moment.config.soup.metric),
         images_per_s=rate,
         slot=_slot(moment.state, run.id),
         note=note,
     )
 
 
-def _epochs_behind(known: RunState) -> int:
-    return known.curve[max(known.curve)].epoch if known.curve else 0
+def _epochs_done(run_state: RunState) -> int:
+    return run_state.curve[max(run_state.curve)].epoch if run_state.curve else 0
 
 
-def newest_score(known: RunState, metric: Metric) -> float | None:
-    if not known.curve:
+def newest_score(run_state: RunState, metric: Metric) -> float | None:
+    if not run_state.curve:
         return None
-    value: float | None = getattr(known.curve[max(known.curve)].score, metric)
+    value: float | None = getattr(run_state.curve[max(run_state.curve)].score, metric)
     return value
 
 
 def _slot(state: State, run: str) -> str | None:
-    return next((o.slot for o in state.open.values() if o.run == run and o.started_at), None)
+    orders = state.open.values()
+    return next((order.slot for order in orders if order.run == run and order.started_at), None)
 
 
 def _status(moment: Moment, run: RunSpec) -> tuple[str, str]:
-    """In one word, and what there is to say beyond it."""
+    """(status, note)"""
     if moment.is_resolved and moment.is_trained(run):
         return "done", "ended early" if moment.state.run(run.id).ended_early else ""
     reason = _failure(moment, run)
     if reason is not None:
         return "failed", reason
-    held = [order for order in moment.state.open.values() if order.run == run.id]
-    if any(order.started_at for order in held):
+    orders = [order for order in moment.state.open.values() if order.run == run.id]
+    if any(order.started_at for order in orders):
         return "running", ""
     pauses = [event.reason for event in moment.state.backoff.values() if event.run == run.id]
     if pauses:
         return "retrying", pauses[-1]
-    if held:
+    if orders:
         return "queued", ""
     over = moment.state.finish_reason is not None or moment.state.stopped is not None
     if not over and (number := _awaited_round(moment, run)):
-        return "waiting", f"for the others, round {number}"
+        return "waiting", f"for the other runs, round {number}"
     return ("stopped", moment.state.finish_reason or "") if over else ("waiting", "")
 
 
 def _awaited_round(moment: Moment, run: RunSpec) -> int | None:
-    """Number of the sync round that the run stands at and has not been cleared for."""
+    """Number of the sync round that the run waits for."""
     if not moment.is_resolved or run not in sync_rounds.at_boundary(moment):
         return None
     if sync_rounds.released_by(moment, run) is not None:
@@ -144,46 +147,47 @@ class SoupStatus:
     label: str
     score: float | None
     share: str
-    """`4 of 6 ingredients`"""
+    """E.g. `4 of 6 ingredients`."""
 
 
 def soup_statuses(moment: Moment) -> list[SoupStatus]:
-    """The final soups once there are any; before that the newest anytime soup of each cohort."""
-    made = [each for each in moment.state.merges.values() if each.soup is not None]
-    finals = [each for each in made if each.opened.is_final]
-    newest = {each.opened.cohort: each for each in made if not each.opened.is_final}
+    """The final soups. Before there are any: the newest anytime soup of each cohort."""
+    merges = [merge for merge in moment.state.merges.values() if merge.soup is not None]
+    finals = [merge for merge in merges if merge.opened.is_final]
+    newest = {merge.opened.cohort: merge for merge in merges if not merge.opened.is_final}
     shown = finals or list(newest.values())
     return [
         SoupStatus(
-            label=(each.opened.label if finals else f"round {each.opened.round}")
-            + of_cohort(moment, each.opened.cohort),
-            score=selection_shown(each.soup.score, moment.config.soup.metric),
-            share=format.share_of(each.soup.mix.names, len(each.opened.ingredients)),
+            label=(merge.opened.label if finals else f"round {merge.opened.round}")
+            + of_cohort(moment, merge.opened.cohort),
+            score=selection_shown(merge.soup.score, moment.config.soup.metric),
+            share=format.share_of(merge.soup.mix.names, len(merge.opened.ingredients)),
         )
-        for each in shown
-        if each.soup is not None
+        for merge in shown
+        if merge.soup is not None
     ]
 
 
 def of_cohort(moment: Moment, cohort: str) -> str:
-    """` of test_vit`: whose soup it is, where there are several cohorts."""
+    """` of test_vit`. Empty: there is only one cohort."""
     names = moment.resolved.cohort_names if moment.is_resolved else {}
     return f" of {names[cohort_family(cohort)]}" if len(names) > 1 else ""
 
 
 def selection_shown(score: float | None, metric: Metric) -> float | None:
-    """A recipe maximises; a negative log-likelihood is shown with its own sign."""
+    """A selection score, which recipes maximise, with the sign of its metric."""
     if score is None or score <= WORST:
         return None
     return -score if metric == "nll" else score
 
 
 def pending_reasons(moment: Moment, waiting_for: str | None = None) -> Iterator[str]:
-    """What waits, and for what, in sentences."""
+    """Sentences that say what waits, and for what."""
     if waiting_for is not None:
         yield waiting_for
     if moment.state.finish_reason is not None and moment.state.finished is None:
-        yield f"Training is over ({moment.state.finish_reason}); what is committed is souped."
+        reason = moment.state.finish_reason
+        yield f"Training has ended ({reason}); making soups from committed checkpoints."
     yield from _beginnings(moment)
     yield from _queued(moment)
     for pause in moment.state.backoff.values():
@@ -198,16 +202,14 @@ def _needed(question: Question) -> str:
         return f"the inner products of {len(question.names)} checkpoints"
     if isinstance(question, MixGradient):
         return f"a gradient, batch {question.batch} of epoch {question.epoch}"
-    return f"tastes of up to {len(question.mixes)} mixes"
+    return f"the scores of up to {len(question.mixes)} mixes"
 
 
 def _beginnings(moment: Moment) -> Iterator[str]:
     refusal = serving.preflight_refusal(moment.state)
     if not moment.is_resolved:
-        yield (
-            refusal
-            or f"{len(moment.expanded.runs)} runs wait for preflight, which looks at the data."
-        )
+        num_runs = len(moment.expanded.runs)
+        yield refusal or f"{num_runs} runs wait for preflight, which checks the data."
         return
     resolved = moment.resolved
     for plan in resolved.plans:
@@ -219,9 +221,9 @@ def _beginnings(moment: Moment) -> Iterator[str]:
 def _queued(moment: Moment) -> Iterator[str]:
     if not moment.is_resolved:
         return
-    held = Counter(order.what for order in moment.state.open.values() if order.started_at is None)
+    queued = Counter(order.what for order in moment.state.open.values() if order.started_at is None)
     due = Counter(order.kind for order in schedule.due(moment) if order.kind != "retire")
-    waiting = held + due
+    waiting = queued + due
     if waiting:
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(waiting.items()))
         slots = "the one slot" if moment.state.slots == 1 else f"one of {moment.state.slots} slots"
@@ -229,30 +231,28 @@ def _queued(moment: Moment) -> Iterator[str]:
 
 
 def epochs_done(moment: Moment) -> tuple[int, int]:
-    """Run-epochs done, and in all; those that a run has failed or ended before never come."""
+    """(done, total) epochs of all runs; a run that failed or ended early needs no more."""
     done, total = 0, 0
     for run in moment.expanded.runs:
-        known = moment.state.run(run.id)
-        behind = _epochs_behind(known)
-        done += behind
-        is_over = known.failed is not None or known.ended_early
-        total += behind if is_over else run.train.epochs
+        run_state = moment.state.run(run.id)
+        run_done = _epochs_done(run_state)
+        done += run_done
+        is_over = run_state.failed is not None or run_state.ended_early
+        total += run_done if is_over else run.train.epochs
     return done, total
 
 
 def seconds_left(moment: Moment, at: float) -> float | None:
-    """Estimate for the epochs of runs still to come, at the pace of this driver's life so far.
+    """Estimated time of the remaining epochs, at the pace since this driver started.
 
-    None before the first epoch has ended.
+    None: no epoch has ended yet.
     """
-    if moment.state.opened_at is None:
+    opened_at, began = moment.state.opened_at, moment.state.training_since
+    if opened_at is None or began is None:
         return None
-    curves = (moment.state.run(run.id).curve.values() for run in moment.expanded.runs)
-    times = [
-        point.time for curve in curves for point in curve if point.time >= moment.state.opened_at
-    ]
-    began = moment.state.training_since
-    if not times or began is None:
+    curves = (moment.run(run.id).curve.values() for run in moment.expanded.runs)
+    times = [point.time for curve in curves for point in curve if point.time >= opened_at]
+    if not times:
         return None
     done, total = epochs_done(moment)
     pace_s = (max(times) - began) / len(times)

@@ -1,4 +1,4 @@
-"""Tables of the terminal: how an experiment ended, and how it stands."""
+"""Tables of the terminal: final results, and the current status."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -18,24 +18,26 @@ from workers.storage.layout import REPORT, RESULTS, SERVED
 
 
 def final_table(results: Json, uri: str | None = None) -> RenderableType:
-    """Every model on every split, what is served, and where to look further."""
+    """Every model on every split, the served soup, and where the files are."""
     metric, splits = results["metric"], format.splits_of(results)
     title = f"{results['name']}: {format.METRIC_NAMES[metric]}, {format.unit(metric)}"
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
     table.add_column("")
     table.add_column("model", overflow="fold")
-    table.add_column("what", overflow="fold", style="dim")
+    table.add_column("about", overflow="fold", style="dim")
     for split in splits:
         table.add_column(split, justify="right")
-    versus = verdict.report_split(results)
-    if versus is not None:
-        table.add_column(f"{versus} vs best single [95 %]", justify="right")
+    report_split = verdict.report_split(results)
+    if report_split is not None:
+        table.add_column(f"{report_split} vs best single [95 %]", justify="right")
     kind = ""
     for row in rows(results):
         if kind and row.kind != kind:
             table.add_section()
         kind = row.kind
-        difference = [format.interval(row.deltas.get(versus))] if versus is not None else []
+        difference = []
+        if report_split is not None:
+            difference = [format.interval(row.deltas.get(report_split))]
         scores = [format.score_text(format.score_of(row.scores, s, metric), metric) for s in splits]
         style = "bold green" if row.is_served else "red" if row.status == "failed" else ""
         cells = [_mark(row), _name(row), escape(row.about), *scores, *difference]
@@ -65,28 +67,23 @@ def _closing_lines(results: Json, uri: str) -> Iterator[Text]:
             yield Text(f"{failure['order']} was given up: {failure['gave_up']}", style="bold red")
     for warning in verdict.warnings(results):
         yield Text(f"Warning: {warning}", style="yellow")
-    used = results["fleet_efficiency"]
-    yield Text(
-        f"{format.duration(results['wall_s'])}; slots were at work {format.percent(used['value'])} "
-        f"of the time there was work for them, {format.percent(used['whole_wall'])} of the whole "
-        "time."
-    )
+    yield Text(format.fleet_use(results))
     yield _path("Results ", uri, RESULTS)
     yield _path("Report  ", uri, REPORT)
     if results["served"] is None:
-        yield Text("Nothing is served: no soup could be made.", style="bold red")
+        yield Text("No soup is served: none could be made.", style="bold red")
     else:
         yield _path("Soup    ", uri, SERVED)
 
 
 def _path(label: str, uri: str, name: str) -> Text:
-    """Kept on one line, so that it can be copied."""
+    """A path on one line, so that it can be copied."""
     place, question, query = uri.partition("?") if "://" in uri else (uri, "", "")
     return Text(f"{label} {place.rstrip('/')}/{name}{question}{query}", no_wrap=True)
 
 
 MAX_RUNS = 40
-"""A table with more lines than a terminal is no table."""
+"""Runs that a table shows; more do not fit a terminal."""
 
 STYLES = {
     "running": "bold",
@@ -100,7 +97,7 @@ STYLES = {
 
 
 def status_view(moment: Moment, uri: str) -> RenderableType:
-    """How the experiment stands, from its ledger alone."""
+    """Status of the experiment, from its ledger alone."""
     head = Text(f"{moment.config.name}: {status.phase(moment.state)}", style="bold")
     head.append(f"  {uri}", style="dim")
     lines: list[RenderableType] = [head, runs_table(moment, status.run_statuses(moment))]
@@ -125,7 +122,7 @@ def status_json(moment: Moment) -> Json:
 
 
 def runs_table(moment: Moment, runs: Iterable[RunStatus]) -> Table:
-    """At most MAX_RUNS runs, those at work first."""
+    """At most MAX_RUNS runs, the running ones first."""
     metric = moment.config.soup.metric
     score = f"val {format.METRIC_NAMES[metric]}, {format.unit(metric)}"
     table = Table(pad_edge=False)
@@ -158,7 +155,7 @@ def _run_cells(run: RunStatus, metric: str) -> list[str]:
 
 
 def soup_line(moment: Moment) -> Text:
-    """The soup so far, or the final ones."""
+    """The anytime soup, or the final soups."""
     metric = moment.config.soup.metric
     soups = status.soup_statuses(moment)
     if not soups:

@@ -2,88 +2,93 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from orchestrator.report.efficiency import fleet_efficiency
 from orchestrator.report.results import collect_results
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
-from tests.orchestrator.report.synthetic_results import CONFIG, Story, program
-from workers.types import Started
+from tests.orchestrator.report.scenario import Scenario
+from tests.simulator.experiment import program
+from tests.simulator.simulator import live
+from tests.simulator.world import Mishap, World
+from workers.types import AnyOrder, Started, TrainOrder
 
 
-def test_results_have_every_key_of_the_contract(told: Story) -> None:
-    known = collect_results(Moment(told.program, told.state))
+def test_results_have_every_key_of_the_contract(finished: Scenario) -> None:
+    results = finished.results()
     promised = (
         "schema name cohorts splits runs soups ensembles best_single served wall_s fleet_efficiency"
     )
-    assert set(promised.split()) <= set(known)
+    assert set(promised.split()) <= set(results)
     run = "id cohort params seed status attempts checkpoints scores"
     soup = "id recipe cohort mix members scores tastes samples_forwarded seconds batchnorm"
-    assert all(set(run.split()) <= set(each) for each in known["runs"])
-    assert all({*soup.split(), "vs_best_single"} <= set(each) for each in known["soups"])
-    assert set(known["splits"]["test"]) == {"count", "fingerprint"}
-    json.dumps(known, allow_nan=False)
+    assert all(set(run.split()) <= set(each) for each in results["runs"])
+    assert all({*soup.split(), "vs_best_single"} <= set(each) for each in results["soups"])
+    assert set(results["splits"]["test"]) == {"count", "fingerprint"}
+    json.dumps(results, allow_nan=False)
 
 
-def test_the_served_soup_is_told_in_full(told: Story) -> None:
-    known = collect_results(Moment(told.program, told.state))
-    soup = next(each for each in known["soups"] if each["id"] == known["served"])
-    checkpoints = [id for run in known["runs"] for id in run["checkpoints"]]
+def test_the_served_soup_is_complete(finished: Scenario) -> None:
+    results = finished.results()
+    soup = next(soup for soup in results["soups"] if soup["id"] == results["served"])
+    checkpoints = [id for run in results["runs"] for id in run["checkpoints"]]
     assert soup["recipe"] == "greedy"
     assert soup["members"] == [id for id, _ in soup["mix"]["weights"]]
     assert set(soup["members"]) <= set(checkpoints), "members are found in the store by their ids"
     assert [each["accepted"] for each in soup["decisions"]] == [True, True, True, False]
-    assert soup["tastes"] == 3 and soup["samples_forwarded"] >= 3 * 400
+    assert soup["tastes"] == 3 and soup["samples_forwarded"] >= 2 * 400
     assert soup["seconds"] > 0.4
     low, high = soup["vs_best_single"]["test"]["ci95"]
     assert low < soup["vs_best_single"]["test"]["delta"] < high
 
 
-def test_best_is_a_soup_with_the_scores_of_the_best_single_run(told: Story) -> None:
-    known = collect_results(Moment(told.program, told.state))
-    best = next(each for each in known["soups"] if each["recipe"] == "best")
-    assert best["scores"] == known["best_single"]["scores"]
-    assert best["members"] == [known["best_single"]["checkpoint"]]
+def test_best_is_a_soup_with_the_scores_of_the_best_single_run(finished: Scenario) -> None:
+    results = finished.results()
+    best = next(soup for soup in results["soups"] if soup["recipe"] == "best")
+    assert best["scores"] == results["best_single"]["scores"]
+    assert best["members"] == [results["best_single"]["checkpoint"]]
     assert best["vs_best_single"]["test"]["delta"] == 0
 
 
-def test_a_failed_run_and_a_mended_one_are_both_said(told: Story) -> None:
-    known = collect_results(Moment(told.program, told.state))
-    run = known["runs"][3]
+def test_a_failed_run_and_a_repeated_one_are_both_listed(finished: Scenario) -> None:
+    results = finished.results()
+    run = results["runs"][3]
     assert run["status"] == "failed" and "not finite" in run["failure"] and run["scores"] == {}
-    outcome = {each["run"]: each["gave_up"] for each in known["failures"]}
+    outcome = {each["run"]: each["gave_up"] for each in results["failures"]}
     assert outcome[run["id"]] is not None
-    assert outcome[known["runs"][1]["id"]] is None and known["runs"][1]["attempts"] == 2
+    assert outcome[results["runs"][1]["id"]] is None and results["runs"][1]["attempts"] == 2
 
 
-def test_rounds_are_told_oldest_first(told: Story) -> None:
-    rounds = collect_results(Moment(told.program, told.state))["rounds"]
+def test_rounds_are_listed_oldest_first(finished: Scenario) -> None:
+    rounds = finished.results()["rounds"]
     assert [each["round"] for each in rounds] == sorted(each["round"] for each in rounds)
     assert all(each["members"] and each["score"] for each in rounds)
 
 
-def test_results_render_before_anything_has_happened(tmp_path: Path) -> None:
-    known = collect_results(program(tmp_path), State())
-    assert known["served"] is None and known["best_single"] is None
-    assert {run["status"] for run in known["runs"]} == {"stopped"}
+def test_results_render_before_the_first_event() -> None:
+    results = collect_results(program(), State())
+    assert results["served"] is None and results["best_single"] is None
+    assert {run["status"] for run in results["runs"]} == {"stopped"}
 
 
-def test_results_render_at_every_moment(tmp_path: Path) -> None:
-    for nth in (1, 4, 9):
-        story = Story(program(tmp_path)).tell("checkpoint", nth)
-        json.dumps(collect_results(Moment(story.program, story.state)), allow_nan=False)
+@pytest.mark.parametrize("nth", [1, 4, 9])
+def test_results_render_at_every_moment(finished: Scenario, nth: int) -> None:
+    json.dumps(finished.until("checkpoint", nth).results(), allow_nan=False)
 
 
-def test_a_negative_log_likelihood_that_is_no_number_becomes_null(told: Story) -> None:
-    name = next(iter(told.state.scores))
+def test_a_negative_log_likelihood_that_is_no_number_becomes_null(finished: Scenario) -> None:
+    state = finished.state
+    name = next(iter(state.scores))
     broken = {
         split: score.model_copy(update={"nll": float("nan")})
-        for split, score in told.state.scores[name].items()
+        for split, score in state.scores[name].items()
     }
-    state = replace(told.state, scores={**told.state.scores, name: broken})
-    assert "NaN" not in json.dumps(collect_results(Moment(told.program, state)))
+    state = replace(state, scores={**state.scores, name: broken})
+    assert "NaN" not in json.dumps(collect_results(Moment(finished.program, state)))
 
 
-def test_a_slot_that_stands_free_while_its_next_order_is_due_is_wasted() -> None:
+def test_a_slot_that_is_free_while_its_next_order_is_due_is_wasted() -> None:
     first = Started(order="a", attempt=1, slot="slot-0", time=10.0, warm=False, gap_s=None)
     second = first.model_copy(update={"order": "b", "time": 24.0})
     state = State(
@@ -110,9 +115,10 @@ def test_waiting_for_a_busy_slot_is_no_waste() -> None:
 
 
 def test_when_every_run_fails_nothing_is_served_and_the_reasons_are_there(tmp_path: Path) -> None:
-    only_the_bad_one = CONFIG.split("  runs:")[0] + "  runs: [{train: {lr: 0.05}}]\n"
-    made = program(tmp_path, only_the_bad_one)
-    story = Story(made, diverging=0).tell()
-    known = collect_results(made, story.state)
-    assert known["served"] is None and known["soups"] == []
-    assert known["runs"][0]["failure"] and known["failures"][0]["gave_up"]
+    def mishap(order: AnyOrder, attempt: int) -> Mishap | None:
+        return Mishap("diverged", after=1) if isinstance(order, TrainOrder) else None
+
+    world = World.at(tmp_path, program(1), mishaps=mishap)
+    results = collect_results(Moment(world.program, live(world)))
+    assert results["served"] is None and results["soups"] == []
+    assert results["runs"][0]["failure"] and results["failures"][0]["gave_up"]

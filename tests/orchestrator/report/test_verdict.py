@@ -1,26 +1,25 @@
-from pathlib import Path
-from typing import Any
+import copy
 
 import pytest
 
-from orchestrator.report.results import collect_results
-from orchestrator.report.verdict import about_ensembles, cautions, verdict, verdict_of
-from orchestrator.schedule.moment import Moment
-from tests.orchestrator.report.synthetic_results import Story, program
+from orchestrator.report.verdict import about_ensembles, cautions, undetectable, verdict, verdict_of
+from tests.orchestrator.report.scenario import Json, Scenario
 
 
-def test_an_interval_above_zero_is_a_win(told: Story) -> None:
-    said = verdict(collect_results(Moment(told.program, told.state)))
-    assert said.tone == "better"
-    assert (
-        "beats the best single run on test: 93.33 % against 92.33 %, +1.00 points" in said.sentence
+def test_an_interval_above_zero_is_a_win(finished: Scenario) -> None:
+    found = verdict(finished.results())
+    assert found.tone == "better"
+    assert "beats the best single run on test: 79.83 % against 74.33 %, +5.50 points" in (
+        found.sentence
     )
 
 
-def test_an_interval_across_zero_cannot_tell(tmp_path: Path) -> None:
-    story = Story(program(tmp_path), wide=0.02).tell()
-    said = verdict(collect_results(Moment(story.program, story.state)))
-    assert said.tone == "unsure" and said.sentence.startswith("Cannot tell whether the served soup")
+def test_an_interval_across_zero_cannot_tell(finished: Scenario) -> None:
+    results = finished.results()
+    _soup(results, "greedy")["vs_best_single"]["test"]["ci95"] = [-0.01, 0.12]
+    found = verdict(results)
+    assert found.tone == "unsure"
+    assert found.sentence.startswith("Cannot tell whether the served soup")
 
 
 @pytest.mark.parametrize(
@@ -40,51 +39,65 @@ def test_less_is_better_for_a_loss(
     assert verdict_of({"metric": metric, "delta": 0.0, "ci95": interval}) == expected
 
 
-def test_the_ensemble_is_compared_without_claiming_more_than_the_intervals(told: Story) -> None:
-    (sentence,) = about_ensembles(collect_results(Moment(told.program, told.state)))
+def test_the_ensemble_claims_no_more_than_its_interval(
+    finished: Scenario,
+) -> None:
+    (sentence,) = about_ensembles(finished.results())
     assert "at 4 times the work per image" in sentence and "does not settle which" in sentence
 
 
-def test_a_small_selection_split_and_failed_runs_are_warned_of(told: Story) -> None:
-    said = " ".join(cautions(collect_results(Moment(told.program, told.state))))
-    assert "1 of 5 runs failed" in said
-    assert "only 400 images" in said and "standard error of 1.3 points" in said
+def test_a_small_selection_split_and_failed_runs_are_warned_of(finished: Scenario) -> None:
+    text = " ".join(cautions(finished.results()))
+    assert "1 of 5 runs failed" in text
+    assert "only 400 images" in text and "standard error of 2.2 points" in text
 
 
-def test_ingredients_outside_the_basin_are_named(told: Story) -> None:
-    known: dict[str, Any] = collect_results(Moment(told.program, told.state))
-    decision = {**known["soups"][-1]["decisions"][-1], "reason": "outside the basin: it dips"}
-    known["soups"][-1]["decisions"].append(decision)
-    said = " ".join(cautions(known))
-    assert f"1 ingredient outside the basin of the best one ({decision['run']})" in said
+def test_ingredients_outside_the_basin_are_named(finished: Scenario) -> None:
+    results = finished.results()
+    decisions = _soup(results, "greedy")["decisions"]
+    decisions.append({**decisions[-1], "reason": "outside the basin: it dips"})
+    text = " ".join(cautions(results))
+    assert f"1 ingredient outside the basin of the best one ({decisions[-1]['run']})" in text
 
 
-@pytest.mark.parametrize(("uniform", "warned"), [(0.3, True), (0.78, True), (0.9, False)])
+@pytest.mark.parametrize(("uniform", "is_warned"), [(0.3, True), (0.45, True), (0.5, False)])
 def test_a_uniform_soup_far_below_every_member_hints_at_basins(
-    told: Story, uniform: float, warned: bool
+    finished: Scenario, uniform: float, is_warned: bool
 ) -> None:
-    known: dict[str, Any] = collect_results(Moment(told.program, told.state))
-    (soup,) = [soup for soup in known["soups"] if soup["recipe"] == "uniform"]
-    soup["scores"]["val"] = {**soup["scores"]["val"], "top1": uniform}
-    said = [each for each in cautions(known) if "soup.basin" in each]
-    assert bool(said) == warned
-    if warned:
-        lowest = "far below each of its members (the lowest 90.25 %)"
-        assert f"{100 * uniform:.2f} % on val, {lowest}" in said[0]
+    results = finished.results()
+    soup = _soup(results, "uniform")
+    soup["scores"]["val"]["top1"] = uniform
+    hints = [sentence for sentence in cautions(results) if "soup.basin" in sentence]
+    assert bool(hints) == is_warned
+    if is_warned:
+        assert f"{100 * uniform:.2f} % on val" in hints[0] and "55.75 %" in hints[0]
     policy = {**soup, "recipe": "uniform@average"}
-    assert not any("soup.basin" in each for each in cautions({**known, "soups": [policy]}))
+    cautious = cautions({**results, "soups": [policy]})
+    assert not any("soup.basin" in sentence for sentence in cautious)
 
 
-def test_a_loss_is_far_below_when_it_is_high(told: Story) -> None:
-    known: dict[str, Any] = {**collect_results(Moment(told.program, told.state)), "metric": "nll"}
-    assert not any("soup.basin" in each for each in cautions(known))
-    (soup,) = [soup for soup in known["soups"] if soup["recipe"] == "uniform"]
-    soup["scores"]["val"] = {**soup["scores"]["val"], "nll": 1.9}
-    (said,) = [each for each in cautions(known) if "soup.basin" in each]
-    assert "1.9000 nats on val" in said
+def test_a_loss_is_far_below_when_it_is_high(finished: Scenario) -> None:
+    results = {**finished.results(), "metric": "nll"}
+    assert not any("soup.basin" in sentence for sentence in cautions(results))
+    _soup(results, "uniform")["scores"]["val"]["nll"] = 9.0
+    (hint,) = [sentence for sentence in cautions(results) if "soup.basin" in sentence]
+    assert "9.0000 nats on val" in hint
 
 
-def test_a_large_selection_split_is_not_warned_of(told: Story) -> None:
-    known: dict[str, Any] = collect_results(Moment(told.program, told.state))
-    known["splits"]["val"]["count"] = 50_000
-    assert not any("selection split" in each for each in cautions(known))
+def test_a_large_selection_split_is_not_warned_of(finished: Scenario) -> None:
+    results = finished.results()
+    results["splits"]["val"]["count"] = 50_000
+    assert not any("selection split" in sentence for sentence in cautions(results))
+
+
+def test_a_gain_too_small_for_the_selection_split_is_warned_of(finished: Scenario) -> None:
+    analysis = copy.deepcopy(finished.analysis)
+    assert list(undetectable(finished.results(), None)) == []
+    analysis["splits"]["val"]["paired"]["detectable"] = 0.5
+    (sentence,) = undetectable(finished.results(), analysis)
+    assert "only a gain of 50.00 points" in sentence
+
+
+def _soup(results: Json, recipe: str) -> Json:
+    (soup,) = [soup for soup in results["soups"] if soup["recipe"] == recipe]
+    return soup

@@ -1,158 +1,156 @@
-"""Figures show what results.json and analysis.json say, and nothing else."""
+"""One check per kind of figure, against results.json and analysis.json."""
 
-from typing import Any
+import copy
 
-from orchestrator.report.csv_files import summary_csv
+import pytest
+
 from orchestrator.report.html.calibration import reliability_figure
 from orchestrator.report.html.coefficients import coefficients_figure
+from orchestrator.report.html.differences import differences_figure
 from orchestrator.report.html.errors import bias_variance_figure, confusion_figure
+from orchestrator.report.html.learning_curves import learning_curves
 from orchestrator.report.html.model_map import model_map_figure
 from orchestrator.report.html.plot_style import Figure, FigureOrReason, MissingFigure
 from orchestrator.report.html.robustness import robustness_figures
 from orchestrator.report.html.selection_steps import selection_steps_figure
-from orchestrator.report.html.tables import recipe_table
+from orchestrator.report.html.timeline import timeline
 from orchestrator.report.html.weight_space import barrier_figure, cosines_figure
 from orchestrator.report.model_rows import rows
-from orchestrator.report.verdict import undetectable
-from orchestrator.schedule.moment import Moment
-from tests.orchestrator.report.synthetic_analysis import COMPONENTS, Tale
-from tests.orchestrator.report.synthetic_results import Story
+from tests.orchestrator.report.scenario import RECIPES, Scenario
+from tests.simulator.linear_world import COMPONENTS
 
 
-def figure(drawing: FigureOrReason) -> Figure:
-    assert isinstance(drawing, Figure)
-    return drawing
+def drawn(figure: FigureOrReason) -> Figure:
+    assert isinstance(figure, Figure)
+    return figure
 
 
-def test_the_recipe_table_has_every_column_and_model(tale: Tale) -> None:
-    table = recipe_table(tale.known, tale.analysis, list(rows(tale.known)))
-    titles = [column.title for column in table.columns]
-    assert {"macro-F1", "NLL", "ECE", "ECE, T", "worst class", "tastes", "seconds", "p"} <= {
-        *titles
-    }
-    assert "vs best single on test" in titles
-    assert len(table.rows) == 1 + len(tale.known["soups"]) + len(tale.known["ensembles"])
-    assert all(len(row.cells) == len(titles) for row in table.rows)
-    assert "4 of 4 + base" in [row.cells[1].text for row in table.rows]
+def test_every_difference_has_its_interval(finished: Scenario) -> None:
+    results = finished.results()
+    panels = drawn(differences_figure(results, rows(results))).data
+    assert [panel["name"] for panel in panels] == ["val", "test", "ood:sketch"]
+    assert all(len(panel["x"]) == len(RECIPES) + 1 for panel in panels)
+    (soup,) = [soup for soup in results["soups"] if soup["recipe"] == "greedy"]
+    delta, panel = soup["vs_best_single"]["test"], panels[1]
+    place = panel["y"].index("soup greedy")
+    low = panel["x"][place] - panel["error_x"]["arrayminus"][place]
+    assert panel["x"][place] == pytest.approx(100 * delta["delta"])
+    assert low == pytest.approx(100 * delta["ci95"][0])
 
 
-def test_every_model_has_a_place_on_the_map_and_the_scatter(tale: Tale) -> None:
-    models = list(rows(tale.known))
-    for drawing in (
-        model_map_figure(tale.analysis, models),
-        *robustness_figures(tale.known, models),
-    ):
-        points = [x for trace in figure(drawing).data for x in trace["x"]]
-        assert len(points) == len(tale.analysis["models"])
+def test_every_model_is_on_the_map_and_in_the_scatter_plot(finished: Scenario) -> None:
+    results = finished.results()
+    models = list(rows(results))
+    (scatter,) = robustness_figures(results, models)
+    map_traces = drawn(model_map_figure(finished.analysis, models)).data
+    assert sum(len(trace["x"]) for trace in map_traces) == len(finished.analysis["models"])
+    named = {trace["name"] for trace in map_traces if "text" in trace["mode"]}
+    assert named == {"best single", "served soup", "ensembles"}
+    points = [trace for trace in drawn(scatter).data if "lines" not in trace["mode"]]
+    assert sum(len(trace["x"]) for trace in points) == len(finished.analysis["models"])
 
 
-def test_the_curve_of_wise_ft_is_a_line_from_base_to_fine_tuned_weights(tale: Tale) -> None:
-    wise = next(soup for soup in tale.known["soups"] if soup["recipe"] == "wise_ft")
-    scores = {"test": {"top1": 0.5}, "ood:sketch": {"top1": 0.25}}
-    better = {"test": {"top1": 0.75}, "ood:sketch": {"top1": 0.5}}
-    wise["curve"] = [
-        {"alpha": 1.0, "mix": wise["mix"], "scores": better},
-        {"alpha": 0.5, "mix": wise["mix"], "scores": {}},
-        {"alpha": 0.0, "mix": wise["mix"], "scores": scores},
-    ]
-    drawn = figure(*robustness_figures(tale.known, list(rows(tale.known))))
-    line = drawn.data[0]
-    assert (line["x"], line["y"]) == ([50.0, 75.0], [25.0, 50.0]) and "lines" in line["mode"]
-    assert line["name"].startswith("wise_ft") and "alpha 1" in line["customdata"][1]
-    assert "dotted" in drawn.caption
-    wise["curve"] = []
-    assert "dotted" not in figure(*robustness_figures(tale.known, list(rows(tale.known)))).caption
+def test_the_curve_of_wise_ft_runs_from_the_base_to_the_fine_tuned_weights(
+    finished: Scenario,
+) -> None:
+    results = finished.results()
+    (soup,) = [soup for soup in results["soups"] if soup["recipe"] == "wise_ft"]
+    (figure,) = robustness_figures(results, rows(results))
+    line = drawn(figure).data[0]
+    assert line["name"].startswith("wise_ft") and "lines" in line["mode"]
+    assert len(line["x"]) == len(soup["curve"]) == 11
+    scores = {point["alpha"]: point["scores"] for point in soup["curve"]}
+    assert line["x"][0] == pytest.approx(100 * scores[0]["test"]["top1"])
+    assert line["y"][-1] == pytest.approx(100 * scores[1]["ood:sketch"]["top1"])
+    soup["curve"] = []
+    (figure,) = robustness_figures(results, rows(results))
+    assert "dotted" not in drawn(figure).caption
 
 
-def test_the_path_shows_candidates_with_scores_and_the_served_recipe_first(tale: Tale) -> None:
-    drawn = figure(selection_steps_figure(tale.known))
-    labels = [choice.label for choice in drawn.choices]
-    assert labels[0] == "greedy" and {"wise_ft", "learned", "pruned"} <= set(labels)
-    assert "uniform" not in labels, "it decides nothing by a score"
-    wise = next(choice for choice in drawn.choices if choice.label == "wise_ft")
-    assert wise.data[1]["x"][3] == "4 · alpha 0.3" and len(wise.data[0]["y"]) == 11
+def test_selection_steps_show_scored_candidates_and_the_served_recipe_first(
+    finished: Scenario,
+) -> None:
+    figure = drawn(selection_steps_figure(finished.results()))
+    views = {choice.label: choice.data for choice in figure.choices}
+    assert next(iter(views)) == "greedy" and {"wise_ft", "learned", "pruned"} <= set(views)
+    assert "uniform" not in views, "it decides nothing by a score"
+    curve, candidates = views["wise_ft"]
+    assert candidates["x"][3] == "4 · alpha 0.3" and len(curve["y"]) == 11
 
 
-def test_a_mix_without_components_is_one_column_that_sums_to_one(tale: Tale) -> None:
-    drawn = figure(coefficients_figure(tale.known))
-    heat = drawn.data[0]
-    assert "learned" not in heat["x"] and heat["y"][-1] == "base"
-    for column in zip(*heat["z"], strict=True):
-        assert abs(sum(value or 0 for value in column) - 1) < 1e-9
-    learned = drawn.choices[1]
-    assert learned.label == "learned" and learned.data[0]["x"] == ["all the rest", *COMPONENTS]
+def test_a_mix_without_components_is_one_column_that_sums_to_one(finished: Scenario) -> None:
+    figure = drawn(coefficients_figure(finished.results()))
+    views = {choice.label: choice.data[0] for choice in figure.choices}
+    overview = views["all recipes"]
+    assert "learned" not in overview["x"] and overview["y"][-1] == "base"
+    for recipe, column in zip(overview["x"], zip(*overview["z"], strict=True), strict=True):
+        total = sum(value or 0 for value in column)
+        assert total == pytest.approx(1), recipe
+    assert views["learned"]["x"] == ["all the rest", *COMPONENTS]
 
 
-def test_checkpoints_of_one_run_have_rows_of_their_own(tale: Tale) -> None:
-    run, *_ = (each["representative"] for each in tale.known["runs"])
-    first, second = f"{run.partition('/')[0]}/00000003-1", f"{run.partition('/')[0]}/00000006-1"
-    mix = {"divisor": 2, "weights": [[first, 1], [second, 1]]}
-    soups = [soup | {"mix": mix} for soup in tale.known["soups"][:1]]
-    heat = figure(coefficients_figure(tale.known | {"soups": soups})).data[0]
+def test_checkpoints_of_one_run_have_rows_of_their_own(finished: Scenario) -> None:
+    results = finished.results()
+    run = results["runs"][0]["id"]
+    mix = {"divisor": 2, "weights": [[f"{run}/00000003-1", 1], [f"{run}/00000006-1", 1]]}
+    soups = [soup | {"mix": mix} for soup in results["soups"][:1]]
+    heat = drawn(coefficients_figure(results | {"soups": soups})).data[0]
     assert [name.partition(" of ")[0] for name in heat["y"]] == ["step 3", "step 6"]
     assert heat["z"] == [[0.5], [0.5]]
 
 
-def test_cosines_have_a_view_per_component(tale: Tale) -> None:
-    drawn = figure(cosines_figure(tale.known, tale.analysis))
-    assert [choice.label for choice in drawn.choices] == ["all weights", *COMPONENTS]
-    assert all(row[i] == 1 for i, row in enumerate(drawn.data[0]["z"]))
+def test_cosines_have_a_view_per_component(finished: Scenario) -> None:
+    figure = drawn(cosines_figure(finished.results(), finished.analysis))
+    assert [choice.label for choice in figure.choices] == ["all weights", *COMPONENTS]
+    heat = figure.data[0]["z"]
+    assert all(row[i] == pytest.approx(1) for i, row in enumerate(heat))
 
 
-def test_reliability_and_confusion_show_both_models_on_every_split(tale: Tale) -> None:
-    for drawing in (reliability_figure(tale.analysis), confusion_figure(tale.known, tale.analysis)):
-        drawn = figure(drawing)
-        assert [choice.label for choice in drawn.choices] == ["test", "val", "ood:sketch"]
-        assert {trace["xaxis"] for trace in drawn.data} == {"x", "x2"}
+def test_reliability_and_confusion_show_both_models_on_every_split(finished: Scenario) -> None:
+    results, analysis = finished.results(), finished.analysis
+    for figure in (reliability_figure(analysis), confusion_figure(results, analysis)):
+        assert [choice.label for choice in drawn(figure).choices] == ["test", "val", "ood:sketch"]
+        assert {trace["xaxis"] for trace in drawn(figure).data} == {"x", "x2"}
 
 
-def test_the_parts_of_the_loss_add_up(tale: Tale) -> None:
-    bars = figure(bias_variance_figure(tale.known, tale.analysis)).data
+def test_the_parts_of_the_loss_add_up(finished: Scenario) -> None:
+    bars = drawn(bias_variance_figure(finished.results(), finished.analysis)).data
     for axis in ("x", "x2"):
         *parts, total = [trace["y"] for trace in bars if trace["xaxis"] == axis]
         for whole, *values in zip(total, *parts, strict=True):
-            assert abs(whole - sum(values)) < 1e-6
+            assert whole == pytest.approx(sum(values), rel=1e-4)
 
 
-def test_a_way_that_does_not_dip_has_no_barrier(tale: Tale) -> None:
-    assert "no barrier" in figure(barrier_figure(tale.known, tale.analysis)).caption
-    deep: Any = {**tale.analysis, "barrier": {**tale.analysis["barrier"], "height": 0.034}}
-    assert "dips 3.40 points" in figure(barrier_figure(tale.known, deep)).caption
+def test_the_caption_says_whether_there_is_a_barrier(finished: Scenario) -> None:
+    analysis = copy.deepcopy(finished.analysis)
+    analysis["barrier"]["height"] = -0.01
+    assert "no barrier" in drawn(barrier_figure(finished.results(), analysis)).caption
+    analysis["barrier"]["height"] = 0.034
+    assert "dips 3.40 points" in drawn(barrier_figure(finished.results(), analysis)).caption
 
 
-def test_what_an_analysis_lacks_is_left_out(tale: Tale) -> None:
-    poor: Any = {**tale.analysis, "geometry": [], "barrier": None}
-    poor["splits"] = {
-        name: {**each, "map": None, "details": {}, "bias_variance": {}, "paired": None}
-        for name, each in tale.analysis["splits"].items()
-    }
-    models = list(rows(tale.known))
-    drawings = [
-        model_map_figure(poor, models),
-        cosines_figure(tale.known, poor),
-        barrier_figure(tale.known, poor),
+def test_a_learning_curve_has_a_point_per_epoch(finished: Scenario) -> None:
+    lines = {line["name"]: line for line in drawn(learning_curves(finished.moment)).data}
+    assert len(lines[finished.program.runs[0].id]["y"]) == 3
+    assert {"soup so far", "final greedy"} <= set(lines)
+
+
+def test_the_timeline_has_a_bar_per_order(finished: Scenario) -> None:
+    bars = {trace["name"]: trace for trace in drawn(timeline(finished.state)).data}
+    assert len(bars["train"]["x"]) == 6 and {"taste", "blend", "analyse"} <= set(bars)
+
+
+def test_parts_that_the_analysis_lacks_are_missing_figures(finished: Scenario) -> None:
+    results, analysis = finished.results(), copy.deepcopy(finished.analysis)
+    analysis |= {"geometry": [], "barrier": None}
+    for split in analysis["splits"].values():
+        split |= {"map": None, "details": {}, "bias_variance": {}, "paired": None}
+    figures = [
+        model_map_figure(analysis, rows(results)),
+        cosines_figure(results, analysis),
+        barrier_figure(results, analysis),
+        reliability_figure(analysis),
+        confusion_figure(results, analysis),
+        bias_variance_figure(results, analysis),
     ]
-    drawings += [
-        reliability_figure(poor),
-        confusion_figure(tale.known, poor),
-        bias_variance_figure(tale.known, poor),
-    ]
-    assert all(isinstance(each, MissingFigure) and each.why for each in drawings)
-    assert list(undetectable(tale.known, poor)) == []
-
-
-def test_a_gain_too_small_for_the_selection_split_is_warned_of(tale: Tale) -> None:
-    small: Any = {**tale.analysis, "splits": dict(tale.analysis["splits"])}
-    paired = {**small["splits"]["val"]["paired"], "detectable": 0.5}
-    small["splits"]["val"] = {**small["splits"]["val"], "paired": paired}
-    (sentence,) = undetectable(tale.known, small)
-    assert "only a gain of 50.00 points" in sentence
-
-
-def test_new_columns_of_the_summary_stand_at_the_end(told: Story, tale: Tale) -> None:
-    text = summary_csv(Moment(told.program, told.state), tale.known, tale.analysis)
-    header = text.splitlines()[0].split(",")
-    start = header.index("tastes")
-    assert "worst_class" not in " ".join(header[:start])
-    assert header[start : start + 4] == ["tastes", "seconds", "batchnorm", "val worst_class"]
-    assert header[-1] == "ood:sketch ece_scaled"
+    assert all(isinstance(figure, MissingFigure) and figure.why for figure in figures)

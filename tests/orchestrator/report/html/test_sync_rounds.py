@@ -10,62 +10,58 @@ from orchestrator.report.html.page import report_html
 from orchestrator.report.html.sync_rounds import round_parts
 from orchestrator.report.results import collect_results
 from orchestrator.schedule.moment import Moment
+from tests.orchestrator.report.scenario import Json
 from tests.simulator.experiment import program
 from tests.simulator.simulator import live
 from tests.simulator.world import World
 
-Json = dict[str, Any]
 
-
-def synced(folder: Path, **sections: Any) -> tuple[World, Json]:
+def carry_out(folder: Path, **sections: Any) -> tuple[World, Json]:
     merge = {"mode": "sync", "method": "greedy"} | sections.pop("merge", {})
     world = World.at(folder, program(3, epochs=4, merge=merge, **sections))
     live(world)
     return world, collect_results(Moment(world.program, world.state()))
 
 
-def test_every_round_says_who_took_part_and_what_came_of_it(tmp_path: Path) -> None:
-    world, known = synced(tmp_path)
-    assert [each["round"] for each in known["rounds"]] == [1, 2, 3]
-    for each in known["rounds"]:
-        score = world.state().scores[each["went_on_from"]]["val"]
-        assert each["merged"] == {"top1": score.top1, "nll": score.nll}
-        assert each["epoch"] == each["round"] and each["diversity"]["cosine"] == 0.5
-        assert sum(member["merged"] for member in each["participants"]) >= 1
-        assert all(member["scores"]["top1"] > 0 for member in each["participants"])
+def test_every_round_has_its_participants_and_its_outcome(tmp_path: Path) -> None:
+    world, results = carry_out(tmp_path)
+    assert [one["round"] for one in results["rounds"]] == [1, 2, 3]
+    for one in results["rounds"]:
+        score = world.state().scores[one["went_on_from"]]["val"]
+        assert one["merged"] == {"top1": score.top1, "nll": score.nll}
+        assert one["epoch"] == one["round"] and one["diversity"]["cosine"] == 0.5
+        assert sum(member["merged"] for member in one["participants"]) >= 1
+        assert all(member["scores"]["top1"] > 0 for member in one["participants"])
 
 
-def test_a_segment_is_no_attempt_at_mending(tmp_path: Path) -> None:
-    _, known = synced(tmp_path)
-    assert [run["attempts"] for run in known["runs"]] == [1, 1, 1]
+def test_a_segment_is_not_counted_as_another_attempt(tmp_path: Path) -> None:
+    _, results = carry_out(tmp_path)
+    assert [run["attempts"] for run in results["runs"]] == [1, 1, 1]
 
 
 def test_the_figure_has_members_their_mean_and_the_merged_weights(tmp_path: Path) -> None:
-    _, known = synced(tmp_path)
-    figure, table = round_parts(known)
+    world, results = carry_out(tmp_path)
+    figure, table = round_parts(results)
     members, mean, merged = figure.data
     assert len(members["y"]) == 9 and len(mean["y"]) == len(merged["y"]) == 3
     assert mean["y"][0] == pytest.approx(sum(members["y"][:3]) / 3)
-    assert merged["y"] == [100 * each["merged"]["top1"] for each in known["rounds"]]
+    assert merged["y"] == [100 * one["merged"]["top1"] for one in results["rounds"]]
     assert [choice.label for choice in figure.choices] == ["accuracy", "loss", "diversity"]
     assert {len(choice.data) for choice in figure.choices} == {len(figure.data)}
-    assert len(table.rows) == 3 and len(table.columns) == len(table.rows[0].cells) == 5
-
-
-def test_circles_are_told_apart(tmp_path: Path) -> None:
-    _, known = synced(tmp_path, data={"folds": 2}, sweep={"seeds": 2})
-    figure, _ = round_parts(known)
-    names = [trace["name"] for trace in figure.data]
-    assert len(names) == len(set(names)) == 6 and any("fold 1" in name for name in names)
-
-
-def test_places_of_figures_and_sections_do_not_collide(tmp_path: Path) -> None:
-    world, known = synced(tmp_path)
-    page = report_html(known, world.program, world.state())
+    assert {len(row.cells) for row in table.rows} == {len(table.columns)} == {5}
+    page = report_html(results, Moment(world.program, world.state()))
     anchors = re.findall(r'<(?:section|div)[^>]* id="([^"]+)"', page.partition("<script>")[0])
     assert len(anchors) == len(set(anchors)) and "merged-and-members" in anchors
 
 
-def test_without_sync_there_is_nothing_to_show(tmp_path: Path) -> None:
-    _, known = synced(tmp_path, merge={"mode": "observe"})
-    assert known["rounds"] and round_parts(known) == ()
+def test_groups_have_names_of_their_own(tmp_path: Path) -> None:
+    _, results = carry_out(tmp_path, data={"folds": 2}, sweep={"seeds": 2})
+    figure, table = round_parts(results)
+    names = [trace["name"] for trace in figure.data]
+    assert len(names) == len(set(names)) == 6 and any("fold 1" in name for name in names)
+    assert table.columns[1].title == "of"
+
+
+def test_nothing_is_shown_without_sync_rounds(tmp_path: Path) -> None:
+    _, results = carry_out(tmp_path, merge={"mode": "observe"})
+    assert results["rounds"] and round_parts(results) == ()
