@@ -16,7 +16,7 @@ from orchestrator.report.html.plot_style import (
 from orchestrator.report.model_rows import Row
 
 _ID = "map"
-HEIGHT = 540
+_HEIGHT = 540
 POOR = 0.2
 """Stress that Kruskal calls poor."""
 _CAPTION = (
@@ -40,7 +40,7 @@ def model_map_figure(analysis: Json | None, rows: Iterable[Row]) -> FigureOrReas
         name: _view(analysis, name, by_model) for name in [first, *(n for n in maps if n != first)]
     }
     layout = layout_of(
-        HEIGHT,
+        _HEIGHT,
         xaxis={"title": {"text": "nats<sup>1/2</sup>"}, "zeroline": False},
         yaxis={"scaleanchor": "x", "zeroline": False},
         hovermode="closest",

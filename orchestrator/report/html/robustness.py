@@ -18,7 +18,7 @@ from orchestrator.report.html.plot_style import (
 from orchestrator.report.model_rows import Row
 
 _ID = "robustness"
-HEIGHT = 500
+_HEIGHT = 500
 _CAPTION = (
     "Each point is a model: further right is better on test, further up is better on the shifted "
     "data. A model above and to the right of another is better on both; a soup should beat the "
@@ -49,7 +49,7 @@ def _scatter(results: Json, rows: Iterable[Row], shifted: list[str]) -> FigureOr
     metric = results["metric"]
     title = f"{format.METRIC_NAMES[metric]}, {format.unit(metric)}"
     layout = layout_of(
-        HEIGHT,
+        _HEIGHT,
         xaxis={"title": {"text": f"test {title}"}},
         yaxis={"title": {"text": f"{shifted[0]} {title}"}},
         hovermode="closest",
