@@ -46,7 +46,7 @@ POLL_S = 0.5
 
 FINISH_POLL_S = 5.0
 
-SPARE_ORDERS = 64
+SPARE_ORDERS = 16
 """Orders of a kind that are looked at beyond two per slot: the merge actor takes many at once."""
 
 Watch = Callable[[Moment, list[AnyEvent], list[Heartbeat], str | None], None]

@@ -60,6 +60,7 @@ class SimulatedFleet:
 
     def __init__(self, world: World, slots: int = 2, lazy: float = 0.0, seed: int = 0) -> None:
         self.world = world
+        world.live_recipes.clear()  # the merge actor starts with the driver
         self.num_slots = slots
         self.submitted: list[AnyOrder] = []
         self._lazy = lazy

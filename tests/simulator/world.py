@@ -17,8 +17,7 @@ from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
 from tests.simulator import experiment
 from tests.simulator.experiment import COUNTS, facts
-from workers import recipes
-from workers.merging.recipe_driver import advance
+from workers.merging import recipe_driver
 from workers.storage.layout import MANIFEST, WEIGHTS, checkpoint_dir
 from workers.storage.manifest import FileInfo, Manifest
 from workers.storage.store import Store
@@ -27,7 +26,6 @@ from workers.types import (
     Analysed,
     AnyEvent,
     AnyOrder,
-    Asked,
     BaseReady,
     Blended,
     Checkpoint,
@@ -45,7 +43,6 @@ from workers.types import (
     Interrupted,
     Measured,
     Mix,
-    Mixed,
     MixGradientResult,
     Preflighted,
     Retired,
@@ -53,7 +50,6 @@ from workers.types import (
     Score,
     Scored,
     Served,
-    Soup,
     Started,
     Tasted,
     TasteOrder,
@@ -98,6 +94,8 @@ class World:
     """Checkpoints really are in the store."""
     deleted: set[str] = field(default_factory=set)
     """Ids of retired checkpoints."""
+    live_recipes: dict[str, recipe_driver.LiveRecipe] = field(default_factory=dict)
+    """Memory of the merge actor."""
     performed: list[tuple[str, int]] = field(default_factory=list)
     """(order, attempt) that began."""
     clock: float = 1_760_000_000.0
@@ -224,12 +222,7 @@ class World:
         return len(scores) - 1 - scores.index(max(scores)) >= run.train.patience
 
     def _merge(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
-        recipe = recipes.load_recipe(order.recipe, order.options)
-        outcome = advance(recipe, order.ingredients, order.answers, order.context)
-        if isinstance(outcome, Soup):
-            yield Mixed(merge=order.merge, soup=outcome)
-        else:
-            yield Asked(merge=order.merge, question=outcome)
+        yield from recipe_driver.merge(order, attempt, self)  # type: ignore[arg-type]
 
     def _taste(self, order: TasteOrder, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)
