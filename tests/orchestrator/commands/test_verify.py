@@ -25,7 +25,8 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 
 def problems_of(uri: Path) -> list[str]:
-    return verify_experiment(*replayed(str(uri)), say=lambda line: None)
+    program, state, store = replayed(str(uri))
+    return verify_experiment(Moment(program, state), store, say=lambda line: None)
 
 
 def flip_last_bit(file: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_soup_that_differs_from_its_mix_is_found(copy: Path) -> None:
     changed = served.model_copy(update={"sha256": "0" * 64})
     soups = {**state.soups, served.name: changed}
     other = type(state)(**{**vars(state), "soups": soups})
-    problems = verify_experiment(program, other, store, say=lambda line: None)
+    problems = verify_experiment(Moment(program, other), store, say=lambda line: None)
     assert any("from its mix" in problem and "0" * 12 in problem for problem in problems)
 
 
