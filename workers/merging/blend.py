@@ -22,7 +22,7 @@ from torch import Tensor
 from workers.errors import UserError
 from workers.types import Mix, component_of
 
-StateDict = Mapping[str, Tensor]
+NamedTensors = Mapping[str, Tensor]
 
 BLEND_BLOCK = 32_000
 """Elements per block: accumulator and term, half a MiB together, stay in a core's cache. Torch does
@@ -31,7 +31,7 @@ one: on a busy machine that took ten times as long."""
 
 
 def blend(
-    mix: Mix, sources: Mapping[str, StateDict], block: int = BLEND_BLOCK
+    mix: Mix, sources: Mapping[str, NamedTensors], block: int = BLEND_BLOCK
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields (key, theta) with theta = (sum_i w_i theta_i) / d, in the key order of the first.
 
@@ -142,7 +142,7 @@ def refuse_not_finite(owner: str, key: str, tensor: Tensor) -> None:
         )
 
 
-def check_same_keys(first: str, expected: StateDict, name: str, other: StateDict) -> None:
+def check_same_keys(first: str, expected: NamedTensors, name: str, other: NamedTensors) -> None:
     """Raises UserError that names a tensor of only one of the two."""
     missing, extra = expected.keys() - other.keys(), other.keys() - expected.keys()
     if missing or extra:

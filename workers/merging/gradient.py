@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from workers.context import WorkerContext
 from workers.data import eval_pixels, normalise
-from workers.merging.blend import StateDict
+from workers.merging.blend import NamedTensors
 from workers.merging.taste import load_mix
 from workers.models.build import preprocessing
 from workers.models.training_flags import keep_training_flags
@@ -158,7 +158,7 @@ def _projected(
     return tuple(tuple(v / divisor for v in table[prefix]) for prefix in question.components)
 
 
-def _products(gradient: Tensor, key: str, members: Sequence[StateDict]) -> list[float]:
+def _products(gradient: Tensor, key: str, members: Sequence[NamedTensors]) -> list[float]:
     """<gradient, theta_i> of every member, in float64, block by block."""
     flats = [member[key].reshape(-1) for member in members]
     scratch = torch.empty(min(PROJECTION_BLOCK, len(gradient)), dtype=torch.float64)

@@ -16,7 +16,12 @@ from torch import Tensor
 
 from workers.context import WorkerContext
 from workers.merging.batchnorm import statistics
-from workers.merging.blend import StateDict, check_same_keys, check_same_shapes, refuse_not_finite
+from workers.merging.blend import (
+    NamedTensors,
+    check_same_keys,
+    check_same_shapes,
+    refuse_not_finite,
+)
 from workers.storage.checkpoints import open_weights
 from workers.types import AnyEvent, GeometryOrder, GramResult, Measured
 
@@ -46,7 +51,7 @@ def measure_gram_matrices(
 
 
 def grams_of(
-    sources: Mapping[str, StateDict],
+    sources: Mapping[str, NamedTensors],
     names: tuple[str, ...],
     base: str,
     skip: Collection[str] = (),

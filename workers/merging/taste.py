@@ -14,7 +14,7 @@ from torch import nn
 from workers.context import WorkerContext
 from workers.data import eval_pixels
 from workers.merging import batchnorm
-from workers.merging.blend import StateDict, blend
+from workers.merging.blend import NamedTensors, blend
 from workers.models.build import preprocessing
 from workers.models.pretrained import assign_weights
 from workers.scoring.forward import EVAL_BATCH, logits
@@ -78,7 +78,7 @@ def load_mix(
             _set_batchnorm(model, cohort, sources[first], worker)
 
 
-def _load_blend(model: nn.Module, mix: Mix, sources: Mapping[str, StateDict]) -> None:
+def _load_blend(model: nn.Module, mix: Mix, sources: Mapping[str, NamedTensors]) -> None:
     """Blend one tensor at a time, so that no second copy of the model exists."""
     first = mix.names[0]
     live = model.state_dict()
@@ -91,7 +91,7 @@ def _load_blend(model: nn.Module, mix: Mix, sources: Mapping[str, StateDict]) ->
 
 
 def _set_batchnorm(
-    model: nn.Module, cohort: Cohort, first: StateDict, worker: WorkerContext
+    model: nn.Module, cohort: Cohort, first: NamedTensors, worker: WorkerContext
 ) -> None:
     if cohort.batchnorm == "recompute":
         config = preprocessing(model, worker.setting.data)

@@ -100,11 +100,11 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, RankR
     ]
     for process in processes:
         process.start()
-    told = dict(answers.get(timeout=240) for _ in processes)
+    results = dict(answers.get(timeout=240) for _ in processes)
     for process in processes:
         process.join(30)
         assert process.exitcode == 0
-    return told
+    return results
 
 
 def _free_ports(num: int) -> list[int]:
