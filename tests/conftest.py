@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from workers.storage.store import Store
+
+# Before torch is loaded, and for all processes that tests start: they are several at once on few
+# cores. What a test compares bit for bit does not lean on it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -48,7 +48,7 @@ class PageSection:
 
 
 def report_html(results: Json, moment: Moment, analysis: Json | None = None) -> str:
-    """The page. `analysis` holds analysis.json. Learning curves and timeline show the moment.state."""
+    """The page. `analysis` holds analysis.json. Curves and timeline show the moment's state."""
     sections = [
         PageSection(section.anchor, section.title, parts)
         for section in _sections(results, moment, analysis)

@@ -38,6 +38,7 @@ REBUILD = """
 import sys, timm, torch
 from safetensors.torch import load_file, save_file
 import workers.model
+torch.set_num_threads(1)
 model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
 images = load_file(sys.argv[1] + "/../images.safetensors")["images"]
 with torch.inference_mode():
@@ -91,6 +92,8 @@ def test_timm_rebuilds_what_is_served_bit_for_bit(tmp_path: Path, name: str, hea
 
 
 def test_another_process_needs_one_import(tmp_path: Path) -> None:
+    """It gives the same bits with as many threads: their number is part of a CPU result's bits."""
+    torch.set_num_threads(1)
     spec = ModelConfig(name="test_resnet", head="se")
     model = fresh("test_resnet", "se").eval()
     serve(tmp_path / "soup", model, spec)
