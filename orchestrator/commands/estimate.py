@@ -60,27 +60,27 @@ def kind(run: RunSpec) -> str:
 # Storage
 
 
-def peak_bytes(program: ExpandedExperiment, resolved: ResolvedExperiment, slots: int) -> int:
+def peak_bytes(expanded: ExpandedExperiment, resolved: ResolvedExperiment, slots: int) -> int:
     """Bytes in the store when the last runs end: checkpoints that retention keeps, soups and
     predictions, and two checkpoints per slot: one being written, one for an anytime soup."""
     facts = resolved.preflight
     runs = sum(
-        kept_checkpoints(program, resolved, variant) * _checkpoint_bytes(facts, variant)
-        for variant in program.variants
+        kept_checkpoints(expanded, resolved, variant) * _checkpoint_bytes(facts, variant)
+        for variant in expanded.variants
     )
     largest = max(model.checkpoint_bytes for model in facts.models.values())
     bases = sum(_base_bytes(plan, facts) for plan in resolved.plans)
     models = [facts.models[model_key(cohort.model)] for cohort in resolved.cohorts]
-    soups = sum(len(program.recipes) * model.model_bytes for model in models)
-    soups += 2 * sum(_group_bytes(facts, group) for group in _merging(program, resolved))
+    soups = sum(len(expanded.recipes) * model.model_bytes for model in models)
+    soups += 2 * sum(_group_bytes(facts, group) for group in _merging(expanded, resolved))
     served = max(model.model_bytes for model in models)
-    return runs + 2 * slots * largest + bases + soups + served + _prediction_bytes(program, facts)
+    return runs + 2 * slots * largest + bases + soups + served + _prediction_bytes(expanded, facts)
 
 
 def _merging(
-    program: ExpandedExperiment, resolved: ResolvedExperiment
+    expanded: ExpandedExperiment, resolved: ResolvedExperiment
 ) -> Iterable[sync_rounds.SyncGroup]:
-    return sync_rounds.sync_groups(resolved) if program.is_sync else ()
+    return sync_rounds.sync_groups(resolved) if expanded.is_sync else ()
 
 
 def _group_bytes(facts: PreflightResult, group: sync_rounds.SyncGroup) -> int:
@@ -95,32 +95,32 @@ def _checkpoint_bytes(facts: PreflightResult, variant: RunSpec) -> int:
 
 
 def kept_checkpoints(
-    program: ExpandedExperiment, resolved: ResolvedExperiment, variant: RunSpec
+    expanded: ExpandedExperiment, resolved: ResolvedExperiment, variant: RunSpec
 ) -> int:
     """Most checkpoints of a run that has ended: those that soup.ingredients may choose, the last
     scored one and the last one."""
-    written, scored = _steps(program, resolved, variant)
-    return min(len(written), _num_chosen(program, resolved, variant, scored) + 1)
+    written, scored = _steps(expanded, resolved, variant)
+    return min(len(written), _num_chosen(expanded, resolved, variant, scored) + 1)
 
 
 def num_ingredients(
-    program: ExpandedExperiment, resolved: ResolvedExperiment, variant: RunSpec
+    expanded: ExpandedExperiment, resolved: ResolvedExperiment, variant: RunSpec
 ) -> int:
     """Most checkpoints of a run that recipes use; fewer if patience ends it early."""
-    _, scored = _steps(program, resolved, variant)
-    chosen = _num_chosen(program, resolved, variant, scored)
+    _, scored = _steps(expanded, resolved, variant)
+    chosen = _num_chosen(expanded, resolved, variant, scored)
     return max(1, min(len(scored), chosen))
 
 
 def _steps(
-    program: ExpandedExperiment, resolved: ResolvedExperiment, variant: RunSpec
+    expanded: ExpandedExperiment, resolved: ResolvedExperiment, variant: RunSpec
 ) -> tuple[set[int], set[int]]:
     """Steps with a checkpoint, and those of them that are scored."""
     run = resolved.run_of[variant.id]
     steps, per_epoch = resolved.num_steps[run.id], resolved.steps_per_epoch[run.id]
     every = variant.train.checkpoint_steps(per_epoch)
     stops: set[int] = set()
-    if program.is_sync:
+    if expanded.is_sync:
         period = sync_rounds.period(resolved, run)
         stops.update(range(period, steps, period))
     written = {*range(every, steps + 1, every), steps, *stops}
@@ -128,9 +128,9 @@ def _steps(
 
 
 def _num_chosen(
-    program: ExpandedExperiment, resolved: ResolvedExperiment, variant: RunSpec, scored: set[int]
+    expanded: ExpandedExperiment, resolved: ResolvedExperiment, variant: RunSpec, scored: set[int]
 ) -> int:
-    ingredients = program.experiment.soup.ingredients
+    ingredients = expanded.experiment.soup.ingredients
     if not isinstance(ingredients, str):
         per_epoch = resolved.steps_per_epoch[run_id_of(variant.id)]
         return len(scored & {epoch * per_epoch for epoch in ingredients}) + 1
@@ -149,18 +149,18 @@ def _base_bytes(plan: BasePlan, facts: PreflightResult) -> int:
     return model.model_bytes + final + len(plan.stages) * model.checkpoint_bytes
 
 
-def _prediction_bytes(program: ExpandedExperiment, facts: PreflightResult) -> int:
+def _prediction_bytes(expanded: ExpandedExperiment, facts: PreflightResult) -> int:
     """Bytes of float32 logits and a key per scored image, for all runs, averages and soups."""
     scored = sum(split.count for name, split in facts.splits.items() if name != "train")
     held_out = max(facts.folds, default=0)
     per_image = 4 * len(facts.classes) + 32
-    soups = len(program.recipes) * scored
-    return (len(program.variants) * (scored + held_out) + soups) * per_image
+    soups = len(expanded.recipes) * scored
+    return (len(expanded.variants) * (scored + held_out) + soups) * per_image
 
 
-def num_rounds(program: ExpandedExperiment, resolved: ResolvedExperiment) -> int:
+def num_rounds(expanded: ExpandedExperiment, resolved: ResolvedExperiment) -> int:
     """Sync rounds of all groups, if no run fails or ends early."""
-    if not program.is_sync:
+    if not expanded.is_sync:
         return 0
     return sum(
         max(
@@ -176,15 +176,15 @@ def num_rounds(program: ExpandedExperiment, resolved: ResolvedExperiment) -> int
 
 
 def seconds(
-    program: ExpandedExperiment, resolved: ResolvedExperiment, slots: int, paces: Paces
+    expanded: ExpandedExperiment, resolved: ResolvedExperiment, slots: int, paces: Paces
 ) -> float:
     """Seconds of wall-clock time on `slots` slots without failures.
 
     Every run is assumed to train all its epochs, so with train.patience this is an upper bound.
     """
     chains = (sum(_train_s(r, resolved, paces) for r in plan.stages) for plan in resolved.plans)
-    runs = (_train_s(run, resolved, paces) for run in program.runs)
-    soups = _soups_s(program, resolved, paces) / slots
+    runs = (_train_s(run, resolved, paces) for run in expanded.runs)
+    soups = _soups_s(expanded, resolved, paces) / slots
     return STARTUP_S + makespan(chains, slots) + makespan(runs, slots) + soups
 
 
@@ -204,15 +204,15 @@ def _train_s(run: RunSpec, resolved: ResolvedExperiment, paces: Paces) -> float:
     return resolved.num_steps[run.id] * pace.step_s + scored * pace.score_image_s
 
 
-def _soups_s(program: ExpandedExperiment, resolved: ResolvedExperiment, paces: Paces) -> float:
+def _soups_s(expanded: ExpandedExperiment, resolved: ResolvedExperiment, paces: Paces) -> float:
     """Seconds on one slot: final tastes, and report splits of runs, soups and points of paths."""
     facts = resolved.preflight
     reported = sum(facts.splits[name].count for name in resolved.report_splits)
     total = 0.0
     for cohort in resolved.cohorts:
         variants = resolved.variants[cohort.id]
-        ingredients = sum(num_ingredients(program, resolved, variant) for variant in variants)
-        recipes = [load_recipe(recipe.name, dict(recipe.options)) for recipe in program.recipes]
+        ingredients = sum(num_ingredients(expanded, resolved, variant) for variant in variants)
+        recipes = [load_recipe(recipe.name, dict(recipe.options)) for recipe in expanded.recipes]
         tastes = sum(most_tastes(recipe, ingredients) for recipe in recipes)
         num_points = sum(
             len(path_of(recipe, PLACEHOLDER_INGREDIENT, RecipeContext(base="base")))
@@ -221,7 +221,9 @@ def _soups_s(program: ExpandedExperiment, resolved: ResolvedExperiment, paces: P
         images = tastes * facts.splits["val"].count
         images += (len(variants) + len(recipes) + num_points) * reported
         if cohort.batchnorm == "recompute":
-            recomputed = min(program.experiment.soup.batchnorm_samples, facts.splits["train"].count)
+            recomputed = min(
+                expanded.experiment.soup.batchnorm_samples, facts.splits["train"].count
+            )
             images += (tastes + num_points) * recomputed
         total += images * paces[kind(variants[0])].score_image_s
     return total

@@ -52,7 +52,7 @@ class Machine:
 class Plan:
     """Work and costs of an experiment on this machine."""
 
-    program: ExpandedExperiment
+    expanded: ExpandedExperiment
     resolved: ResolvedExperiment
     machine: Machine
     device: Literal["cpu", "cuda"]
@@ -71,7 +71,7 @@ class Plan:
     def summary(self) -> dict[str, Any]:
         """Content of `--json`. steps_per_run is a list if runs differ; checkpoint_bytes is that of
         the largest model; storage_bytes is the peak."""
-        steps = [self.resolved.num_steps[run.id] for run in self.program.runs]
+        steps = [self.resolved.num_steps[run.id] for run in self.expanded.runs]
         models = self.resolved.preflight.models.values()
         return {
             "runs": len(steps),
@@ -79,7 +79,7 @@ class Plan:
             "slots": self.slots,
             "checkpoint_bytes": max(model.checkpoint_bytes for model in models),
             "storage_bytes": self.storage_bytes,
-            "seconds": round(seconds(self.program, self.resolved, self._width, self.paces), 1),
+            "seconds": round(seconds(self.expanded, self.resolved, self._width, self.paces), 1),
         }
 
     @property
@@ -95,7 +95,7 @@ def make_plan(experiment: Experiment) -> Plan:
     Raises:
         UserError: `run` would refuse the experiment.
     """
-    program = planned(experiment)
+    expanded = planned(experiment)
     store = Store(config.uri(experiment))
     _require_writable(store)
     machine = Machine(cpus=len(os.sched_getaffinity(0)), gpus=num_gpus())
@@ -103,19 +103,19 @@ def make_plan(experiment: Experiment) -> Plan:
     with tempfile.TemporaryDirectory(prefix="soupfleet-plan-") as folder:
         setting = config.worker_config(experiment, device).model_copy(update={"uri": folder})
         worker = WorkerContext(setting)
-        resolved = resolve(program, _without_warnings_of(folder, _preflight(program, worker)))
-        _require_steps(program, resolved)
-        paces, timed_steps = _time_kinds(program, resolved, worker)
-    slots = machine.slots(experiment.fleet, program.ranks)
+        resolved = resolve(expanded, _without_warnings_of(folder, _preflight(expanded, worker)))
+        _require_steps(expanded, resolved)
+        paces, timed_steps = _time_kinds(expanded, resolved, worker)
+    slots = machine.slots(experiment.fleet, expanded.ranks)
     return Plan(
-        program,
+        expanded,
         resolved,
         machine,
         device,
         slots,
         paces,
         timed_steps,
-        storage_bytes=peak_bytes(program, resolved, max(1, slots)),
+        storage_bytes=peak_bytes(expanded, resolved, max(1, slots)),
         free_bytes=store.free_bytes(),
     )
 
@@ -141,11 +141,11 @@ def _device(experiment: Experiment, machine: Machine) -> Literal["cpu", "cuda"]:
     return "cuda"
 
 
-def _preflight(program: ExpandedExperiment, worker: WorkerContext) -> PreflightResult:
+def _preflight(expanded: ExpandedExperiment, worker: WorkerContext) -> PreflightResult:
     from workers.preflight import preflight
 
     try:
-        (event,) = preflight(preparation.preflight_order(program), 1, worker)
+        (event,) = preflight(preparation.preflight_order(expanded), 1, worker)
     except OSError as error:  # a fleet would try again
         raise UserError(f"the images cannot be read: {error}; check data.root") from error
     assert event.kind == "preflighted"
@@ -158,18 +158,18 @@ def _without_warnings_of(folder: str, facts: PreflightResult) -> PreflightResult
     return facts.model_copy(update={"warnings": warnings})
 
 
-def _require_steps(program: ExpandedExperiment, resolved: ResolvedExperiment) -> None:
-    for run in program.runs:
+def _require_steps(expanded: ExpandedExperiment, resolved: ResolvedExperiment) -> None:
+    for run in expanded.runs:
         if not resolved.num_steps[run.id]:
             raise UserError(
                 f"data.train: {resolved.num_images[run.id]} training images are too few for "
-                f"{program.ranks} ranks, which need two each; add images or lower "
+                f"{expanded.ranks} ranks, which need two each; add images or lower "
                 "fleet.gpus_per_run"
             )
 
 
 def _time_kinds(
-    program: ExpandedExperiment, resolved: ResolvedExperiment, worker: WorkerContext
+    expanded: ExpandedExperiment, resolved: ResolvedExperiment, worker: WorkerContext
 ) -> tuple[dict[str, RunTiming], int]:
     """Timing of every kind of run, and the number of timed steps.
 
@@ -179,7 +179,7 @@ def _time_kinds(
 
     stages = [stage for plan in resolved.plans for stage in plan.stages]
     firsts: dict[str, RunSpec] = {}
-    for run in (*program.runs, *stages):
+    for run in (*expanded.runs, *stages):
         firsts.setdefault(kind(run), run)
     paces = {key: time_run(run, worker) for key, run in firsts.items()}
     return paces, sum(pace.num_steps for pace in paces.values())
@@ -190,7 +190,7 @@ def _time_kinds(
 
 def plan_view(plan: Plan) -> RenderableType:
     """Runs, resources, data, storage, time, and warnings."""
-    experiment = plan.program.experiment
+    experiment = plan.expanded.experiment
     head = Text(f"{experiment.name}: plan; nothing was started", style="bold")
     head.append(f"  {config.uri(experiment)}", style="dim")
     lines = [Text(line) for line in _lines(plan)]
@@ -205,7 +205,7 @@ def _runs_table(plan: Plan) -> Table:
     for name in ("epochs", "steps"):
         table.add_column(name, justify="right")
     stages = [stage for base in plan.resolved.plans for stage in base.stages]
-    runs = [*stages, *plan.program.runs]
+    runs = [*stages, *plan.expanded.runs]
     for run in runs[:MAX_RUNS]:
         name = run.id if run.role == "member" else f"{run.id} (base)"
         steps = str(plan.resolved.num_steps[run.id])
@@ -222,11 +222,11 @@ def _lines(plan: Plan) -> Iterator[str]:
     for cohort in plan.resolved.cohorts:
         model, name = facts.models[model_key(cohort.model)], plan.resolved.cohort_names[cohort.id]
         yield f"Model: {name}, {model.num_parameters / 1e6:.2f} million parameters."
-    fleet = plan.program.experiment.fleet
+    fleet = plan.expanded.experiment.fleet
     gpus = f" and {fleet.gpus_per_run:g} GPU" if plan.device == "cuda" else ""
     yield (
         f"Slots: {plan.slots} at a time on this machine ({machine.cpus} CPUs, {machine.gpus} GPUs);"
-        f" a run takes {plan.program.ranks * fleet.cpus_per_run} CPU{gpus}."
+        f" a run takes {plan.expanded.ranks * fleet.cpus_per_run} CPU{gpus}."
     )
     free = "" if plan.free_bytes is None else f", of {size(plan.free_bytes)} free"
     yield (
@@ -240,7 +240,7 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 def _round_lines(plan: Plan) -> Iterator[str]:
     """Number of sync rounds, and the bytes that they write."""
-    count = num_rounds(plan.program, plan.resolved)
+    count = num_rounds(plan.expanded, plan.resolved)
     if not count:
         return
     models = plan.resolved.preflight.models
@@ -252,12 +252,12 @@ def _round_lines(plan: Plan) -> Iterator[str]:
 
 
 def _ingredients(plan: Plan) -> str:
-    ingredients = plan.program.experiment.soup.ingredients
+    ingredients = plan.expanded.experiment.soup.ingredients
     return ingredients if isinstance(ingredients, str) else str(list(ingredients))
 
 
 def _time_lines(plan: Plan, total_s: float) -> Iterator[str]:
-    may_stop_early = any(run.train.patience is not None for run in plan.program.runs)
+    may_stop_early = any(run.train.patience is not None for run in plan.expanded.runs)
     bound = "; less if train.patience ends runs early" if may_stop_early else ""
     yield f"Time: about {format.duration(total_s)}{bound}."
     for run in _one_of_each_kind(plan):
@@ -275,7 +275,7 @@ def _time_lines(plan: Plan, total_s: float) -> Iterator[str]:
 
 
 def _one_of_each_kind(plan: Plan) -> list[RunSpec]:
-    return list({kind(run): run for run in reversed(plan.program.runs)}.values())
+    return list({kind(run): run for run in reversed(plan.expanded.runs)}.values())
 
 
 def _warnings(plan: Plan) -> Iterator[str]:

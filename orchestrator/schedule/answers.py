@@ -1,10 +1,9 @@
-"""Answers: what the ledger already says to the question of a recipe, and what is still unknown.
+"""Answers of the ledger to the question of a recipe, and what it still lacks.
 
-Taste, First        from tastes, whoever asked for them
-Geometry, Gradient  from measurements, likewise; too long to be written down a second time
+Taste, FirstAtLeast         from tastes, whichever merge asked for them
+GramMatrices, MixGradient   from measurements, which are too long to be written down a second time
 
-A question is answered from what is known, so it does not matter which driver, worker or attempt
-came to know it.
+It does not matter which driver, worker or attempt produced a result.
 """
 
 from collections.abc import Iterator
@@ -80,7 +79,7 @@ def _first(question: FirstAtLeast, state: State, opened: MergeOpened) -> FirstRe
         tasting = taste_result(state, opened, mix)
         if tasting is None or not is_enough(tasting, question):
             return None
-        # Known or not, hits are no part of this answer: the same bytes whoever tasted before.
+        # Hits are no part of this answer, so that its bytes do not depend on earlier tastes.
         tried.append(tasting.model_copy(update={"hits": None}))
         if tasting.score is not None and question.is_met_by(tasting.score):
             return FirstResult(index=index, tried=tuple(tried))

@@ -1,6 +1,6 @@
 """One moment of an experiment: what is configured, what preflight found, what has happened.
 
-    Moment(expanded, state)     worked out afresh, by whoever reads a ledger
+    Moment(expanded, state)     worked out afresh, from a ledger that was read
     moment.later(events)        after these events were applied to its state, by the driver
 
 Rules, decisions and reports take a moment and nothing else. What they ask of it more than once is

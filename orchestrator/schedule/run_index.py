@@ -82,8 +82,8 @@ class ByRun(Generic[V]):
 
 
 class RunIndex:
-    """The runs of one experiment at its state's present event. After each group of events `update`
-    must be told of it."""
+    """The runs of one experiment as its state has them. `update` must be called after each group of
+    events."""
 
     def __init__(self, resolved: ResolvedExperiment, state: State) -> None:
         self._resolved, self._state = resolved, state

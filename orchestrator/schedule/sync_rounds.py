@@ -108,7 +108,7 @@ def latest_closed_round(moment: Moment, group: SyncGroup) -> MergeState | None:
 
 def released_by(moment: Moment, run: RunSpec) -> MergeState | None:
     """The closed round that a run at a boundary continues from: the one it took part in, or the
-    one it was told to rejoin. None: it has to wait."""
+    one it rejoins. None: it has to wait."""
     step, state = moment.run(run.id).trained_to, moment.state
     number, group = boundary_at(moment.resolved, run, step), group_of(moment.resolved, run)
     own = state.merges.get(group.round_id(number)) if number is not None else None

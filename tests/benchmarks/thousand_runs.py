@@ -28,7 +28,7 @@ from orchestrator.driver.ledger import Ledger
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.simulator import SimulatedFleet
 from tests.simulator.world import World
 from workers.storage.store import Store
@@ -68,7 +68,7 @@ class Gauge:
         self.marks: dict[float, tuple[float, float]] = {}
         """Share trained -> (MiB, seconds)."""
         self._process = psutil.Process()
-        self._total = len(world.program.runs) * epochs
+        self._total = len(world.expanded.runs) * epochs
         self._trained = 0
         self._began = time.perf_counter()
 
@@ -91,7 +91,7 @@ def measure(
     """Events per second, their costs, and memory during training."""
     with tempfile.TemporaryDirectory(dir=folder) as root:
         store = Store(uri or f"{root}/store")
-        plan = program(runs, epochs, **(sections or {}))
+        plan = simulated(runs, epochs, **(sections or {}))
         world = World(plan, store, writes=False)
         lease = Lease(store, owner="benchmark")
         lease.acquire()
@@ -122,33 +122,33 @@ def measure(
 
 def rule_costs(runs: int = 1000, slots: int = 16) -> dict[str, float]:
     """Milliseconds of each rule, asked alone and anew, on a fleet that is half trained."""
-    program_, state = half_trained(runs, slots)
+    expanded, state = half_trained(runs, slots)
     state = replace(state, open={})
     costs = {
         f"{rule.__module__.rpartition('.')[2]}.{rule.__name__}": _ms(
             state,
-            lambda anew, rule=rule: tuple(rule(Moment(program_, anew))),  # type: ignore[misc]
+            lambda anew, rule=rule: tuple(rule(Moment(expanded, anew))),  # type: ignore[misc]
         )
         for rule in schedule.RULES
     }
-    costs["due"] = _ms(state, lambda anew: schedule.due(Moment(program_, anew)))
-    costs["decisions"] = _ms(state, lambda anew: schedule.decisions(Moment(program_, anew), 0.0))
+    costs["due"] = _ms(state, lambda anew: schedule.due(Moment(expanded, anew)))
+    costs["decisions"] = _ms(state, lambda anew: schedule.decisions(Moment(expanded, anew), 0.0))
     return costs
 
 
 def half_trained(runs: int, slots: int) -> tuple[ExpandedExperiment, State]:
     with tempfile.TemporaryDirectory() as root:
-        world = World(program(runs, 5), Store(f"{root}/store"), writes=False)
+        world = World(simulated(runs, 5), Store(f"{root}/store"), writes=False)
         fleet = SimulatedFleet(world, slots)
         lease = Lease(world.store, owner="benchmark")
         lease.acquire()
         driver = Driver(
-            world.program, world.store, MemoryLedger(world.store), lease, fleet, lambda *_: None
+            world.expanded, world.store, MemoryLedger(world.store), lease, fleet, lambda *_: None
         )
         driver._open()
         while sum(run.trained_to > 0 for run in driver.state.runs.values()) < runs // 2:
             driver._turn()
-    return world.program, driver.state
+    return world.expanded, driver.state
 
 
 class MemoryLedger(Ledger):

@@ -15,7 +15,7 @@ COUNTS = {"train": 320, "val": 40, "test": 50, "ood:sketch": 30}
 MODEL = {"name": "test_vit"}
 
 
-def program(num_runs: int = 3, epochs: int = 2, **sections: dict[str, Any]) -> ExpandedExperiment:
+def simulated(num_runs: int = 3, epochs: int = 2, **sections: dict[str, Any]) -> ExpandedExperiment:
     """`num_runs` seeds of one setting, ten steps per epoch."""
     tree: dict[str, Any] = {
         "name": "simulated",
@@ -31,7 +31,7 @@ def program(num_runs: int = 3, epochs: int = 2, **sections: dict[str, Any]) -> E
     return ExpandedExperiment(experiment, sweep.expand(experiment), ranks=1)
 
 
-def facts(program: ExpandedExperiment) -> PreflightResult:
+def facts(expanded: ExpandedExperiment) -> PreflightResult:
     model = ModelInfo(
         num_parameters=1000,
         model_bytes=4000,
@@ -43,8 +43,8 @@ def facts(program: ExpandedExperiment) -> PreflightResult:
         name: SplitInfo(count=count, fingerprint="f" * 64, class_counts=(count,))
         for name, count in COUNTS.items()
     }
-    models = dict.fromkeys(distinct_models(program.runs), model)
-    parts = program.experiment.data.folds or 0
+    models = dict.fromkeys(distinct_models(expanded.runs), model)
+    parts = expanded.experiment.data.folds or 0
     folds = tuple(len(range(part, COUNTS["train"], parts)) for part in range(parts))
     return PreflightResult(
         classes=("0", "1"), splits=splits, corrupt=(), models=models, folds=folds

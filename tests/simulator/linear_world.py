@@ -69,7 +69,7 @@ class LinearWorld(World):
         if name.startswith("base/"):
             return base
         run, _, step = name.partition("/")
-        index = [spec.id for spec in self.program.runs].index(run.removesuffix("-ema"))
+        index = [spec.id for spec in self.expanded.runs].index(run.removesuffix("-ema"))
         scale = self.noise[min(index, len(self.noise) - 1)]
         end = _rng("truth").normal(size=shape) + scale * _rng(f"run {index}").normal(size=shape)
         progress = 1 - 0.5 ** (int(step) / 10)
@@ -131,7 +131,7 @@ class LinearWorld(World):
         yield Preflighted(facts=self._facts())
 
     def _facts(self) -> Any:
-        small = facts(self.program)
+        small = facts(self.expanded)
         classes = tuple(str(digit) for digit in range(NUM_CLASSES))
         splits = {
             name: split.model_copy(
@@ -214,10 +214,10 @@ class LinearWorld(World):
 
     def _worker(self) -> Any:
         """The part of a WorkerContext that the performers of these orders use."""
-        soup = self.program.experiment.soup
+        soup = self.expanded.experiment.soup
         return SimpleNamespace(
             store=self.store,
-            setting=SimpleNamespace(metric=soup.metric, seed=self.program.experiment.seed),
+            setting=SimpleNamespace(metric=soup.metric, seed=self.expanded.experiment.seed),
             images=SimpleNamespace(classes=self._facts().classes),
             progress=Progress(),
             model=lambda config: torch.nn.Identity(),

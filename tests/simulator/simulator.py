@@ -16,25 +16,12 @@ from orchestrator.driver.lease import Lease
 from orchestrator.driver.ledger import Ledger
 from orchestrator.state.reducers import CLOSING
 from orchestrator.state.state import State
-from tests.simulator.experiment import facts, program
+from tests.simulator.experiment import facts
 from tests.simulator.world import Mishap, World
 from workers.heartbeat import Heartbeat
 from workers.storage.layout import LEASE, LEDGER
 from workers.storage.store import Store
 from workers.types import AnyEvent, AnyOrder
-
-__all__ = [
-    "FragileLedger",
-    "Killed",
-    "Mishap",
-    "SimulatedFleet",
-    "World",
-    "driver",
-    "facts",
-    "live",
-    "program",
-]
-
 
 @dataclass
 class _Lane:
@@ -155,7 +142,7 @@ class FragileLedger(Ledger):
 
 def driver(world: World, fleet: SimulatedFleet, ledger: Ledger | None = None) -> Driver:
     return Driver(
-        world.program,
+        world.expanded,
         world.store,
         ledger or world.ledger(),
         _lease(world),

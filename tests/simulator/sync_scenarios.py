@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.simulator import SimulatedFleet
 from tests.simulator.world import Mishap, World
 from workers.types import AnyOrder, TrainOrder
@@ -11,7 +11,7 @@ EPOCHS, PER_EPOCH = 4, 10
 
 
 def synced(num_runs: int = 3, epochs: int = EPOCHS, **merge: Any) -> Any:
-    return program(num_runs, epochs=epochs, merge={"mode": "sync", "method": "mean"} | merge)
+    return simulated(num_runs, epochs=epochs, merge={"mode": "sync", "method": "mean"} | merge)
 
 
 def events(world: World, *kinds: type) -> list[Any]:

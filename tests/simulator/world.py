@@ -84,7 +84,7 @@ def no_mishap(order: AnyOrder, attempt: int) -> Mishap | None:
 
 @dataclass
 class World:
-    program: ExpandedExperiment
+    expanded: ExpandedExperiment
     store: Store
     seed: int = 0
     mishaps: Mishaps = no_mishap
@@ -101,8 +101,10 @@ class World:
     clock: float = 1_760_000_000.0
 
     @classmethod
-    def at(cls, folder: Path, program: ExpandedExperiment | None = None, **options: Any) -> "World":
-        return cls(program or experiment.program(), Store(str(folder / "store")), **options)
+    def at(
+        cls, folder: Path, expanded: ExpandedExperiment | None = None, **options: Any
+    ) -> "World":
+        return cls(expanded or experiment.simulated(), Store(str(folder / "store")), **options)
 
     def ledger(self) -> Ledger:
         return Ledger(self.store)
@@ -169,7 +171,7 @@ class World:
 
     def _preflight(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=False, gap_s=None)
-        yield Preflighted(facts=facts(self.program))
+        yield Preflighted(facts=facts(self.expanded))
 
     def _base(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=False, gap_s=None)
@@ -177,7 +179,7 @@ class World:
 
     def _train(self, order: TrainOrder, attempt: int) -> Iterator[AnyEvent]:
         run, stop_step = order.run, order.stop_step
-        held_out = 0 if run.fold is None else facts(self.program).folds[run.fold]
+        held_out = 0 if run.fold is None else facts(self.expanded).folds[run.fold]
         per_epoch = run.train.steps_per_epoch(COUNTS["train"] - held_out, 1)
         start = order.own_checkpoint
         done = 0 if start.name.startswith("base/") else start.step

@@ -34,7 +34,7 @@ TOKEN_MODULES = {
 HEAD_WIDTH = 64
 """Channels per attention head, as in most vision transformers, if the width allows it."""
 
-NamedTensors = dict[str, Tensor]
+HeadTensors = dict[str, Tensor]
 
 
 def timm_entrypoint(spec: ModelConfig) -> tuple[str, dict[str, Any]]:
@@ -74,7 +74,7 @@ def in_classifier(model: nn.Module, name: str) -> bool:
     )
 
 
-def weight_filter(name: str) -> Callable[[NamedTensors, nn.Module], NamedTensors] | None:
+def weight_filter(name: str) -> Callable[[HeadTensors, nn.Module], HeadTensors] | None:
     """timm's filter of an architecture's checkpoints. None: the architecture needs no filter.
 
     A filter renames old keys and resamples position and patch embeddings.

@@ -12,7 +12,7 @@ from orchestrator.commands.plan import Machine, make_plan, plan_view, size
 from orchestrator.config.sections import FleetConfig
 from orchestrator.experiment.resolved import resolve
 from tests.orchestrator.small_fleet import run_small, small_experiment
-from tests.simulator.experiment import facts, program
+from tests.simulator.experiment import facts, simulated
 from workers.errors import UserError
 from workers.types import RunTiming
 
@@ -103,7 +103,7 @@ def test_points_of_a_path_are_estimated_on_the_report_splits() -> None:
     """40 images select, 80 report. Two points of the path are tasted and scored."""
 
     def images(*recipes: Any) -> float:
-        plan = program(1, epochs=1, soup={"recipes": ["best", *recipes]})
+        plan = simulated(1, epochs=1, soup={"recipes": ["best", *recipes]})
         paces = {kind(run): RunTiming(step_s=0.0, score_image_s=1.0) for run in plan.runs}
         return seconds(plan, resolve(plan, facts(plan)), slots=1, paces=paces)
 
@@ -128,17 +128,23 @@ def test_sizes_are_readable() -> None:
 
 @pytest.mark.parametrize(("every", "count"), [(1, 3), (2, 1), ("15 steps", 2)])
 def test_rounds_are_counted(every: int | str, count: int) -> None:
-    of = program(3, epochs=4, merge={"mode": "sync", "every": every})
+    of = simulated(3, epochs=4, merge={"mode": "sync", "every": every})
     assert num_rounds(of, resolve(of, facts(of))) == count
 
 
 def test_without_sync_there_are_no_rounds() -> None:
-    assert num_rounds(program(3), resolve(program(3), facts(program(3)))) == 0
+    assert (
+        num_rounds(
+            simulated(3),
+            resolve(simulated(3), facts(simulated(3))),
+        )
+        == 0
+    )
 
 
 def test_merged_weights_need_storage(tmp_path: Path) -> None:
     separate, merged = (
-        program(3, epochs=4, merge={"mode": mode, "method": "greedy"}) for mode in ("off", "sync")
+        simulated(3, epochs=4, merge={"mode": mode, "method": "greedy"}) for mode in ("off", "sync")
     )
     less, more = (peak_bytes(of, resolve(of, facts(of)), 2) for of in (separate, merged))
     assert more - less == 2 * 4000

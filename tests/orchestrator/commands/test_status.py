@@ -52,8 +52,8 @@ def test_watching_without_an_experiment_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_log_has_all_attempts_in_order(finished: str, tmp_path: Path) -> None:
-    program, _, store = replayed(finished)
-    run = program.runs[0].id
+    expanded, _, store = replayed(finished)
+    run = expanded.runs[0].id
     text = run_log(store, run)
     assert "== attempt 1 ==" in text and "epoch 2" in text
     copy = Store(str(tmp_path))
@@ -62,12 +62,12 @@ def test_a_log_has_all_attempts_in_order(finished: str, tmp_path: Path) -> None:
         copy.write(f"runs/{run}/logs/attempt-{attempt}.log", b"line\n")
     log = run_log(copy, run)
     assert log.index("attempt 1 ") < log.index("attempt 2 ") < log.index("attempt 10 ")
-    assert "no log yet" in run_log(copy, program.runs[1].id)
+    assert "no log yet" in run_log(copy, expanded.runs[1].id)
 
 
 def test_an_unknown_run_names_the_nearest(finished: str) -> None:
-    program, _, store = replayed(finished)
-    id = program.runs[1].id
+    expanded, _, store = replayed(finished)
+    id = expanded.runs[1].id
     with pytest.raises(UserError, match=id):
         run_log(store, id[:-1] + "x")
     with pytest.raises(UserError, match="no run"):

@@ -25,8 +25,8 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 
 def problems_of(uri: Path) -> list[str]:
-    program, state, store = replayed(str(uri))
-    return verify_experiment(Moment(program, state), store, say=lambda line: None)
+    expanded, state, store = replayed(str(uri))
+    return verify_experiment(Moment(expanded, state), store, say=lambda line: None)
 
 
 def flip_last_bit(file: Path) -> None:
@@ -36,11 +36,11 @@ def flip_last_bit(file: Path) -> None:
 
 
 def test_a_finished_experiment_verifies_and_lists_every_checkpoint(finished: Path) -> None:
-    program, state, store = replayed(str(finished))
+    expanded, state, store = replayed(str(finished))
     assert state.served is not None and state.served.soup is not None
     assert len(state.soups[state.served.soup].name) and state.retired
     lines: list[str] = []
-    assert verify_experiment(Moment(program, state), store, lines.append) == []
+    assert verify_experiment(Moment(expanded, state), store, lines.append) == []
     names = [checkpoint.id for checkpoint in committed_checkpoints(state)]
     assert len(names) >= 3 + 3 + 2 and all(any(name in line for line in lines) for name in names)
     assert "same bytes" in lines[-1]
@@ -97,13 +97,13 @@ def test_a_checkpoint_swapped_with_its_manifest_is_found(copy: Path) -> None:
 
 def test_a_soup_that_differs_from_its_mix_is_found(copy: Path) -> None:
     """Files and manifest agree; only blending the mix again shows the difference."""
-    program, state, store = replayed(str(copy))
+    expanded, state, store = replayed(str(copy))
     assert state.served is not None and state.served.soup is not None
     served = state.soups[state.served.soup]
     changed = served.model_copy(update={"sha256": "0" * 64})
     soups = {**state.soups, served.name: changed}
     other = type(state)(**{**vars(state), "soups": soups})
-    problems = verify_experiment(Moment(program, other), store, say=lambda line: None)
+    problems = verify_experiment(Moment(expanded, other), store, say=lambda line: None)
     assert any("from its mix" in problem and "0" * 12 in problem for problem in problems)
 
 

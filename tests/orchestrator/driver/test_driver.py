@@ -19,7 +19,7 @@ from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.experiment.sweep import expand
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.simulator import FragileLedger, Killed, SimulatedFleet, driver, live
 from tests.simulator.world import Mishap, World
 from workers.storage.layout import FINISH, LEASE
@@ -55,8 +55,8 @@ def outcome(state: State) -> Any:
 def check(world: World, undisturbed: State) -> None:
     state = world.state()
     assert outcome(state) == outcome(undisturbed)
-    assert exit_code(Moment(world.program, state)) == DONE
-    assert is_finished(Moment(world.program, state))
+    assert exit_code(Moment(world.expanded, state)) == DONE
+    assert is_finished(Moment(world.expanded, state))
     events = world.ledger().replay()
     assert [event.seq for event in events] == list(range(len(events)))
     counted = Counter(e.checkpoint.name for e in events if e.kind == "checkpoint")
@@ -87,7 +87,7 @@ def appends(folder: Path, plan: ExpandedExperiment, **fleet: Any) -> int:
 
 @pytest.mark.parametrize("how", HOW)
 def test_a_driver_killed_at_any_ledger_write_loses_nothing(folder: Path, how: str) -> None:
-    plan = program(2, epochs=2, base={"trunk_epochs": 1})
+    plan = simulated(2, epochs=2, base={"trunk_epochs": 1})
     calm = undisturbed(folder, plan)
     every = 3 if how == "torn" else 1
     for dies_at in range(1, appends(folder, plan) + 1, every):
@@ -99,7 +99,7 @@ def test_a_driver_killed_at_any_ledger_write_loses_nothing(folder: Path, how: st
 
 
 def test_any_chain_of_deaths_on_any_fleet_ends_the_same(folder: Path) -> None:
-    plan = program(3, epochs=2)
+    plan = simulated(3, epochs=2)
     calm = undisturbed(folder, plan)
     lives = itertools.count()
 
@@ -125,7 +125,7 @@ def test_any_chain_of_deaths_on_any_fleet_ends_the_same(folder: Path) -> None:
 
 def test_checkpoints_completed_without_a_word_are_adopted(folder: Path) -> None:
     """The driver dies while two runs train on: no epoch of theirs is trained again."""
-    world = World.at(folder, program(2, epochs=3))
+    world = World.at(folder, simulated(2, epochs=3))
     fleet = SimulatedFleet(world)
     mind = driver(world, fleet)
     mind._open()
@@ -148,7 +148,7 @@ def events_of(world: World, kind: str) -> Iterator[Any]:
 
 def test_a_zombies_checkpoints_are_never_adopted(folder: Path) -> None:
     """Workers of the dead driver train on under attempts the ledger no longer names."""
-    plan = program(2, epochs=4)
+    plan = simulated(2, epochs=4)
     calm = undisturbed(folder, plan)
     world = World.at(folder, plan)
     zombies = SimulatedFleet(world)
@@ -173,7 +173,7 @@ def test_a_zombies_checkpoints_are_never_adopted(folder: Path) -> None:
 
 
 def test_workers_that_die_now_and_then_change_nothing(folder: Path) -> None:
-    plan = program(3, epochs=2)
+    plan = simulated(3, epochs=2)
     calm = undisturbed(folder, plan)
     lives = itertools.count()
 
@@ -200,7 +200,7 @@ def test_epochs_that_a_lost_worker_completed_are_not_trained_again(folder: Path)
             Mishap("lost", after=3, unheard=2) if order.kind == "train" and attempt == 1 else None
         )
 
-    world = World.at(folder, program(2, epochs=4), mishaps=dies)
+    world = World.at(folder, simulated(2, epochs=4), mishaps=dies)
     fleet = SimulatedFleet(world)
     driver(world, fleet).run()
     starts = [o.start.step for o in fleet.submitted if isinstance(o, TrainOrder)]
@@ -213,13 +213,13 @@ def test_out_of_memory_goes_on_with_half_the_micro_batch(folder: Path) -> None:
             return None
         return Mishap("oom", after=1) if (order.micro_batch or 32) > 8 else None
 
-    world = World.at(folder, program(2), mishaps=too_big)
+    world = World.at(folder, simulated(2), mishaps=too_big)
     fleet = SimulatedFleet(world)
     state = driver(world, fleet).run()
     sizes = {o.micro_batch for o in fleet.submitted if isinstance(o, TrainOrder)}
     assert sizes == {None, 16, 8}
     assert served(state) is not None
-    assert {Moment(world.program, state).phase_of(run) for run in world.program.runs} == {"done"}
+    assert {Moment(world.expanded, state).phase_of(run) for run in world.expanded.runs} == {"done"}
 
 
 def test_a_corrupt_start_falls_back_to_the_older_checkpoint(folder: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_corrupt_start_falls_back_to_the_older_checkpoint(folder: Path) -> Non
             return Mishap("lost", after=5)
         return Mishap("corrupt", checkpoint=order.start.id) if attempt == 2 else None
 
-    plan = program(2, epochs=4, soup={"ingredients": "all"})
+    plan = simulated(2, epochs=4, soup={"ingredients": "all"})
     victim = plan.runs[0].id
     calm = undisturbed(folder, plan)
     world = World.at(folder, plan, mishaps=breaks)
@@ -244,7 +244,7 @@ def test_a_corrupt_start_falls_back_to_the_older_checkpoint(folder: Path) -> Non
 
 
 def test_a_last_checkpoint_found_corrupt_by_a_taste_is_trained_again(folder: Path) -> None:
-    plan = program(3, epochs=2, soup={"ingredients": "last"}, merge={"mode": "off"})
+    plan = simulated(3, epochs=2, soup={"ingredients": "last"}, merge={"mode": "off"})
     calm = undisturbed(folder, plan)
     struck: list[str] = []
 
@@ -269,7 +269,7 @@ def test_a_finish_request_midway_soups_what_is_committed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driving, "FINISH_POLL_S", 0.0)
-    world = World.at(folder, program(3, epochs=6))
+    world = World.at(folder, simulated(3, epochs=6))
     fleet = SimulatedFleet(world)
     mind = driver(world, fleet)
 
@@ -281,16 +281,18 @@ def test_a_finish_request_midway_soups_what_is_committed(
     state = mind.run()
     assert served(state) is not None
     assert all(len(run.checkpoints) < 6 for run in state.runs.values())
-    assert {Moment(world.program, state).phase_of(run) for run in world.program.runs} == {"stopped"}
+    assert {Moment(world.expanded, state).phase_of(run) for run in world.expanded.runs} == {
+        "stopped"
+    }
     assert not world.store.exists(FINISH)
-    assert is_finished(Moment(world.program, mind.finish()))
+    assert is_finished(Moment(world.expanded, mind.finish()))
     members = {name for names in soups(state).values() for name in names}
     assert members, "what was committed is in the soup"
 
 
 def test_max_hours_end_training_and_make_the_soup(folder: Path) -> None:
     hours = 6 / 3600
-    world = World.at(folder, program(3, epochs=50, fleet={"max_hours": hours}))
+    world = World.at(folder, simulated(3, epochs=50, fleet={"max_hours": hours}))
     state = live(world)
     assert state.finish_reason is not None and "max_hours" in state.finish_reason
     assert served(state) is not None
@@ -298,16 +300,16 @@ def test_max_hours_end_training_and_make_the_soup(folder: Path) -> None:
 
 def test_training_that_ignores_its_grace_period_is_cut_off(folder: Path) -> None:
     """What it completed by then counts, heard or not."""
-    world = World.at(folder, program(2, epochs=50, fleet={"max_hours": 6 / 3600}))
+    world = World.at(folder, simulated(2, epochs=50, fleet={"max_hours": 6 / 3600}))
     fleet = SimulatedFleet(world)
     fleet.interrupt = lambda reason: None  # type: ignore[method-assign]
     state = driver(world, fleet).run()
-    assert {e.run for e in events_of(world, "cancelled")} == {run.id for run in world.program.runs}
+    assert {e.run for e in events_of(world, "cancelled")} == {run.id for run in world.expanded.runs}
     assert served(state) is not None and not state.open
 
 
 def test_a_stopped_driver_says_so_and_the_next_goes_on(folder: Path) -> None:
-    plan = program(2, epochs=3)
+    plan = simulated(2, epochs=3)
     calm = undisturbed(folder, plan)
     world = World.at(folder, plan)
     mind = driver(world, SimulatedFleet(world))
@@ -328,7 +330,7 @@ def test_a_finished_experiment_has_nothing_left_to_do(folder: Path) -> None:
     world = World.at(folder)
     live(world)
     before = len(world.performed)
-    assert is_finished(Moment(world.program, world.state()))
+    assert is_finished(Moment(world.expanded, world.state()))
     live(world)
     assert len(world.performed) == before
 
@@ -344,26 +346,26 @@ def extended(plan: ExpandedExperiment, num_runs: int) -> ExpandedExperiment:
 
 
 def test_an_extended_experiment_runs_the_new_runs_alone(folder: Path) -> None:
-    plan = program(2)
+    plan = simulated(2)
     world = World.at(folder, plan)
     first = live(world)
     old = {run.id for run in plan.runs}
-    world.program = extended(plan, 5)
+    world.expanded = extended(plan, 5)
     fleet = SimulatedFleet(world)
     mind = driver(world, fleet)
     state = mind.run()
     trained = {o.run_id for o in fleet.submitted if isinstance(o, TrainOrder)}
-    assert trained == {run.id for run in world.program.runs} - old and len(trained) == 3
+    assert trained == {run.id for run in world.expanded.runs} - old and len(trained) == 3
     assert not [order for order in fleet.submitted if order.kind in ("preflight", "base")]
     fresh = live(World.at(folder / "fresh", extended(plan, 5)))
     assert served(state) == served(fresh)
     assert soups(fresh).items() <= soups(state).items()
     assert soups(first).items() <= soups(state).items(), "the old soups are still known"
-    assert is_finished(Moment(world.program, mind.finish()))
+    assert is_finished(Moment(world.expanded, mind.finish()))
 
 
 def test_an_extension_of_a_fleet_that_failed_serves_a_soup_after_all(folder: Path) -> None:
-    plan = program(2)
+    plan = simulated(2)
     old = {run.id for run in plan.runs}
 
     def diverges(order: AnyOrder, attempt: int) -> Mishap | None:
@@ -371,12 +373,12 @@ def test_an_extension_of_a_fleet_that_failed_serves_a_soup_after_all(folder: Pat
 
     world = World.at(folder, plan, mishaps=diverges)
     assert served(live(world)) is None
-    world.program = extended(plan, 4)
+    world.expanded = extended(plan, 4)
     assert served(live(world)) is not None
 
 
 def test_every_slot_count_and_interleaving_gives_the_same_soup(folder: Path) -> None:
-    plan = program(4, epochs=2)
+    plan = simulated(4, epochs=2)
     calm = undisturbed(folder, plan, slots=1)
     for slots, lazy in itertools.product((1, 2, 5), (0.0, 0.6)):
         world = World.at(folder / f"{slots}-{lazy}", plan)

@@ -29,7 +29,7 @@ class Bench:
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.experiment = tiny_experiment.experiment(folder, *OVERRIDES)
-        self.program: ExpandedExperiment = run.planned(self.experiment)
+        self.expanded: ExpandedExperiment = run.planned(self.experiment)
         self.state = State()
         self.store = Store(run.config.uri(self.experiment))
         fleet_kind = "local" if kind == "local" else "ray"
@@ -39,7 +39,7 @@ class Bench:
             self.commit(self.perform(self.next()))
 
     def next(self) -> AnyOrder:
-        return schedule.due(Moment(self.program, self.state))[0]
+        return schedule.due(Moment(self.expanded, self.state))[0]
 
     def training(self) -> TrainOrder:
         order = self.next()

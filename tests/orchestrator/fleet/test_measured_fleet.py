@@ -16,7 +16,7 @@ RECIPES = f"soup.recipes=[best, uniform, model_stock, {{'{ASKING}': {{steps: 2}}
 def test_soups_that_measure_are_made_rebuilt_and_extended(tmp_path: Path) -> None:
     uri, outcome = run_small(tmp_path, RECIPES, "soup.batchnorm=compare")
     assert outcome.exit_code == 0 and outcome.results is not None
-    program, state, store = replayed(uri)
+    expanded, state, store = replayed(uri)
     assert outcome.results["served"] is not None
     soups = {soup["recipe"]: soup for soup in outcome.results["soups"]}
     policies = ("recompute", "average", "best")
@@ -33,9 +33,9 @@ def test_soups_that_measure_are_made_rebuilt_and_extended(tmp_path: Path) -> Non
     assert len(stock["components"]) > 0 and stock["weights"][-1][1] == 0
     (facts,) = state.preflight.models.values() if state.preflight is not None else ()
     assert "fc" in facts.components and not state.measured
-    assert not verify_experiment(Moment(program, state), store, lambda line: None)
+    assert not verify_experiment(Moment(expanded, state), store, lambda line: None)
     for name in state.soups:
-        assert not list(_rebuild(Moment(program, state), store, name)), name
+        assert not list(_rebuild(Moment(expanded, state), store, name)), name
     trained = [run.trained_to for run in state.runs.values()]
     more = RECIPES.replace("best,", "best, 'tests.simulator.probe_recipe:OnlyBase',")
     wider = small_experiment(tmp_path, more, "soup.batchnorm=compare")

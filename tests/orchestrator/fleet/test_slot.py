@@ -3,7 +3,7 @@
 from typing import Any
 
 from orchestrator.fleet.slot import Slot
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from workers.config.model import ModelConfig
 from workers.types import AnyOrder, Checkpoint, ErrorClass, Failed, TrainOrder
 
@@ -21,7 +21,7 @@ class SilentActor:
 
 
 def train(model: str) -> TrainOrder:
-    run = program(1).runs[0].model_copy(update={"id": model, "model": ModelConfig(name=model)})
+    run = simulated(1).runs[0].model_copy(update={"id": model, "model": ModelConfig(name=model)})
     return TrainOrder.model_construct(run=run, start=BASE, stop_step=10)
 
 

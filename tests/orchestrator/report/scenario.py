@@ -13,7 +13,7 @@ from orchestrator.report.results import collect_results
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.linear_world import LinearWorld
 from tests.simulator.simulator import live
 from tests.simulator.world import Mishap
@@ -32,7 +32,7 @@ DIVERGED = "the loss is not finite at step 17"
 
 @dataclass(frozen=True)
 class Scenario:
-    program: ExpandedExperiment
+    expanded: ExpandedExperiment
     events: list[AnyEvent]
     analysis: Json
     """Content of analysis.json."""
@@ -43,7 +43,7 @@ class Scenario:
 
     @property
     def moment(self) -> Moment:
-        return Moment(self.program, self.state)
+        return Moment(self.expanded, self.state)
 
     def results(self) -> Json:
         """A copy of its own for each test."""
@@ -52,11 +52,11 @@ class Scenario:
     def until(self, kind: str, nth: int) -> "Scenario":
         """The experiment right after the nth event of a kind."""
         ends = [index for index, event in enumerate(self.events) if event.kind == kind]
-        return Scenario(self.program, self.events[: ends[nth - 1] + 1], self.analysis)
+        return Scenario(self.expanded, self.events[: ends[nth - 1] + 1], self.analysis)
 
 
 def carry_out(folder: Path) -> Scenario:
-    plan = program(
+    plan = simulated(
         1,
         epochs=3,
         sweep={"space": {"train.lr": LRS}},

@@ -28,7 +28,7 @@ def test_later_columns_of_the_summary_are_at_the_end(finished: Scenario) -> None
 
 
 def test_a_run_has_a_row_per_epoch(finished: Scenario) -> None:
-    run = finished.program.runs[1].id
+    run = finished.expanded.runs[1].id
     table = list(csv.DictReader(io.StringIO(run_csv(finished.state, run))))
     assert [row["epoch"] for row in table] == ["1", "2", "3"]
     assert float(table[-1]["val top1"]) == finished.state.run(run).curve[30].score.top1

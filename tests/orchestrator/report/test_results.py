@@ -9,7 +9,7 @@ from orchestrator.report.results import collect_results
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.orchestrator.report.scenario import Scenario
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.simulator import live
 from tests.simulator.world import Mishap, World
 from workers.types import AnyOrder, Started, TrainOrder
@@ -67,7 +67,7 @@ def test_rounds_are_listed_oldest_first(finished: Scenario) -> None:
 
 
 def test_results_render_before_the_first_event() -> None:
-    results = collect_results(program(), State())
+    results = collect_results(Moment(simulated(), State()))
     assert results["served"] is None and results["best_single"] is None
     assert {run["status"] for run in results["runs"]} == {"stopped"}
 
@@ -85,18 +85,27 @@ def test_a_negative_log_likelihood_that_is_no_number_becomes_null(finished: Scen
         for split, score in state.scores[name].items()
     }
     state = replace(state, scores={**state.scores, name: broken})
-    assert "NaN" not in json.dumps(collect_results(Moment(finished.program, state)))
+    assert "NaN" not in json.dumps(collect_results(Moment(finished.expanded, state)))
+
+
+def worked(order: str, slot: str, due: float, start: float, end: float) -> list[AnyEvent]:
+    """An order of some slot, from being due to its end."""
+    who: dict[str, Any] = {"order": order, "attempt": 1, "slot": slot}
+    return [
+        Ordered(order=order, attempt=1, what="serve", due_since=due, time=due),
+        Started(**who, time=start, warm=False, gap_s=None),
+        Served(**who, time=end, soup=None),
+    ]
 
 
 def test_a_slot_that_is_free_while_its_next_order_is_due_is_wasted() -> None:
-    first = Started(order="a", attempt=1, slot="slot-0", time=10.0, warm=False, gap_s=None)
-    second = first.model_copy(update={"order": "b", "time": 24.0})
-    state = State(
-        began_at=0.0,
-        last_at=30.0,
-        starts=(first, second),
-        busy=(("slot-0", 10.0, 20.0), ("slot-0", 24.0, 30.0), ("merge", 0.0, 30.0)),
-        due_since={("a", 1): 10.0, ("b", 1): 21.0},
+    state = fold(
+        [
+            Opened(driver="h:1", fleet="simulated", slots=1, time=0.0),
+            *worked("m", "merge", 0.0, 0.0, 9.0),
+            *worked("a", "slot-0", 10.0, 10.0, 20.0),
+            *worked("b", "slot-0", 21.0, 24.0, 30.0),
+        ]
     )
     used = fleet_efficiency(state)
     assert (used.busy_s, used.wanted_s) == (16.0, 19.0), "free from 20, but due only since 21"
@@ -104,21 +113,17 @@ def test_a_slot_that_is_free_while_its_next_order_is_due_is_wasted() -> None:
 
 
 def test_waiting_for_a_busy_slot_is_no_waste() -> None:
-    first = Started(order="a", attempt=1, slot="slot-0", time=0.0, warm=False, gap_s=None)
-    second = first.model_copy(update={"order": "b", "time": 20.0})
-    state = State(
-        starts=(first, second),
-        busy=(("slot-0", 0.0, 20.0), ("slot-0", 20.0, 30.0)),
-        due_since={("a", 1): 0.0, ("b", 1): 0.0},
+    first, second = (
+        worked("a", "slot-0", 0.0, 0.0, 20.0),
+        worked("b", "slot-0", 0.0, 20.0, 30.0),
     )
-    assert fleet_efficiency(state).value == 1.0
-
+    assert fleet_efficiency(fold([*first, *second])).value == 1.0
 
 def test_when_every_run_fails_nothing_is_served_and_the_reasons_are_there(tmp_path: Path) -> None:
     def mishap(order: AnyOrder, attempt: int) -> Mishap | None:
         return Mishap("diverged", after=1) if isinstance(order, TrainOrder) else None
 
-    world = World.at(tmp_path, program(1), mishaps=mishap)
-    results = collect_results(Moment(world.program, live(world)))
+    world = World.at(tmp_path, simulated(1), mishaps=mishap)
+    results = collect_results(Moment(world.expanded, live(world)))
     assert results["served"] is None and results["soups"] == []
     assert results["runs"][0]["failure"] and results["failures"][0]["gave_up"]

@@ -19,7 +19,7 @@ from orchestrator.report.terminal.tables import final_table, status_json, status
 from orchestrator.report.verdict import about_ensembles, cautions
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.simulator import live
 from tests.simulator.world import World
 from workers.types import Trained
@@ -30,7 +30,7 @@ Finished = tuple[ExpandedExperiment, State, World]
 @pytest.fixture(scope="module")
 def folded(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Two settings on three folds, with EMAs, patience and both ensembles."""
-    plan = program(
+    plan = simulated(
         2,
         epochs=6,
         data={"folds": 3},
@@ -43,7 +43,7 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.fixture(scope="module")
 def cohorts(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    plan = program(
+    plan = simulated(
         2, sweep={"space": {"model.name": ["test_vit", "test_resnet"]}}, ensemble={"stacking": True}
     )
     world = World.at(tmp_path_factory.mktemp("cohorts"), plan)
@@ -168,7 +168,7 @@ def test_event_lines_show_folds_emas_and_patience(folded: Finished) -> None:
 
 
 def test_candidates_of_a_trajectory_have_their_steps(tmp_path: Path) -> None:
-    plan = program(1, epochs=3, soup={"ingredients": "all"})
+    plan = simulated(1, epochs=3, soup={"ingredients": "all"})
     state = live(World.at(tmp_path, plan))
     page = report_html(collect_results(Moment(plan, state)), Moment(plan, state))
     assert all(f"{plan.runs[0].id} step {step}<" in page for step in (10, 20, 30))

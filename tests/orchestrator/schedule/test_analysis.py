@@ -9,7 +9,7 @@ from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.schedule import analysis, scoring, serving
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.simulator import SimulatedFleet, driver
 from tests.simulator.world import Mishap, World
 from workers.types import AnalyseOrder, AnyOrder, Mix, TasteOrder
@@ -27,19 +27,19 @@ def analysed(submitted: list[AnyOrder]) -> AnalyseOrder:
 
 
 def uniform_is_served(**sections: object) -> ExpandedExperiment:
-    return program(4, soup={"serve": "uniform"}, **sections)  # type: ignore[arg-type]
+    return simulated(4, soup={"serve": "uniform"}, **sections)  # type: ignore[arg-type]
 
 
 def test_everything_scored_is_analysed_once_and_last(folder: Path) -> None:
     world = World.at(folder, uniform_is_served())
     state, submitted = lived(world)
     order = analysed(submitted)
-    assert submitted[-1] == order and analysis.is_analysed(Moment(world.program, state))
-    assert schedule.is_over(Moment(world.program, state))
+    assert submitted[-1] == order and analysis.is_analysed(Moment(world.expanded, state))
+    assert schedule.is_over(Moment(world.expanded, state))
     kinds = [each.kind for each in order.subjects]
     assert kinds == ["ingredient"] * 4 + ["soup"] * 3 + ["ensemble"]
     assert [each.label for each in order.subjects] == [
-        *(run.id for run in world.program.runs),
+        *(run.id for run in world.expanded.runs),
         "best",
         "uniform",
         "greedy",
@@ -68,7 +68,7 @@ def test_the_way_to_the_served_soup_is_tasted_in_the_middle(folder: Path) -> Non
 
 
 def test_a_single_model_is_no_way_from_itself(folder: Path) -> None:
-    world = World.at(folder, program(3, soup={"serve": "best"}))
+    world = World.at(folder, simulated(3, soup={"serve": "best"}))
     assert analysed(lived(world)[1]).path == ()
 
 
@@ -80,25 +80,25 @@ def test_a_failed_analysis_leaves_soups_and_scores_as_they_are(folder: Path, kin
 
     world = World.at(folder, uniform_is_served(), mishaps=fails)
     state, submitted = lived(world)
-    assert schedule.is_over(Moment(world.program, state))
+    assert schedule.is_over(Moment(world.expanded, state))
     assert state.served is not None and state.served.soup == serving.soup_to_serve(
-        Moment(world.program, state)
+        Moment(world.expanded, state)
     )
     if kind == "taste":
         assert analysed(submitted).path[1] == (0.5, None)
-        assert analysis.is_analysed(Moment(world.program, state))
+        assert analysis.is_analysed(Moment(world.expanded, state))
     else:
-        assert not analysis.is_analysed(Moment(world.program, state))
+        assert not analysis.is_analysed(Moment(world.expanded, state))
 
 
 def test_only_the_best_few_are_analysed_and_the_others_are_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(analysis, "MAX_INGREDIENTS", 3)
-    world = World.at(folder, program(6))
+    world = World.at(folder, simulated(6))
     state, submitted = lived(world)
     order = analysed(submitted)
-    singles = scoring.scored_variants(Moment(world.program, state))
+    singles = scoring.scored_variants(Moment(world.expanded, state))
     best = sorted(singles, key=lambda s: (-s[1].score.top1, s[0].id))[:3]  # type: ignore[union-attr]
     kept = {event.checkpoint.id for _, event in best}
     assert {each.id for each in order.subjects if each.kind == "ingredient"} == kept
@@ -108,5 +108,5 @@ def test_only_the_best_few_are_analysed_and_the_others_are_named(
 def test_a_finished_experiment_has_nothing_more_to_analyse(folder: Path) -> None:
     world = World.at(folder, uniform_is_served())
     lived(world)
-    assert schedule.due(Moment(world.program, world.state())) == ()
-    assert analysis.is_analysed(Moment(world.program, world.state()))
+    assert schedule.due(Moment(world.expanded, world.state())) == ()
+    assert analysis.is_analysed(Moment(world.expanded, world.state()))

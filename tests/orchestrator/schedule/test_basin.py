@@ -12,7 +12,7 @@ from orchestrator.report.results import collect_results
 from orchestrator.schedule import final_merges
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.simulator import SimulatedFleet, driver
 from tests.simulator.world import Mishap, World
 from workers.types import AnyOrder, Mix, TasteOrder
@@ -23,14 +23,14 @@ class Valley(World):
     """Mixes with the second run score badly."""
 
     def score(self, mix: Mix) -> float:
-        far = any(name.startswith(self.program.runs[1].id) for name in mix.names)
+        far = any(name.startswith(self.expanded.runs[1].id) for name in mix.names)
         return 0.1 if far and mix.single is None else 0.5 + super().score(mix) / 10
 
 
 def lived(world: World) -> tuple[State, list[AnyOrder]]:
     fleet = SimulatedFleet(world)
     state = driver(world, fleet).run()
-    assert schedule.is_over(Moment(world.program, state))
+    assert schedule.is_over(Moment(world.expanded, state))
     return state, fleet.submitted
 
 
@@ -38,7 +38,7 @@ def lived(world: World) -> tuple[State, list[AnyOrder]]:
 def test_who_lies_beyond_a_barrier_is_named_and_mixed_by_none(
     folder: Path, early_stops: bool
 ) -> None:
-    plan = program(4, soup={"basin": 0.1})
+    plan = simulated(4, soup={"basin": 0.1})
     world = Valley.at(folder, plan, early_stops=early_stops)
     far = plan.runs[1].id
     state, _ = lived(world)
@@ -62,7 +62,7 @@ def test_who_lies_beyond_a_barrier_is_named_and_mixed_by_none(
 
 
 def test_without_a_barrier_nothing_is_tasted_for_it(folder: Path) -> None:
-    plan = program(4, soup={"recipes": ["best", "uniform"]})
+    plan = simulated(4, soup={"recipes": ["best", "uniform"]})
     state, submitted = lived(Valley.at(folder, plan))
     tastes = [o for o in submitted if isinstance(o, TasteOrder) and not o.observe]
     assert all("soup/" in str(order.mix.names) or len(order.mix.names) == 4 for order in tastes)
@@ -70,7 +70,7 @@ def test_without_a_barrier_nothing_is_tasted_for_it(folder: Path) -> None:
 
 
 def test_a_mix_that_cannot_be_tasted_leaves_its_ingredient_out(folder: Path) -> None:
-    plan = program(4, soup={"basin": 0.9})
+    plan = simulated(4, soup={"basin": 0.9})
 
     def fails(order: AnyOrder, attempt: int) -> Mishap | None:
         bad = isinstance(order, TasteOrder) and plan.runs[1].id in str(order.mix.names)
@@ -87,7 +87,7 @@ def test_a_mix_that_cannot_be_tasted_leaves_its_ingredient_out(folder: Path) -> 
 
 
 def test_an_experiment_without_the_key_is_the_one_it_was() -> None:
-    experiment = program(2).experiment
+    experiment = simulated(2).experiment
     assert "basin" not in str(identity(experiment))
     changed = Experiment.model_validate(
         experiment.model_dump(exclude_defaults=True) | {"soup": {"basin": 0.1}}

@@ -11,7 +11,7 @@ from orchestrator.schedule import serving
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
-from tests.simulator.experiment import facts, program, then
+from tests.simulator.experiment import facts, simulated, then
 from tests.simulator.simulator import SimulatedFleet, driver, live
 from tests.simulator.world import Mishap, World
 from workers.types import (
@@ -30,7 +30,7 @@ from workers.types import (
     TrainOrder,
 )
 
-PLAN = program(3)
+PLAN = simulated(3)
 
 
 def base_of(plan: ExpandedExperiment) -> AnyEvent:
@@ -104,11 +104,11 @@ def test_a_smaller_micro_batch_stays_with_its_run() -> None:
 def test_asked_twice_the_schedule_answers_the_same(folder: Path) -> None:
     """Level-triggered: at every moment the driver, which keeps an index of the runs up to date,
     finds due what one finds that begins with the ledger."""
-    world = World.at(folder, program(3, base={"probe_epochs": 1, "trunk_epochs": 2}))
+    world = World.at(folder, simulated(3, base={"probe_epochs": 1, "trunk_epochs": 2}))
     mind = driver(world, SimulatedFleet(world))
 
     def ask(moment: Moment, *_: Any) -> None:
-        afresh = Moment(world.program, world.state())
+        afresh = Moment(world.expanded, world.state())
         assert schedule.due(moment) == schedule.due(afresh)
         assert schedule.decisions(moment, 0.0) == schedule.decisions(afresh, 0.0)
         if moment.is_resolved:
@@ -121,7 +121,7 @@ def test_asked_twice_the_schedule_answers_the_same(folder: Path) -> None:
 
 
 def test_probe_then_trunk_then_the_base_they_made(folder: Path) -> None:
-    plan = program(2, base={"probe_epochs": 1, "trunk_epochs": 2})
+    plan = simulated(2, base={"probe_epochs": 1, "trunk_epochs": 2})
     world = World.at(folder, plan)
     fleet = SimulatedFleet(world)
     driver(world, fleet).run()
@@ -191,7 +191,7 @@ def test_a_base_that_fails_fails_its_runs(folder: Path) -> None:
 
 
 def test_a_trunk_that_fails_fails_its_runs(folder: Path) -> None:
-    plan = program(2, base={"trunk_epochs": 2})
+    plan = simulated(2, base={"trunk_epochs": 2})
 
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
         return Mishap("diverged", after=1) if order.kind == "train" else None
@@ -202,7 +202,7 @@ def test_a_trunk_that_fails_fails_its_runs(folder: Path) -> None:
 
 
 def test_a_base_of_one_model_fails_the_runs_of_that_model_alone(folder: Path) -> None:
-    plan = program(1, sweep={"space": {"model.name": ["test_vit", "test_resnet"]}, "seeds": 2})
+    plan = simulated(1, sweep={"space": {"model.name": ["test_vit", "test_resnet"]}, "seeds": 2})
     bad = resolve(plan, facts(plan)).plans[0]
 
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
@@ -242,7 +242,7 @@ def test_scores_and_comparison_that_are_given_up_do_not_keep_the_soup(folder: Pa
 
 
 def test_max_hours_ask_to_finish_once(folder: Path) -> None:
-    plan = program(3, fleet={"max_hours": 0.5})
+    plan = simulated(3, fleet={"max_hours": 0.5})
     state = replace(BEGUN, opened_at=1000.0)
     assert not list(serving.finish_decisions(Moment(plan, state), 1000.0 + 1799))
     (event,) = serving.finish_decisions(Moment(plan, state), 1000.0 + 1800)

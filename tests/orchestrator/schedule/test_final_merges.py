@@ -12,7 +12,7 @@ from orchestrator.schedule import answers
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
-from tests.simulator.experiment import program, then
+from tests.simulator.experiment import simulated, then
 from tests.simulator.simulator import SimulatedFleet, live
 from tests.simulator.world import Mishap, World
 from workers.types import (
@@ -159,7 +159,7 @@ def test_speculation_and_early_stops_leave_greedy_the_textbooks(
     num_runs: int,
     mode: str,
 ) -> None:
-    plan = program(num_runs, epochs=1, soup={"tie": tie}, merge={"mode": mode})
+    plan = simulated(num_runs, epochs=1, soup={"tie": tie}, merge={"mode": mode})
     world = World.at(
         tmp_path_factory.mktemp("w"), plan, seed=seed, early_stops=early_stops, writes=False
     )
@@ -176,10 +176,10 @@ def run_in_memory(world: World, slots: int) -> State:
     """The schedule and a fleet without a ledger: what is due is done."""
     fleet = SimulatedFleet(world, slots=slots, lazy=0.3, seed=world.seed)
     state = fold([Opened(driver="h:1", fleet="simulated", slots=slots)])
-    while not schedule.is_over(Moment(world.program, state)):
-        state = then(state, schedule.decisions(Moment(world.program, state), world.clock))
+    while not schedule.is_over(Moment(world.expanded, state)):
+        state = then(state, schedule.decisions(Moment(world.expanded, state), world.clock))
         for place in ("merge", "slot"):
-            due = [o for o in schedule.due(Moment(world.program, state)) if o.place == place]
+            due = [o for o in schedule.due(Moment(world.expanded, state)) if o.place == place]
             for order in due[: fleet.capacity(place, len(due))]:
                 state = then(state, [ordered(state, order)])
                 fleet.submit(order, state.attempts[order.run_id or order.id])
@@ -206,7 +206,7 @@ def first_greedy_taste_of(world: World) -> str:
 
 
 def test_a_candidate_whose_taste_was_given_up_is_refused(folder: Path) -> None:
-    plan = program(3, soup={"recipes": ["greedy"]}, merge={"mode": "off"})
+    plan = simulated(3, soup={"recipes": ["greedy"]}, merge={"mode": "off"})
     calm = World.at(folder / "calm", plan, seed=next(_accepting_seeds(plan, folder)))
     live(calm)
     key = first_greedy_taste_of(calm)
@@ -254,7 +254,7 @@ def test_a_blend_that_is_given_up_takes_no_other_with_it(folder: Path) -> None:
 
 
 def test_one_cohort_per_model_and_one_merge_per_cohort_and_recipe(folder: Path) -> None:
-    plan = program(1, sweep={"space": {"model.name": ["test_vit", "test_resnet"]}, "seeds": 2})
+    plan = simulated(1, sweep={"space": {"model.name": ["test_vit", "test_resnet"]}, "seeds": 2})
     state = live(World.at(folder, plan))
     finals = [m for m in state.merges.values() if not m.opened.observe]
     assert len({m.opened.cohort for m in finals}) == 2

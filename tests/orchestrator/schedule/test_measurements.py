@@ -9,7 +9,7 @@ import pytest
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.schedule import final_merges
 from orchestrator.state.state import State
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.simulator import FragileLedger, Killed, live
 from tests.simulator.world import Mishap, World
 from workers.types import AnyOrder, Mix
@@ -20,7 +20,7 @@ BASE = "tests.simulator.probe_recipe:OnlyBase"
 
 def plan(*recipes: Any, runs: int = 3, **sections: Any) -> ExpandedExperiment:
     soup = {"recipes": ["best", *recipes], **sections.pop("soup", {})}
-    return program(runs, epochs=1, soup=soup, merge={"mode": "off"}, **sections)
+    return simulated(runs, epochs=1, soup=soup, merge={"mode": "off"}, **sections)
 
 
 def soups(state: State) -> dict[str, Mix]:
@@ -99,7 +99,7 @@ def test_the_base_alone_is_tasted_scored_and_compared_like_any_soup(folder: Path
 
 def test_an_anytime_soup_that_measures_never_takes_a_training_slot(folder: Path) -> None:
     rounds = {"mode": "observe", "method": ASKING}
-    watched = program(2, epochs=3, soup={"recipes": ["best"]}, merge=rounds)
+    watched = simulated(2, epochs=3, soup={"recipes": ["best"]}, merge=rounds)
     world = World.at(folder, watched)
     state = live(world, slots=1)
     assert state.served is not None

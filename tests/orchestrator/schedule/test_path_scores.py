@@ -15,7 +15,7 @@ from orchestrator.schedule import final_merges, path_scores
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.orchestrator.small_fleet import replayed, run_small, small_experiment
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.simulator import FragileLedger, Killed, SimulatedFleet, driver, live
 from tests.simulator.world import Mishap, World
 from workers.context import WorkerContext
@@ -31,13 +31,13 @@ ALPHAS = {"wise_ft": {"alphas": [0.0, 0.25, 0.5, 1.0]}}
 
 def plan(*recipes: Any, **sections: Any) -> ExpandedExperiment:
     soup = {"recipes": ["best", *recipes], **sections.pop("soup", {})}
-    return program(3, epochs=1, soup=soup, merge={"mode": "off"}, **sections)
+    return simulated(3, epochs=1, soup=soup, merge={"mode": "off"}, **sections)
 
 
 def lived(world: World) -> tuple[State, list[AnyOrder]]:
     fleet = SimulatedFleet(world)
     state = driver(world, fleet).run()
-    assert schedule.is_over(Moment(world.program, state))
+    assert schedule.is_over(Moment(world.expanded, state))
     return state, fleet.submitted
 
 
@@ -46,13 +46,13 @@ def points(submitted: list[AnyOrder]) -> list[ScoreMixOrder]:
 
 
 def made(world: World, state: State, label: str) -> final_merges.FinalMerge:
-    soups = final_merges.written_soups(Moment(world.program, state))
+    soups = final_merges.written_soups(Moment(world.expanded, state))
     return next(final for final, _ in soups if final.recipe.label == label)
 
 
 def of(world: World, state: State, label: str = "wise_ft") -> list[dict[str, Any]]:
     (soup,) = [
-        s for s in collect_results(Moment(world.program, state))["soups"] if s["recipe"] == label
+        s for s in collect_results(Moment(world.expanded, state))["soups"] if s["recipe"] == label
     ]
     found: list[dict[str, Any]] = soup["curve"]
     return found
@@ -68,7 +68,7 @@ def test_points_are_scored_after_everything_was_chosen_and_only_where_nothing_is
     last = max(i for i, kind in enumerate(kinds) if kind in ("taste", "merge", "blend", "score"))
     assert kinds.index("point") > last
     (soup,) = [m.soup for m in state.merges.values() if m.opened.recipe == "wise_ft" and m.soup]
-    passed = path_scores.path_scores(Moment(world.program, state), made(world, state, "wise_ft"))
+    passed = path_scores.path_scores(Moment(world.expanded, state), made(world, state, "wise_ft"))
     assert [each.alpha for each in passed] == [0.0, 0.25, 0.5, 1.0]
     known = {soup.mix.key, passed[-1].mix.key}
     assert [each.mix.key for each in asked] == [
@@ -85,7 +85,7 @@ def test_the_scores_of_the_ends_are_those_of_the_models_that_they_are(folder: Pa
     world = World.at(folder, plan({"wise_ft": {"of": "uniform"}}, "uniform", base))
     state, submitted = lived(world)
     soups = {
-        s["recipe"]: s["scores"] for s in collect_results(Moment(world.program, state))["soups"]
+        s["recipe"]: s["scores"] for s in collect_results(Moment(world.expanded, state))["soups"]
     }
     first, *_, last = of(world, state)
     for end, soup in ((first, soups["OnlyBase"]), (last, soups["uniform"])):
@@ -110,7 +110,7 @@ def test_a_recipe_twice_makes_two_soups_that_are_told_apart(folder: Path) -> Non
     uniform = {"wise_ft": {"of": "uniform"}}
     world = World.at(folder, plan(ALPHAS, uniform, soup={"serve": "wise_ft-2"}))
     state, _ = lived(world)
-    known = collect_results(Moment(world.program, state))
+    known = collect_results(Moment(world.expanded, state))
     assert [soup["recipe"] for soup in known["soups"]] == ["best", "wise_ft", "wise_ft-2"]
     assert len({soup["id"] for soup in known["soups"]}) == 3
     assert known["served"] == known["soups"][2]["id"]

@@ -14,7 +14,7 @@ from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
 from tests.orchestrator.driver.test_driver import extended
-from tests.simulator.experiment import facts, program
+from tests.simulator.experiment import facts, simulated
 from tests.simulator.simulator import live
 from tests.simulator.world import Mishap, World
 from workers.types import (
@@ -62,7 +62,7 @@ def test_no_order_ever_names_a_deleted_checkpoint(
         hit = unlucky and (len(order.id) + attempt) % 7 == unlucky and attempt < 3
         return Mishap("lost", after=attempt + 1, unheard=1) if hit else None
 
-    plan = program(
+    plan = simulated(
         4,
         epochs=4,
         train=train,
@@ -74,7 +74,7 @@ def test_no_order_ever_names_a_deleted_checkpoint(
     world = World.at(Path(tempfile.mkdtemp(dir=folder)), plan, seed=seed, mishaps=loses)
     state = live(world, slots=slots, lazy=0.4, seed=seed)
     if more:
-        world.program = plan = extended(plan, 4 + more)
+        world.expanded = plan = extended(plan, 4 + more)
         state = live(world, slots=slots, lazy=0.4, seed=seed)
     assert state.served is not None and state.served.soup is not None
     # Deleted while the word of it was under way, or heard of; never anything else.
@@ -93,14 +93,14 @@ def test_no_order_ever_names_a_deleted_checkpoint(
 
 def test_an_extension_leaves_the_round_whose_members_were_retired(folder: Path) -> None:
     """Once all had ended nobody waited for it any more, so nothing kept them."""
-    plan = program(3)
+    plan = simulated(3)
     world = World.at(folder / "extended", plan)
     first = live(world, slots=3)
     (left,) = [m.opened for m in first.merges.values() if m.opened.observe and m.soup is None]
     assert not all(first.is_known_checkpoint(member.name) for member in left.ingredients)
-    world.program = extended(plan, 5)
+    world.expanded = extended(plan, 5)
     state = live(world, slots=3)
-    fresh = live(World.at(folder / "fresh", world.program), slots=3)
+    fresh = live(World.at(folder / "fresh", world.expanded), slots=3)
     assert state.served is not None and fresh.served is not None
     assert state.served.soup == fresh.served.soup
     newer = [m for m in state.merges.values() if m.opened.observe and m.opened.merge > left.merge]
@@ -111,7 +111,7 @@ def score(top1: float) -> Score:
     return Score(count=40, top1=top1, macro_f1=top1, nll=1.0, ece=0.0)
 
 
-PLAN = program(2, epochs=4)
+PLAN = simulated(2, epochs=4)
 RUN = PLAN.runs[0].id
 
 
@@ -121,7 +121,7 @@ def checkpointed(step: int, top1: float | None, run: str = RUN) -> Checkpointed:
 
 
 def gone(*events: Any, ingredients: str | list[int] = "best", **sections: Any) -> set[int]:
-    plan = program(2, epochs=4, soup={"ingredients": ingredients}, **sections)
+    plan = simulated(2, epochs=4, soup={"ingredients": ingredients}, **sections)
     begun = Preflighted(facts=facts(plan))
     orders = list(retention.retire_orders(Moment(plan, fold([begun, *events]))))
     assert all(isinstance(order, RetireOrder) for order in orders)
@@ -157,7 +157,7 @@ def test_an_unscored_checkpoint_goes_once_a_later_one_counts() -> None:
 
 def test_a_stage_of_the_base_keeps_its_last_alone() -> None:
     base = {"base": {"trunk_epochs": 3}}
-    plan = program(2, epochs=4, **base)
+    plan = simulated(2, epochs=4, **base)
     ((stage,),) = (made.stages for made in resolve(plan, facts(plan)).plans)
     words = [checkpointed(s, 0.9 - s / 100, run=stage.id) for s in (10, 20, 30)]
     assert gone(*words, **base) == {10, 20}

@@ -8,7 +8,7 @@ from orchestrator.schedule import retry
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
-from tests.simulator.experiment import facts, program, then
+from tests.simulator.experiment import facts, simulated, then
 from tests.simulator.simulator import live
 from tests.simulator.world import Mishap, World
 from workers.types import (
@@ -23,7 +23,7 @@ from workers.types import (
     RetryDecided,
 )
 
-PROGRAM = program(2)
+PROGRAM = simulated(2)
 RUN = PROGRAM.runs[0]
 ORDER = f"train-{RUN.id}-00000020"
 
@@ -75,7 +75,7 @@ def test_a_preempted_attempt_is_nobodys_fault() -> None:
 
 
 def test_pauses_are_bounded() -> None:
-    patient = program(2, fleet={"max_failures": 40})
+    patient = simulated(2, fleet={"max_failures": 40})
     state = State(failures={ORDER: tuple(Failed(error="lost", message="x") for _ in range(30))})
     decision = retry.decide(Moment(patient, state), ORDER, Failed(error="lost", message="x"))
     assert isinstance(decision, RetryDecided) and decision.after_s == retry.LONGEST_PAUSE_S
@@ -125,7 +125,7 @@ def test_a_soup_that_was_spoilt_is_blended_again(folder: Path) -> None:
             return Mishap("corrupt", checkpoint=order.checkpoint.id)
         return None
 
-    world = World.at(folder, program(3), mishaps=breaks)
+    world = World.at(folder, simulated(3), mishaps=breaks)
     state = live(world)
     blends = [order for order, _ in world.performed if order.startswith("blend-")]
     assert struck and max(blends.count(order) for order in blends) == 2

@@ -11,7 +11,7 @@ from orchestrator.schedule import preparation
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.orchestrator.driver.test_driver import soups
-from tests.simulator.experiment import facts, program
+from tests.simulator.experiment import facts, simulated
 from tests.simulator.simulator import SimulatedFleet, driver, live
 from tests.simulator.world import Mishap, World
 from workers.config.train import TrainConfig
@@ -44,7 +44,7 @@ def owners(group: tuple[str, ...]) -> list[str]:
 
 
 def test_a_run_of_a_fold_learns_from_the_rest(folder: Path) -> None:
-    plan = program(1, data={"folds": 6})
+    plan = simulated(1, data={"folds": 6})
     resolved = resolve(plan, facts(plan))
     assert resolved.preflight.folds == (54, 54, 53, 53, 53, 53)
     assert [resolved.num_images[run.id] for run in plan.runs[1:3]] == [266, 267]
@@ -59,7 +59,7 @@ def test_a_run_of_a_fold_learns_from_the_rest(folder: Path) -> None:
 
 
 def test_with_folds_a_group_is_a_setting_in_order_of_its_folds(folder: Path) -> None:
-    plan = program(2, data=REDUCERS, train={"model_ema_decay": 0.9}, ensemble=STACKS)
+    plan = simulated(2, data=REDUCERS, train={"model_ema_decay": 0.9}, ensemble=STACKS)
     state, order = compared(World.at(folder, plan))
     first, second = plan.runs[:3], plan.runs[3:]
     expected = [
@@ -82,7 +82,7 @@ def test_with_folds_a_group_is_a_setting_in_order_of_its_folds(folder: Path) -> 
 
 
 def test_a_setting_that_lost_a_fold_is_in_no_group(folder: Path) -> None:
-    plan = program(2, data=REDUCERS, ensemble=STACKS)
+    plan = simulated(2, data=REDUCERS, ensemble=STACKS)
     bad = plan.runs[1].id
 
     def diverges(order: AnyOrder, attempt: int) -> Mishap | None:
@@ -94,7 +94,7 @@ def test_a_setting_that_lost_a_fold_is_in_no_group(folder: Path) -> None:
 
 
 def test_without_folds_a_group_is_a_run_and_val_has_no_score(folder: Path) -> None:
-    plan = program(3, ensemble=STACKS)
+    plan = simulated(3, ensemble=STACKS)
     state, order = compared(World.at(folder, plan))
     assert [owners(group) for group in order.stacking] == [[run.id] for run in plan.runs]
     assert order.folds == {}
@@ -106,7 +106,7 @@ def test_without_folds_a_group_is_a_run_and_val_has_no_score(folder: Path) -> No
 
 @pytest.mark.parametrize("sections", [{}, {"ensemble": STACKS, "sweep": {"seeds": 1}}])
 def test_nothing_is_stacked_unasked_or_alone(folder: Path, sections: dict[str, Any]) -> None:
-    _, order = compared(World.at(folder, program(2, **sections)))
+    _, order = compared(World.at(folder, simulated(2, **sections)))
     assert order.stacking == () and order.folds == {}
 
 
@@ -120,14 +120,14 @@ def test_comparisons_made_before_stacking_are_still_known() -> None:
 
 
 def patient(folder: Path, **options: Any) -> tuple[World, State]:
-    plan = program(4, epochs=6, train={"patience": 1}, soup={"ingredients": "last"})
+    plan = simulated(4, epochs=6, train={"patience": 1}, soup={"ingredients": "last"})
     world = World.at(folder, plan, **options)
     return world, live(world)
 
 
 def test_a_run_whose_patience_is_over_is_done(folder: Path) -> None:
     world, state = patient(folder)
-    plan = world.program
+    plan = world.expanded
     early = [run for run in plan.runs if state.run(run.id).ended_early]
     assert early and all(state.run(run.id).trained_to < 60 for run in early)
     assert all(Moment(plan, state).is_trained(run) for run in plan.runs)
@@ -163,7 +163,7 @@ def test_a_corrupt_last_checkpoint_of_an_early_end_is_trained_again(folder: Path
 
 
 def test_a_single_run_gives_its_snapshots(folder: Path) -> None:
-    plan = program(1, epochs=6, soup={"ingredients": [2, 4, 6]})
+    plan = simulated(1, epochs=6, soup={"ingredients": [2, 4, 6]})
     state = live(World.at(folder, plan))
     (run,) = plan.runs
     finals = [m.opened for m in state.merges.values() if not m.opened.observe]
@@ -179,7 +179,7 @@ def test_a_single_run_gives_its_snapshots(folder: Path) -> None:
 
 
 def test_a_run_that_ended_before_its_first_snapshot_gives_its_last(folder: Path) -> None:
-    plan = program(4, epochs=6, train={"patience": 1}, soup={"ingredients": [6]})
+    plan = simulated(4, epochs=6, train={"patience": 1}, soup={"ingredients": [6]})
     state = live(World.at(folder, plan))
     greedy = next(m.opened for m in state.merges.values() if not m.opened.observe)
     steps = {each.run: int(each.name.partition("/")[2]) for each in greedy.ingredients}
@@ -197,7 +197,7 @@ def judged(plan: ExpandedExperiment) -> list[tuple[str, TrainConfig]]:
 
 
 def test_a_sweep_of_what_needs_no_judging_asks_nothing() -> None:
-    assert judged(program(1, sweep={"space": {"train.lr": [0.1, 0.2]}})) == []
+    assert judged(simulated(1, sweep={"space": {"train.lr": [0.1, 0.2]}})) == []
 
 
 def test_each_setting_that_needs_judging_is_asked_once_for_each_model() -> None:
@@ -209,7 +209,7 @@ def test_each_setting_that_needs_judging_is_asked_once_for_each_model() -> None:
         "model.name": ["test_vit", "test_resnet"],
     }
     train = {"epochs": 9, "unfreeze": unfreeze, "lr": 0.3}
-    asked = judged(program(1, sweep={"space": space}, train=train))
+    asked = judged(simulated(1, sweep={"space": space}, train=train))
     assert len(asked) == 4 and len({key for key, _ in asked}) == 2
     for _, section in asked:
         assert TrainConfig.model_validate(section.model_dump()) == section
@@ -218,7 +218,7 @@ def test_each_setting_that_needs_judging_is_asked_once_for_each_model() -> None:
 
 
 def test_a_stage_is_judged_as_it_trains() -> None:
-    plan = program(
+    plan = simulated(
         1, base={"probe_epochs": 1}, train={"aa": "rand-m7"}, sweep={"space": {"train.aa": [None]}}
     )
     assert [section.aa for _, section in judged(plan)] == ["rand-m7"]
@@ -245,7 +245,7 @@ def test_a_stage_has_nothing_that_judges_parts_or_averages_a_run() -> None:
 
 def test_cohorts_of_several_architectures_end_in_one_served_soup(folder: Path) -> None:
     space = {"model.name": ["test_vit", "test_resnet"], "model.head": ["linear", "se"]}
-    plan = program(1, sweep={"space": space, "seeds": 2}, ensemble=STACKS)
+    plan = simulated(1, sweep={"space": space, "seeds": 2}, ensemble=STACKS)
     state, order = compared(World.at(folder, plan))
     known = collect_results(Moment(plan, state))
     assert [cohort["name"] for cohort in known["cohorts"]] == [
@@ -261,7 +261,7 @@ def test_cohorts_of_several_architectures_end_in_one_served_soup(folder: Path) -
 
 
 def test_an_order_of_a_moving_average_is_never_given(folder: Path) -> None:
-    world = World.at(folder, program(2, train={"model_ema_decay": 0.9}))
+    world = World.at(folder, simulated(2, train={"model_ema_decay": 0.9}))
     fleet = SimulatedFleet(world)
     driver(world, fleet).run()
     assert all(o.run.role == "member" for o in fleet.submitted if isinstance(o, TrainOrder))

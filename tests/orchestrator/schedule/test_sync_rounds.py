@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.simulator import live
 from tests.simulator.sync_scenarios import EPOCHS, PER_EPOCH, Starts, events, synced
 from tests.simulator.world import World
@@ -20,7 +20,7 @@ def test_members_go_from_boundary_to_boundary_on_merged_weights(folder: Path) ->
     opened = events(world, MergeOpened)
     numbers = [each.round for each in opened if each.is_sync]
     assert numbers == [1, 2, 3]
-    for run in world.program.runs:
+    for run in world.expanded.runs:
         mine = [order for order in seen.orders if order.run.id == run.id]
         assert [order.stop_step for order in mine] == [10, 20, 30, 40]
         assert mine[0].rejoin is None
@@ -68,14 +68,14 @@ def test_boundaries_may_lie_within_an_epoch(folder: Path) -> None:
     seen = Starts()
     world = World.at(folder, synced(2, epochs=2, every="8 steps"), mishaps=seen)
     live(world)
-    stops = [order.stop_step for order in seen.orders if order.run is world.program.runs[0]]
+    stops = [order.stop_step for order in seen.orders if order.run is world.expanded.runs[0]]
     assert stops == [8, 16, 20]
 
 
 def test_runs_of_other_lengths_leave_when_they_end(folder: Path) -> None:
     runs = [{"train.epochs": 2}, {"train.epochs": 4}, {"train.epochs": 4, "seed": 1}]
     world = World.at(
-        folder, program(0, sweep={"seeds": None, "runs": runs}, merge={"mode": "sync"})
+        folder, simulated(0, sweep={"seeds": None, "runs": runs}, merge={"mode": "sync"})
     )
     live(world)
     assert [len(e.ingredients) for e in events(world, MergeOpened) if e.is_sync] == [3, 2, 2]
@@ -84,7 +84,7 @@ def test_runs_of_other_lengths_leave_when_they_end(folder: Path) -> None:
 def test_cohorts_merge_apart(folder: Path) -> None:
     runs = [{"model.name": name, "seed": s} for name in ("test_vit", "test_vit2") for s in (0, 1)]
     world = World.at(
-        folder, program(0, sweep={"seeds": None, "runs": runs}, merge={"mode": "sync"})
+        folder, simulated(0, sweep={"seeds": None, "runs": runs}, merge={"mode": "sync"})
     )
     live(world)
     opened = [e for e in events(world, MergeOpened) if e.is_sync]
@@ -95,10 +95,11 @@ def test_cohorts_merge_apart(folder: Path) -> None:
 def test_with_folds_only_runs_of_one_fold_are_merged(folder: Path) -> None:
     """Else one would learn from what it holds out."""
     world = World.at(
-        folder, program(2, epochs=2, data={"folds": 2}, merge={"mode": "sync", "method": "mean"})
+        folder,
+        simulated(2, epochs=2, data={"folds": 2}, merge={"mode": "sync", "method": "mean"}),
     )
     live(world)
-    fold_of = {run.id: run.fold for run in world.program.runs}
+    fold_of = {run.id: run.fold for run in world.expanded.runs}
     opened = [event for event in events(world, MergeOpened) if event.is_sync]
     assert [len(event.ingredients) for event in opened] == [2, 2]
     assert all(len({fold_of[each.run] for each in e.ingredients}) == 1 for e in opened)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.driver.ledger import Ledger
 from orchestrator.state.state import State
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.simulator import FragileLedger, Killed, driver, live
 from tests.simulator.sync_scenarios import EPOCHS, PER_EPOCH, SlowFleet, Starts, events, synced
 from tests.simulator.world import Mishap, World
@@ -28,7 +28,7 @@ from workers.types import (
 def test_who_is_late_is_left_out_and_rejoins_from_the_newest_weights(folder: Path) -> None:
     seen = Starts()
     world = World.at(folder, synced(3, deadline_s=20.0), mishaps=seen)
-    late = world.program.runs[1].id
+    late = world.expanded.runs[1].id
     state = driver(world, SlowFleet(world, late, stop_step=20, turns=100)).run()
     opened = {e.round: e for e in events(world, MergeOpened) if e.is_sync}
     (decision,) = opened[2].left_out
@@ -42,14 +42,14 @@ def test_who_is_late_is_left_out_and_rejoins_from_the_newest_weights(folder: Pat
 
 def test_without_a_deadline_everyone_waits(folder: Path) -> None:
     world = World.at(folder, synced(3))
-    slow = SlowFleet(world, world.program.runs[1].id, stop_step=20, turns=1000)
+    slow = SlowFleet(world, world.expanded.runs[1].id, stop_step=20, turns=1000)
     driver(world, slow).run()
     assert all(not e.left_out for e in events(world, MergeOpened)) and world.clock > 500
 
 
 def test_a_quorum_is_waited_for_beyond_the_deadline(folder: Path) -> None:
     world = World.at(folder, synced(3, deadline_s=5.0, quorum=3))
-    slow = SlowFleet(world, world.program.runs[1].id, stop_step=20, turns=200)
+    slow = SlowFleet(world, world.expanded.runs[1].id, stop_step=20, turns=200)
     driver(world, slow).run()
     assert all(not e.left_out for e in events(world, MergeOpened))
 
@@ -111,9 +111,9 @@ def test_a_corrupt_member_gives_the_round_up(folder: Path) -> None:
 
 
 def test_finish_in_the_middle_of_a_round_makes_the_soup(folder: Path) -> None:
-    timed = program(3, epochs=EPOCHS, merge={"mode": "sync"}, fleet={"max_hours": 0.1})
+    timed = simulated(3, epochs=EPOCHS, merge={"mode": "sync"}, fleet={"max_hours": 0.1})
     world = World.at(folder, timed)
-    slow = SlowFleet(world, world.program.runs[1].id, stop_step=20, turns=10_000)
+    slow = SlowFleet(world, world.expanded.runs[1].id, stop_step=20, turns=10_000)
     state = driver(world, slow).run()
     assert state.finish_reason is not None
     assert state.served is not None and state.served.soup is not None
@@ -186,8 +186,8 @@ def test_merged_weights_that_were_spoilt_stop_nobody(folder: Path, left: int) ->
     world = World.at(folder, synced(3), mishaps=breaks)
     state = live(world)
     assert state.served is not None and state.served.soup is not None
-    assert all(state.run(run.id).trained_to == EPOCHS * PER_EPOCH for run in world.program.runs)
-    assert not [run for run in world.program.runs if state.run(run.id).failed]
+    assert all(state.run(run.id).trained_to == EPOCHS * PER_EPOCH for run in world.expanded.runs)
+    assert not [run for run in world.expanded.runs if state.run(run.id).failed]
 
 
 @pytest.mark.parametrize("whose", ["own", "another's"])
@@ -206,7 +206,7 @@ def test_a_state_spoilt_since_is_left_out_of_the_average(folder: Path, whose: st
     world = World.at(folder, synced(3, optimizer_state="average"), mishaps=breaks)
     state = live(world)
     assert struck and state.served is not None and state.served.soup is not None
-    assert all(state.run(run.id).trained_to == EPOCHS * PER_EPOCH for run in world.program.runs)
+    assert all(state.run(run.id).trained_to == EPOCHS * PER_EPOCH for run in world.expanded.runs)
 
 
 def test_a_run_has_one_order_at_a_time(folder: Path) -> None:
@@ -223,12 +223,12 @@ def test_a_run_has_one_order_at_a_time(folder: Path) -> None:
     world = World.at(folder, synced(3), mishaps=breaks)
     state = live(world, slots=4)
     assert struck and state.served is not None
-    assert all(state.run(run.id).trained_to == EPOCHS * PER_EPOCH for run in world.program.runs)
+    assert all(state.run(run.id).trained_to == EPOCHS * PER_EPOCH for run in world.expanded.runs)
 
 
 def test_while_there_is_no_driver_nobody_is_late(folder: Path) -> None:
     world = World.at(folder, synced(3, deadline_s=20.0))
-    slow = SlowFleet(world, world.program.runs[1].id, stop_step=20, turns=20)
+    slow = SlowFleet(world, world.expanded.runs[1].id, stop_step=20, turns=20)
     with pytest.raises(Killed):
         driver(world, slow, Fatal(world.store, of="trained", nth=5)).run()
     world.store.delete(LEASE)

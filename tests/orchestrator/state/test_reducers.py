@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import REDUCERS, fold
 from orchestrator.state.state import State
-from tests.simulator.experiment import program, then
+from tests.simulator.experiment import simulated, then
 from tests.simulator.simulator import SimulatedFleet, driver, live
 from tests.simulator.world import Mishap, World
 from workers.types import (
@@ -60,7 +60,7 @@ def test_every_kind_of_event_has_its_fold() -> None:
 
 
 def test_the_state_after_every_group_is_the_fold_of_the_ledger(folder: Path) -> None:
-    world = World.at(folder, program(2, epochs=2), mishaps=some_trouble)
+    world = World.at(folder, simulated(2, epochs=2), mishaps=some_trouble)
     mind = driver(world, SimulatedFleet(world))
     num_turns = 0
 

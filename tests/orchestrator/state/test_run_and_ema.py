@@ -15,7 +15,7 @@ from orchestrator.schedule.moment import Moment
 from orchestrator.state.checkpoint_reducers import add_checkpoint, drop_checkpoints, drop_corrupt
 from orchestrator.state.state import RunState, State
 from tests.orchestrator.driver.test_driver import appends, outcome, soups
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.simulator import FragileLedger, Killed, SimulatedFleet, driver, live
 from tests.simulator.world import Mishap, World
 from workers.storage.layout import LEASE
@@ -51,17 +51,17 @@ def named(state: State) -> dict[str, list[str]]:
 
 
 def test_an_average_is_an_ingredient_a_single_and_a_row(folder: Path) -> None:
-    world = World.at(folder, program(2, epochs=3, train=AVERAGED, soup={"ingredients": "all"}))
+    world = World.at(folder, simulated(2, epochs=3, train=AVERAGED, soup={"ingredients": "all"}))
     fleet = SimulatedFleet(world)
     state = driver(world, fleet).run()
-    owners = {owner for run in world.program.runs for owner in (run.id, ema_id(run.id))}
+    owners = {owner for run in world.expanded.runs for owner in (run.id, ema_id(run.id))}
     assert set(state.runs) == owners
     assert all(
         name.startswith(f"{owner}/") for owner, names in named(state).items() for name in names
     )
     greedy = next(m for m in state.merges.values() if m.opened.merge.startswith("greedy-"))
     assert [each.run for each in greedy.opened.ingredients] == [
-        owner for run in world.program.runs for owner in [run.id] * 3 + [ema_id(run.id)] * 3
+        owner for run in world.expanded.runs for owner in [run.id] * 3 + [ema_id(run.id)] * 3
     ]
     scored = {
         o.checkpoint.name.partition("/")[0] for o in fleet.submitted if isinstance(o, ScoreOrder)
@@ -69,7 +69,7 @@ def test_an_average_is_an_ingredient_a_single_and_a_row(folder: Path) -> None:
     assert scored >= owners
     (order,) = [order for order in fleet.submitted if order.kind == "compare"]
     assert {member.partition("/")[0] for member in order.members} == owners
-    rows = collect_results(Moment(world.program, state))["runs"]
+    rows = collect_results(Moment(world.expanded, state))["runs"]
     assert [row["role"] for row in rows] == ["member", "ema"] * 2
     assert rows[1]["params"] == {"seed": 0, "ema": 0.999} and set(rows[1]["scores"]) >= {
         "val",
@@ -79,14 +79,14 @@ def test_an_average_is_an_ingredient_a_single_and_a_row(folder: Path) -> None:
 
 
 def test_rounds_mix_averages_as_well(folder: Path) -> None:
-    world = World.at(folder, program(3, epochs=3, train=AVERAGED))
+    world = World.at(folder, simulated(3, epochs=3, train=AVERAGED))
     state = live(world)
     rounds = [m.opened for m in state.merges.values() if m.opened.observe]
     assert any(each.run.endswith("-ema") for opened in rounds for each in opened.ingredients)
 
 
 def test_the_average_of_a_failed_run_is_in_no_soup(folder: Path) -> None:
-    plan = program(2, epochs=3, train=AVERAGED)
+    plan = simulated(2, epochs=3, train=AVERAGED)
     bad = plan.runs[0].id
 
     def diverges(order: AnyOrder, attempt: int) -> Mishap | None:
@@ -99,7 +99,7 @@ def test_the_average_of_a_failed_run_is_in_no_soup(folder: Path) -> None:
 
 def test_an_average_made_twice_counts_once_and_its_copy_goes(folder: Path) -> None:
     """The worker dies after the average's checkpoint and before the run's own."""
-    plan = program(2, epochs=3, train=AVERAGED, soup={"ingredients": "all"})
+    plan = simulated(2, epochs=3, train=AVERAGED, soup={"ingredients": "all"})
     calm = live(World.at(folder / "calm", plan))
     world = World.at(folder / "struck", plan, mishaps=lost(after=5))
     fleet = SimulatedFleet(world)
@@ -119,7 +119,7 @@ def named_ids(state: State) -> set[str]:
 
 
 def test_what_nobody_heard_of_is_adopted_of_both(folder: Path) -> None:
-    plan = program(2, epochs=3, train=AVERAGED, soup={"ingredients": "all"})
+    plan = simulated(2, epochs=3, train=AVERAGED, soup={"ingredients": "all"})
     calm = live(World.at(folder / "calm", plan))
     world = World.at(folder / "struck", plan, mishaps=lost(after=4, unheard=2))
     fleet = SimulatedFleet(world)
@@ -132,7 +132,7 @@ def test_what_nobody_heard_of_is_adopted_of_both(folder: Path) -> None:
 
 @pytest.mark.parametrize("how", ["before", "after"])
 def test_a_driver_killed_at_any_ledger_write_ends_the_same(folder: Path, how: str) -> None:
-    plan = program(
+    plan = simulated(
         1,
         epochs=3,
         data={"folds": 2},
@@ -151,7 +151,7 @@ def test_a_driver_killed_at_any_ledger_write_ends_the_same(folder: Path, how: st
 
 
 def test_lives_with_any_mishaps_end_the_same(folder: Path) -> None:
-    plan = program(2, epochs=3, train={**AVERAGED, "patience": 1}, data={"folds": 2})
+    plan = simulated(2, epochs=3, train={**AVERAGED, "patience": 1}, data={"folds": 2})
     calm = live(World.at(folder / "calm", plan))
     lives = itertools.count()
 
@@ -165,7 +165,9 @@ def test_lives_with_any_mishaps_end_the_same(folder: Path) -> None:
 
 
 def test_a_corrupt_last_average_takes_its_run_back_to_make_it_again(folder: Path) -> None:
-    plan = program(3, epochs=3, train=AVERAGED, soup={"ingredients": "last"}, merge={"mode": "off"})
+    plan = simulated(
+        3, epochs=3, train=AVERAGED, soup={"ingredients": "last"}, merge={"mode": "off"}
+    )
     calm = live(World.at(folder / "calm", plan))
     struck: list[str] = []
 
@@ -231,7 +233,7 @@ def test_a_corrupt_checkpoint_of_the_run_leaves_the_average_what_it_has() -> Non
 
 
 def test_a_spare_is_retired_even_if_its_name_is_needed(folder: Path) -> None:
-    plan = program(2, epochs=2, train=AVERAGED)
+    plan = simulated(2, epochs=2, train=AVERAGED)
     world = World.at(folder, plan)
     mind = driver(world, SimulatedFleet(world))
     state = mind.run()

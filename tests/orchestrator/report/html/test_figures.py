@@ -131,7 +131,7 @@ def test_the_caption_says_whether_there_is_a_barrier(finished: Scenario) -> None
 
 def test_a_learning_curve_has_a_point_per_epoch(finished: Scenario) -> None:
     lines = {line["name"]: line for line in drawn(learning_curves(finished.moment)).data}
-    assert len(lines[finished.program.runs[0].id]["y"]) == 3
+    assert len(lines[finished.expanded.runs[0].id]["y"]) == 3
     assert {"soup so far", "final greedy"} <= set(lines)
 
 

@@ -13,7 +13,7 @@ from orchestrator.report.write import write_report
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.orchestrator.report.scenario import DIVERGED, Scenario
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from workers.storage.store import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -66,7 +66,7 @@ def test_names_are_escaped(finished: Scenario) -> None:
 
 
 def test_a_page_renders_before_the_first_event() -> None:
-    moment = Moment(program(), State())
+    moment = Moment(simulated(), State())
     page = report_html(collect_results(moment), moment)
     assert "No soup is served" in page
 
@@ -74,7 +74,7 @@ def test_a_page_renders_before_the_first_event() -> None:
 def test_the_report_is_written_into_the_store(finished: Scenario, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     write_report(finished.moment, store)
-    run = finished.program.runs[0].id
+    run = finished.expanded.runs[0].id
     written = {"results.json", "summary.csv", "report.html", f"runs/{run}/summary.csv"}
     assert written <= set(store.list(""))
 

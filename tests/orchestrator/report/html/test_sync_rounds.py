@@ -11,16 +11,16 @@ from orchestrator.report.html.sync_rounds import round_parts
 from orchestrator.report.results import collect_results
 from orchestrator.schedule.moment import Moment
 from tests.orchestrator.report.scenario import Json
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 from tests.simulator.simulator import live
 from tests.simulator.world import World
 
 
 def carry_out(folder: Path, **sections: Any) -> tuple[World, Json]:
     merge = {"mode": "sync", "method": "greedy"} | sections.pop("merge", {})
-    world = World.at(folder, program(3, epochs=4, merge=merge, **sections))
+    world = World.at(folder, simulated(3, epochs=4, merge=merge, **sections))
     live(world)
-    return world, collect_results(Moment(world.program, world.state()))
+    return world, collect_results(Moment(world.expanded, world.state()))
 
 
 def test_every_round_has_its_participants_and_its_outcome(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_figure_has_members_their_mean_and_the_merged_weights(tmp_path: Path
     assert [choice.label for choice in figure.choices] == ["accuracy", "loss", "diversity"]
     assert {len(choice.data) for choice in figure.choices} == {len(figure.data)}
     assert {len(row.cells) for row in table.rows} == {len(table.columns)} == {5}
-    page = report_html(results, Moment(world.program, world.state()))
+    page = report_html(results, Moment(world.expanded, world.state()))
     anchors = re.findall(r'<(?:section|div)[^>]* id="([^"]+)"', page.partition("<script>")[0])
     assert len(anchors) == len(set(anchors)) and "merged-and-members" in anchors
 

@@ -7,7 +7,7 @@ from orchestrator.report.terminal.live import LiveView, PlainView, open_view
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.orchestrator.report.scenario import DIVERGED, Scenario
-from tests.simulator.experiment import program, then
+from tests.simulator.experiment import simulated, then
 from workers.heartbeat import Heartbeat
 
 
@@ -25,7 +25,7 @@ def _follow(scenario: Scenario, console: Console) -> str:
     with open_view(None, console) as view:
         for event in scenario.events:
             state = then(state, [event])
-            view.update(Moment(scenario.program, state), [event], [])
+            view.update(Moment(scenario.expanded, state), [event], [])
     return _shown(console)
 
 
@@ -38,7 +38,7 @@ def test_a_pipe_gets_lines_and_a_terminal_a_table() -> None:
 
 def test_plain_lines_leave_out_checkpoints_and_tastes(finished: Scenario) -> None:
     text = _follow(finished, _console(terminal=False))
-    run = finished.program.runs[3].id
+    run = finished.expanded.runs[3].id
     assert f"gave up on run {run}: diverged: {DIVERGED}" in text
     assert "attempt 2" in text and "retry 1 of 3 after lost" in text
     assert "round 1, soup so far: val accuracy 69.75 %, 2 of 2 ingredients" in text
@@ -64,7 +64,7 @@ def test_the_plain_view_prints_once_what_the_fleet_waits_for() -> None:
     console = _console(terminal=False)
     with PlainView(console) as view:
         for _ in range(3):
-            view.update(Moment(program(), State()), [], [], "Ray waits for 1 GPU")
+            view.update(Moment(simulated(), State()), [], [], "Ray waits for 1 GPU")
     assert _shown(console).count("Ray waits for 1 GPU") == 1
 
 
@@ -74,4 +74,4 @@ def test_the_estimated_time_follows_the_pace_so_far(finished: Scenario) -> None:
     left = status.seconds_left(scenario.moment, now)
     last = max(event.time for event in finished.events if event.kind == "evaluated")
     assert left is not None and (last - now) / 3 < left < 3 * (last - now)
-    assert status.seconds_left(Moment(scenario.program, State(opened_at=now)), now) is None
+    assert status.seconds_left(Moment(scenario.expanded, State(opened_at=now)), now) is None

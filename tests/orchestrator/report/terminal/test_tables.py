@@ -8,7 +8,7 @@ from orchestrator.report.terminal.tables import MAX_RUNS, final_table, status_js
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
 from tests.orchestrator.report.scenario import RECIPES, Scenario
-from tests.simulator.experiment import program
+from tests.simulator.experiment import simulated
 
 
 def _text(view: RenderableType) -> str:
@@ -20,7 +20,7 @@ def _text(view: RenderableType) -> str:
 
 def test_the_final_table_shows_every_model_and_what_is_served(finished: Scenario) -> None:
     text = _text(final_table(finished.results()))
-    assert all(run.id in text for run in finished.program.runs)
+    assert all(run.id in text for run in finished.expanded.runs)
     served = next(line for line in text.splitlines() if "soup greedy" in line)
     assert "served" in served and "79.83" in served and "+5.50 [+2.83, +8.17]" in served
     assert "ensemble soft voting" in text and "ood:sketch" in text
@@ -48,7 +48,7 @@ def test_the_status_names_what_orders_wait_for(finished: Scenario) -> None:
     scenario = finished.until("started", 3)
     waits = status_json(scenario.moment)["waits"]
     assert any("one of 2 slots" in sentence and "train" in sentence for sentence in waits)
-    (before,) = status_json(Moment(scenario.program, State()))["waits"]
+    (before,) = status_json(Moment(scenario.expanded, State()))["waits"]
     assert before.startswith("5 runs") and "preflight" in before
 
 
@@ -60,5 +60,5 @@ def test_a_finished_experiment_waits_for_nothing(finished: Scenario) -> None:
 
 
 def test_a_large_fleet_is_cut_to_what_fits() -> None:
-    text = _text(status_view(program(60), State(), "here"))
+    text = _text(status_view(simulated(60), State(), "here"))
     assert f"and {60 - MAX_RUNS} more" in text
