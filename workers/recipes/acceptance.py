@@ -48,7 +48,7 @@ class OfferResult:
     """The result of offering candidates in order."""
 
     index: int | None
-    """Of the accepted candidate. None: no candidate was accepted."""
+    """Index of the accepted candidate. None: no candidate was accepted."""
     current: CurrentSoup
     decisions: tuple[Decision, ...]
 
