@@ -83,7 +83,7 @@ def analysed(order: AnalyseOrder, worker: WorkerContext) -> Analysis:
 
 @dataclass
 class _SplitModels:
-    """What is in memory of the models on a split."""
+    """Results of the models on a split, and what distances need of their logits."""
 
     labels: np.ndarray
     num_classes: int
@@ -93,7 +93,7 @@ class _SplitModels:
     details: dict[str, Detail] = field(default_factory=dict)
     accumulators: dict[str, BiasVarianceAccumulator] = field(default_factory=dict)
     logits: dict[str, np.ndarray] = field(default_factory=dict)
-    """On `rows`, of models whose predictions are finite."""
+    """Logits on `rows`, of models whose logits are finite."""
     hits: dict[str, np.ndarray] = field(default_factory=dict)
     """(N,) rights and wrongs on all images, of the models with details."""
 

@@ -14,7 +14,7 @@ MAX_NUMBERS = 16_000_000
 
 
 def num_images(num_models: int, num_classes: int, count: int) -> int:
-    """How many of a split's `count` images fit into memory for all models."""
+    """Number of a split's `count` images that fit into memory for all models."""
     return min(count, max(1, MAX_NUMBERS // max(1, num_models * num_classes)))
 
 

@@ -13,7 +13,7 @@ from typing import TypedDict
 ANALYSIS_SCHEMA = 1
 
 Matrix = list[list[float | None]]
-"""Row by row; rows and columns in the order of the `ids` beside it."""
+"""Row by row; rows and columns in the order of `ids` in the same object."""
 
 
 class Model(TypedDict):
@@ -133,11 +133,11 @@ class Paired(TypedDict):
 class SplitAnalysis(TypedDict):
     count: int
     models: dict[str, OnSplit]
-    """By id; all of `Analysis.models`, without an ensemble that was fitted on this split."""
+    """Models by id; all of `Analysis.models`, without an ensemble that was fitted on this split."""
     details: dict[str, Detail]
-    """By id: the best single model and the served soup."""
+    """Details by id: the best single model and the served soup."""
     bias_variance: dict[str, BiasVariance]
-    """By cohort id; cohorts with at least two ingredients."""
+    """Results by cohort id; cohorts with at least two ingredients."""
     distances: Distances
     map: Map | None
     """None: fewer than three models."""
@@ -166,7 +166,7 @@ class Geometry(TypedDict):
     cosines: Matrix
     """Cosines over all weights together."""
     components: list[ComponentGeometry]
-    """In the order the model executes them."""
+    """Components in the order the model executes them."""
 
 
 class Barrier(TypedDict):

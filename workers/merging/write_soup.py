@@ -56,7 +56,7 @@ class SoupFile(FrozenModel):
     batchnorm_samples: int
     mix: Mix
     members: tuple[Member, ...]
-    """In order of acceptance."""
+    """Members in order of acceptance."""
     metric: Metric
     score: float | None
     """Selection score, higher is better. None: the recipe did not ask for it."""

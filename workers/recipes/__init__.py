@@ -13,7 +13,7 @@ Everything that depends on the recipe is asked of the recipe:
     field `tie`                  its default in an experiment is `soup.tie`
     `needs_base: ClassVar[bool]` it means something only if the base is given; False if missing
     `most_tastes(count)`         passes over the selection split, for estimates
-    `path(ingredients, context)` the line on which it looks for its soup, scored for the report
+    `path(ingredients, context)` the line on which it searches its soup, scored for the report
 """
 
 import difflib
@@ -68,7 +68,7 @@ class Recipe(Protocol):
 
 
 def most_tastes(recipe: Recipe, count: int) -> int:
-    """How many passes over the selection split the recipe can ask for with `count` ingredients.
+    """Most passes over the selection split that the recipe asks for with `count` ingredients.
 
     One per ingredient if the recipe has no `most_tastes`.
     """
@@ -81,7 +81,7 @@ Path = tuple[tuple[float, Mix], ...]
 
 
 def path_of(recipe: Recipe, ingredients: tuple[Ingredient, ...], context: RecipeContext) -> Path:
-    """The line on which the recipe looks for its soup; empty if the recipe has no `path`."""
+    """The line on which the recipe searches its soup; empty if the recipe has no `path`."""
     method: Any = getattr(recipe, "path", None)
     return () if method is None else tuple(method(ingredients, context))
 

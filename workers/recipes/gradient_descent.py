@@ -80,7 +80,7 @@ class Iterate:
     weights: np.ndarray
     score: float
     nll: float
-    """On the selection split, without a temperature, nats. Infinite: unknown, or not finite."""
+    """Nats on the selection split, without a temperature. Infinite: unknown, or not finite."""
     loss: float | None = None
     """Mean over the epoch's batches, each before its step. None: no epoch was trained."""
 

@@ -111,7 +111,7 @@ class Learned:
 
 @dataclass(frozen=True)
 class SoftmaxParameters:
-    """What is learned: (component, checkpoint) inputs of the softmax, and the temperature."""
+    """Learned parameters: (component, checkpoint) inputs of the softmax, and the temperature."""
 
     weights: np.ndarray
     temperature: float

@@ -173,10 +173,10 @@ class PartialSoup:
     def with_(self, name: str, shares: np.ndarray | None = None) -> "PartialSoup":
         """The soup with one more member. Members so far keep `shares` of the groups; by default,
         and outside all groups, K / (K + 1)."""
-        kept = np.full((len(self.weights), 1), len(self.names) / (len(self.names) + 1))
+        own_shares = np.full((len(self.weights), 1), len(self.names) / (len(self.names) + 1))
         if shares is not None:
-            kept[-len(shares) :, 0] = shares
-        weights = np.hstack([kept * self.weights, 1 - kept])
+            own_shares[-len(shares) :, 0] = shares
+        weights = np.hstack([own_shares * self.weights, 1 - own_shares])
         return PartialSoup((*self.names, name), self.groups, weights, self.score)
 
     @property
@@ -189,7 +189,7 @@ class PartialSoup:
 
 
 def grouped(components: tuple[str, ...], most: int) -> tuple[tuple[str, ...], ...]:
-    """At most `most` groups of neighbours, of nearly the same size."""
+    """Groups of neighbours of nearly the same size, at most `most`."""
     if not components:
         return ()
     num = min(most, len(components))

@@ -102,10 +102,12 @@ def _mix(names: tuple[str, ...], base: str, pulls: dict[str, float]) -> Mix:
 
 def _base_decision(base: str, pulls: dict[str, float]) -> Decision:
     low, high = sum(t < 0 for t in pulls.values()), sum(t > 1 for t in pulls.values())
-    kept = [min(max(t, 0.0), 1.0) for t in pulls.values()]
-    shares = f", from {min(kept):.3f} to {max(kept):.3f}, median {median(kept):.3f}" if kept else ""
+    clamped = [min(max(t, 0.0), 1.0) for t in pulls.values()]
+    shares = ""
+    if clamped:
+        shares = f", from {min(clamped):.3f} to {max(clamped):.3f}, median {median(clamped):.3f}"
     reason = (
-        f"the base has the share 1 - t in each of {len(kept)} tensors; t is that of Model "
+        f"the base has the share 1 - t in each of {len(clamped)} tensors; t is that of Model "
         f"Stock{shares}; {low} were clamped to 0 and {high} to 1"
     )
-    return Decision(candidate=base, accepted=any(t < 1 for t in kept), reason=reason)
+    return Decision(candidate=base, accepted=any(t < 1 for t in clamped), reason=reason)

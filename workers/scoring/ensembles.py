@@ -63,7 +63,7 @@ def write_ensemble(store: Store, ensemble: EnsembleResult, stacker: Stacker | No
 
 
 def read_ensemble(store: Store, ensemble_id: str) -> tuple[EnsembleResult, Stacker | None]:
-    """What `write_ensemble` wrote. Raises FileNotFoundError if there is no such ensemble."""
+    """The ensemble and its stacker, if it has one. Raises FileNotFoundError if there is none."""
     folder = ensemble_dir(ensemble_id)
     ensemble = EnsembleResult.model_validate_json(store.read(f"{folder}/ensemble.json"))
     if ensemble.kind != STACKING:

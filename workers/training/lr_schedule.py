@@ -84,7 +84,7 @@ def _cycles(spec: TrainConfig) -> float:
 
 
 def num_decays(scores: Sequence[float], patience: int) -> int:
-    """How often torch's ReduceLROnPlateau decays for these scores, one per epoch.
+    """Number of decays of torch's ReduceLROnPlateau for these scores, one per epoch.
 
     Higher is better. A decay follows `patience` + 1 epochs without a gain; then counting restarts.
     """

@@ -1,4 +1,4 @@
-"""What rank 0 writes while a run trains: scores, predictions, checkpoints, the log.
+"""Files that rank 0 writes while a run trains: scores, predictions, checkpoints, the log.
 
 network, average --evaluate--> scores, predictions --+
 network, average, state --save--> background: predictions, log, weights, manifest --> Checkpointed

@@ -65,7 +65,7 @@ def _pull_mix(order: TrainOrder, rate: float) -> Mix:
 
 @dataclass
 class WarmState:
-    """What a worker keeps besides the weights of checkpoint `id`, to continue without loading."""
+    """State besides the weights of checkpoint `id`, in memory to continue without loading."""
 
     id: str
     optimizer: Optimizer
