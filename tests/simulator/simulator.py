@@ -16,12 +16,12 @@ from orchestrator.driver.lease import Lease
 from orchestrator.driver.ledger import Ledger
 from orchestrator.state.reducers import CLOSING
 from orchestrator.state.state import State
-from tests.simulator.experiment import facts
-from tests.simulator.world import Mishap, World
+from tests.simulator.world import World
 from workers.heartbeat import Heartbeat
 from workers.storage.layout import LEASE, LEDGER
 from workers.storage.store import Store
 from workers.types import AnyEvent, AnyOrder
+
 
 @dataclass
 class _Lane:

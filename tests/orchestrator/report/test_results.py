@@ -1,18 +1,20 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.report.efficiency import fleet_efficiency
 from orchestrator.report.results import collect_results
 from orchestrator.schedule.moment import Moment
+from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
 from tests.orchestrator.report.scenario import Scenario
 from tests.simulator.experiment import simulated
 from tests.simulator.simulator import live
 from tests.simulator.world import Mishap, World
-from workers.types import AnyOrder, Started, TrainOrder
+from workers.types import AnyEvent, AnyOrder, Opened, Ordered, Served, Started, TrainOrder
 
 
 def test_results_have_every_key_of_the_contract(finished: Scenario) -> None:
@@ -118,6 +120,7 @@ def test_waiting_for_a_busy_slot_is_no_waste() -> None:
         worked("b", "slot-0", 0.0, 20.0, 30.0),
     )
     assert fleet_efficiency(fold([*first, *second])).value == 1.0
+
 
 def test_when_every_run_fails_nothing_is_served_and_the_reasons_are_there(tmp_path: Path) -> None:
     def mishap(order: AnyOrder, attempt: int) -> Mishap | None:
