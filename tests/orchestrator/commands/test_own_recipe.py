@@ -1,4 +1,4 @@
-"""A recipe of one's own: one file on the path, named in the configuration, run by the command."""
+"""A recipe in one file of the user's own, named in the configuration, run by the command."""
 
 import json
 import os
@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.faults import tiny
+from tests.faults import tiny_experiment
 
 RECIPE = '''
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from workers.types import Answer, Decision, Ingredient, Mix, Question, Soup, Taste
+from workers.types import Answer, Decision, Ingredient, Mix, Question, RecipeContext, Soup, Taste
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class Last:
 
     count: int = 3
 
-    def __call__(self, ingredients: tuple[Ingredient, ...]) -> Generator[Question, Answer, Soup]:
+    def __call__(
+        self, ingredients: tuple[Ingredient, ...], context: RecipeContext
+    ) -> Generator[Question, Answer, Soup]:
         ranked = sorted(ingredients, key=lambda i: (i.score, i.run, i.name))[: self.count]
         mix = Mix.mean([i.name for i in ranked])
         tasted = yield Taste(mixes=(mix,))
@@ -29,19 +31,27 @@ class Last:
         return Soup(mix=mix, score=tasted.scores[0], decisions=tuple(chosen))
 '''
 
-RECIPES = 'soup.recipes=[best, {"mykitchen.last:Last": {count: 2}}]'
+RECIPES = 'soup.recipes=[best, {"mypackage.last:Last": {count: 2}}]'
 
 
 def test_a_recipe_in_one_file_gives_a_soup(tmp_path: Path) -> None:
-    module = tmp_path / "path" / "mykitchen" / "last.py"
+    module = tmp_path / "path" / "mypackage" / "last.py"
     module.parent.mkdir(parents=True)
     module.write_text(RECIPE)
-    command = [sys.executable, "-m", "orchestrator", "run", str(tiny.config_file(tmp_path))]
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator",
+        "run",
+        str(tiny_experiment.config_file(tmp_path)),
+    ]
     command += [RECIPES, "sweep.seeds=3", "train.epochs=1", "merge.mode=off"]
     command += ["--fleet", "local", "--storage", str(tmp_path / "runs"), "--plain"]
-    path = os.pathsep.join((str(tmp_path / "path"), str(tiny.ROOT)))
-    env = tiny.environment() | {"PYTHONPATH": path}
-    done = subprocess.run(command, cwd=tiny.ROOT, env=env, capture_output=True, text=True)
+    path = os.pathsep.join((str(tmp_path / "path"), str(tiny_experiment.ROOT)))
+    env = tiny_experiment.environment() | {"PYTHONPATH": path}
+    done = subprocess.run(
+        command, cwd=tiny_experiment.ROOT, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "soup Last" in done.stdout
 
