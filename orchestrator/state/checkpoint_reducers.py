@@ -25,6 +25,7 @@ def add_checkpoint(run: RunState, event: Checkpointed) -> None:
 def _set_checkpoints(run: RunState, checkpoints: tuple[Checkpointed, ...]) -> None:
     run.checkpoints = checkpoints
     run.scored = tuple(event for event in checkpoints if event.score is not None)
+    run.by_name = {event.checkpoint.name: event for event in checkpoints}
 
 
 def _add_duplicate(run: RunState, checkpoint: Checkpoint) -> None:

@@ -58,6 +58,8 @@ class RunState:
     """In order of step."""
     scored: tuple[Checkpointed, ...] = ()
     """Those of `checkpoints` that have a selection score."""
+    by_name: dict[str, Checkpointed] = field(default_factory=dict)
+    """`checkpoints` by name."""
     duplicates: tuple[Checkpoint, ...] = ()
     """Written again by a later attempt, with the same weights: never read, to be deleted."""
     curve: dict[int, Evaluated] = field(default_factory=dict)
@@ -199,21 +201,20 @@ class State:
 
     def checkpoint_event(self, name: str) -> Checkpointed:
         """The event that added a run's checkpoint. Raises KeyError for one that is not known."""
-        for event in self.run(name.partition("/")[0]).checkpoints:
-            if event.checkpoint.name == name:
-                return event
-        raise KeyError(f"no checkpoint {name} in the ledger")
+        event = self.run(name.partition("/")[0]).by_name.get(name)
+        if event is None:
+            raise KeyError(f"no checkpoint {name} in the ledger")
+        return event
 
     def is_known_checkpoint(self, name: str) -> bool:
         """Whether the ledger knows a usable checkpoint of that run and step."""
-        events = self.run(name.partition("/")[0]).checkpoints
-        return any(event.checkpoint.name == name for event in events)
+        return name in self.run(name.partition("/")[0]).by_name
 
     def checkpoint_named(self, name: str) -> Checkpoint:
         """The checkpoint of a run, a base or a soup, with the attempt that wrote it."""
-        if name in self.bases:
+        if name.startswith("base/"):
             return self.bases[name]
-        if name in self.soups:
+        if name.startswith("soup/"):
             return self.soups[name]
         return self.checkpoint_event(name).checkpoint
 

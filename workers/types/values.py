@@ -189,7 +189,7 @@ class Mix(FrozenModel):
     def mean(cls, names: list[str] | tuple[str, ...]) -> "Mix":
         return cls(weights=tuple((name, 1.0) for name in names), divisor=float(len(names)))
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the checkpoints with a weight other than 0."""
         return tuple(
