@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.workers.recipes.quadratic_losses import Bench, bench
 from workers.merging.recipe_driver import advance
 from workers.recipes.gradient_descent import Adam, Iterate, best_of
-from workers.recipes.learned import Learned, softmax, softmax_slope
+from workers.recipes.learned import Learned, softmax, softmax_gradient
 from workers.types import Mix, MixGradient, MixGradientResult, Soup, Taste, TasteResults
 
 
@@ -163,7 +163,7 @@ def test_the_softmaxs_chain_rule_is_that_of_autograd(
 ) -> None:
     leaf = torch.tensor(raw, dtype=torch.float64, requires_grad=True)
     leaf.softmax(1).backward(torch.tensor(slope, dtype=torch.float64))
-    found = softmax_slope(softmax(np.array(raw)), np.array(slope))
+    found = softmax_gradient(softmax(np.array(raw)), np.array(slope))
     assert leaf.grad is not None
     np.testing.assert_allclose(found, leaf.grad.numpy(), atol=1e-12)
 
