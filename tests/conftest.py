@@ -1,6 +1,7 @@
 """Fixtures that several rooms share."""
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,16 @@ from workers.storage.store import Store
 # Before torch is loaded, and for all processes that tests start: they are several at once on few
 # cores. What a test compares bit for bit does not lean on it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where Python may write no bytecode, every process that tests start compiles torch and all
+    that comes with it again, which takes longer than most tests: here they share it."""
+    if sys.dont_write_bytecode:
+        sys.dont_write_bytecode = False
+        sys.pycache_prefix = str(config.rootpath / ".pytest_cache" / "bytecode")
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 
 @pytest.fixture(scope="session", autouse=True)
