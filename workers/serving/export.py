@@ -68,8 +68,8 @@ with torch.inference_mode():
 label = model.pretrained_cfg["label_names"][int(probabilities.argmax())]
 ```
 
-Selection score ({metric}, higher is better): {score}. It is biased upwards, because it selected the
-soup. Scores on other splits are in `results.json` and `report.html` beside this folder.
+Selection score ({metric}, higher is better): {score}. It chose the soup, so it flatters it; scores
+on splits that chose nothing are in `results.json` and `report.html` beside this folder.
 
 | candidate | accepted | why |
 |---|---|---|
