@@ -124,10 +124,12 @@ def _serve() -> None:
 
 def _preload() -> None:
     import plotly.offline  # noqa: F401
-    import sklearn.datasets  # noqa: F401
+    import sklearn.datasets
+    import sklearn.manifold  # noqa: F401
     import torch
     import torch.utils.tensorboard  # noqa: F401
 
+    import workers.analysis.analyse
     import workers.merging.recipe_driver
     import workers.merging.taste
     import workers.merging.write_soup
