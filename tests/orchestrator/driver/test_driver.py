@@ -273,7 +273,8 @@ def test_a_finish_request_midway_soups_what_is_committed(
     fleet = SimulatedFleet(world)
     mind = driver(world, fleet)
 
-    def ask(state: State, *_: Any) -> None:
+    def ask(moment: Moment, *_: Any) -> None:
+        state = moment.state
         if not state.finish_reason and sum(len(r.checkpoints) for r in state.runs.values()) > 3:
             world.store.write(FINISH, b"")
 
@@ -314,8 +315,8 @@ def test_a_stopped_driver_says_so_and_the_next_goes_on(folder: Path) -> None:
     world = World.at(folder, plan)
     mind = driver(world, SimulatedFleet(world))
 
-    def stop(state: State, *_: Any) -> None:
-        if state.runs:
+    def stop(moment: Moment, *_: Any) -> None:
+        if moment.state.runs:
             mind.stop_reason = "SIGINT received"
 
     mind.watch = stop
