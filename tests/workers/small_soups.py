@@ -1,6 +1,9 @@
 """A pool of ingredients small enough for tests: three short fine-tunings on 32-pixel digits."""
 
-from dataclasses import dataclass
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +49,32 @@ def make_pool(
     data: DataConfig = DATA,
     num_val: int = 150,
 ) -> Pool:
-    """Members differ by seed and learning rate; their predictions on val and test are cached."""
+    """Members differ by seed and learning rate; their predictions on val and test are cached.
+
+    A pool is trained once per process; every caller gets a copy of its own.
+    """
     torch.set_num_threads(1)
+    trained, pool = _pool(model.model_dump_json(), num_members, data.model_dump_json(), num_val)
+    shutil.copytree(trained.name, folder, dirs_exist_ok=True)
+    setting = pool.worker.setting.model_copy(update={"uri": str(folder)})
+    return replace(pool, worker=WorkerContext(setting))
+
+
+@cache
+def _pool(
+    model: str, num_members: int, data: str, num_val: int
+) -> tuple[tempfile.TemporaryDirectory[str], Pool]:
+    folder = tempfile.TemporaryDirectory()
+    model_config, data_config = (
+        ModelConfig.model_validate_json(model),
+        DataConfig.model_validate_json(data),
+    )
+    return folder, _trained(Path(folder.name), model_config, data_config, num_members, num_val)
+
+
+def _trained(
+    folder: Path, model: ModelConfig, data: DataConfig, num_members: int, num_val: int
+) -> Pool:
     setting = WorkerConfig(
         uri=str(folder),
         seed=3,
