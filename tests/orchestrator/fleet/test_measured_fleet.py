@@ -9,7 +9,7 @@ from orchestrator.schedule.moment import Moment
 from tests.orchestrator.small_fleet import replayed, run_small, small_experiment
 from workers.merging.write_soup import SoupFile
 
-ASKING = "tests.simulator.probe_recipe:Asking"
+ASKING = "tests.simulator.probe_recipe:ProbeRecipe"
 RECIPES = f"soup.recipes=[best, uniform, model_stock, {{'{ASKING}': {{steps: 2}}}}]"
 
 
@@ -20,10 +20,10 @@ def test_soups_that_measure_are_made_rebuilt_and_extended(tmp_path: Path) -> Non
     assert outcome.results["served"] is not None
     soups = {soup["recipe"]: soup for soup in outcome.results["soups"]}
     policies = ("recompute", "average", "best")
-    asked = [f"{r}@{p}" for r in ("uniform", "model_stock", "Asking") for p in policies]
+    asked = [f"{r}@{p}" for r in ("uniform", "model_stock", "ProbeRecipe") for p in policies]
     assert set(soups) == {"best", *asked}
     for policy in policies:
-        soup = soups[f"Asking@{policy}"]
+        soup = soups[f"ProbeRecipe@{policy}"]
         assert soup["batchnorm"] == policy and soup["cohort"] in outcome.results["cohorts"][0]["id"]
         assert len(soup["mix"]["components"]) == 1 and len(soup["mix"]["weights"]) == 4
         assert set(soup["scores"]) >= {"val", "test"}

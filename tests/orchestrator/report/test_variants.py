@@ -76,18 +76,18 @@ def test_an_ensemble_has_no_score_on_what_it_was_fitted_on(
     folded: Finished, cohorts: Finished
 ) -> None:
     assert "fitted out of fold" in row_of(
-        text(final_table(collect_results(*folded[:2]))), "stacking"
+        text(final_table(collect_results(Moment(*folded[:2])))), "stacking"
     )
-    results = collect_results(*cohorts[:2])
+    results = collect_results(Moment(*cohorts[:2]))
     stacked = row_of(text(final_table(results)), "ensemble stacking")
     assert "fitted on val" in stacked and " – " in stacked
-    rows = list(csv.DictReader(io.StringIO(summary_csv(*cohorts[:2], results))))
+    rows = list(csv.DictReader(io.StringIO(summary_csv(Moment(*cohorts[:2]), results))))
     assert rows[-1]["label"] == "stacking" and rows[-1]["val top1"] == "" and rows[-1]["test top1"]
-    assert "–" in report_html(results, *cohorts[:2])
+    assert "–" in report_html(results, Moment(*cohorts[:2]))
 
 
 def test_the_terminal_warns_of_a_small_selection_split(folded: Finished) -> None:
-    table = text(final_table(collect_results(*folded[:2])))
+    table = text(final_table(collect_results(Moment(*folded[:2]))))
     assert "Warning: The selection split has only 40 images" in table
 
 
@@ -113,7 +113,7 @@ def test_a_learning_curve_shows_the_ema_and_the_fold(folded: Finished, cohorts: 
     assert dashes == ["solid", "dash", "dot"] * 6
     colors = [line["line"]["color"] for line in figure.data[:6]]
     assert len(set(colors[:3])) == 1 and len(set(colors)) == 2
-    plain = learning_curves(*cohorts[:2])
+    plain = learning_curves(Moment(*cohorts[:2]))
     assert (
         isinstance(plain, Figure)
         and "Dashed" not in plain.caption
@@ -175,7 +175,7 @@ def test_candidates_of_a_trajectory_have_their_steps(tmp_path: Path) -> None:
 
 
 def test_the_verdict_names_what_an_ensemble_was_fitted_on(cohorts: Finished) -> None:
-    results: dict[str, Any] = collect_results(*cohorts[:2])
+    results: dict[str, Any] = collect_results(Moment(*cohorts[:2]))
     delta = {"test": {"metric": "top1", "delta": 0.0, "ci95": [-0.1, 0.1]}}
     for model in (*results["soups"], *results["ensembles"]):
         model["vs_best_single"] = delta

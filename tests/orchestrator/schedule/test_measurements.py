@@ -14,7 +14,7 @@ from tests.simulator.simulator import FragileLedger, Killed, live
 from tests.simulator.world import Mishap, World
 from workers.types import AnyOrder, Mix
 
-ASKING = "tests.simulator.probe_recipe:Asking"
+ASKING = "tests.simulator.probe_recipe:ProbeRecipe"
 BASE = "tests.simulator.probe_recipe:OnlyBase"
 
 
@@ -30,9 +30,11 @@ def soups(state: State) -> dict[str, Mix]:
 def test_everything_a_recipe_asks_is_answered_once(folder: Path) -> None:
     world = World.at(folder, plan({ASKING: {"steps": 4}}))
     state = live(world)
-    (asking,) = [m for m in state.merges.values() if m.opened.label == "Asking"]
+    (asking,) = [m for m in state.merges.values() if m.opened.label == "ProbeRecipe"]
     assert asking.soup is not None and len(asking.soup.mix.weights) == 4
-    assert asking.measured == 5 and asking.measured_samples == 32 and asking.measured_s == 5.0
+    assert (
+        asking.num_measurements == 5 and asking.measured_samples == 32 and asking.measured_s == 5.0
+    )
     assert state.measured == {} and asking.answers == (), "nothing long is kept"
     kinds = [event.kind for event in world.ledger().replay()]
     assert kinds.count("measured") == 5
@@ -61,7 +63,7 @@ def test_two_recipes_that_ask_the_same_share_the_answer(folder: Path) -> None:
     state = live(world)
     geometries = [order for order, _ in world.performed if order.startswith("geometry-")]
     assert len(geometries) == 1
-    assert [m.measured for m in state.merges.values()] == [0, 1, 1]
+    assert [m.num_measurements for m in state.merges.values()] == [0, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["geometry-", "gradient-"])

@@ -164,11 +164,10 @@ def test_the_curve_of_a_real_fleet_is_what_a_direct_evaluation_says(tmp_path: Pa
     assert not done.worked and done.results == again.results
 
 
-def _directly(plan: ExpandedExperiment, state: State, worker: WorkerContext, alpha: float) -> Any:
+def _directly(moment: Moment, worker: WorkerContext, alpha: float) -> Any:
     """(1 - alpha) * base + alpha * mean of the best checkpoints, in float64, by torch alone."""
-    (final,) = [
-        f for f, _ in final_merges.written_soups(Moment(plan, state)) if f.recipe.name == "wise_ft"
-    ]
+    state, soups = moment.state, final_merges.written_soups(moment)
+    (final,) = [final for final, _ in soups if final.recipe.name == "wise_ft"]
     places = [e.checkpoint for r in state.runs.values() for e in r.checkpoints]
     tuned = [p for p in places if p.name in {i.name for i in final.ingredients}]
     base = open_weights(worker.store, state.bases[final.cohort.base])

@@ -191,7 +191,7 @@ def test_a_run_that_ended_before_its_first_snapshot_gives_its_last(folder: Path)
 
 
 def judged(plan: ExpandedExperiment) -> list[tuple[str, TrainConfig]]:
-    (order,) = preparation.preflight(Moment(plan, State()))
+    order = preparation.preflight_order(plan)
     assert isinstance(order, PreflightOrder)
     return list(order.train_configs)
 

@@ -99,7 +99,7 @@ def test_a_corrupt_member_gives_the_round_up(folder: Path) -> None:
     struck: list[str] = []
 
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
-        if isinstance(order, BlendOrder) and order.soup.endswith("0002") and not struck:
+        if isinstance(order, BlendOrder) and order.name.endswith("0002") and not struck:
             struck.append(order.ingredients[0].id)
             return Mishap("corrupt", checkpoint=struck[0])
         return None

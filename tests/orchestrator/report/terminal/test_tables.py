@@ -60,5 +60,5 @@ def test_a_finished_experiment_waits_for_nothing(finished: Scenario) -> None:
 
 
 def test_a_large_fleet_is_cut_to_what_fits() -> None:
-    text = _text(status_view(simulated(60), State(), "here"))
+    text = _text(status_view(Moment(simulated(60), State()), "here"))
     assert f"and {60 - MAX_RUNS} more" in text
