@@ -165,7 +165,7 @@ def _drive(arguments: DriverRun, counter: int) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             return group
 
-    ledger.Ledger = DeadlyLedger  # type: ignore[misc]
+    run.Ledger = DeadlyLedger  # type: ignore[misc]
     try:
         experiment = config.load(
             Path(arguments.config), arguments.overrides, storage=arguments.storage
