@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from workers.context import WorkerContext
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 from workers.storage.layout import checkpoint_of, predictions_dir
 from workers.storage.manifest import discard
 from workers.storage.store import CorruptFile
@@ -93,15 +93,14 @@ def perform_safely(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iter
 
 def failed(error: BaseException) -> Failed:
     """The event for an exception, without order, run, attempt and slot."""
-    text = str(error).strip() or type(error).__name__
-    first_line = text.splitlines()[0]
+    line = first_line(error)
     kind = classify(error)
     is_expected = kind in ("refused", "storage", "corrupt", "diverged")
     return Failed(
         error=kind,
-        message=first_line if is_expected else f"{type(error).__name__}: {first_line}",
+        message=line if is_expected else f"{type(error).__name__}: {line}",
         traceback="".join(traceback.format_exception(error)),
-        checkpoint=checkpoint_of(text) if kind == "corrupt" else None,
+        checkpoint=checkpoint_of(str(error)) if kind == "corrupt" else None,
     )
 
 

@@ -16,13 +16,14 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).partition("\n")[0]
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A question with up to three similar names, the most similar first; empty if none is similar.
-
-    Upper and lower case count as equal.
-    """
+def similar_names(name: str, names: Iterable[str]) -> list[str]:
+    """Up to three similar names, the most similar first. Upper and lower case count as equal."""
     originals = {candidate.lower(): candidate for candidate in names}
     similar = difflib.get_close_matches(name.lower(), originals, n=3, cutoff=SIMILARITY)
-    if not similar:
-        return ""
-    return f"did you mean {' or '.join(originals[candidate] for candidate in similar)}?"
+    return [originals[candidate] for candidate in similar]
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A question with up to three similar names; empty if none is similar."""
+    similar = similar_names(name, names)
+    return f"did you mean {' or '.join(similar)}?" if similar else ""

@@ -94,7 +94,6 @@ class RunIndex:
         self._runs = {run.id: run for run in expanded.runs}
         self._owners = (*self._stages, *self._variants)
         self._newest: dict[str, Ingredient] = {}
-        self._checkpoint_ids: dict[str, tuple[str, ...]] = {}
         self._rebuild()
 
     def _rebuild(self) -> None:
@@ -115,6 +114,7 @@ class RunIndex:
         """Merges without a soup that have lost an ingredient: it is deleted or corrupt."""
         self.answers: dict[Hashable, Any] = {}
         """What was derived from all runs; valid until one of them changes."""
+        self._checkpoint_ids: dict[str, tuple[str, ...]] = {}
         for owner in self._owners:
             self._look_at(owner)
 

@@ -16,7 +16,6 @@ Everything that depends on the recipe is asked of the recipe:
     `path(ingredients, context)` the line on which it searches its soup, scored for the report
 """
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Generator
@@ -25,7 +24,7 @@ from typing import Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
-from workers.errors import UserError
+from workers.errors import UserError, did_you_mean
 from workers.recipes.acceptance import Acceptance
 from workers.recipes.best import Best
 from workers.recipes.greedy import Greedy
@@ -173,5 +172,4 @@ def _check_call(name: str, recipe: Any) -> None:
 def _nearest(name: str, names: list[str]) -> str:
     if not names:
         return "it has none"
-    near = difflib.get_close_matches(name, names, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(names))}"
+    return did_you_mean(name, names) or f"known are {', '.join(sorted(names))}"

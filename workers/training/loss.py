@@ -1,6 +1,5 @@
 """The loss a run minimises: cross-entropy with smoothing, soft targets and class weights."""
 
-import difflib
 import math
 
 import numpy as np
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.config.train import TrainConfig
-from workers.errors import UserError
+from workers.errors import UserError, similar_names
 
 
 class LossModule(nn.Module):
@@ -66,7 +65,7 @@ def class_weights(
 def _index(name: str, classes: tuple[str, ...]) -> int:
     if name in classes:
         return classes.index(name)
-    near = difflib.get_close_matches(name, classes, n=3, cutoff=0.4) or classes[:3]
+    near = similar_names(name, classes) or classes[:3]
     raise UserError(f"train.class_weights: there is no class {name!r}; nearest: {', '.join(near)}")
 
 

@@ -4,7 +4,6 @@ parameters x {decay, no decay} x {layers of the body, head} -> optimizer
 weights after each step -> their exponential moving average
 """
 
-import difflib
 import fnmatch
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from workers.config.train import TrainConfig
-from workers.errors import UserError
+from workers.errors import UserError, similar_names
 
 LOOKAHEAD = "lookahead_"
 """timm's prefix for any optimizer with Lookahead around it (Zhang et al. 2019)."""
@@ -34,7 +33,7 @@ def require_optimizer(name: str) -> None:
     names = [name for name in list_optimizers() if not get_optimizer_info(name).second_order]
     if name.lower().removeprefix(LOOKAHEAD) in names:
         return
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4) or ["adamw", "sgd"]
+    near = similar_names(name, names) or ["adamw", "sgd"]
     raise UserError(
         f"train.opt: timm has no first-order optimizer {name!r}; nearest: {', '.join(near)}"
     )

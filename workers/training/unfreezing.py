@@ -5,13 +5,12 @@ epoch -> UnfreezePhase: first epoch, end, modules -> names of the parameters tha
 Frozen modules do not change, their BatchNorm statistics included. A probe has one phase: the head.
 """
 
-import difflib
 from dataclasses import dataclass
 
 from torch import nn
 
 from workers.config.train import TrainConfig
-from workers.errors import UserError
+from workers.errors import UserError, similar_names
 from workers.models.build import head_parameter_names
 from workers.training.optim import layer_of
 from workers.types import RunSpec
@@ -97,10 +96,10 @@ def _require_module(model: nn.Module, module: str) -> None:
         return
     names = sorted({_parent(name) for name, _ in model.named_parameters()} | {HEAD, ALL})
     top = list(dict.fromkeys(name.partition(".")[0] for name in names))
-    near = difflib.get_close_matches(module, [*top, *names], n=3, cutoff=0.4) or top[:3]
+    near = similar_names(module, [*top, *names]) or top[:3]
     raise UserError(
         f"train.unfreeze: the model has no module {module!r} with anything to learn; "
-        f"nearest: {', '.join(dict.fromkeys(near))}"
+        f"nearest: {', '.join(near)}"
     )
 
 

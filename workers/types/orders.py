@@ -50,7 +50,15 @@ class Order(FrozenModel):
         return None
 
 
-class PreflightOrder(Order):
+class MergeActorOrder(Order):
+    """An order for the merge actor: it takes no training slot."""
+
+    @property
+    def place(self) -> Literal["slot", "merge"]:
+        return "merge"
+
+
+class PreflightOrder(MergeActorOrder):
     kind: Literal["preflight"] = "preflight"
     models: tuple[ModelConfig, ...]
     optimizers: tuple[str, ...] = ()
@@ -70,10 +78,6 @@ class PreflightOrder(Order):
     @property
     def id(self) -> str:
         return self.id_of()
-
-    @property
-    def place(self) -> Literal["slot", "merge"]:
-        return "merge"
 
 
 class BaseOrder(Order):
@@ -148,7 +152,7 @@ class TrainOrder(Order):
         return self.run.id
 
 
-class GeometryOrder(Order):
+class GeometryOrder(MergeActorOrder):
     """Read the ingredients and the base side by side to answer `GramMatrices`."""
 
     kind: Literal["geometry"] = "geometry"
@@ -166,10 +170,6 @@ class GeometryOrder(Order):
     @property
     def id(self) -> str:
         return self.id_of(self.question, self.cohort.family, self.observe)
-
-    @property
-    def place(self) -> Literal["slot", "merge"]:
-        return "merge"
 
 
 class GradientOrder(Order):
@@ -202,7 +202,7 @@ def _measurement_id(question: GramMatrices | MixGradient, family: str, observe: 
     return f"{what}-{family}-{question.key}"
 
 
-class MergeOrder(Order):
+class MergeOrder(MergeActorOrder):
     """Replay the recipe up to its next question, or to its soup."""
 
     kind: Literal["merge"] = "merge"
@@ -220,10 +220,6 @@ class MergeOrder(Order):
     @property
     def id(self) -> str:
         return self.id_of(self.merge, len(self.answers))
-
-    @property
-    def place(self) -> Literal["slot", "merge"]:
-        return "merge"
 
 
 class TasteOrder(Order):

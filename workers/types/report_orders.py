@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workers.types.orders import Order
+from workers.types.orders import MergeActorOrder, Order
 from workers.types.values import Checkpoint, Cohort, FrozenModel, Mix, digest
 
 
@@ -52,7 +52,7 @@ class ScoreMixOrder(Order):
         return self.id_of(self.name)
 
 
-class CompareOrder(Order):
+class CompareOrder(MergeActorOrder):
     """Compare soups and ensembles with the best single model, from cached predictions."""
 
     kind: Literal["compare"] = "compare"
@@ -84,10 +84,6 @@ class CompareOrder(Order):
     def id(self) -> str:
         return self.id_of(self.key)
 
-    @property
-    def place(self) -> Literal["slot", "merge"]:
-        return "merge"
-
 
 class AnalysedModel(FrozenModel):
     """A model that is analysed by its cached predictions."""
@@ -111,7 +107,7 @@ class WeightSpaceGroup(FrozenModel):
     components: tuple[str, ...]
 
 
-class DiversityOrder(Order):
+class DiversityOrder(MergeActorOrder):
     """Measure the diversity of a round's members, by weights and by cached predictions."""
 
     kind: Literal["diversity"] = "diversity"
@@ -126,12 +122,8 @@ class DiversityOrder(Order):
     def id(self) -> str:
         return self.id_of(self.merge)
 
-    @property
-    def place(self) -> Literal["slot", "merge"]:
-        return "merge"
 
-
-class AnalyseOrder(Order):
+class AnalyseOrder(MergeActorOrder):
     """Write `analysis.json` from cached predictions and weights."""
 
     kind: Literal["analyse"] = "analyse"
@@ -160,12 +152,8 @@ class AnalyseOrder(Order):
     def id(self) -> str:
         return self.id_of(self.key)
 
-    @property
-    def place(self) -> Literal["slot", "merge"]:
-        return "merge"
 
-
-class ServeOrder(Order):
+class ServeOrder(MergeActorOrder):
     """Copy a soup to `soup/`, with a README."""
 
     kind: Literal["serve"] = "serve"
@@ -179,12 +167,8 @@ class ServeOrder(Order):
     def id(self) -> str:
         return self.id_of(self.soup.name)
 
-    @property
-    def place(self) -> Literal["slot", "merge"]:
-        return "merge"
 
-
-class RetireOrder(Order):
+class RetireOrder(MergeActorOrder):
     """Delete checkpoints that no merge can use any more."""
 
     kind: Literal["retire"] = "retire"
@@ -198,7 +182,3 @@ class RetireOrder(Order):
     @property
     def id(self) -> str:
         return self.id_of(tuple(checkpoint.id for checkpoint in self.checkpoints))
-
-    @property
-    def place(self) -> Literal["slot", "merge"]:
-        return "merge"
