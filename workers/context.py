@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 class WorkerContext:
     """The store, the images and the model in memory. Torch is imported at first use."""
 
-    def __init__(self, setting: WorkerConfig, slot: str = "local", rank: int = 0) -> None:
-        self.setting = setting
+    def __init__(self, config: WorkerConfig, slot: str = "local", rank: int = 0) -> None:
+        self.config = config
         self.slot = slot
         self.rank = rank
-        self.store = Store(setting.uri, cache_dir=setting.cache_dir)
+        self.store = Store(config.uri, cache_dir=config.cache_dir)
         self.progress = Progress()
         self.last_step_at: float | None = None
         """Monotonic time of the last step in this process. None: no step yet."""
@@ -49,7 +49,7 @@ class WorkerContext:
         if self._images is None:
             from workers.data import Images
 
-            self._images = Images.load(self.store, self.setting.data)
+            self._images = Images.load(self.store, self.config.data)
         return self._images
 
     def holds(self, spec: ModelConfig, drop_path: float | None = None) -> bool:
@@ -70,9 +70,9 @@ class WorkerContext:
             self.loaded_checkpoint_id, self.warm_state = None, None
             self._drop_path = drop_path or 0.0
             model = create_model(
-                spec, len(self.images.classes), self.setting.data, drop_path=self._drop_path
+                spec, len(self.images.classes), self.config.data, drop_path=self._drop_path
             )
-            self._models[key] = model.to(self.setting.device)
+            self._models[key] = model.to(self.config.device)
         return self._models[key]
 
     def forget(self) -> None:
@@ -93,7 +93,7 @@ class WorkerContext:
         """Set the number of torch threads, on which the bits of CPU results depend."""
         import torch
 
-        torch.set_num_threads(self.setting.threads)
+        torch.set_num_threads(self.config.threads)
 
 
 def cuda_is_available() -> bool:

@@ -42,13 +42,13 @@ TRIAL_STEPS = 6
 
 def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
     """Yields Preflighted, after writing splits.parquet. Raises UserError if a run cannot work."""
-    setting = worker.setting
+    worker_config = worker.config
     for name in order.optimizers:
         require_optimizer(name)
     for _, train in order.train_configs:
         require_policy(train)
     worker.store.probe()
-    images, corrupt, warnings = scan(setting.data, setting.seed, worker.progress.touch)
+    images, corrupt, warnings = scan(worker_config.data, worker_config.seed, worker.progress.touch)
     for _, train in order.train_configs:
         class_weights(train, images.labels("train"), images.classes)
     models = {}
@@ -71,7 +71,7 @@ def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Ite
 def _refuse_endless_round(order: PreflightOrder, images: Images, worker: WorkerContext) -> None:
     if order.round_steps is None or order.longest_train is None:
         return
-    per_epoch = order.longest_train.steps_per_epoch(images.count("train"), worker.setting.ranks)
+    per_epoch = order.longest_train.steps_per_epoch(images.count("train"), worker.config.ranks)
     steps = order.longest_train.epochs * per_epoch
     if order.round_steps >= steps:
         raise UserError(
@@ -92,14 +92,14 @@ def _model_info(
     spec: ModelConfig, order: PreflightOrder, images: Images, worker: WorkerContext
 ) -> ModelInfo:
     """Build the model on the CPU, and load its checkpoint if it names one; downloads nothing."""
-    model = create_model(spec, len(images.classes), worker.setting.data)
+    model = create_model(spec, len(images.classes), worker.config.data)
     if spec.checkpoint:
         load_initial(model, spec)
     for key, train in order.train_configs:
         if key == model_key(spec):
             require_model_features(model, train)
             require_weights(model, train)
-    config = preprocessing(model, worker.setting.data)
+    config = preprocessing(model, worker.config.data)
     split = "train" if images.count("train") else SELECTION
     pixels = eval_pixels(images, split, config, count=2)
     inputs = normalise(pixels, config)

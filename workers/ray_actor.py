@@ -22,9 +22,9 @@ from workers.types import AnyEvent, AnyOrder, WorkerConfig
 class WorkerActor:
     """A worker process. Not restarted by Ray: a new one would lack its memory and process group."""
 
-    def __init__(self, setting: WorkerConfig, slot: str, rank: int, ranks: int) -> None:
+    def __init__(self, config: WorkerConfig, slot: str, rank: int, ranks: int) -> None:
         self.ranks = ranks
-        self.worker = WorkerContext(setting, slot=slot, rank=rank)
+        self.worker = WorkerContext(config, slot=slot, rank=rank)
 
     def ready(self) -> str:
         """Import what every order needs, so that the first one starts fast; returns the node id."""

@@ -101,8 +101,8 @@ def make_plan(experiment: Experiment) -> Plan:
     machine = Machine(cpus=len(os.sched_getaffinity(0)), gpus=num_gpus())
     device = _device(experiment, machine)
     with tempfile.TemporaryDirectory(prefix="soupfleet-plan-") as folder:
-        setting = config.worker_config(experiment, device).model_copy(update={"uri": folder})
-        worker = WorkerContext(setting)
+        worker_config = config.worker_config(experiment, device).model_copy(update={"uri": folder})
+        worker = WorkerContext(worker_config)
         resolved = resolve(expanded, _without_warnings_of(folder, _preflight(expanded, worker)))
         _require_steps(expanded, resolved)
         paces, timed_steps = _time_kinds(expanded, resolved, worker)

@@ -266,8 +266,8 @@ def _ray_fleet(experiment: Experiment, options: Options) -> Fleet:
         os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     from orchestrator.fleet.ray import RayFleet, open_cluster
 
-    setting: WorkerConfig = open_cluster(experiment, options.address)
-    return RayFleet(setting, experiment.fleet)
+    worker_config: WorkerConfig = open_cluster(experiment, options.address)
+    return RayFleet(worker_config, experiment.fleet)
 
 
 def _environment(options: Options) -> str:

@@ -92,18 +92,18 @@ def _rebuild(moment: Moment, store: Store, served: str) -> Iterator[str]:
         file = SoupFile.model_validate_json(store.read(f"{checkpoint_dir(soup.id)}/{SOUP}"))
         members = tuple(moment.state.checkpoint_named(name) for name in file.mix.names)
         # The experiment may have been moved: its files are in this store.
-        setting = config.worker_config(moment.config, _device(moment.config))
-        setting = setting.model_copy(update={"uri": store.uri, "ranks": 1})
-        sha256 = rebuild(file, members, WorkerContext(setting))
+        worker_config = config.worker_config(moment.config, _device(moment.config))
+        worker_config = worker_config.model_copy(update={"uri": store.uri, "ranks": 1})
+        sha256 = rebuild(file, members, WorkerContext(worker_config))
     except (OSError, ValueError, KeyError) as error:
         yield f"{served} cannot be blended again from its mix: {error}"
         return
     if sha256 != soup.sha256:
         statistics = ", its BatchNorm statistics included," * (file.cohort.batchnorm == "recompute")
         yield (
-            f"{served}, blended again from its mix{statistics} on {setting.device}, has sha256 "
-            f"{sha256[:12]}... instead of {soup.sha256[:12]}...; on the type of machine that made "
-            "it, it should be equal"
+            f"{served}, blended again from its mix{statistics} on {worker_config.device}, has "
+            f"sha256 {sha256[:12]}... instead of {soup.sha256[:12]}...; on the type of machine "
+            "that made it, it should be equal"
         )
 
 

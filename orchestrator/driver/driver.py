@@ -194,16 +194,16 @@ class Driver:
         ledger."""
         assert run is not None and attempt is not None
         owners = [run, ema_id(run)] if run in self.expanded.runs_with_ema else [run]
-        known = [self.state.run(owner) for owner in owners]
-        heard = {event.checkpoint.id for each in known for event in each.checkpoints}
-        heard |= {checkpoint.id for each in known for checkpoint in each.duplicates}
-        heard |= {e.checkpoint.id for e in beside or [] if e.kind == "checkpoint"}
-        heard |= self.state.retired | self.state.corrupt
+        runs = [self.state.run(owner) for owner in owners]
+        recorded = {event.checkpoint.id for run_ in runs for event in run_.checkpoints}
+        recorded |= {checkpoint.id for run_ in runs for checkpoint in run_.duplicates}
+        recorded |= {e.checkpoint.id for e in beside or [] if e.kind == "checkpoint"}
+        recorded |= self.state.retired | self.state.corrupt
         return [
             Checkpointed(run=run, attempt=attempt, checkpoint=checkpoint, score=score)
             for owner in owners
             for checkpoint, score in manifest.complete(self.store, owner, attempt)
-            if checkpoint.id not in heard
+            if checkpoint.id not in recorded
         ]
 
     def _end_unwanted_training(self) -> None:

@@ -30,10 +30,10 @@ class SlotResources:
     """GPUs of one rank; below 1 for a share."""
 
     @classmethod
-    def of(cls, spec: FleetConfig, setting: WorkerConfig) -> "SlotResources":
+    def of(cls, spec: FleetConfig, worker_config: WorkerConfig) -> "SlotResources":
         """The resources of a slot with this configuration on the device of its workers."""
-        gpus = 0.0 if setting.device == "cpu" else min(1.0, spec.gpus_per_run)
-        return cls(ranks=setting.ranks, cpus=spec.cpus_per_run, gpus=gpus)
+        gpus = 0.0 if worker_config.device == "cpu" else min(1.0, spec.gpus_per_run)
+        return cls(ranks=worker_config.ranks, cpus=spec.cpus_per_run, gpus=gpus)
 
     @property
     def bundle(self) -> dict[str, float]:

@@ -59,12 +59,12 @@ class RayFleet:
 
     kind = "ray"
 
-    def __init__(self, setting: WorkerConfig, spec: FleetConfig) -> None:
-        self._setting = setting
+    def __init__(self, worker_config: WorkerConfig, spec: FleetConfig) -> None:
+        self._worker_config = worker_config
         self._spec = spec
-        self._needs = SlotResources.of(spec, setting)
+        self._needs = SlotResources.of(spec, worker_config)
         self._slots: list[Slot] = []
-        self._merge = create_merge_slot(setting)
+        self._merge = create_merge_slot(worker_config)
         self._waiting: list[tuple[AnyOrder, int]] = []
         """Orders whose slot was lost before they began."""
         self._timers = _Timers()
@@ -212,7 +212,7 @@ class RayFleet:
         self._requeue(slot.held)
         slot.destroy()
         if slot is self._merge:
-            self._merge = create_merge_slot(self._setting)
+            self._merge = create_merge_slot(self._worker_config)
         else:
             self._slots.remove(slot)
             self._grow()
@@ -224,7 +224,7 @@ class RayFleet:
         while len(self._slots) < wanted:
             name = f"slot-{self._num_created}"
             self._num_created += 1
-            self._slots.append(create_slot(name, self._setting, self._spec, self._needs))
+            self._slots.append(create_slot(name, self._worker_config, self._spec, self._needs))
 
     def _check_starts(self) -> None:
         for slot in self._all():
@@ -297,12 +297,12 @@ def open_cluster(experiment: Experiment, address: str) -> WorkerConfig:
     """
     connect(address, experiment.fleet.env)
     try:
-        setting = config.worker_config(experiment, device(experiment.fleet))
-        refuse_infeasible(SlotResources.of(experiment.fleet, setting))
+        worker_config = config.worker_config(experiment, device(experiment.fleet))
+        refuse_infeasible(SlotResources.of(experiment.fleet, worker_config))
     except UserError:
         ray.shutdown()
         raise
-    return setting
+    return worker_config
 
 
 def _loss(slot: Slot, error: Exception) -> tuple[ErrorClass, str]:

@@ -153,7 +153,9 @@ def model_of(order: AnyOrder) -> str | None:
     return model_key(cohort.model) if cohort is not None else None
 
 
-def create_slot(name: str, setting: WorkerConfig, spec: FleetConfig, needs: SlotResources) -> Slot:
+def create_slot(
+    name: str, worker_config: WorkerConfig, spec: FleetConfig, needs: SlotResources
+) -> Slot:
     """Request a slot. It opens once its resources are reserved and its processes have started."""
     group = placement_group(
         [needs.bundle] * needs.ranks,
@@ -169,14 +171,14 @@ def create_slot(name: str, setting: WorkerConfig, spec: FleetConfig, needs: Slot
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=rank
             ),
-        ).remote(setting, name, rank, needs.ranks)
+        ).remote(worker_config, name, rank, needs.ranks)
         for rank in range(needs.ranks)
     ]
     return Slot(name, actors, group, starting=[actor.ready.remote() for actor in actors])
 
 
-def create_merge_slot(setting: WorkerConfig) -> Slot:
+def create_merge_slot(worker_config: WorkerConfig) -> Slot:
     """The merge actor: one process on the CPU, beside the slots and without reserved resources."""
-    single = setting.model_copy(update={"device": "cpu", "ranks": 1})
+    single = worker_config.model_copy(update={"device": "cpu", "ranks": 1})
     actor = _ACTOR.options(num_cpus=0).remote(single, "merge", 0, 1)
     return Slot("merge", [actor], None, starting=[actor.ready.remote()])

@@ -140,7 +140,7 @@ def _plain(scene: Scene) -> int:
 
 def _question(scene: Scene) -> int:
     """Peak of one answer of a new worker."""
-    setting = WorkerConfig(
+    worker_config = WorkerConfig(
         uri=scene.store.uri,
         seed=0,
         data=scene.data,
@@ -150,7 +150,7 @@ def _question(scene: Scene) -> int:
     )
     members = _members(scene)
     torch.set_num_threads(1)
-    worker = WorkerContext(setting)
+    worker = WorkerContext(worker_config)
     mix = Mix.mean([member.name for member in members])
     question = MixGradient(mix=mix, components=("",), epoch=0, batch=0, batch_size=scene.batch)
     cohort = Cohort(

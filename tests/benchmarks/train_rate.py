@@ -67,7 +67,7 @@ def measure(
         spec = TrainConfig(epochs=1, batch_size=batch, hflip=0.5, amp_dtype=amp, smoothing=0.1)
         run = RunSpec(id="ours", model=ModelConfig(name=model), train=spec)
         worker, base = _worker(f"{root}/store", data, run, device)
-        folder, place = f"{root}/images/train", torch.device(worker.setting.device)
+        folder, place = f"{root}/images/train", torch.device(worker.config.device)
 
         def timms(model: torch.nn.Module) -> Iterable[TrainBatch]:
             return _timm_loader(worker, model, spec, folder, place)
@@ -132,7 +132,7 @@ def _plain_losses(
     for epoch in range(spec.epochs):
         model.train()
         total = 0.0
-        order = epoch_order(images.count("train"), worker.setting.seed, run.stream, epoch)
+        order = epoch_order(images.count("train"), worker.config.seed, run.stream, epoch)
         for x, y in _ordered_loader(worker, model, spec, folder, order):
             loss = functional.cross_entropy(model(x), y, label_smoothing=spec.smoothing)
             loss.backward()
@@ -153,7 +153,7 @@ def _ordered_loader(
     places = {Path(name).as_posix(): i for i, name in enumerate(dataset.filenames(absolute=True))}
     keys = worker.images.keys("train")
     root = Path(folder).parent
-    config = preprocessing(model, worker.setting.data)
+    config = preprocessing(model, worker.config.data)
     subset = Subset(dataset, [places[(root / keys[i]).as_posix()] for i in order])
     loader = create_loader(
         subset,
@@ -198,7 +198,7 @@ def _write_images(root: Path, num: int, size: int) -> None:
 def _worker(
     uri: str, data: DataConfig, run: RunSpec, device: str
 ) -> tuple[WorkerContext, Checkpoint]:
-    setting = WorkerConfig(
+    worker_config = WorkerConfig(
         uri=uri,
         seed=0,
         data=data,
@@ -208,7 +208,7 @@ def _worker(
         device="cuda" if device == "cuda" else "cpu",
     )
     scan(data, seed=0)[0].save(Store(uri))
-    worker = WorkerContext(setting)
+    worker = WorkerContext(worker_config)
     weights = worker.model(run.model).state_dict()
     return worker, write_checkpoint(Store(uri), "base/b", None, 0, weights)
 
@@ -224,7 +224,7 @@ def _plain(
     batches: Callable[[torch.nn.Module], Iterable[TrainBatch]],
     steps: int,
 ) -> float:
-    spec, device = run.train, torch.device(worker.setting.device)
+    spec, device = run.train, torch.device(worker.config.device)
     if device.type == "cuda":  # as ours; for convolutions it is torch's default
         torch.backends.cuda.matmul.allow_tf32 = spec.tf32
     model = timm.create_model(run.model.name, num_classes=NUM_CLASSES).to(device)
@@ -260,7 +260,7 @@ def _timm_loader(
     folder: str,
     device: torch.device,
 ) -> Any:
-    config = preprocessing(model, worker.setting.data)
+    config = preprocessing(model, worker.config.data)
     return create_loader(
         create_dataset("", folder),
         input_size=tuple(config["input_size"]),
@@ -272,7 +272,7 @@ def _timm_loader(
         interpolation=config["interpolation"],
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
-        num_workers=worker.setting.data.workers,
+        num_workers=worker.config.data.workers,
         persistent_workers=False,
         use_prefetcher=device.type == "cuda",
         pin_memory=device.type == "cuda",

@@ -26,7 +26,7 @@ def make_setting(folder: Path, folds: int | None = None, **changes: Any) -> Work
     """An experiment whose splits are in the store, as preflight leaves them."""
     data = DATA.model_copy(update={"folds": folds})
     torch.set_num_threads(1)
-    setting = WorkerConfig(
+    config = WorkerConfig(
         uri=str(folder),
         seed=3,
         data=data,
@@ -37,16 +37,16 @@ def make_setting(folder: Path, folds: int | None = None, **changes: Any) -> Work
     )
     images, _, _ = scan(data, seed=3)
     few = [*images.samples("train")[:NUM_TRAIN], *images.samples("val")[:NUM_VAL]]
-    Images(images.classes, few, data).save(Store(setting.uri))
-    return setting
+    Images(images.classes, few, data).save(Store(config.uri))
+    return config
 
 
-def make_base(setting: WorkerConfig, model: ModelConfig) -> Checkpoint:
+def make_base(config: WorkerConfig, model: ModelConfig) -> Checkpoint:
     """A seeded random network as `base/<model>`."""
     torch.manual_seed(0)
-    net = WorkerContext(setting).model(model)
+    net = WorkerContext(config).model(model)
     name = f"base/{model.name}"
-    return write_checkpoint(Store(setting.uri), name, None, 0, net.state_dict())
+    return write_checkpoint(Store(config.uri), name, None, 0, net.state_dict())
 
 
 def make_run(id_: str = "r", model: ModelConfig = VIT, **train_options: Any) -> RunSpec:

@@ -56,8 +56,8 @@ def make_pool(
     torch.set_num_threads(1)
     trained, pool = _pool(model.model_dump_json(), num_members, data.model_dump_json(), num_val)
     shutil.copytree(trained.name, folder, dirs_exist_ok=True)
-    setting = pool.worker.setting.model_copy(update={"uri": str(folder)})
-    return replace(pool, worker=WorkerContext(setting))
+    worker_config = pool.worker.config.model_copy(update={"uri": str(folder)})
+    return replace(pool, worker=WorkerContext(worker_config))
 
 
 @cache
@@ -75,7 +75,7 @@ def _pool(
 def _trained(
     folder: Path, model: ModelConfig, data: DataConfig, num_members: int, num_val: int
 ) -> Pool:
-    setting = WorkerConfig(
+    worker_config = WorkerConfig(
         uri=str(folder),
         seed=3,
         data=data,
@@ -89,8 +89,8 @@ def _trained(
         for split, n in (("train", 320), ("val", num_val), ("test", 150))
         for s in images.samples(split)[:n]
     ]
-    Images(images.classes, few).save(Store(setting.uri))
-    worker = WorkerContext(setting)
+    Images(images.classes, few).save(Store(worker_config.uri))
+    worker = WorkerContext(worker_config)
     torch.manual_seed(0)
     net = worker.model(model)
     batchnorm = "recompute" if model == RESNET else "none"
@@ -110,7 +110,7 @@ def _trained(
 
 
 def _train(net: nn.Module, worker: WorkerContext, seed: int, lr: float, epochs: int) -> None:
-    config = preprocessing(net, worker.setting.data)
+    config = preprocessing(net, worker.config.data)
     inputs = normalise(eval_pixels(worker.images, "train", config), config)
     labels = torch.from_numpy(worker.images.labels("train"))
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
@@ -126,7 +126,7 @@ def _train(net: nn.Module, worker: WorkerContext, seed: int, lr: float, epochs: 
 
 
 def _predict(net: nn.Module, worker: WorkerContext, checkpoint_id: str) -> float:
-    config = preprocessing(net, worker.setting.data)
+    config = preprocessing(net, worker.config.data)
     selection = 0.0
     for split in (SELECTION, "test"):
         labels = worker.images.labels(split)

@@ -41,8 +41,14 @@ RESNET = ModelConfig(name="test_resnet")
 
 def worker_at(folder: Path, **fields: Any) -> WorkerContext:
     data = DataConfig(source="digits", image_size=32)
-    setting = {"uri": str(folder), "seed": 0, "data": data, "base": BaseConfig(), "metric": "top1"}
-    return WorkerContext(WorkerConfig(**{**setting, "batchnorm_samples": 64, **fields}))
+    worker_config = {
+        "uri": str(folder),
+        "seed": 0,
+        "data": data,
+        "base": BaseConfig(),
+        "metric": "top1",
+    }
+    return WorkerContext(WorkerConfig(**{**worker_config, "batchnorm_samples": 64, **fields}))
 
 
 def facts_of(

@@ -69,7 +69,7 @@ def analysed(order: AnalyseOrder, worker: WorkerContext) -> Analysis:
     return Analysis(
         schema=ANALYSIS_SCHEMA,
         key=order.key,
-        metric=worker.setting.metric,
+        metric=worker.config.metric,
         classes=list(worker.images.classes),
         best_single=order.best_single,
         served=order.served,
@@ -119,7 +119,7 @@ def _split(
         _add_model(models, model, logits, temperatures.get(model.id), order)
         worker.progress.touch()
     assert models is not None, "there is nothing to analyse"
-    return _analysis_of(order, models, worker.setting.seed)
+    return _analysis_of(order, models, worker.config.seed)
 
 
 def _predictions(model: AnalysedModel, split: str, worker: WorkerContext) -> Predictions | None:

@@ -77,12 +77,12 @@ def batch_of(question: MixGradient, seed: int, count: int) -> np.ndarray:
 
 
 def _batch(question: MixGradient, model: nn.Module, worker: WorkerContext) -> tuple[Tensor, Tensor]:
-    config = preprocessing(model, worker.setting.data)
-    indices = batch_of(question, worker.setting.seed, worker.images.count(SELECTION))
+    config = preprocessing(model, worker.config.data)
+    indices = batch_of(question, worker.config.seed, worker.images.count(SELECTION))
     pixels = eval_pixels(worker.images, SELECTION, config, touch=worker.progress.touch)
-    images = pixels[torch.from_numpy(indices)].to(worker.setting.device)
+    images = pixels[torch.from_numpy(indices)].to(worker.config.device)
     labels = torch.from_numpy(worker.images.labels(SELECTION)[indices])
-    return normalise(images, config), labels.to(worker.setting.device)
+    return normalise(images, config), labels.to(worker.config.device)
 
 
 @contextmanager

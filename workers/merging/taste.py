@@ -94,10 +94,10 @@ def _set_batchnorm(
     model: nn.Module, cohort: Cohort, first: NamedTensors, worker: WorkerContext
 ) -> None:
     if cohort.batchnorm == "recompute":
-        config = preprocessing(model, worker.setting.data)
-        count = worker.setting.batchnorm_samples
+        config = preprocessing(model, worker.config.data)
+        count = worker.config.batchnorm_samples
         pixels = eval_pixels(worker.images, "train", config, count, worker.progress.touch)
-        device = worker.setting.device
+        device = worker.config.device
         batchnorm.recompute(model, pixels, config, device, worker.progress.touch)
     elif cohort.batchnorm in ("best", "frozen"):
         batchnorm.restore_statistics(model, first)
@@ -107,7 +107,7 @@ def _set_batchnorm(
 
 def _tasted(model: nn.Module, order: TasteOrder, worker: WorkerContext) -> TasteResult:
     """Score batch by batch, until the threshold is out of reach."""
-    config = preprocessing(model, worker.setting.data)
+    config = preprocessing(model, worker.config.data)
     pixels = eval_pixels(worker.images, SELECTION, config, touch=worker.progress.touch)
     labels = worker.images.labels(SELECTION)
     queue = hard_images_first(order.hard_images_first, worker)
@@ -116,16 +116,16 @@ def _tasted(model: nn.Module, order: TasteOrder, worker: WorkerContext) -> Taste
     num_wrong = 0
     for start in range(0, len(queue), EVAL_BATCH):
         at_most = (len(queue) - num_wrong) / len(queue)
-        if worker.setting.metric == "top1" and _is_out_of_reach(at_least, order.strict, at_most):
+        if worker.config.metric == "top1" and _is_out_of_reach(at_least, order.strict, at_most):
             return TasteResult(score=None, at_most=at_most, samples=start)
         batch = queue[start : start + EVAL_BATCH]
         images = pixels[torch.from_numpy(batch)]
-        rows[batch] = logits(model, images, config, worker.setting.device)
+        rows[batch] = logits(model, images, config, worker.config.device)
         num_wrong += int((predictions(rows[batch]) != labels[batch]).sum())
         worker.progress.touch()
     # Scored in split order, so that the same logits give the same float as everywhere else.
     scored = score(rows, labels)
-    selection = scored.selection(worker.setting.metric)
+    selection = scored.selection(worker.config.metric)
     return TasteResult(
         score=selection,
         at_most=selection,

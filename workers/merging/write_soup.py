@@ -117,7 +117,7 @@ def _tensors(
 
 def _config(cohort: Cohort, worker: WorkerContext) -> bytes:
     model = worker.model(cohort.model)
-    config = timm_config(model, cohort.model, worker.images.classes, worker.setting.data)
+    config = timm_config(model, cohort.model, worker.images.classes, worker.config.data)
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
@@ -128,10 +128,10 @@ def _soup_file(order: BlendOrder, worker: WorkerContext) -> bytes:
         id=order.name,
         recipe=order.recipe,
         cohort=order.cohort,
-        batchnorm_samples=worker.setting.batchnorm_samples,
+        batchnorm_samples=worker.config.batchnorm_samples,
         mix=mix,
         members=tuple(Member(name=name, sha256=checkpoints[name].sha256) for name in mix.names),
-        metric=worker.setting.metric,
+        metric=worker.config.metric,
         score=order.soup.score,
         decisions=order.soup.decisions,
     )

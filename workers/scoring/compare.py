@@ -42,8 +42,8 @@ def compare(order: CompareOrder, attempt: int, worker: WorkerContext) -> Iterato
         single = outcomes.pop(order.best_single)
         if order.best_single in order.soups:
             outcomes[order.best_single] = single
-        seed = [worker.setting.seed, zlib.crc32(split.encode())]
-        differences = paired_differences(labels, single, outcomes, worker.setting.metric, seed)
+        seed = [worker.config.seed, zlib.crc32(split.encode())]
+        differences = paired_differences(labels, single, outcomes, worker.config.metric, seed)
         for name, outcome in outcomes.items():
             scores.setdefault(name, {})[split] = outcome.score
         for name, delta in differences.items():

@@ -57,6 +57,6 @@ def _forward(order: ScoreOrder, splits: list[str], worker: WorkerContext) -> dic
 
 def split_logits(model: nn.Module, split: str, worker: WorkerContext) -> np.ndarray:
     """(N, C) logits of the split in evaluation preprocessing."""
-    config = preprocessing(model, worker.setting.data)
+    config = preprocessing(model, worker.config.data)
     pixels = eval_pixels(worker.images, split, config, touch=worker.progress.touch)
-    return logits(model, pixels, config, worker.setting.device, lambda _: worker.progress.touch())
+    return logits(model, pixels, config, worker.config.device, lambda _: worker.progress.touch())

@@ -36,14 +36,14 @@ def base_seed(seed: int, name: str) -> int:
 
 def _fresh(order: BaseOrder, worker: WorkerContext) -> nn.Module:
     """A new model, built on the CPU, whose generator draws the same numbers everywhere."""
-    setting = worker.setting
-    seed = base_seed(setting.seed, order.name)
+    worker_config = worker.config
+    seed = base_seed(worker_config.seed, order.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = create_model(order.model, len(worker.images.classes), setting.data)
+        model = create_model(order.model, len(worker.images.classes), worker_config.data)
     if order.source is None:
         load_initial(model, order.model)
-        _init_head(model, order.model, setting.base.init, seed)
+        _init_head(model, order.model, worker_config.base.init, seed)
     return model
 
 
@@ -56,6 +56,6 @@ def _init_head(model: nn.Module, spec: ModelConfig, how: str, seed: int) -> None
 def _write(
     order: BaseOrder, model: nn.Module, tensors: Mapping[str, Tensor], worker: WorkerContext
 ) -> Checkpoint:
-    config = timm_config(model, order.model, worker.images.classes, worker.setting.data)
+    config = timm_config(model, order.model, worker.images.classes, worker.config.data)
     files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
     return write_checkpoint(worker.store, order.name, None, 0, tensors, extra_files=files)

@@ -90,9 +90,9 @@ def adopt(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[An
 
 
 def _selection_logits(model: nn.Module, worker: WorkerContext) -> np.ndarray:
-    config, touch = preprocessing(model, worker.setting.data), worker.progress.touch
+    config, touch = preprocessing(model, worker.config.data), worker.progress.touch
     pixels = eval_pixels(worker.images, SELECTION, config, touch=touch)
-    return logits(model, pixels, config, worker.setting.device, lambda _: touch())
+    return logits(model, pixels, config, worker.config.device, lambda _: touch())
 
 
 def _raw_weights(path: str) -> dict[str, Tensor]:

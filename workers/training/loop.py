@@ -160,7 +160,7 @@ def learn(t: TrainLoop, step: Step) -> None:
     optimizer.zero_grad()
     if t.average is not None:
         t.average.update(t.net, step=t.position.step + 1)
-    _record_step(t, _agree(t, loss), step.num_images * t.worker.setting.ranks)
+    _record_step(t, _agree(t, loss), step.num_images * t.worker.config.ranks)
 
 
 def set_rates(t: TrainLoop) -> None:
@@ -172,7 +172,7 @@ def set_rates(t: TrainLoop) -> None:
 
 def _backward(t: TrainLoop, step: Step, micro: int, batch: TrainBatch) -> Tensor:
     """Add a micro-batch's gradients; ranks exchange gradients with the last one only."""
-    seed, num = t.worker.setting.seed, len(batch[1])
+    seed, num = t.worker.config.seed, len(batch[1])
     torch.manual_seed(_noise_seed(seed, t.run.stream, t.position.step, micro, t.worker.rank))
     images, targets = t.data.to_device(batch, t.epoch)
     is_last = micro == step.num_micro_batches - 1
@@ -191,7 +191,7 @@ def _noise_seed(seed: int, stream: str, step: int, micro: int, rank: int) -> int
 
 def _agree(t: TrainLoop, loss: Tensor) -> Tensor:
     """The step's mean loss over ranks; sets `stop_reason` on all ranks if one is to stop."""
-    asked, ranks = t.worker.progress.interrupt, t.worker.setting.ranks
+    asked, ranks = t.worker.progress.interrupt, t.worker.config.ranks
     if ranks == 1:
         t.stop_reason = asked
         return loss

@@ -94,14 +94,14 @@ class RunRecorder:
 
     def _evaluate(self, net: nn.Module, step: int) -> Evaluation:
         worker, touch = self._worker, self._worker.progress.touch
-        prepared = preprocessing(net, worker.setting.data)
+        prepared = preprocessing(net, worker.config.data)
         scores, values = {}, {}
         for split in self._splits:
             values[split] = logits(
                 net,
                 eval_pixels(worker.images, split, prepared, touch=touch),
                 prepared,
-                worker.setting.device,
+                worker.config.device,
                 on_batch=lambda _: touch(),
             )
             scores[split] = score(values[split], worker.images.labels(split))

@@ -32,11 +32,11 @@ def time_run(run: RunSpec, worker: WorkerContext) -> RunTiming:
     """Time one rank of `run` on the worker's device, which should be idle otherwise."""
     threads = torch.get_num_threads()
     # At most one per core: torch crashes for very many.
-    torch.set_num_threads(min(worker.setting.threads, os.cpu_count() or 1))
+    torch.set_num_threads(min(worker.config.threads, os.cpu_count() or 1))
     try:
         net = create_model(
-            run.model, len(worker.images.classes), worker.setting.data, run.train.drop_path
-        ).to(worker.setting.device)
+            run.model, len(worker.images.classes), worker.config.data, run.train.drop_path
+        ).to(worker.config.device)
         step_s, num_steps = _time_phases(net, run, worker)
         return RunTiming(
             step_s=step_s, score_image_s=_time_scoring(net, worker), num_steps=num_steps
@@ -48,7 +48,7 @@ def time_run(run: RunSpec, worker: WorkerContext) -> RunTiming:
 def _time_phases(net: nn.Module, run: RunSpec, worker: WorkerContext) -> tuple[float, int]:
     """(seconds per step, steps timed). Frozen layers make some phases cheaper than others."""
     total_s, num_steps = 0.0, 0
-    with TrainMode(net, run, worker.setting.device) as mode:
+    with TrainMode(net, run, worker.config.device) as mode:
         data = TrainBatches(net, run, worker)
         for phase in phases(run):
             mode.begin(phase)
@@ -60,7 +60,7 @@ def _time_phases(net: nn.Module, run: RunSpec, worker: WorkerContext) -> tuple[f
 def _time_steps(
     net: nn.Module, run: RunSpec, worker: WorkerContext, data: TrainBatches, phase: UnfreezePhase
 ) -> tuple[float, int]:
-    device = worker.setting.device
+    device = worker.config.device
     loss_module = LossModule(net, run.train.smoothing, data.weights).to(device)
     optimizer = create_optimizer(net, run.train, head_parameter_names(net))
     average = create_average(net, run.train)
@@ -93,15 +93,15 @@ def _steps(data: TrainBatches, phase: UnfreezePhase) -> Iterator[tuple[int, list
 
 def _time_scoring(net: nn.Module, worker: WorkerContext) -> float:
     """Seconds per image of the second of two full evaluation batches."""
-    config = preprocessing(net, worker.setting.data)
+    config = preprocessing(net, worker.config.data)
     pixels = eval_pixels(worker.images, "train", config, EVAL_BATCH, worker.progress.touch)
     net.eval()
     began = 0.0
     with torch.inference_mode():
         for _ in range(2):
             began = time.monotonic()
-            net(normalise(pixels.to(worker.setting.device), config))
-            _synchronise(worker.setting.device)
+            net(normalise(pixels.to(worker.config.device), config))
+            _synchronise(worker.config.device)
     return (time.monotonic() - began) / len(pixels)
 
 

@@ -75,7 +75,7 @@ def train(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[An
     began, spec = time.monotonic(), order.run.train
     warm = worker.holds(order.run.model, spec.drop_path)
     with (
-        accelerated(spec, worker.setting) as accelerator,
+        accelerated(spec, worker.config) as accelerator,
         _training(order, attempt, worker, accelerator) as t,
     ):
         for index, step in enumerate(steps(t)):
@@ -98,22 +98,22 @@ def train(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[An
 
 
 @contextlib.contextmanager
-def accelerated(spec: TrainConfig, setting: WorkerConfig) -> Iterator[Accelerator]:
+def accelerated(spec: TrainConfig, config: WorkerConfig) -> Iterator[Accelerator]:
     """A fresh Accelerator, whose process-wide state is reset on exit.
 
     Otherwise the next order would have this one's precision and process group.
     """
-    if spec.amp_dtype == "float16" and setting.device == "cpu":
+    if spec.amp_dtype == "float16" and config.device == "cpu":
         raise UserError("train.amp_dtype: float16 needs a GPU; use bfloat16 or none on a CPU")
-    if setting.ranks > 1:
+    if config.ranks > 1:
         # Otherwise Accelerate chooses the number of threads, which changes the bits.
-        os.environ.setdefault("OMP_NUM_THREADS", str(setting.threads))
+        os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
     precision = {"none": "no", "bfloat16": "bf16", "float16": "fp16"}[spec.amp_dtype]
     try:
         yield Accelerator(
-            cpu=setting.device == "cpu",
+            cpu=config.device == "cpu",
             mixed_precision=precision,
-            kwargs_handlers=_gang_settings(setting) if setting.ranks > 1 else None,
+            kwargs_handlers=_gang_settings(config) if config.ranks > 1 else None,
         )
     finally:
         if torch.distributed.is_initialized():
@@ -123,10 +123,10 @@ def accelerated(spec: TrainConfig, setting: WorkerConfig) -> Iterator[Accelerato
         GradientState._reset_state()
 
 
-def _gang_settings(setting: WorkerConfig) -> list[Any]:
+def _gang_settings(config: WorkerConfig) -> list[Any]:
     # Looking for unused parameters keeps the order of gradients in the buckets as in the first
     # step, so that after a resume more than two ranks add them up in the same order.
-    fixed_buckets = setting.device == "cpu"
+    fixed_buckets = config.device == "cpu"
     return [
         DistributedDataParallelKwargs(find_unused_parameters=fixed_buckets),
         InitProcessGroupKwargs(timeout=GANG_TIMEOUT),
@@ -145,7 +145,7 @@ def _training(
     require_model_features(net, order.run.train)
     restored = restore(order, worker)
     is_first = worker.rank == 0
-    with TrainMode(net, order.run, worker.setting.device) as mode:
+    with TrainMode(net, order.run, worker.config.device) as mode:
         t = TrainLoop(
             order=order,
             attempt=attempt,
@@ -262,8 +262,8 @@ def _shared_score(t: TrainLoop, evaluated: Evaluated | None) -> float:
     """The score for patience and plateau, the same on all ranks, which wait here for rank 0."""
     value = 0.0
     if evaluated is not None:
-        value = (evaluated.held_out or evaluated.score).selection(t.worker.setting.metric)
-    if t.worker.setting.ranks == 1:
+        value = (evaluated.held_out or evaluated.score).selection(t.worker.config.metric)
+    if t.worker.config.ranks == 1:
         return value
     shared = torch.tensor(value, dtype=torch.float64, device=t.accelerator.device)
     torch.distributed.broadcast(shared, src=0)
@@ -311,7 +311,7 @@ def _finish(t: TrainLoop, began: float) -> Iterator[AnyEvent]:
 def _keep_warm(t: TrainLoop) -> None:
     """Make memory equal to the last checkpoint on every rank, so that the next order need not load
     it."""
-    if t.worker.setting.ranks > 1:
+    if t.worker.config.ranks > 1:
         for buffer in t.net.buffers():  # BatchNorm statistics are of each rank's own images
             torch.distributed.broadcast(buffer, src=0)
     step, id_ = t.last_saved

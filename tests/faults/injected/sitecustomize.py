@@ -61,7 +61,7 @@ def _tear(store: Any, faults: Faults) -> None:
 
 
 class Torn:
-    """A file whose writer is struck after its first piece."""
+    """A file whose writer is damaged after its first piece."""
 
     def __init__(self, sink: Any, fault: dict[str, Any]) -> None:
         self._sink, self._fault = sink, fault

@@ -246,19 +246,19 @@ def test_a_corrupt_start_falls_back_to_the_older_checkpoint(folder: Path) -> Non
 def test_a_last_checkpoint_found_corrupt_by_a_taste_is_trained_again(folder: Path) -> None:
     plan = simulated(3, epochs=2, soup={"ingredients": "last"}, merge={"mode": "off"})
     calm = undisturbed(folder, plan)
-    struck: list[str] = []
+    damaged: list[str] = []
 
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
-        if not isinstance(order, TasteOrder) or struck:
+        if not isinstance(order, TasteOrder) or damaged:
             return None
-        struck.append(order.ingredients[-1].id)
-        return Mishap("corrupt", checkpoint=struck[0])
+        damaged.append(order.ingredients[-1].id)
+        return Mishap("corrupt", checkpoint=damaged[0])
 
     world = World.at(folder, plan, mishaps=breaks)
     fleet = SimulatedFleet(world)
     state = driver(world, fleet).run()
     again = [o for o in fleet.submitted if isinstance(o, TrainOrder)][-1]
-    assert struck and again.start.step < 20 and struck[0].startswith(again.run.id)
+    assert damaged and again.start.step < 20 and damaged[0].startswith(again.run.id)
     assert soups(state) == soups(calm) and served(state) == served(calm)
 
 

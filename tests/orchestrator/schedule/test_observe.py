@@ -108,16 +108,16 @@ def test_a_taste_that_breaks_in_a_round_is_tried_afresh_at_the_end(folder: Path)
 
 def test_a_corrupt_checkpoint_in_a_round_does_not_stop_the_driver(folder: Path) -> None:
     """The round names a checkpoint that no longer counts."""
-    struck: list[str] = []
+    damaged: list[str] = []
 
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
-        if isinstance(order, TasteOrder) and order.observe and not struck:
-            struck.append(order.ingredients[0].id)
-            return Mishap("corrupt", checkpoint=struck[0])
+        if isinstance(order, TasteOrder) and order.observe and not damaged:
+            damaged.append(order.ingredients[0].id)
+            return Mishap("corrupt", checkpoint=damaged[0])
         return None
 
     state = live(World.at(folder, simulated(4, epochs=3), mishaps=breaks))
-    assert struck
+    assert damaged
     assert state.served is not None and state.served.soup is not None
 
 

@@ -177,6 +177,6 @@ def _directly(moment: Moment, worker: WorkerContext, alpha: float) -> Any:
             all_ = [open_weights(worker.store, each)[key].double() for each in tuned]
             mean = torch.stack(all_).mean(dim=0)
             live_tensor.copy_((1 - alpha) * base[key].double() + alpha * mean)
-    config_of = preprocessing(model, worker.setting.data)
+    config_of = preprocessing(model, worker.config.data)
     pixels = eval_pixels(worker.images, "test", config_of)
     return score(logits(model, pixels, config_of, "cpu"), worker.images.labels("test"))

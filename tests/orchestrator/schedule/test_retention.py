@@ -159,13 +159,13 @@ def test_a_stage_of_the_base_keeps_its_last_alone() -> None:
     base = {"base": {"trunk_epochs": 3}}
     plan = simulated(2, epochs=4, **base)
     ((stage,),) = (made.stages for made in resolve(plan, facts(plan)).plans)
-    words = [checkpointed(s, 0.9 - s / 100, run=stage.id) for s in (10, 20, 30)]
-    assert gone(*words, **base) == {10, 20}
+    events = [checkpointed(s, 0.9 - s / 100, run=stage.id) for s in (10, 20, 30)]
+    assert gone(*events, **base) == {10, 20}
 
 
 def test_what_an_unfinished_merge_names_is_pinned() -> None:
-    words = [checkpointed(10, 0.1), checkpointed(20, 0.9)]
-    assert gone(*words) == {10}
+    events = [checkpointed(10, 0.1), checkpointed(20, 0.9)]
+    assert gone(*events) == {10}
     pinned = MergeOpened(
         merge="observe-c-0001",
         cohort="c",
@@ -174,7 +174,7 @@ def test_what_an_unfinished_merge_names_is_pinned() -> None:
         observe=True,
         round=1,
     )
-    assert not gone(*words, pinned)
+    assert not gone(*events, pinned)
 
 
 def test_nothing_is_retired_before_preflight_or_while_a_retirement_is_open() -> None:

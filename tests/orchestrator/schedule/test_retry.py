@@ -117,16 +117,16 @@ def test_every_error_class_has_a_policy() -> None:
 
 
 def test_a_soup_that_was_spoilt_is_blended_again(folder: Path) -> None:
-    struck: list[str] = []
+    damaged: list[str] = []
 
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
-        if order.kind == "score" and order.checkpoint.name.startswith("soup/") and not struck:
-            struck.append(order.checkpoint.id)
+        if order.kind == "score" and order.checkpoint.name.startswith("soup/") and not damaged:
+            damaged.append(order.checkpoint.id)
             return Mishap("corrupt", checkpoint=order.checkpoint.id)
         return None
 
     world = World.at(folder, simulated(3), mishaps=breaks)
     state = live(world)
     blends = [order for order, _ in world.performed if order.startswith("blend-")]
-    assert struck and max(blends.count(order) for order in blends) == 2
+    assert damaged and max(blends.count(order) for order in blends) == 2
     assert state.served is not None and state.served.soup is not None and not state.gave_up

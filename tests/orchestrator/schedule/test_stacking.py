@@ -141,18 +141,18 @@ def test_a_run_whose_patience_is_over_is_done(folder: Path) -> None:
 
 def test_a_corrupt_last_checkpoint_of_an_early_end_is_trained_again(folder: Path) -> None:
     _, calm = patient(folder / "calm")
-    struck: list[str] = []
+    damaged: list[str] = []
 
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
-        if not isinstance(order, TasteOrder) or struck or order.observe:
+        if not isinstance(order, TasteOrder) or damaged or order.observe:
             return None
         ended = [c for c in order.ingredients if c.step < 60]
-        struck.extend(checkpoint.id for checkpoint in ended[:1])
-        return Mishap("corrupt", checkpoint=struck[0]) if struck else None
+        damaged.extend(checkpoint.id for checkpoint in ended[:1])
+        return Mishap("corrupt", checkpoint=damaged[0]) if damaged else None
 
-    world, state = patient(folder / "struck", mishaps=breaks)
-    assert struck
-    run = struck[0].partition("/")[0]
+    world, state = patient(folder / "damaged", mishaps=breaks)
+    assert damaged
+    run = damaged[0].partition("/")[0]
     again = [id_ for id_, _ in world.performed if id_.startswith(f"train-{run}")]
     assert len(again) == 2
     assert state.run(run).ended_early and state.run(run).trained_to == calm.run(run).trained_to
@@ -190,14 +190,14 @@ def test_a_run_that_ended_before_its_first_snapshot_gives_its_last(folder: Path)
 # Preflight and stages
 
 
-def judged(plan: ExpandedExperiment) -> list[tuple[str, TrainConfig]]:
+def checked_configs(plan: ExpandedExperiment) -> list[tuple[str, TrainConfig]]:
     order = preparation.preflight_order(plan)
     assert isinstance(order, PreflightOrder)
     return list(order.train_configs)
 
 
 def test_a_sweep_of_what_needs_no_judging_asks_nothing() -> None:
-    assert judged(simulated(1, sweep={"space": {"train.lr": [0.1, 0.2]}})) == []
+    assert checked_configs(simulated(1, sweep={"space": {"train.lr": [0.1, 0.2]}})) == []
 
 
 def test_each_setting_that_needs_judging_is_asked_once_for_each_model() -> None:
@@ -209,7 +209,7 @@ def test_each_setting_that_needs_judging_is_asked_once_for_each_model() -> None:
         "model.name": ["test_vit", "test_resnet"],
     }
     train = {"epochs": 9, "unfreeze": unfreeze, "lr": 0.3}
-    asked = judged(simulated(1, sweep={"space": space}, train=train))
+    asked = checked_configs(simulated(1, sweep={"space": space}, train=train))
     assert len(asked) == 4 and len({key for key, _ in asked}) == 2
     for _, section in asked:
         assert TrainConfig.model_validate(section.model_dump()) == section
@@ -221,7 +221,7 @@ def test_a_stage_is_judged_as_it_trains() -> None:
     plan = simulated(
         1, base={"probe_epochs": 1}, train={"aa": "rand-m7"}, sweep={"space": {"train.aa": [None]}}
     )
-    assert [section.aa for _, section in judged(plan)] == ["rand-m7"]
+    assert [section.aa for _, section in checked_configs(plan)] == ["rand-m7"]
 
 
 def test_a_stage_has_nothing_that_judges_parts_or_averages_a_run() -> None:

@@ -96,17 +96,17 @@ def test_a_round_that_breaks_leaves_everyone_its_own_weights(folder: Path) -> No
 
 
 def test_a_corrupt_member_gives_the_round_up(folder: Path) -> None:
-    struck: list[str] = []
+    damaged: list[str] = []
 
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
-        if isinstance(order, BlendOrder) and order.name.endswith("0002") and not struck:
-            struck.append(order.ingredients[0].id)
-            return Mishap("corrupt", checkpoint=struck[0])
+        if isinstance(order, BlendOrder) and order.name.endswith("0002") and not damaged:
+            damaged.append(order.ingredients[0].id)
+            return Mishap("corrupt", checkpoint=damaged[0])
         return None
 
     world = World.at(folder, synced(3), mishaps=breaks)
     state = live(world)
-    assert struck and state.served is not None
+    assert damaged and state.served is not None
     assert [event.soup is None for event in events(world, RoundClosed)] == [False, True, False]
 
 
@@ -173,13 +173,13 @@ def _starts(world: World) -> dict[str, str | None]:
 @pytest.mark.parametrize("left", [0, 2])
 def test_merged_weights_that_were_spoilt_stop_nobody(folder: Path, left: int) -> None:
     """Found so by the first or the last that starts from them: it goes on without."""
-    seen, struck = Starts(), []
+    seen, damaged = Starts(), []
 
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
         seen(order, attempt)
         if isinstance(order, TrainOrder) and order.start.name.endswith("-0002"):
-            struck.append(order.id)
-            if len(struck) == left + 1:
+            damaged.append(order.id)
+            if len(damaged) == left + 1:
                 return Mishap("corrupt", checkpoint=order.start.id)
         return None
 
@@ -193,36 +193,36 @@ def test_merged_weights_that_were_spoilt_stop_nobody(folder: Path, left: int) ->
 @pytest.mark.parametrize("whose", ["own", "another's"])
 def test_a_state_spoilt_since_is_left_out_of_the_average(folder: Path, whose: str) -> None:
     """Whoever's it is: that run trains again to the boundary, and the others go on."""
-    struck: list[str] = []
+    damaged: list[str] = []
 
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
-        if not isinstance(order, TrainOrder) or order.rejoin is None or struck:
+        if not isinstance(order, TrainOrder) or order.rejoin is None or damaged:
             return None
         others = [each for each in order.rejoin.peers if each.id != order.rejoin.own_checkpoint.id]
         spoilt = order.rejoin.own_checkpoint if whose == "own" else others[0]
-        struck.append(spoilt.id)
+        damaged.append(spoilt.id)
         return Mishap("corrupt", checkpoint=spoilt.id)
 
     world = World.at(folder, synced(3, optimizer_state="average"), mishaps=breaks)
     state = live(world)
-    assert struck and state.served is not None and state.served.soup is not None
+    assert damaged and state.served is not None and state.served.soup is not None
     assert all(state.run(run.id).trained_to == EPOCHS * PER_EPOCH for run in world.expanded.runs)
 
 
 def test_a_run_has_one_order_at_a_time(folder: Path) -> None:
     """Although its checkpoint is found spoilt by others while it trains on from there."""
-    seen, struck = Starts(), []
+    seen, damaged = Starts(), []
 
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
         seen(order, attempt)
-        if order.id.startswith("score-soup_sync") and not struck:
-            struck.append(seen.orders[-1].own_checkpoint.id)
-            return Mishap("corrupt", after=1, checkpoint=struck[0])
+        if order.id.startswith("score-soup_sync") and not damaged:
+            damaged.append(seen.orders[-1].own_checkpoint.id)
+            return Mishap("corrupt", after=1, checkpoint=damaged[0])
         return None
 
     world = World.at(folder, synced(3), mishaps=breaks)
     state = live(world, slots=4)
-    assert struck and state.served is not None
+    assert damaged and state.served is not None
     assert all(state.run(run.id).trained_to == EPOCHS * PER_EPOCH for run in world.expanded.runs)
 
 

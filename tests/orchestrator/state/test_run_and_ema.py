@@ -101,7 +101,7 @@ def test_an_average_made_twice_counts_once_and_its_copy_goes(folder: Path) -> No
     """The worker dies after the average's checkpoint and before the run's own."""
     plan = simulated(2, epochs=3, train=AVERAGED, soup={"ingredients": "all"})
     calm = live(World.at(folder / "calm", plan))
-    world = World.at(folder / "struck", plan, mishaps=lost(after=5))
+    world = World.at(folder / "damaged", plan, mishaps=lost(after=5))
     fleet = SimulatedFleet(world)
     state = driver(world, fleet).run()
     assert outcome(state) == outcome(calm)
@@ -121,7 +121,7 @@ def named_ids(state: State) -> set[str]:
 def test_what_nobody_heard_of_is_adopted_of_both(folder: Path) -> None:
     plan = simulated(2, epochs=3, train=AVERAGED, soup={"ingredients": "all"})
     calm = live(World.at(folder / "calm", plan))
-    world = World.at(folder / "struck", plan, mishaps=lost(after=4, unheard=2))
+    world = World.at(folder / "damaged", plan, mishaps=lost(after=4, unheard=2))
     fleet = SimulatedFleet(world)
     state = driver(world, fleet).run()
     assert outcome(state) == outcome(calm)
@@ -169,20 +169,20 @@ def test_a_corrupt_last_average_takes_its_run_back_to_make_it_again(folder: Path
         3, epochs=3, train=AVERAGED, soup={"ingredients": "last"}, merge={"mode": "off"}
     )
     calm = live(World.at(folder / "calm", plan))
-    struck: list[str] = []
+    damaged: list[str] = []
 
     def breaks(order: AnyOrder, attempt: int) -> Mishap | None:
-        if not isinstance(order, TasteOrder) or struck:
+        if not isinstance(order, TasteOrder) or damaged:
             return None
         averages = [each.id for each in order.ingredients if "-ema/" in each.id]
-        struck.extend(averages[:1])
-        return Mishap("corrupt", checkpoint=struck[0]) if struck else None
+        damaged.extend(averages[:1])
+        return Mishap("corrupt", checkpoint=damaged[0]) if damaged else None
 
-    world = World.at(folder / "struck", plan, mishaps=breaks)
+    world = World.at(folder / "damaged", plan, mishaps=breaks)
     fleet = SimulatedFleet(world)
     state = driver(world, fleet).run()
     again = [order for order in fleet.submitted if isinstance(order, TrainOrder)][-1]
-    assert struck and again.run.id == run_id_of(struck[0].partition("/")[0])
+    assert damaged and again.run.id == run_id_of(damaged[0].partition("/")[0])
     assert outcome(state) == outcome(calm)
     assert f"{again.run.id}/00000030-1" in world.deleted, "its own of that step was made again"
 

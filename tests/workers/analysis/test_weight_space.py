@@ -34,9 +34,9 @@ PREFIXES = ("layer1", "fc")
 
 @pytest.fixture(scope="module")
 def around(tmp_path_factory: pytest.TempPathFactory) -> Around:
-    setting = make_setting(tmp_path_factory.mktemp("around"))
-    base = make_base(setting, RESNET)
-    worker = WorkerContext(setting)
+    config = make_setting(tmp_path_factory.mktemp("around"))
+    base = make_base(config, RESNET)
+    worker = WorkerContext(config)
     made = []
     for i in range(3):
         torch.manual_seed(i)

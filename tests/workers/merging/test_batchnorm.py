@@ -43,7 +43,7 @@ def test_recomputed_statistics_equal_those_of_torchs_own_update(pool: Pool) -> N
     reference.load_state_dict(
         {k: ((v.double() + two[k].double()) / 2).to(v.dtype) for k, v in one.items()}
     )
-    config = preprocessing(reference, pool.worker.setting.data)
+    config = preprocessing(reference, pool.worker.config.data)
     pixels = eval_pixels(pool.worker.images, "train", config)[:64]
     torch.optim.swa_utils.update_bn([normalise(pixels, config)], reference)
     assert NUM_SAMPLES == 65, "one image is left over, and dropped"

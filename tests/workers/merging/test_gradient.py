@@ -56,7 +56,7 @@ def slope(pool: Pool, question: MixGradient) -> MixGradientResult:
     (event,) = measure_gradient(order, 0, pool.worker)
     assert isinstance(event, Measured) and isinstance(event.answer, MixGradientResult)
     assert event.key == question.key and event.cohort == "c"
-    assert event.samples == len(batch_of(question, pool.worker.setting.seed, 150))
+    assert event.samples == len(batch_of(question, pool.worker.config.seed, 150))
     return event.answer
 
 
@@ -68,8 +68,8 @@ class Direct:
         self.question = question
         self.net = copy.deepcopy(worker.model(pool.cohort.model)).double().eval()
         self.members = [dict(open_weights(worker.store, each)) for each in everyone(pool)]
-        config = preprocessing(self.net, worker.setting.data)
-        batch = batch_of(question, worker.setting.seed, 150)
+        config = preprocessing(self.net, worker.config.data)
+        batch = batch_of(question, worker.config.seed, 150)
         pixels = eval_pixels(worker.images, "val", config)[torch.from_numpy(batch)]
         self.images = normalise(pixels, config).double()
         self.labels = torch.from_numpy(worker.images.labels("val")[batch])

@@ -41,7 +41,7 @@ CONTEXT = RecipeContext(base="base/0")
 
 @pytest.fixture
 def worker(tmp_path: Path) -> WorkerContext:
-    setting = WorkerConfig(
+    config = WorkerConfig(
         uri=str(tmp_path),
         seed=0,
         data=DataConfig(source="digits"),
@@ -49,7 +49,7 @@ def worker(tmp_path: Path) -> WorkerContext:
         metric="top1",
         batchnorm_samples=64,
     )
-    return WorkerContext(setting)
+    return WorkerContext(config)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_a_complete_taste_is_the_score_of_the_mixed_model(pool: Pool) -> None:
     mix = Mix.mean(pool.names)
     model = pool.worker.model(pool.cohort.model)
     load_mix(model, mix, pool.cohort, pool.members, pool.worker)
-    config = preprocessing(model, pool.worker.setting.data)
+    config = preprocessing(model, pool.worker.config.data)
     found = logits(model, eval_pixels(pool.worker.images, "val", config), config, "cpu")
     expected = score(found, pool.worker.images.labels("val")).top1
     whole = score(found, pool.worker.images.labels("val"))
@@ -51,7 +51,7 @@ def test_a_taste_with_hits_reports_every_image_and_never_stops_early(pool: Pool)
     bits = [int(bit) for bit in bin(int("1" + found.hits, 16))[3:]]
     assert sum(bits[:150]) / 150 == found.score and not any(bits[150:])
     model = pool.worker.model(pool.cohort.model)
-    config = preprocessing(model, pool.worker.setting.data)
+    config = preprocessing(model, pool.worker.config.data)
     seen = logits(model, eval_pixels(pool.worker.images, "val", config), config, "cpu")
     assert bits[:150] == (seen.argmax(1) == pool.worker.images.labels("val")).astype(int).tolist()
     assert tasted(pool, mix).hits is None
@@ -117,15 +117,15 @@ def test_without_cached_predictions_images_keep_the_order_of_the_split(pool: Poo
 
 def test_the_other_metrics_look_at_every_image(pool: Pool) -> None:
     worker, mix = pool.worker, Mix.mean(pool.names)
-    setting = worker.setting
+    worker_config = worker.config
     try:
         for metric in ("macro_f1", "nll"):
-            worker.setting = setting.model_copy(update={"metric": metric})
+            worker.config = worker_config.model_copy(update={"metric": metric})
             found = tasted(pool, mix, at_least=1e9)
             assert found.score == found.at_most and found.samples == 150
             assert found.score is not None and (found.score < 0) == (metric == "nll")
     finally:
-        worker.setting = setting
+        worker.config = worker_config
 
 
 def test_a_taste_forgets_what_training_left_in_memory(pool: Pool) -> None:

@@ -76,12 +76,12 @@ def test_plain_timm_loads_what_is_served_and_gives_the_same_answers(pool: Pool) 
     assert set(files(pool, "soup")) == {
         "model.safetensors", "config.json", "soup.json", "README.md",
     }  # fmt: skip
-    folder = Path(pool.worker.setting.uri) / "soup"
+    folder = Path(pool.worker.config.uri) / "soup"
     plain = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert plain.pretrained_cfg["label_names"] == list(pool.worker.images.classes)
     model = pool.worker.model(pool.cohort.model)
     load_mix(model, Mix.mean(pool.names), pool.cohort, pool.members, pool.worker)
-    config = preprocessing(model, pool.worker.setting.data)
+    config = preprocessing(model, pool.worker.config.data)
     pixels = eval_pixels(pool.worker.images, "val", config)[:64]
     with torch.inference_mode():
         found = plain(normalise(pixels, config)).numpy()

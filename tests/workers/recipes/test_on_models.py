@@ -58,7 +58,7 @@ class Bench:
     @cached_property
     def weights(self) -> dict[str, Weights]:
         """The weights of each file, by name."""
-        uri = self.pool.worker.setting.uri
+        uri = self.pool.worker.config.uri
         return {
             each.name: load_file(f"{uri}/{checkpoint_dir(each.id)}/model.safetensors")
             for each in (*self.pool.members, self.base)
@@ -77,7 +77,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     pool = make_pool(tmp_path_factory.mktemp("pool"), VIT, num_members=5)
     worker = pool.worker
     net = timm.create_model(VIT.name, num_classes=10, img_size=32).eval()
-    config = preprocessing(worker.model(VIT), worker.setting.data)
+    config = preprocessing(worker.model(VIT), worker.config.data)
     images = normalise(eval_pixels(worker.images, "val", config), config)
     labels = torch.from_numpy(worker.images.labels("val"))
 

@@ -39,7 +39,7 @@ def compared(pool: Pool) -> Pool:
     """The pool with saved ensembles and the config.json of its base."""
     worker, cohort = pool.worker, pool.cohort
     config = timm_config(
-        worker.model(cohort.model), cohort.model, worker.images.classes, worker.setting.data
+        worker.model(cohort.model), cohort.model, worker.images.classes, worker.config.data
     )
     worker.store.write(f"{cohort.base}/config.json", json.dumps(config).encode())
     ids = tuple(member.id for member in pool.members)

@@ -23,14 +23,14 @@ LABELS = torch.tensor([0, 1, 2, 1, 0, 0, 2, 1])
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> WorkerConfig:
+def worker_config(tmp_path_factory: pytest.TempPathFactory) -> WorkerConfig:
     return make_setting(tmp_path_factory.mktemp("store"), folds=2)
 
 
 def _batches_of(
-    setting: WorkerConfig, run: RunSpec
+    worker_config: WorkerConfig, run: RunSpec
 ) -> tuple[WorkerContext, nn.Module, TrainBatches]:
-    worker = WorkerContext(setting)
+    worker = WorkerContext(worker_config)
     net = worker.model(run.model)
     return worker, net, TrainBatches(net, run, worker)
 
@@ -65,18 +65,20 @@ def test_class_weights_are_not_in_the_state_dict() -> None:
     assert not LossModule(nn.Identity(), 0.0, WEIGHTS).state_dict()
 
 
-def test_a_fold_is_trained_on_the_others(setting: WorkerConfig) -> None:
+def test_a_fold_is_trained_on_the_others(worker_config: WorkerConfig) -> None:
     run = make_run(model=RESNET, grad_accum_steps=2).model_copy(update={"fold": 1})
-    worker, _, data = _batches_of(setting, run)
+    worker, _, data = _batches_of(worker_config, run)
     seen = np.concatenate([micro for micros in data.plan(0) for micro in micros])
     expected = worker.images.train_indices(1)
     assert sorted(seen) == list(expected) and len(expected) < NUM_TRAIN
     assert data.steps_per_epoch == len(data.plan(3)) == 2
 
 
-def test_uint8_batches_are_normalised_and_mixed_by_the_generator(setting: WorkerConfig) -> None:
+def test_uint8_batches_are_normalised_and_mixed_by_the_generator(
+    worker_config: WorkerConfig,
+) -> None:
     run = make_run(model=RESNET, mixup=0.5)
-    worker, net, data = _batches_of(setting, run)
+    worker, net, data = _batches_of(worker_config, run)
     batch = next(data.batches(data.plan(0), 0))
     assert batch[0].dtype == torch.uint8
     torch.manual_seed(1)
@@ -89,12 +91,12 @@ def test_uint8_batches_are_normalised_and_mixed_by_the_generator(setting: Worker
     plain = TrainBatches(net, make_run(model=RESNET, channels_last=True), worker).to_device(
         batch, 0
     )
-    config = preprocessing(net, setting.data)
+    config = preprocessing(net, worker_config.data)
     assert torch.equal(plain[0], normalise(batch[0], config)) and torch.equal(plain[1], batch[1])
     assert plain[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
-    setting = make_setting(tmp_path, ranks=12)
+    worker_config = make_setting(tmp_path, ranks=12)
     with pytest.raises(UserError, match="22 training images are too few for 12 ranks"):
-        _batches_of(setting, make_run(model=RESNET))
+        _batches_of(worker_config, make_run(model=RESNET))

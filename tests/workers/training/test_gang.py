@@ -54,11 +54,11 @@ def _featured() -> RunSpec:
 
 
 def _rank(
-    rank: int, setting: WorkerConfig, bases: dict[str, Checkpoint], ports: list[int], answers: Any
+    rank: int, config: WorkerConfig, bases: dict[str, Checkpoint], ports: list[int], answers: Any
 ) -> None:
     """One rank: order after order on one warm worker, each in a process group of its own."""
     torch.set_num_threads(1)
-    worker, results = WorkerContext(setting, rank=rank), {}
+    worker, results = WorkerContext(config, rank=rank), {}
 
     def perform(title: str, run: RunSpec, start: Checkpoint, attempt: int) -> None:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}
@@ -90,12 +90,12 @@ def _rank(
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, RankResult]]:
     """rank -> order -> result. One pair of processes for all tests, because imports are slow."""
-    setting = make_setting(tmp_path_factory.mktemp("gang"), ranks=RANKS)
-    bases = {name: make_base(setting, model) for name, model in MODELS.items()}
+    config = make_setting(tmp_path_factory.mktemp("gang"), ranks=RANKS)
+    bases = {name: make_base(config, model) for name, model in MODELS.items()}
     context = multiprocessing.get_context("spawn")
     answers, ports = context.Queue(), _free_ports(3 * len(MODELS) + 4)
     processes = [
-        context.Process(target=_rank, args=(rank, setting, bases, ports, answers))
+        context.Process(target=_rank, args=(rank, config, bases, ports, answers))
         for rank in range(RANKS)
     ]
     for process in processes:

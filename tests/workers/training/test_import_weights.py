@@ -151,7 +151,7 @@ def test_an_imported_checkpoint_has_the_same_bytes_and_score(pool: Pool) -> None
     member, worker = pool.members[0], pool.worker
     with open_weights(worker.store, member) as weights:
         tensors = {name: tensor.clone() for name, tensor in weights.items()}
-    file = Path(worker.setting.uri) / "elsewhere.safetensors"
+    file = Path(worker.config.uri) / "elsewhere.safetensors"
     save_file(tensors, file)
     run = RunSpec(id="foreign", model=RESNET, train=TrainConfig(weights=str(file)))
     start = member.model_copy(update={"name": pool.cohort.base, "attempt": None})

@@ -94,18 +94,18 @@ def runs(draw: st.DrawFn) -> RunSpec:
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> WorkerConfig:
+def config(tmp_path_factory: pytest.TempPathFactory) -> WorkerConfig:
     return make_setting(tmp_path_factory.mktemp("store"), folds=2)
 
 
 @pytest.fixture(scope="module")
-def bases(setting: WorkerConfig) -> dict[str, Checkpoint]:
-    return {model.name: make_base(setting, model) for model in (VIT, RESNET)}
+def bases(config: WorkerConfig) -> dict[str, Checkpoint]:
+    return {model.name: make_base(config, model) for model in (VIT, RESNET)}
 
 
-def _last_bytes(setting: WorkerConfig, run: RunSpec, events: list[AnyEvent]) -> dict[str, bytes]:
+def _last_bytes(config: WorkerConfig, run: RunSpec, events: list[AnyEvent]) -> dict[str, bytes]:
     """Every file of the last checkpoint, with optimizer state and history, and its average's."""
-    store, last, files = Store(setting.uri), checkpoints(events)[-1], {}
+    store, last, files = Store(config.uri), checkpoints(events)[-1], {}
     for file in (WEIGHTS, "train_state.safetensors", "train_state.json"):
         files[file] = store.read(f"{checkpoint_dir(last.id)}/{file}")
     if run.train.model_ema_decay is not None:
@@ -121,23 +121,23 @@ def _learning_curve(events: list[AnyEvent]) -> list[Any]:
     return [*told, *((e.step, e.early) for e in events if e.kind == "trained")]
 
 
-def _check(setting: WorkerConfig, base: Checkpoint, run: RunSpec, where: float) -> None:
+def _check(config: WorkerConfig, base: Checkpoint, run: RunSpec, where: float) -> None:
     steps_per_epoch = run.train.steps_per_epoch(
-        len(WorkerContext(setting).images.train_indices(run.fold)), ranks=1
+        len(WorkerContext(config).images.train_indices(run.fold)), ranks=1
     )
     total = run.train.epochs * steps_per_epoch
-    whole = perform(WorkerContext(setting), run, base, total)
+    whole = perform(WorkerContext(config), run, base, total)
     end = checkpoints(whole)[-1].step
     cut = 1 + int(where * (end - 1))
-    worker = WorkerContext(setting)
+    worker = WorkerContext(config)
     before = interrupted_after(worker, run, base, cut, attempt=1, stop=total)
     stopped = checkpoints(before)[-1]
     assert stopped.step == cut
-    for attempt, going_on in ((2, worker), (3, WorkerContext(setting))):
+    for attempt, going_on in ((2, worker), (3, WorkerContext(config))):
         after = perform(going_on, run, stopped, total, attempt)
         assert _learning_curve(whole)[-len(_learning_curve(after)) :] == _learning_curve(after), run
         assert _learning_curve(before) + _learning_curve(after) == _learning_curve(whole), run
-        expected, found = (_last_bytes(setting, run, events) for events in (whole, after))
+        expected, found = (_last_bytes(config, run, events) for events in (whole, after))
         assert {file for file in expected if expected[file] != found[file]} == set(), run
 
 
@@ -149,15 +149,15 @@ def _check(setting: WorkerConfig, base: Checkpoint, run: RunSpec, where: float) 
 )
 @given(run=runs(), where=st.floats(0, 0.999))
 def test_a_resumed_run_warm_or_cold_is_the_same_run(
-    setting: WorkerConfig, bases: dict[str, Checkpoint], run: RunSpec, where: float
+    config: WorkerConfig, bases: dict[str, Checkpoint], run: RunSpec, where: float
 ) -> None:
-    _check(setting, bases[run.model.name], run, where)
+    _check(config, bases[run.model.name], run, where)
 
 
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(run=runs(), where=st.floats(0, 0.999))
 def test_many_resumed_runs_are_the_same_runs(
-    setting: WorkerConfig, bases: dict[str, Checkpoint], run: RunSpec, where: float
+    config: WorkerConfig, bases: dict[str, Checkpoint], run: RunSpec, where: float
 ) -> None:
-    _check(setting, bases[run.model.name], run, where)
+    _check(config, bases[run.model.name], run, where)

@@ -47,32 +47,32 @@ HARD: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> WorkerConfig:
+def config(tmp_path_factory: pytest.TempPathFactory) -> WorkerConfig:
     return make_setting(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
-def vit_base(setting: WorkerConfig) -> Checkpoint:
-    return make_base(setting, VIT)
+def vit_base(config: WorkerConfig) -> Checkpoint:
+    return make_base(config, VIT)
 
 
 @pytest.fixture(scope="module")
-def resnet_base(setting: WorkerConfig) -> Checkpoint:
-    return make_base(setting, RESNET)
+def resnet_base(config: WorkerConfig) -> Checkpoint:
+    return make_base(config, RESNET)
 
 
-def _bytes(setting: WorkerConfig, checkpoint: Checkpoint) -> bytes:
-    return Store(setting.uri).read(f"{checkpoint_dir(checkpoint.id)}/{WEIGHTS}")
+def _bytes(config: WorkerConfig, checkpoint: Checkpoint) -> bytes:
+    return Store(config.uri).read(f"{checkpoint_dir(checkpoint.id)}/{WEIGHTS}")
 
 
-def _in_fresh_process(setting: WorkerConfig, run: RunSpec, start: Checkpoint, attempt: int) -> None:
+def _in_fresh_process(config: WorkerConfig, run: RunSpec, start: Checkpoint, attempt: int) -> None:
     torch.set_num_threads(1)
-    perform(WorkerContext(setting), run, start, attempt=attempt)
+    perform(WorkerContext(config), run, start, attempt=attempt)
 
 
-def test_a_run_yields_its_events_in_order(setting: WorkerConfig, vit_base: Checkpoint) -> None:
+def test_a_run_yields_its_events_in_order(config: WorkerConfig, vit_base: Checkpoint) -> None:
     run = make_run("events")
-    events = perform(WorkerContext(setting), run, vit_base)
+    events = perform(WorkerContext(config), run, vit_base)
     kinds = [event.kind for event in events]
     assert kinds[0] == "started" and kinds[-1] == "trained"
     assert kinds.count("evaluated") == kinds.count("checkpoint") == 2
@@ -83,21 +83,21 @@ def test_a_run_yields_its_events_in_order(setting: WorkerConfig, vit_base: Check
     assert [e.score for e in events if e.kind == "checkpoint"] == [e.score for e in evaluated]
 
 
-def test_a_run_learns(setting: WorkerConfig, resnet_base: Checkpoint) -> None:
+def test_a_run_learns(config: WorkerConfig, resnet_base: Checkpoint) -> None:
     """Twenty epochs on 22 images are enough to overfit, if training works."""
     run = make_run("learns", RESNET, epochs=20, hflip=0, crop=(1, 1), lr=5e-3, checkpoint_every=20)
-    events = perform(WorkerContext(setting), run, resnet_base)
+    events = perform(WorkerContext(config), run, resnet_base)
     losses = [event.loss for event in events if event.kind == "evaluated"]
     assert losses[-1] < 0.5 * losses[0]
 
 
 def test_a_checkpoint_is_the_bare_network_with_predictions_and_score(
-    setting: WorkerConfig, resnet_base: Checkpoint
+    config: WorkerConfig, resnet_base: Checkpoint
 ) -> None:
-    store, worker = Store(setting.uri), WorkerContext(setting)
+    store, worker = Store(config.uri), WorkerContext(config)
     last = checkpoints(perform(worker, make_run("files", RESNET), resnet_base))[-1]
     assert last.name == f"files/{last_step(make_run('files')):08d}" and last.attempt == 0
-    weights = load_file(f"{setting.uri}/runs/files/checkpoints/{last.step:08d}-0/model.safetensors")
+    weights = load_file(f"{config.uri}/runs/files/checkpoints/{last.step:08d}-0/model.safetensors")
     assert weights.keys() == worker.model(RESNET).state_dict().keys()
     manifest = read_manifest(store, last.id)
     assert manifest is not None and manifest.base == resnet_base.name
@@ -106,10 +106,10 @@ def test_a_checkpoint_is_the_bare_network_with_predictions_and_score(
     assert score(values, labels) == manifest.score
 
 
-def test_the_log_is_in_the_store(setting: WorkerConfig, vit_base: Checkpoint) -> None:
-    store, run = Store(setting.uri), make_run("diary")
-    perform(WorkerContext(setting), run, vit_base, stop=6)
-    perform(WorkerContext(setting), run, vit_base, stop=6)
+def test_the_log_is_in_the_store(config: WorkerConfig, vit_base: Checkpoint) -> None:
+    store, run = Store(config.uri), make_run("diary")
+    perform(WorkerContext(config), run, vit_base, stop=6)
+    perform(WorkerContext(config), run, vit_base, stop=6)
     assert RunSpec.model_validate_json(store.read("runs/diary/params.json")) == run
     assert store.read("runs/diary/logs/attempt-0.log").count(b"training from base/") == 2
     assert len(store.list("runs/diary/tensorboard")) == 2
@@ -121,50 +121,50 @@ def test_the_log_is_in_the_store(setting: WorkerConfig, vit_base: Checkpoint) ->
     + [(opt, 2) for opt in ("nadamw", "lion", "lamb", "adafactor", "lookahead_adam")],
 )
 def test_a_resumed_run_writes_the_same_bytes(
-    setting: WorkerConfig, vit_base: Checkpoint, opt: str, cut: int
+    config: WorkerConfig, vit_base: Checkpoint, opt: str, cut: int
 ) -> None:
     """Two epochs of three steps, dropout and stochastic depth on, stopped at every step."""
     run = make_run(f"cut-{opt}", opt=opt, **HARD)
-    whole = checkpoints(perform(WorkerContext(setting), run, vit_base))[-1]
-    before = interrupted_after(WorkerContext(setting), run, vit_base, cut, attempt=10 + cut)
+    whole = checkpoints(perform(WorkerContext(config), run, vit_base))[-1]
+    before = interrupted_after(WorkerContext(config), run, vit_base, cut, attempt=10 + cut)
     assert before[-1].kind == "interrupted" and before[-1].reason == "grace period"
     stopped = checkpoints(before)[-1]
     assert stopped.step == cut
-    after = perform(WorkerContext(setting), run, stopped, attempt=20 + cut)
+    after = perform(WorkerContext(config), run, stopped, attempt=20 + cut)
     assert checkpoints(after)[-1].sha256 == whole.sha256
-    assert _bytes(setting, checkpoints(after)[-1]) == _bytes(setting, whole)
+    assert _bytes(config, checkpoints(after)[-1]) == _bytes(config, whole)
 
 
 def test_a_run_resumed_in_another_process_writes_the_same_bytes(
-    setting: WorkerConfig, resnet_base: Checkpoint
+    config: WorkerConfig, resnet_base: Checkpoint
 ) -> None:
     run = make_run("moved", RESNET, opt="adamw", **HARD)
-    written = checkpoints(perform(WorkerContext(setting), run, resnet_base))
+    written = checkpoints(perform(WorkerContext(config), run, resnet_base))
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_in_fresh_process, args=(setting, run, written[0], 7))
+    process = context.Process(target=_in_fresh_process, args=(config, run, written[0], 7))
     process.start()
     process.join(120)
     assert process.exitcode == 0
-    there = read_manifest(Store(setting.uri), f"{written[-1].name}-7")
+    there = read_manifest(Store(config.uri), f"{written[-1].name}-7")
     assert there is not None and there.checkpoint.sha256 == written[-1].sha256
 
 
-def test_a_resumed_epoch_reports_the_same_loss(setting: WorkerConfig, vit_base: Checkpoint) -> None:
+def test_a_resumed_epoch_reports_the_same_loss(config: WorkerConfig, vit_base: Checkpoint) -> None:
     run = make_run("sums", **HARD)
-    events = perform(WorkerContext(setting), run, vit_base)
+    events = perform(WorkerContext(config), run, vit_base)
     middle = checkpoints(events)[0]
     assert middle.step == 2
-    resumed = perform(WorkerContext(setting), run, middle, attempt=1)
+    resumed = perform(WorkerContext(config), run, middle, attempt=1)
     expected = [(e.loss, e.score, e.lr) for e in events if e.kind == "evaluated"]
     assert [(e.loss, e.score, e.lr) for e in resumed if e.kind == "evaluated"] == expected
 
 
 def test_segments_on_a_warm_worker_write_the_same_bytes_and_load_nothing(
-    setting: WorkerConfig, vit_base: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    config: WorkerConfig, vit_base: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run("segments", **HARD)
-    whole = checkpoints(perform(WorkerContext(setting), run, vit_base))[-1]
-    worker = WorkerContext(setting)
+    whole = checkpoints(perform(WorkerContext(config), run, vit_base))[-1]
+    worker = WorkerContext(config)
     first = checkpoints(perform(worker, run, vit_base, stop=4, attempt=1))[-1]
     assert worker.loaded_checkpoint_id == first.id
 
@@ -178,24 +178,24 @@ def test_segments_on_a_warm_worker_write_the_same_bytes_and_load_nothing(
 
 
 def test_a_soup_is_started_from_with_fresh_momentum_at_its_step(
-    setting: WorkerConfig, vit_base: Checkpoint
+    config: WorkerConfig, vit_base: Checkpoint
 ) -> None:
     from workers.storage.checkpoint_writer import write_checkpoint
     from workers.storage.checkpoints import open_weights
 
-    store, run = Store(setting.uri), make_run("pushed")
+    store, run = Store(config.uri), make_run("pushed")
     with open_weights(store, vit_base) as weights:
         soup = write_checkpoint(store, "soup/s", None, 6, weights)
-    events = perform(WorkerContext(setting), run, soup)
+    events = perform(WorkerContext(config), run, soup)
     assert [event.step for event in events if event.kind == "evaluated"] == [12]
 
 
 def test_placement_and_history_of_a_worker_do_not_change_the_bytes(
-    setting: WorkerConfig, vit_base: Checkpoint, resnet_base: Checkpoint
+    config: WorkerConfig, vit_base: Checkpoint, resnet_base: Checkpoint
 ) -> None:
     run = make_run("placed", RESNET, drop_path=0.2)
-    cold = checkpoints(perform(WorkerContext(setting), run, resnet_base))[-1]
-    worker = WorkerContext(setting)
+    cold = checkpoints(perform(WorkerContext(config), run, resnet_base))[-1]
+    worker = WorkerContext(config)
     perform(worker, make_run("other"), vit_base, stop=2)
     perform(worker, make_run("frozen", RESNET, bn_freeze=True), resnet_base, stop=2)
     warm = checkpoints(perform(worker, run, resnet_base, attempt=1))[-1]
@@ -203,45 +203,43 @@ def test_placement_and_history_of_a_worker_do_not_change_the_bytes(
 
 
 def test_replicas_write_the_same_bytes_and_seeds_do_not(
-    setting: WorkerConfig, vit_base: Checkpoint
+    config: WorkerConfig, vit_base: Checkpoint
 ) -> None:
     run = make_run("original")
     replica = run.model_copy(update={"id": "replica", "replica": 1})
     reseeded = run.model_copy(update={"id": "reseeded", "seed": 2})
     shas = [
-        checkpoints(perform(WorkerContext(setting), each, vit_base, stop=6))[-1].sha256
+        checkpoints(perform(WorkerContext(config), each, vit_base, stop=6))[-1].sha256
         for each in (run, replica, reseeded)
     ]
     assert shas[0] == shas[1] != shas[2]
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole_step(
-    setting: WorkerConfig, vit_base: Checkpoint
+    config: WorkerConfig, vit_base: Checkpoint
 ) -> None:
     """Equal but for rounding: sums of float32 in another order, through 3 steps of SGD. Without
     dropout, since that is drawn per micro-batch; short last step included."""
     plain = ModelConfig(name="test_vit")
     run = make_run("micro", plain, opt="sgd", epochs=1, batch_size=8)
-    worker = WorkerContext(setting)
+    worker = WorkerContext(config)
     order = TrainOrder(run=run, start=vit_base, stop_step=3)
     list(train(order, 0, worker))
     list(train(order.model_copy(update={"micro_batch": 3}), 1, worker))
-    folder = f"{setting.uri}/runs/micro/checkpoints"
+    folder = f"{config.uri}/runs/micro/checkpoints"
     whole, pieces = (load_file(f"{folder}/00000003-{a}/model.safetensors") for a in (0, 1))
-    start = load_file(f"{setting.uri}/base/test_vit/model.safetensors")
+    start = load_file(f"{config.uri}/base/test_vit/model.safetensors")
     for name in whole:
         moved = (whole[name] - start[name]).abs().max()
         assert (whole[name] - pieces[name]).abs().max() <= 1e-3 * moved + 1e-7
 
 
-def test_a_probe_trains_the_classifier_alone(
-    setting: WorkerConfig, resnet_base: Checkpoint
-) -> None:
+def test_a_probe_trains_the_classifier_alone(config: WorkerConfig, resnet_base: Checkpoint) -> None:
     run = make_run("probe", RESNET).model_copy(update={"role": "probe"})
-    worker = WorkerContext(setting)
+    worker = WorkerContext(config)
     perform(worker, run, resnet_base, stop=6)
-    start = load_file(f"{setting.uri}/base/test_resnet/model.safetensors")
-    end = load_file(f"{setting.uri}/runs/probe/checkpoints/00000006-0/model.safetensors")
+    start = load_file(f"{config.uri}/base/test_resnet/model.safetensors")
+    end = load_file(f"{config.uri}/runs/probe/checkpoints/00000006-0/model.safetensors")
     changed = {name for name in start if not torch.equal(start[name], end[name])}
     assert changed == {"fc.weight", "fc.bias"}
     assert all(parameter.requires_grad for parameter in worker.model(RESNET).parameters())
@@ -249,58 +247,58 @@ def test_a_probe_trains_the_classifier_alone(
 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_frozen_batchnorm_keeps_its_statistics_through_every_epoch(
-    setting: WorkerConfig, resnet_base: Checkpoint, freeze: bool
+    config: WorkerConfig, resnet_base: Checkpoint, freeze: bool
 ) -> None:
     run = make_run(f"freeze-{freeze}", RESNET, bn_freeze=freeze)
-    last = checkpoints(perform(WorkerContext(setting), run, resnet_base))[-1]
-    start = load_file(f"{setting.uri}/base/test_resnet/model.safetensors")
-    end = load_file(f"{setting.uri}/runs/{run.id}/checkpoints/{last.step:08d}-0/model.safetensors")
+    last = checkpoints(perform(WorkerContext(config), run, resnet_base))[-1]
+    start = load_file(f"{config.uri}/base/test_resnet/model.safetensors")
+    end = load_file(f"{config.uri}/runs/{run.id}/checkpoints/{last.step:08d}-0/model.safetensors")
     kept = [torch.equal(start[name], end[name]) for name in start if "running_" in name]
     assert all(kept) if freeze else not any(kept)
 
 
-def test_bfloat16_training_scores_in_float32(setting: WorkerConfig, vit_base: Checkpoint) -> None:
+def test_bfloat16_training_scores_in_float32(config: WorkerConfig, vit_base: Checkpoint) -> None:
     """The network itself stays unpatched, so that its scores are the same everywhere."""
-    worker = WorkerContext(setting)
+    worker = WorkerContext(config)
     last = checkpoints(perform(worker, make_run("bf16", amp_dtype="bfloat16"), vit_base, 6))[-1]
     assert "forward" not in vars(worker.model(VIT))
-    folder = f"{setting.uri}/runs/bf16/checkpoints/{last.step:08d}-0"
+    folder = f"{config.uri}/runs/bf16/checkpoints/{last.step:08d}-0"
     assert {t.dtype for t in load_file(f"{folder}/model.safetensors").values()} == {torch.float32}
 
 
 def test_a_diverged_run_is_reported_with_name_and_step(
-    setting: WorkerConfig, vit_base: Checkpoint
+    config: WorkerConfig, vit_base: Checkpoint
 ) -> None:
     run = make_run("wild", opt="sgd", lr=1e30)
     with pytest.raises(FloatingPointError, match=r"run wild diverged: its loss is .* at step \d+"):
-        perform(WorkerContext(setting), run, vit_base)
-    assert b"FloatingPointError" in Store(setting.uri).read("runs/wild/logs/attempt-0.log")
+        perform(WorkerContext(config), run, vit_base)
+    assert b"FloatingPointError" in Store(config.uri).read("runs/wild/logs/attempt-0.log")
 
 
-def test_float16_on_a_cpu_is_refused(setting: WorkerConfig, vit_base: Checkpoint) -> None:
+def test_float16_on_a_cpu_is_refused(config: WorkerConfig, vit_base: Checkpoint) -> None:
     with pytest.raises(UserError, match="train.amp_dtype: float16 needs a GPU"):
-        perform(WorkerContext(setting), make_run("half", amp_dtype="float16"), vit_base)
+        perform(WorkerContext(config), make_run("half", amp_dtype="float16"), vit_base)
 
 
-def test_one_accelerator_follows_another_in_one_process(setting: WorkerConfig) -> None:
+def test_one_accelerator_follows_another_in_one_process(config: WorkerConfig) -> None:
     for amp_dtype, expected in (("bfloat16", "bf16"), ("none", "no")):
-        with accelerated(make_run(amp_dtype=amp_dtype).train, setting) as accelerator:
+        with accelerated(make_run(amp_dtype=amp_dtype).train, config) as accelerator:
             assert accelerator.mixed_precision == expected
         for state in (AcceleratorState, GradientState, PartialState):
             assert not state._shared_state
 
 
-def test_an_exception_leaves_no_accelerator_behind(setting: WorkerConfig) -> None:
-    with pytest.raises(RuntimeError), accelerated(make_run().train, setting):
+def test_an_exception_leaves_no_accelerator_behind(config: WorkerConfig) -> None:
+    with pytest.raises(RuntimeError), accelerated(make_run().train, config):
         raise RuntimeError
     assert not AcceleratorState._shared_state
 
 
 def test_a_warm_start_takes_well_under_a_tenth_of_a_second(
-    setting: WorkerConfig, vit_base: Checkpoint
+    config: WorkerConfig, vit_base: Checkpoint
 ) -> None:
     """The best of five, because the machine may be busy; measured 0.02 s on a busy core."""
-    worker, gaps = WorkerContext(setting), []
+    worker, gaps = WorkerContext(config), []
     for attempt in range(6):
         started = perform(worker, make_run("warm", lr=0.01), vit_base, 1, attempt)[0]
         worker.last_step_at = time.monotonic()
@@ -309,11 +307,11 @@ def test_a_warm_start_takes_well_under_a_tenth_of_a_second(
     assert gaps[0] is None and min(gaps[1:]) < 0.1
 
 
-def test_the_state_of_training_is_plain_json(setting: WorkerConfig, vit_base: Checkpoint) -> None:
-    last = checkpoints(perform(WorkerContext(setting), make_run("json"), vit_base, 6))[-1]
+def test_the_state_of_training_is_plain_json(config: WorkerConfig, vit_base: Checkpoint) -> None:
+    last = checkpoints(perform(WorkerContext(config), make_run("json"), vit_base, 6))[-1]
     folder = f"runs/json/checkpoints/{last.step:08d}-0"
-    state = json.loads(Store(setting.uri).read(f"{folder}/train_state.json"))
+    state = json.loads(Store(config.uri).read(f"{folder}/train_state.json"))
     assert state["position"]["step"] == 6 and state["position"]["images"] == NUM_TRAIN
     assert math.isfinite(state["position"]["loss_sum"])
-    tensors = load_file(f"{setting.uri}/{folder}/train_state.safetensors")
+    tensors = load_file(f"{config.uri}/{folder}/train_state.safetensors")
     assert "head.weight:exp_avg" in tensors
