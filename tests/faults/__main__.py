@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults import scenarios
+from tests.faults import cluster_scenarios, scenarios
 from tests.faults.soak import Outcome, Scenario, Soak
 
 SCENARIOS: dict[str, Scenario] = {
@@ -27,6 +27,8 @@ SCENARIOS: dict[str, Scenario] = {
     "disks full or failing": scenarios.fail_disk,
     "files changed, finished": scenarios.change_finished,
     "files changed, interrupted": scenarios.change_interrupted,
+    "fleet struck": cluster_scenarios.strike_fleet,
+    "gang struck": cluster_scenarios.strike_gang,
 }
 
 

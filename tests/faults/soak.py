@@ -63,7 +63,17 @@ class Soak:
         assert status.code == 0, log_of(self.peaceful)
         self.num_writes = status.writes
         self.served = tiny_experiment.served(store_of(self.peaceful))
+        self._served_by: dict[tuple[str, ...], dict[str, bytes]] = {(): self.served}
         return self
+
+    def served_by(self, *overrides: str) -> dict[str, bytes]:
+        """The served files of the experiment with these overrides, on Ray without trouble."""
+        if overrides not in self._served_by:
+            folder = self.folder()
+            with tiny_experiment.Command(folder, *overrides) as command:
+                assert command.wait(300) == 0, command.output
+            self._served_by[overrides] = tiny_experiment.served(store_of(folder))
+        return self._served_by[overrides]
 
     def __exit__(self, *_: object) -> None:
         self._servers.close()
@@ -82,13 +92,22 @@ class Soak:
     def run(self, folder: Path, *options: str, **arguments: object) -> ExitStatus:
         return self.server.run(driver_run(folder, *options, **arguments))
 
-    def judge(self, folder: Path, code: int, injected: int) -> Outcome:
-        """The outcome of an experiment that ended with this exit code."""
+    def judge(
+        self,
+        folder: Path,
+        code: int,
+        injected: int,
+        served: dict[str, bytes] | None = None,
+    ) -> Outcome:
+        """The outcome of an experiment that ended with this exit code. `served` are the files that
+        it should serve. None: those of the experiment in one process."""
         outcome = Outcome(experiments=1, injected=injected, tracebacks=num_tracebacks(folder))
         if code != 0:
             outcome.lost = 1
             return outcome
-        outcome.other_bytes = int(tiny_experiment.served(store_of(folder)) != self.served)
+        outcome.other_bytes = int(
+            tiny_experiment.served(store_of(folder)) != (served or self.served)
+        )
         outcome.leaks = len(leftovers(folder))
         return outcome
 

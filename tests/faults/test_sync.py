@@ -25,6 +25,7 @@ def _store(folder: Path) -> Store:
     return Store(str(folder / "runs" / "tiny"))
 
 
+@pytest.mark.slow
 def test_a_driver_killed_within_rounds_ends_with_the_same_bytes(
     fork_server: ForkServer, tmp_path: Path
 ) -> None:
