@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.config import Experiment
-from orchestrator.config.sections import RecipeConfig
+from orchestrator.config.sections import FleetConfig, RecipeConfig
 from orchestrator.experiment.sweep import expand
 from workers.config import Section
 from workers.errors import UserError
@@ -22,13 +22,8 @@ from workers.errors import UserError
 MUTABLE_KEYS = ("storage",)
 """Top-level keys that may change at any restart."""
 
-MUTABLE_FLEET_KEYS = (
-    "max_concurrent_runs",
-    "max_failures",
-    "heartbeat_s",
-    "grace_s",
-    "env",
-    "max_hours",
+MUTABLE_FLEET_KEYS = frozenset(
+    ["max_concurrent_runs", "max_failures", "heartbeat_s", "grace_s", "env", "max_hours"]
 )
 """Keys of `fleet` that may change at any restart, because they do not affect the result."""
 
@@ -52,10 +47,13 @@ def with_stored_values(new: Experiment, stored: Experiment) -> Experiment:
 
     A key that an older version did not store has its default. `storage` is always that of `new`,
     because the experiment was found there. A `sweep` that names anything new is taken as a whole,
-    because its keys only make sense together.
+    because its keys only make sense together. A key that affects no result has its present default
+    if its first one was stored.
     """
     tree = _overlay(stored, new)
     tree["storage"] = new.storage
+    for key in _outdated_defaults(stored.fleet) - new.fleet.model_fields_set:
+        del tree["fleet"][key]
     if tree.get("sweep") != stored.sweep.model_dump(mode="json", exclude_unset=True):
         tree["sweep"] = new.sweep.model_dump(mode="json", exclude_unset=True)
     try:
@@ -143,6 +141,14 @@ def _more_runs(count: int) -> tuple[str, ...]:
 def added_runs(before: Experiment, after: Experiment) -> int:
     """Number of runs that `after` has and `before` has not."""
     return len(_run_ids(after) - _run_ids(before))
+
+
+def _outdated_defaults(stored: FleetConfig) -> set[str]:
+    return {
+        key
+        for key, value in FleetConfig.first_defaults.items()
+        if key in MUTABLE_FLEET_KEYS & stored.model_fields_set and getattr(stored, key) == value
+    }
 
 
 def kept_values(new: Experiment, merged: Experiment) -> list[str]:

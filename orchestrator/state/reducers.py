@@ -178,6 +178,8 @@ def _evaluated(state: State, event: Evaluated) -> None:
 
 
 def _checkpointed(state: State, event: Checkpointed) -> None:
+    if event.write_s is not None:
+        state.checkpoint_s = max(state.checkpoint_s or 0.0, event.write_s)
     add_checkpoint(_run(state, event.checkpoint.name.partition("/")[0]), event)
 
 

@@ -137,6 +137,8 @@ class State:
     """The latest time of any event."""
     slots: int = 1
     preflight: PreflightResult | None = None
+    checkpoint_s: float | None = None
+    """Seconds that the slowest checkpoint took to be written. None: unknown."""
     bases: dict[str, Checkpoint] = field(default_factory=dict)
     runs: dict[str, RunState] = field(default_factory=dict)
     open: dict[str, OpenOrder] = field(default_factory=dict)

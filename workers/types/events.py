@@ -83,6 +83,8 @@ class Checkpointed(Event):
     checkpoint: Checkpoint
     score: Score | None
     """Score on the selection split. None: not the end of an epoch."""
+    write_s: float | None = None
+    """Seconds that the slowest checkpoint of its order took to be written. None: unknown."""
 
 
 class Trained(Event):
