@@ -90,7 +90,9 @@ class Store:
 
     def read(self, path: str) -> bytes:
         if self.local_root is not None:
-            return self._local(path).read_bytes()
+            content = self._local(path).read_bytes()
+            self.on_bytes()
+            return content
         with self._filesystem.open_input_file(self._remote(path)) as file:
             return b"".join(self._blocks(file))
 

@@ -242,6 +242,16 @@ def test_a_named_key_that_contradicts_a_stored_one_is_refused_with_the_differenc
     assert "merge.mode: sync -> observe" in _refusal(stored, merged)
 
 
+def test_a_first_default_that_was_stored_gives_way_to_the_present_one() -> None:
+    """`fleet.grace_s` was 2; it affects no result."""
+    stored = _stored(fleet={"grace_s": 2})
+    merged = with_stored_values(_experiment(), stored)
+    assert merged.fleet.grace_s is None and not kept_values(_experiment(), merged)
+    assert with_stored_values(_experiment(fleet={"grace_s": 2}), stored).fleet.grace_s == 2
+    chosen = with_stored_values(_experiment(), _stored(fleet={"grace_s": 30}))
+    assert chosen.fleet.grace_s == 30
+
+
 # Extensions that stay
 
 
