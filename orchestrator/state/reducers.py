@@ -33,6 +33,7 @@ from workers.types import (
     Rejoined,
     Retired,
     RetryDecided,
+    Revived,
     Scored,
     Served,
     Started,
@@ -122,6 +123,8 @@ def _opened(state: State, event: Opened) -> None:
     state.gave_up.pop(PreflightOrder.id_of(), None)  # of an extension that was refused
     state.training_since = None
     state.stopped, state.finished = None, None
+    for order in state.failures.keys() - state.gave_up.keys() - state.unresolved_failures.keys():
+        state.forgive(order)
 
 
 def _ordered(state: State, event: Ordered) -> None:
@@ -180,7 +183,13 @@ def _evaluated(state: State, event: Evaluated) -> None:
 def _checkpointed(state: State, event: Checkpointed) -> None:
     if event.write_s is not None:
         state.checkpoint_s = max(state.checkpoint_s or 0.0, event.write_s)
-    add_checkpoint(_run(state, event.checkpoint.name.partition("/")[0]), event)
+    owner = event.checkpoint.name.partition("/")[0]
+    run = _run(state, owner)
+    add_checkpoint(run, event)
+    if event.checkpoint.step > run.farthest:
+        run.farthest = event.checkpoint.step
+        for order in state.segments.get(owner, ()):
+            state.forgive(order)
 
 
 def _trained(state: State, event: Trained) -> None:
@@ -279,6 +288,14 @@ def _gave_up(state: State, event: GaveUp) -> None:
         _run(state, event.run).failed = event.reason
 
 
+def _revived(state: State, event: Revived) -> None:
+    assert event.order is not None
+    state.gave_up.pop(event.order, None)
+    state.forgive(event.order)
+    if event.run:
+        _run(state, event.run).failed = None
+
+
 def _finish_requested(state: State, event: FinishRequested) -> None:
     state.finish_reason = event.reason
 
@@ -332,6 +349,7 @@ REDUCERS: dict[str, Reducer] = {
     "retry_decided": _retry_decided,
     "backoff_over": _backoff_over,
     "gave_up": _gave_up,
+    "revived": _revived,
     "finish_requested": _finish_requested,
     "extended": _extended,
     "cancelled": _unchanged,

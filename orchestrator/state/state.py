@@ -67,6 +67,8 @@ class RunState:
     """By step."""
     evaluated_to: int = 0
     """Newest step of the curve."""
+    farthest: int = 0
+    """Newest step of any of its checkpoints so far, also of those that were found corrupt."""
     trained_to: int = 0
     reached_at: float | None = None
     """When it came to `trained_to`, Unix seconds."""
@@ -149,6 +151,9 @@ class State:
     """By order: failed, and nothing is decided yet."""
     failures: dict[str, tuple[Failed, ...]] = field(default_factory=dict)
     """By order, all of them."""
+    num_forgiven: dict[str, int] = field(default_factory=dict)
+    """By order: how many of its failures no longer count. Its run has made progress since, or a new
+    driver has begun, or it was given up and revived."""
     backoff: dict[str, RetryDecided] = field(default_factory=dict)
     micro_batch: dict[str, int] = field(default_factory=dict)
     """By run: a size that fits in memory, for all its further segments."""
@@ -202,6 +207,15 @@ class State:
             or order in self.unresolved_failures
             or order in self.gave_up
         )
+
+    def counted_failures(self, order: str) -> tuple[Failed, ...]:
+        """Failures of an order that count against its limits, oldest first."""
+        return self.failures.get(order, ())[self.num_forgiven.get(order, 0) :]
+
+    def forgive(self, order: str) -> None:
+        """Let the failures of an order so far no longer count."""
+        if order in self.failures:
+            self.num_forgiven[order] = len(self.failures[order])
 
     # Checkpoints by name; retention keeps whatever an open merge names.
 

@@ -35,6 +35,7 @@ from workers.types.events import (
     Preflighted,
     Retired,
     RetryDecided,
+    Revived,
     Scored,
     Served,
     Started,
@@ -161,6 +162,7 @@ AnyEvent = Annotated[
     | RetryDecided
     | BackoffOver
     | GaveUp
+    | Revived
     | MergeOpened
     | RoundClosed
     | Abandoned

@@ -217,6 +217,13 @@ class GaveUp(Event):
     reason: str
 
 
+class Revived(Event):
+    """An order that was given up is tried again, and its failures so far no longer count."""
+
+    kind: Literal["revived"] = "revived"
+    reason: str
+
+
 class FinishRequested(Event):
     """Training ends, and soups are made of the committed checkpoints."""
 

@@ -142,6 +142,7 @@ LINES: dict[str, Callable[[Moment, Any], str | None]] = {
     "failed": lambda moment, event: f"{_subject(event)} failed ({event.error}): {event.message}",
     "retry_decided": lambda moment, event: f"{_subject(event)}: {event.reason}",
     "gave_up": lambda moment, event: f"gave up on {_subject(event)}: {event.reason}",
+    "revived": lambda moment, event: f"{_subject(event)} is tried again: {event.reason}",
     "merge_opened": _merge_opened,
     "mixed": _mixed,
     "round_closed": _round_closed,
