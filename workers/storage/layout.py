@@ -14,6 +14,8 @@ REPORT = "report.html"
 SERVED = "soup"
 FINISH = "finish"
 """A marker that `soupfleet finish` writes and the driver reads."""
+STAGED = "staged"
+"""Folder of files that workers wrote and the driver has not published yet."""
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 
@@ -22,9 +24,18 @@ STORE_ENTRIES = frozenset(
     [
         *(CONFIG, ENV, LEASE, LEDGER, SPLITS, RESULTS, ANALYSIS, SUMMARY, REPORT, SERVED, FINISH),
         *FOLDERS,
+        STAGED,
     ]
 )
 """All files and folders at the top of an experiment."""
+
+PROBE = ".probe-"
+"""Beginning of the names of markers that test whether a store can be written to."""
+
+
+def staged_path(order: str, attempt: int, name: str) -> str:
+    """Where an attempt of an order leaves a file that the driver publishes under `name`."""
+    return f"{STAGED}/{order}-{attempt}/{name}"
 
 
 def checkpoint_dir(checkpoint_id: str) -> str:
