@@ -1,6 +1,7 @@
 """The progress of a worker, which another thread sends to the driver as heartbeats."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,8 @@ class Progress:
     touched_at: float = field(default_factory=time.monotonic)
     interrupt: str | None = None
     """Reason to write a checkpoint and stop at the next step. None: continue."""
+    on_touch: Callable[[], None] = lambda: None
+    """Called at every sign of progress."""
 
     def begin(self, order: str) -> None:
         self.order, self.facts, self.touched_at = order, {}, time.monotonic()
@@ -46,6 +49,7 @@ class Progress:
         """Record progress. `facts` are fields of Heartbeat, e.g. step=12, loss=0.3."""
         self.facts.update(facts)
         self.touched_at = time.monotonic()
+        self.on_touch()
 
     def end(self) -> None:
         self.order, self.facts, self.touched_at = None, {}, time.monotonic()

@@ -1,9 +1,10 @@
 """The verb `run`: drive one experiment from the command to the report.
 
-    expand the runs -> new, the same, or another experiment? -> lease -> fleet -> driver -> report
+    expand the runs -> lease -> new, the same, or another experiment? -> fleet -> driver -> report
 
 Mistakes that the configuration alone shows are refused before a fleet starts or torch is imported.
-An experiment without work left starts neither.
+An experiment without work left starts neither. If its soup or report is damaged, they are made
+again.
 """
 
 import json
@@ -17,28 +18,36 @@ from typing import Any, Literal
 
 from orchestrator import config, schedule
 from orchestrator.config import Experiment
+from orchestrator.driver.contents import (
+    clear,
+    read_experiment,
+    read_state,
+    refuse_lost_events,
+    refuse_other_contents,
+)
 from orchestrator.driver.driver import Driver, refused_reason
 from orchestrator.driver.lease import Lease, LeaseLost
 from orchestrator.driver.ledger import Ledger
+from orchestrator.driver.publish import Publisher, served_problem
 from orchestrator.driver.signals import STOPPED, stop_signals_handled, stoppable
 from orchestrator.experiment.identity import check, identity, kept_values, with_stored_values
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.experiment.sweep import expand
 from orchestrator.fleet.base import Fleet, LocalFleet
-from orchestrator.report.write import write_report
+from orchestrator.report.results import collect_results
+from orchestrator.report.write import changed_report_files, report_files
 from orchestrator.schedule.moment import Moment
-from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
 from workers.errors import UserError
-from workers.storage.layout import CONFIG, ENV, LEASE, STORE_ENTRIES
+from workers.storage.layout import CONFIG, ENV, LEASE, STAGED
 from workers.storage.store import Store
 from workers.types import WorkerConfig
 
 DONE, BAD, PARTLY = 0, 2, 3
 """Exit codes of `run_experiment`; 1 is a bug of ours."""
 
-LOCAL_LEASE_S = 3600.0
-"""Validity of a lease with a local fleet, which can renew it only between epochs."""
+LOCAL_LEASE_S = 300.0
+"""Validity of a lease with a local fleet, which renews it whenever a step or a batch is over."""
 
 RAY_LEASE_S = 60.0
 """Validity of a lease with a Ray fleet."""
@@ -69,37 +78,90 @@ class RunOutcome:
     """Content of results.json. None: the command was stopped before the end."""
     worked: bool
     """False: the experiment was finished already."""
+    repaired: tuple[str, ...] = ()
+    """Files of a finished experiment that were written again."""
 
 
 def run_experiment(experiment: Experiment, options: Options) -> RunOutcome:
     """Drive the experiment to its end, or until it is stopped.
 
+    Whatever is decided under the lease is read under the lease.
+
     Raises:
         UserError: a mistake that the user can mend.
+        StoreUnavailable: the store failed for longer than fleet.storage_patience.
     """
     store = Store(config.uri(experiment))
-    stored = read_experiment(store)
-    state = fold(Ledger(store).replay()) if stored is not None else State()
-    has_begun = stored is not None and state.preflight is not None
-    if stored is not None and has_begun:
-        experiment = _as_begun(experiment, stored, extend=options.extend)
-    expanded = planned(experiment)
-    moment = Moment(expanded, state)
-    if has_begun and is_finished(moment):
-        return RunOutcome(exit_code(moment), moment, _results(store), worked=False)
-    ttl_s = LOCAL_LEASE_S if options.fleet == "local" else RAY_LEASE_S
-    if stored is None:
-        _refuse_other_contents(store)
+    stored = _stored(experiment, options, store)
+    if stored.is_over and not _damage(stored.moment, store):
+        return _nothing_to_do(stored.moment)
+    refuse_other_contents(store, is_new=stored.is_empty)
     store.probe()
+    ttl_s = LOCAL_LEASE_S if options.fleet == "local" else RAY_LEASE_S
     lease = Lease(store, owner=f"{socket.gethostname()}:{os.getpid()}", ttl_s=ttl_s)
     with stoppable():
         lease.acquire(options.take_over)
         try:
-            return _run(experiment, options, expanded, store, lease, is_new=not has_begun)
+            return _run_holding(lease, experiment, options, store)
         except LeaseLost as error:
             raise UserError(str(error)) from error
         finally:
             lease.release()
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The experiment of the command, and what the store holds of it."""
+
+    moment: Moment
+    is_empty: bool
+    """Whether the store has no config.yaml."""
+
+    @property
+    def has_begun(self) -> bool:
+        return not self.is_empty and self.moment.state.preflight is not None
+
+    @property
+    def is_over(self) -> bool:
+        return self.has_begun and is_finished(self.moment)
+
+
+def _stored(experiment: Experiment, options: Options, store: Store) -> _Stored:
+    stored = read_experiment(store)
+    state = read_state(store) if stored is not None else State()
+    if stored is not None and state.preflight is not None:
+        experiment = _as_begun(experiment, stored, extend=options.extend)
+    return _Stored(Moment(planned(experiment), state), is_empty=stored is None)
+
+
+def _run_holding(
+    lease: Lease, experiment: Experiment, options: Options, store: Store
+) -> RunOutcome:
+    """Continue, begin, or repair, with the lease."""
+    stored = _stored(experiment, options, store)
+    refuse_lost_events(store, stored.moment.state)
+    store.remove_leftovers()
+    store.delete(STAGED)
+    if not stored.is_over or served_damage(stored.moment, store):
+        return _run(options, stored.moment.expanded, store, lease, is_new=not stored.has_begun)
+    changed = changed_report_files(stored.moment, store)
+    Publisher(store, lease).write_all(changed)
+    return _nothing_to_do(stored.moment, repaired=tuple(changed))
+
+
+def _damage(moment: Moment, store: Store) -> bool:
+    """Whether a file that a finished experiment is read by is not what was written."""
+    return bool(served_damage(moment, store) or changed_report_files(moment, store))
+
+
+def served_damage(moment: Moment, store: Store) -> str:
+    """What has happened to `soup/` since it was served. Empty: nothing."""
+    return served_problem(store, moment.state.served, moment.state.soups)
+
+
+def _nothing_to_do(moment: Moment, repaired: tuple[str, ...] = ()) -> RunOutcome:
+    results = collect_results(moment)
+    return RunOutcome(exit_code(moment), moment, results, worked=False, repaired=repaired)
 
 
 def _as_begun(experiment: Experiment, stored: Experiment, extend: bool) -> Experiment:
@@ -109,13 +171,6 @@ def _as_begun(experiment: Experiment, stored: Experiment, extend: bool) -> Exper
     if kept := kept_values(experiment, merged):
         print(f"{experiment.name} keeps the values that it began with: {'; '.join(kept)}")
     return merged
-
-
-def read_experiment(store: Store) -> Experiment | None:
-    """The experiment in the store. None: it has no config.yaml."""
-    if not store.exists(CONFIG):
-        return None
-    return config.read(store.read(CONFIG).decode(), f"{CONFIG} in {store}")
 
 
 def planned(experiment: Experiment) -> ExpandedExperiment:
@@ -140,23 +195,17 @@ def exit_code(moment: Moment) -> int:
 
 
 def _run(
-    experiment: Experiment,
-    options: Options,
-    expanded: ExpandedExperiment,
-    store: Store,
-    lease: Lease,
-    is_new: bool,
+    options: Options, expanded: ExpandedExperiment, store: Store, lease: Lease, is_new: bool
 ) -> RunOutcome:
     if is_new:
-        _clear(store)
+        lease.check()
+        clear(store)
     try:
-        fleet = open_fleet(experiment, options)
+        fleet = open_fleet(expanded.experiment, options, lease)
     except UserError:
         _remove_new(store, is_new)
         raise
     try:
-        store.write(CONFIG, config.dump(experiment).encode())
-        store.write(ENV, _environment(options).encode())
         return _drive(expanded, store, lease, fleet, options, is_new)
     finally:
         fleet.close()
@@ -172,6 +221,7 @@ def _drive(
 ) -> RunOutcome:
     from orchestrator.report.terminal.live import open_view
 
+    begun = {CONFIG: config.dump(expanded.experiment).encode(), ENV: _environment(options).encode()}
     with open_view(options.plain) as view:
         driver = Driver(
             expanded,
@@ -182,6 +232,7 @@ def _drive(
             watch=view.update,
         )
         with stop_signals_handled(driver):
+            driver.publish(begun)
             state = driver.run()
     refused = refused_reason(state)
     if refused is not None:
@@ -189,9 +240,10 @@ def _drive(
         raise UserError(refused)
     if driver.stop_reason is not None:
         return RunOutcome(STOPPED, driver.moment, None, worked=True)
-    write_report(driver.moment, store)
+    driver.publish(report_files(driver.moment, store))
     driver.finish()
-    results = write_report(driver.moment, store)
+    driver.publish(report_files(driver.moment, store))
+    results = collect_results(driver.moment)
     return RunOutcome(exit_code(driver.moment), driver.moment, results, worked=True)
 
 
@@ -199,42 +251,25 @@ def _remove_new(store: Store, is_new: bool) -> None:
     """Remove what was written for a new experiment that was refused before it began."""
     if not is_new:
         return
-    _clear(store)
+    clear(store)
     store.delete(LEASE)
     if store.local_root is not None and not store.list():
         store.local_root.rmdir()
 
 
-def _clear(store: Store) -> None:
-    """Delete all files of an experiment that did not pass preflight, except the lease."""
-    for name in STORE_ENTRIES - {LEASE}:
-        store.delete(name)
-
-
-def _refuse_other_contents(store: Store) -> None:
-    """Refuse a folder with files that are not ours: it is cleared if the experiment is refused."""
-    others = sorted({path.partition("/")[0] for path in store.list()} - STORE_ENTRIES)
-    if others:
-        raise UserError(
-            f"{store} is not an experiment and contains {others[0]!r}; give the experiment a "
-            "folder of its own with --name or --storage"
-        )
-
-
-def _results(store: Store) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads(store.read("results.json"))
-    return results
-
-
 # Fleets
 
 
-def open_fleet(experiment: Experiment, options: Options) -> Fleet:
+def open_fleet(experiment: Experiment, options: Options, lease: Lease) -> Fleet:
     """The fleet that `--fleet` names, ready to take orders."""
-    return _local_fleet(experiment) if options.fleet == "local" else _ray_fleet(experiment, options)
+    if options.fleet == "local":
+        return _local_fleet(experiment, lease)
+    return _ray_fleet(experiment, options)
 
 
-def _local_fleet(experiment: Experiment) -> Fleet:
+def _local_fleet(experiment: Experiment, lease: Lease) -> Fleet:
+    """It works in the driver's own thread, so its progress is when the lease can be renewed. A
+    thread for that would renew it while the driver is stuck."""
     from workers.context import WorkerContext, cuda_is_available
     from workers.dispatch import perform_safely
 
@@ -257,6 +292,7 @@ def _local_fleet(experiment: Experiment) -> Fleet:
         device = "cuda"
     os.environ.update(experiment.fleet.env)
     worker = WorkerContext(config.worker_config(experiment, device))
+    worker.progress.on_touch = lease.keep
     return LocalFleet(lambda order, att: perform_safely(worker, order, att), worker.progress)
 
 

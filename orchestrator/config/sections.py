@@ -171,6 +171,9 @@ class FleetConfig(Section):
     grace_s: float = Field(default=2, ge=0)
     """Seconds that a worker gets to write a checkpoint before it is stopped. May change at a
     restart."""
+    storage_patience: float = Field(default=12.0, gt=0)
+    """Hours to wait for a store that fails, before its work is given up. May change at a
+    restart."""
     env: dict[str, str] = {}
     """Environment variables of the workers. May change at a restart."""
     label_selector: dict[str, str] = {}

@@ -18,7 +18,7 @@ from workers.storage.store import CorruptFile, Store
 T = TypeVar("T")
 
 FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 10.0
+MOST_PAUSE_S = 10.0
 """Short beside the validity of a lease, which is renewed by the same attempts."""
 
 Wait = Callable[[float, str], None]
@@ -64,5 +64,5 @@ class Patience:
             ) from error
         hours = f"{self._limit_s / 3600:g} h"
         sentence = f"Waiting for {self._store} ({first_line(error)}), for up to {hours}."
-        pause_s = min(FIRST_PAUSE_S * math.pow(2, min(failures - 1, 16)), LONGEST_PAUSE_S)
+        pause_s = min(FIRST_PAUSE_S * math.pow(2, min(failures - 1, 16)), MOST_PAUSE_S)
         self._wait(min(pause_s, max(0.0, self._limit_s - waited_s)), sentence)

@@ -28,6 +28,7 @@ MUTABLE_FLEET_KEYS = (
     "grace_s",
     "env",
     "max_hours",
+    "storage_patience",
 )
 """Keys of `fleet` that may change at any restart, because they do not affect the result."""
 

@@ -19,12 +19,11 @@ STAGED = "staged"
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 
-FOLDERS = ("base", "runs", "soups", "ensembles", "predictions")
+FOLDERS = ("base", "runs", "soups", "ensembles", "predictions", STAGED)
 STORE_ENTRIES = frozenset(
     [
         *(CONFIG, ENV, LEASE, LEDGER, SPLITS, RESULTS, ANALYSIS, SUMMARY, REPORT, SERVED, FINISH),
         *FOLDERS,
-        STAGED,
     ]
 )
 """All files and folders at the top of an experiment."""

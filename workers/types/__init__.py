@@ -36,6 +36,7 @@ from workers.types.events import (
     RetryDecided,
     Scored,
     Served,
+    ServedDamaged,
     Started,
     Stopped,
     Trained,
@@ -154,6 +155,7 @@ AnyEvent = Annotated[
     | Compared
     | Analysed
     | Served
+    | ServedDamaged
     | Retired
     | Failed
     | RetryDecided
