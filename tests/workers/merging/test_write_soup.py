@@ -77,7 +77,10 @@ def published(pool: Pool, soup: Checkpoint) -> AnyEvent:
     (event,) = serve(ServeOrder(soup=soup), 0, pool.worker)
     lease = Lease(store, owner="test")
     lease.acquire()
-    return Publisher(store, lease).result(event, {soup.name: soup})
+    try:
+        return Publisher(store, lease).result(event, {soup.name: soup})
+    finally:
+        lease.release()
 
 
 def test_writing_a_soup_again_writes_the_same_bytes(pool: Pool) -> None:
