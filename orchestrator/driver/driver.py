@@ -174,7 +174,9 @@ class Driver:
             slots=self.fleet.num_slots,
             time=self.now(),
         )
-        self._commit([*adopted, opened, *self._damage()])
+        self._commit([*adopted, opened])
+        if damaged := self._commit(self._damage()):
+            self.watch(self.moment, damaged, [], None)
 
     def _damage(self) -> list[AnyEvent]:
         """What has happened to `soup/` since it was served, so that it is served again."""
