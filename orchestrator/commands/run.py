@@ -12,6 +12,7 @@ import os
 import platform
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -30,10 +31,20 @@ from orchestrator.driver.lease import Lease, LeaseLost
 from orchestrator.driver.ledger import Ledger
 from orchestrator.driver.publish import Publisher, served_problem
 from orchestrator.driver.signals import STOPPED, stop_signals_handled, stoppable
-from orchestrator.experiment.identity import check, identity, kept_values, with_stored_values
+from orchestrator.experiment.identity import (
+    added_runs,
+    additions,
+    check,
+    grown_like,
+    identity,
+    kept_values,
+    with_extensions,
+    with_stored_values,
+)
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.experiment.sweep import expand
 from orchestrator.fleet.base import Fleet, LocalFleet
+from orchestrator.report import format
 from orchestrator.report.results import collect_results
 from orchestrator.report.write import changed_report_files, report_files
 from orchestrator.schedule.moment import Moment
@@ -41,7 +52,9 @@ from orchestrator.state.state import State
 from workers.errors import UserError
 from workers.storage.layout import CONFIG, ENV, LEASE, STAGED
 from workers.storage.store import Store
-from workers.types import WorkerConfig
+from workers.types import Extended, WorkerConfig
+
+_Say = Callable[[str], object]
 
 DONE, BAD, PARTLY = 0, 2, 3
 """Exit codes of `run_experiment`; 1 is a bug of ours."""
@@ -82,6 +95,15 @@ class RunOutcome:
     """Files of a finished experiment that were written again."""
 
 
+@dataclass(frozen=True)
+class Begun:
+    """An experiment that passed preflight before this command."""
+
+    stored: Experiment
+    extended: Extended | None
+    """What this command adds. None: nothing."""
+
+
 def run_experiment(experiment: Experiment, options: Options) -> RunOutcome:
     """Drive the experiment to its end, or until it is stopped.
 
@@ -116,34 +138,34 @@ class _Stored:
     moment: Moment
     is_empty: bool
     """Whether the store has no config.yaml."""
-
-    @property
-    def has_begun(self) -> bool:
-        return not self.is_empty and self.moment.state.preflight is not None
+    begun: Begun | None
 
     @property
     def is_over(self) -> bool:
-        return self.has_begun and is_finished(self.moment)
+        if self.begun is None or self.begun.extended is not None:
+            return False
+        return is_finished(self.moment)
 
 
-def _stored(experiment: Experiment, options: Options, store: Store) -> _Stored:
-    stored = read_experiment(store)
+def _stored(experiment: Experiment, options: Options, store: Store, say: _Say = print) -> _Stored:
+    stored, begun = read_experiment(store), None
     state = read_state(store) if stored is not None else State()
     if stored is not None and state.preflight is not None:
-        experiment = _as_begun(experiment, stored, extend=options.extend)
-    return _Stored(Moment(planned(experiment), state), is_empty=stored is None)
+        experiment = as_begun(experiment, stored, state.original, options.extend, say)
+        begun = Begun(stored, extension(stored, experiment))
+    return _Stored(Moment(planned(experiment), state), stored is None, begun)
 
 
 def _run_holding(
     lease: Lease, experiment: Experiment, options: Options, store: Store
 ) -> RunOutcome:
     """Continue, begin, or repair, with the lease."""
-    stored = _stored(experiment, options, store)
+    stored = _stored(experiment, options, store, say=lambda text: None)  # said already
     refuse_lost_events(store, stored.moment.state)
     store.remove_leftovers()
     store.delete(STAGED)
     if not stored.is_over or served_damage(stored.moment, store):
-        return _run(options, stored.moment.expanded, store, lease, is_new=not stored.has_begun)
+        return _run(options, stored.moment.expanded, store, lease, stored.begun)
     changed = changed_report_files(stored.moment, store)
     Publisher(store, lease).write_all(changed)
     return _nothing_to_do(stored.moment, repaired=tuple(changed))
@@ -164,13 +186,36 @@ def _nothing_to_do(moment: Moment, repaired: tuple[str, ...] = ()) -> RunOutcome
     return RunOutcome(exit_code(moment), moment, results, worked=False, repaired=repaired)
 
 
-def _as_begun(experiment: Experiment, stored: Experiment, extend: bool) -> Experiment:
-    """The experiment with its stored values; refuses a changed one, and reports the values kept."""
-    merged = with_stored_values(experiment, stored)
+def as_begun(
+    experiment: Experiment,
+    stored: Experiment,
+    original: dict[str, Any] | None,
+    extend: bool,
+    say: _Say = print,
+) -> Experiment:
+    """The experiment with its stored values, and with what it gained since it began.
+
+    Refuses a changed one, and reports the values kept and what was gained.
+    """
+    merged = with_extensions(with_stored_values(experiment, stored), stored, original)
     check(identity(stored), merged, extend=extend)
+    if original is not None:
+        if gained := additions(grown_like(merged, experiment), merged):
+            say(
+                f"{experiment.name} now has {format.listing(gained)} (added with --extend); write "
+                "this into the file to make it part of it"
+            )
+        experiment = grown_like(experiment, merged)
     if kept := kept_values(experiment, merged):
-        print(f"{experiment.name} keeps the values that it began with: {'; '.join(kept)}")
+        say(f"{experiment.name} keeps the values that it began with: {'; '.join(kept)}")
     return merged
+
+
+def extension(stored: Experiment, experiment: Experiment) -> Extended | None:
+    """The event of what the experiment gains. None: nothing."""
+    if not additions(stored, experiment):
+        return None
+    return Extended(before=identity(stored), runs=added_runs(stored, experiment))
 
 
 def planned(experiment: Experiment) -> ExpandedExperiment:
@@ -195,18 +240,22 @@ def exit_code(moment: Moment) -> int:
 
 
 def _run(
-    options: Options, expanded: ExpandedExperiment, store: Store, lease: Lease, is_new: bool
+    options: Options,
+    expanded: ExpandedExperiment,
+    store: Store,
+    lease: Lease,
+    begun: Begun | None,
 ) -> RunOutcome:
-    if is_new:
+    if begun is None:
         lease.check()
         clear(store)
     try:
         fleet = open_fleet(expanded.experiment, options, lease)
     except UserError:
-        _remove_new(store, is_new)
+        _undo(store, lease, begun)
         raise
     try:
-        return _drive(expanded, store, lease, fleet, options, is_new)
+        return _drive(expanded, store, lease, fleet, options, begun)
     finally:
         fleet.close()
 
@@ -217,11 +266,14 @@ def _drive(
     lease: Lease,
     fleet: Fleet,
     options: Options,
-    is_new: bool,
+    begun: Begun | None,
 ) -> RunOutcome:
     from orchestrator.report.terminal.live import open_view
 
-    begun = {CONFIG: config.dump(expanded.experiment).encode(), ENV: _environment(options).encode()}
+    about = {
+        CONFIG: config.dump(expanded.experiment).encode(),
+        ENV: _environment(options, store).encode(),
+    }
     with open_view(options.plain) as view:
         driver = Driver(
             expanded,
@@ -232,11 +284,14 @@ def _drive(
             watch=view.update,
         )
         with stop_signals_handled(driver):
-            driver.publish(begun)
+            if begun is not None and begun.extended is not None:
+                # Before config.yaml: a driver that is killed in between can be extended again.
+                driver.record(begun.extended)
+            driver.publish(about)
             state = driver.run()
     refused = refused_reason(state)
     if refused is not None:
-        _remove_new(store, is_new)
+        _undo(store, lease, begun)
         raise UserError(refused)
     if driver.stop_reason is not None:
         return RunOutcome(STOPPED, driver.moment, None, worked=True)
@@ -247,9 +302,10 @@ def _drive(
     return RunOutcome(exit_code(driver.moment), driver.moment, results, worked=True)
 
 
-def _remove_new(store: Store, is_new: bool) -> None:
-    """Remove what was written for a new experiment that was refused before it began."""
-    if not is_new:
+def _undo(store: Store, lease: Lease, begun: Begun | None) -> None:
+    """Undo what was written for an experiment, or for its extension, that preflight refused."""
+    if begun is not None:
+        Publisher(store, lease).write(CONFIG, config.dump(begun.stored).encode())
         return
     clear(store)
     store.delete(LEASE)
@@ -306,8 +362,9 @@ def _ray_fleet(experiment: Experiment, options: Options) -> Fleet:
     return RayFleet(worker_config, experiment.fleet)
 
 
-def _environment(options: Options) -> str:
-    """Content of env.json: software and machine, on which the bytes of a soup may depend."""
+def _environment(options: Options, store: Store) -> str:
+    """Content of env.json: software and machine, on which the bytes of a soup may depend, and all
+    commands that drove the experiment."""
     packages = (
         "soupfleet",
         "torch",
@@ -323,11 +380,26 @@ def _environment(options: Options) -> str:
         "machine": platform.machine(),
         "system": platform.platform(),
         "host": socket.gethostname(),
-        "command": sys.argv,
+        "command": _command(),
+        "commands": [*_earlier_commands(store), _command()],
         "fleet": options.fleet,
         "versions": {name: _version(name) for name in packages},
     }
     return json.dumps(facts, indent=2) + "\n"
+
+
+def _command() -> list[str]:
+    return sys.argv
+
+
+def _earlier_commands(store: Store) -> list[list[str]]:
+    """The commands in env.json; older versions kept the latest alone."""
+    try:
+        facts = json.loads(store.read(ENV))
+    except (FileNotFoundError, ValueError):  # damaged: it is written anew
+        return []
+    commands: list[list[str]] = facts.get("commands", [facts.get("command", [])])
+    return commands
 
 
 def _version(package: str) -> str:

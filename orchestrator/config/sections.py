@@ -4,7 +4,7 @@ Those that a worker reads are in `workers.config`; `orchestrator.config` compose
 """
 
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
@@ -149,6 +149,8 @@ class SweepConfig(Section):
 class FleetConfig(Section):
     """Resources per run, and limits on failures and time."""
 
+    first_defaults: ClassVar[dict[str, Any]] = {"grace_s": 2}
+
     gpus_per_run: float = Field(default=1, gt=0)
     """GPUs of one run, each with a rank of its own. Below 1: a share of a GPU, for one rank. With
     `device: cpu` the number of ranks on CPUs. With `auto`, a single rank also trains on a cluster
@@ -168,9 +170,10 @@ class FleetConfig(Section):
     heartbeat_s: float = Field(default=120, gt=0)
     """Seconds without progress after which a worker is considered hanging and replaced. May change
     at a restart."""
-    grace_s: float = Field(default=2, ge=0)
-    """Seconds that a worker gets to write a checkpoint before it is stopped. May change at a
-    restart."""
+    grace_s: float | None = Field(default=None, ge=0)
+    """Longest time in seconds that workers get to write a checkpoint before they are stopped. None:
+    three times the slowest checkpoint so far, at least 10, and 60 before the first one. May change
+    at a restart."""
     storage_patience: float = Field(default=12.0, gt=0)
     """Hours to wait for a store that fails, before its work is given up. May change at a
     restart."""

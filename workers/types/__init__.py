@@ -24,6 +24,7 @@ from workers.types.events import (
     ErrorClass,
     Evaluated,
     Event,
+    Extended,
     Failed,
     Finished,
     FinishRequested,
@@ -42,6 +43,7 @@ from workers.types.events import (
     Trained,
 )
 from workers.types.merge_events import (
+    Abandoned,
     Answered,
     Asked,
     Diversity,
@@ -163,9 +165,11 @@ AnyEvent = Annotated[
     | GaveUp
     | MergeOpened
     | RoundClosed
+    | Abandoned
     | Rejoined
     | Diversity
     | FinishRequested
+    | Extended
     | Cancelled
     | Stopped
     | Finished,
