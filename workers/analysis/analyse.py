@@ -36,7 +36,7 @@ from workers.context import WorkerContext
 from workers.scoring import ensembles
 from workers.scoring.ensembles import Predictions
 from workers.scoring.metrics import mcnemar, predictions
-from workers.storage.layout import ANALYSIS
+from workers.storage.layout import ANALYSIS, staged_path
 from workers.storage.predictions import read_predictions
 from workers.storage.store import CorruptFile
 from workers.types import SELECTION, Analysed, AnalysedModel, AnalyseOrder, AnyEvent
@@ -50,7 +50,7 @@ QUANTILE_975, QUANTILE_80 = 1.959964, 0.841621
 
 
 def analyse(order: AnalyseOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
-    """One event, once `analysis.json` is in the store; the same order writes the same bytes.
+    """One event, once the analysis is staged; the same order writes the same bytes.
 
     A corrupt checkpoint is a plain error here: as `corrupt` it would be dropped as an ingredient,
     and soups that exist already would be dropped with it.
@@ -61,7 +61,7 @@ def analyse(order: AnalyseOrder, attempt: int, worker: WorkerContext) -> Iterato
     except CorruptFile as error:
         raise RuntimeError(f"analysis: {error}") from error
     text = json.dumps(_rounded(analysis), separators=(",", ":")) + "\n"
-    worker.store.write(ANALYSIS, text.encode())
+    worker.store.write(staged_path(order.id, attempt, ANALYSIS), text.encode())
     yield Analysed(key=order.key, busy_s=time.monotonic() - began)
 
 

@@ -38,6 +38,7 @@ from workers.types.events import (
     Revived,
     Scored,
     Served,
+    ServedDamaged,
     Started,
     Stopped,
     Trained,
@@ -157,6 +158,7 @@ AnyEvent = Annotated[
     | Compared
     | Analysed
     | Served
+    | ServedDamaged
     | Retired
     | Failed
     | RetryDecided
