@@ -110,6 +110,9 @@ def run(
             "--extend", help="Allow more runs, recipes and ensembles; the served soup may change."
         ),
     ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what was given up.")
+    ] = False,
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Replace a running driver.")
     ] = False,
@@ -128,6 +131,7 @@ def run(
         address=address or os.environ.get("RAY_ADDRESS") or "local",
         fleet="local" if fleet == "local" else "ray",
         extend=extend,
+        retry_failed=retry_failed,
         take_over=take_over,
         plain=plain,
     )

@@ -75,6 +75,8 @@ class Options:
     fleet: Literal["ray", "local"] = "ray"
     extend: bool = False
     """Whether the experiment may gain runs, recipes and ensembles."""
+    retry_failed: bool = False
+    """Whether to try again what was given up."""
     take_over: bool = False
     """Whether to replace a driver that holds the lease."""
     plain: bool | None = None
@@ -139,10 +141,13 @@ class _Stored:
     is_empty: bool
     """Whether the store has no config.yaml."""
     begun: Begun | None
+    retry_failed: bool
 
     @property
     def is_over(self) -> bool:
         if self.begun is None or self.begun.extended is not None:
+            return False
+        if self.retry_failed and self.moment.state.gave_up:
             return False
         return is_finished(self.moment)
 
@@ -153,7 +158,8 @@ def _stored(experiment: Experiment, options: Options, store: Store, say: _Say = 
     if stored is not None and state.preflight is not None:
         experiment = as_begun(experiment, stored, state.original, options.extend, say)
         begun = Begun(stored, extension(stored, experiment))
-    return _Stored(Moment(planned(experiment), state), stored is None, begun)
+    moment = Moment(planned(experiment), state)
+    return _Stored(moment, stored is None, begun, options.retry_failed)
 
 
 def _run_holding(
@@ -282,6 +288,7 @@ def _drive(
             lease,
             fleet,
             watch=view.update,
+            retry_failed=options.retry_failed,
         )
         with stop_signals_handled(driver):
             if begun is not None and begun.extended is not None:

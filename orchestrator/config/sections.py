@@ -162,8 +162,9 @@ class FleetConfig(Section):
     max_concurrent_runs: int | None = Field(default=None, ge=1)
     """Most runs at a time. None: as many as fit. May change at a restart."""
     max_failures: int = Field(default=3, ge=0)
-    """Retries of an order per kind of failure: a lost or hanging worker, an error of the store, a
-    corrupt checkpoint. After them the order is given up. May change at a restart."""
+    """Retries of an order per kind of failure: a lost or hanging worker, a corrupt checkpoint. Then
+    the order is given up. Progress of its run and a new driver begin a new count. May change at a
+    restart: raised, it revives what was given up for it."""
     max_hours: float | None = Field(default=None, gt=0)
     """Hours of wall-clock time after which training ends and soups are made of the committed
     checkpoints. None: no limit. May change at a restart."""

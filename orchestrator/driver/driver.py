@@ -25,7 +25,7 @@ from orchestrator.driver.patience import Patience
 from orchestrator.driver.publish import Publisher, served_problem
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.fleet.base import Fleet
-from orchestrator.schedule import serving
+from orchestrator.schedule import retry, serving
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import apply, fold, is_stale
 from orchestrator.state.state import State
@@ -77,7 +77,9 @@ class Driver:
         fleet: Fleet,
         watch: Watch,
         now: Callable[[], float] | None = None,
+        retry_failed: bool = False,
     ) -> None:
+        """`retry_failed`: what was given up before is tried again."""
         self.expanded = expanded
         self.store = store
         self.ledger = ledger
@@ -85,6 +87,7 @@ class Driver:
         self.fleet = fleet
         self.watch = watch
         self.now = now or steady_clock()
+        self._retry_failed = retry_failed
         self.publisher = Publisher(store, lease)
         hours = expanded.experiment.fleet.storage_patience
         self._patience = Patience(
@@ -196,6 +199,9 @@ class Driver:
             time=self.now(),
         )
         self._commit([*adopted, opened])
+        if self._retry_failed:
+            revived = self._commit(list(retry.revivals(self.state, self.now())))
+            self.watch(self.moment, revived, [], None)
         if damaged := self._commit(self._damage()):
             self.watch(self.moment, damaged, [], None)
 

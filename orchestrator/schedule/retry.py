@@ -2,22 +2,33 @@
 
 error      retries                     pause                why
 refused    none                        -                    the user must mend it
-lost       fleet.max_failures          1 s, doubling        machines die
-preempted  unlimited                   none                 nobody's fault
+lost       fleet.max_failures          1 s, doubling        processes die
+preempted  unlimited                   none                 a node was lost or is being drained
 hang       fleet.max_failures          1 s, doubling
 oom        while the batch can halve   none                 the same again would fail again
-storage    fleet.max_failures          2 s, doubling        stores recover
+storage    for fleet.storage_patience  2 s, doubling        stores recover
 corrupt    fleet.max_failures          none                 an older checkpoint takes over
 diverged   none                        -                    the same bytes would come again
 error      once                        1 s                  twice the same is deterministic
+
+Failures count since the last progress of the run, or since the driver began. What was given up is
+revived by `run --retry-failed`, or once a limit is raised under which it would not have been.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.schedule.moment import Moment
-from orchestrator.state.state import attempt_key
-from workers.types import AnyEvent, BackoffOver, ErrorClass, Failed, GaveUp, RetryDecided
+from orchestrator.state.state import State, attempt_key
+from workers.types import (
+    AnyEvent,
+    BackoffOver,
+    ErrorClass,
+    Failed,
+    GaveUp,
+    RetryDecided,
+    Revived,
+)
 
 LONGEST_PAUSE_S = 60.0
 UNLIMITED = 1_000_000
@@ -36,7 +47,7 @@ POLICIES: dict[ErrorClass, FailurePolicy] = {
     "preempted": FailurePolicy(retries=UNLIMITED),
     "hang": FailurePolicy(retries=None, pause_s=1.0),
     "oom": FailurePolicy(retries=UNLIMITED),
-    "storage": FailurePolicy(retries=None, pause_s=2.0),
+    "storage": FailurePolicy(retries=UNLIMITED, pause_s=2.0),
     "corrupt": FailurePolicy(retries=None),
     "diverged": FailurePolicy(retries=0),
     "error": FailurePolicy(retries=1, pause_s=1.0),
@@ -50,25 +61,45 @@ def retry_decisions(moment: Moment, now: float) -> Iterator[AnyEvent]:
     for order, pause in state.backoff.items():
         if now >= pause.driver_time + pause.after_s:
             yield BackoffOver(order=order, run=pause.run, time=now)
+    for order in state.gave_up:
+        failures = state.counted_failures(order)
+        if failures and isinstance(decide(moment, order, failures[-1]), RetryDecided):
+            reason = "the limit that it was given up for was raised"
+            yield Revived(order=order, run=failures[-1].run, time=now, reason=reason)
+
+
+def revivals(state: State, now: float) -> Iterator[AnyEvent]:
+    """Everything that was given up is tried again."""
+    for order in state.gave_up:
+        run = next((failed.run for failed in state.failures.get(order, ())), None)
+        yield Revived(order=order, run=run, time=now, reason="by --retry-failed")
 
 
 def decide(moment: Moment, order: str, failed: Failed) -> AnyEvent:
     """Retry or give up, with the reason in words."""
-    same = [f for f in moment.state.failures.get(order, ()) if f.error == failed.error]
+    same = [f for f in moment.state.counted_failures(order) if f.error == failed.error]
     policy = POLICIES[failed.error]
     retries = moment.config.fleet.max_failures if policy.retries is None else policy.retries
     seen = f"{failed.error}: {failed.message}"
     if failed.error == "oom":
         return _shrink(moment, order, failed)
-    if len(same) > retries:
+    waited_s = failed.driver_time - same[0].driver_time
+    is_patient = failed.error != "storage" or waited_s < _patience_s(moment)
+    if len(same) > retries or not is_patient:
         times = f" ({len(same)} times)" if len(same) > 1 else ""
         return GaveUp(order=order, run=failed.run, time=failed.time, reason=f"{seen}{times}")
-    pause_s = min(policy.pause_s * 2 ** (len(same) - 1), LONGEST_PAUSE_S)
+    pause_s = min(policy.pause_s * 2 ** min(len(same) - 1, 16), LONGEST_PAUSE_S)
     limit = "" if retries == UNLIMITED else f" of {retries}"
     reason = f"retry {len(same)}{limit} after {seen}"
+    if failed.error == "storage":
+        reason += f", for up to {moment.config.fleet.storage_patience:g} h (fleet.storage_patience)"
     return RetryDecided(
         order=order, run=failed.run, time=failed.time, after_s=pause_s, reason=reason
     )
+
+
+def _patience_s(moment: Moment) -> float:
+    return moment.config.fleet.storage_patience * 3600
 
 
 def _shrink(moment: Moment, order: str, failed: Failed) -> AnyEvent:

@@ -140,7 +140,12 @@ class FragileLedger(Ledger):
         path.write_bytes(path.read_bytes()[:-7])
 
 
-def driver(world: World, fleet: SimulatedFleet, ledger: Ledger | None = None) -> Driver:
+def driver(
+    world: World,
+    fleet: SimulatedFleet,
+    ledger: Ledger | None = None,
+    retry_failed: bool = False,
+) -> Driver:
     return Driver(
         world.expanded,
         world.store,
@@ -149,12 +154,15 @@ def driver(world: World, fleet: SimulatedFleet, ledger: Ledger | None = None) ->
         fleet,
         watch=lambda *_: None,
         now=world.now,
+        retry_failed=retry_failed,
     )
 
 
-def live(world: World, ledger: Ledger | None = None, **fleet: Any) -> State:
+def live(
+    world: World, ledger: Ledger | None = None, retry_failed: bool = False, **fleet: Any
+) -> State:
     """One driver's life: to its end, `finished` included, or to Killed."""
-    mind = driver(world, SimulatedFleet(world, **fleet), ledger)
+    mind = driver(world, SimulatedFleet(world, **fleet), ledger, retry_failed)
     try:
         state = mind.run()
         return mind.finish() if mind.stop_reason is None else state
