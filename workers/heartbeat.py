@@ -48,15 +48,24 @@ class Progress:
     touched_at: float = field(default_factory=time.monotonic)
     interrupt: str | None = None
     """Reason to write a checkpoint and stop at the next step. None: continue."""
+    stops: dict[str, str] = field(default_factory=dict)
+    """By order: the reason to stop it as soon as it begins."""
     silence: tuple[str | None, float] = (None, 0.0)
     """`busy` and `limit_s` of the heartbeat."""
     on_touch: Callable[[], None] = lambda: None
     """Called at every sign of progress."""
 
     def begin(self, order: str) -> None:
+        self.interrupt, self.silence = None, (None, 0.0)
         self.order, self.facts, self.touched_at = order, {}, time.monotonic()
-        self.interrupt = None
-        self.silence = (None, 0.0)
+        if order in self.stops:
+            self.interrupt = self.stops.pop(order)
+
+    def ask_to_stop(self, order: str, reason: str) -> None:
+        """Interrupt the order, whether it has begun or not. From any thread."""
+        self.stops[order] = reason
+        if self.order == order:
+            self.interrupt = self.stops.pop(order, reason)
 
     def touch(self, **facts: Any) -> None:
         """Record progress. `facts` are fields of Heartbeat, e.g. step=12, loss=0.3."""

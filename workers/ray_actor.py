@@ -2,12 +2,14 @@
 
     perform    one order at a time, events as a stream     (default thread)
     heartbeat  progress while an order is performed        (its own thread)
+    interrupt, retract: stop an order, or take back one that has not begun
 
 A rank of a gang is the same actor; only rank 0 yields events.
 """
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 
 import ray
@@ -25,6 +27,10 @@ class WorkerActor:
     def __init__(self, config: WorkerConfig, slot: str, rank: int, ranks: int) -> None:
         self.ranks = ranks
         self.worker = WorkerContext(config, slot=slot, rank=rank)
+        self._lock = threading.Lock()
+        self._begun: tuple[str, int] | None = None
+        """(order, attempt) that was begun last."""
+        self._retracted: set[tuple[str, int]] = set()
 
     def ready(self) -> str:
         """Import what every order needs, so that the first one starts fast; returns the node id."""
@@ -37,18 +43,39 @@ class WorkerActor:
     def perform(
         self, order: AnyOrder, attempt: int, rendezvous: tuple[str, int] | None = None
     ) -> Iterator[AnyEvent]:
+        if not self._begin(order.id, attempt):
+            return
         if rendezvous is not None:
             os.environ.update(self._gang(*rendezvous))
         yield from perform_safely(self.worker, order, attempt)
+
+    def _begin(self, order: str, attempt: int) -> bool:
+        """False: the order was retracted."""
+        with self._lock:
+            if (order, attempt) in self._retracted:
+                self._retracted.discard((order, attempt))
+                return False
+            self._begun = (order, attempt)
+            return True
 
     @ray.method(concurrency_group="heartbeat")
     def heartbeat(self) -> Heartbeat:
         return self.worker.progress.heartbeat(self.worker.slot)
 
     @ray.method(concurrency_group="heartbeat")
-    def interrupt(self, reason: str) -> None:
-        """Ask training to write a checkpoint and end at its next step."""
-        self.worker.progress.interrupt = reason
+    def interrupt(self, order: str, reason: str) -> None:
+        """Ask training to write a checkpoint and end at its next step, or at its first one."""
+        self.worker.progress.ask_to_stop(order, reason)
+
+    @ray.method(concurrency_group="heartbeat")
+    def retract(self, order: str, attempt: int) -> bool:
+        """Take back an order that waits behind the running one: it yields no event, and another
+        worker may have it. False: it has begun."""
+        with self._lock:
+            if self._begun == (order, attempt):
+                return False
+            self._retracted.add((order, attempt))
+            return True
 
     @ray.method(concurrency_group="heartbeat")
     def rendezvous(self) -> tuple[str, int]:

@@ -94,7 +94,9 @@ class LocalFleet:
         return [self._progress.heartbeat("local")]
 
     def interrupt(self, reason: str) -> None:
-        self._progress.interrupt = reason
+        waiting = [order.id for queue in self._queues.values() for order, _ in queue]
+        for order in [*waiting, *([self._current[0]] if self._current else [])]:
+            self._progress.ask_to_stop(order, reason)
 
     def cancel(self, order: str) -> None:
         for queue in self._queues.values():

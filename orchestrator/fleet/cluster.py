@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import ray
@@ -14,6 +14,9 @@ from orchestrator.config.sections import FleetConfig
 from orchestrator.fleet.address import require_head
 from workers.errors import UserError, first_line
 from workers.types import WorkerConfig
+
+NODE_LABEL = "ray.io/node-id"
+"""The label with a node's id, which Ray gives to every node."""
 
 MAX_STARTS = 3
 """Attempts to start Ray on this machine."""
@@ -72,6 +75,8 @@ def connect(address: str, env: dict[str, str]) -> None:
 
 def _start_here() -> None:
     """Start Ray, several times if need be: on a busy machine its own processes may be too slow."""
+    # Otherwise loader processes of a killed worker hold its GPU for seconds.
+    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "1")
     before = set(psutil.Process().children(recursive=True))
     for tries_left in reversed(range(MAX_STARTS)):
         try:
@@ -116,11 +121,16 @@ def device(spec: FleetConfig) -> Literal["cpu", "cuda"]:
     return "cuda"
 
 
-def refuse_infeasible(needs: SlotResources) -> None:
+def refuse_infeasible(needs: SlotResources, selector: dict[str, str]) -> None:
     """Refuse a slot that fits no node, for which Ray would wait silently and forever."""
-    if capacity(needs) > 0:
+    if capacity(needs, selector) > 0:
         return
-    nodes = [_describe(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    nodes = [_describe(node["Resources"]) for node in _usable_nodes(selector)]
+    if not nodes:
+        raise UserError(
+            f"no node of the cluster has the labels of fleet.label_selector {selector}; give the "
+            "nodes these labels, or change it"
+        )
     raise UserError(
         f"one run needs {needs.ranks} x {_describe(needs.bundle)} (fleet.cpus_per_run, "
         f"fleet.gpus_per_run), but the nodes of the cluster have {'; '.join(nodes)}; lower these "
@@ -132,18 +142,49 @@ def _describe(resources: dict[str, float]) -> str:
     return f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
 
 
-def capacity(needs: SlotResources) -> int:
-    """Slots that fit the nodes that are alive and not draining, if these were empty."""
-    leaving = draining_nodes()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+def capacity(
+    needs: SlotResources, selector: dict[str, str], excluded: frozenset[str] = frozenset()
+) -> int:
+    """Slots that would fit the usable nodes if these were empty."""
     bundles = sum(
         min(
             math.floor(node["Resources"].get(kind, 0) / amount)
             for kind, amount in needs.bundle.items()
         )
-        for node in nodes
+        for node in _usable_nodes(selector)
+        if node["NodeID"] not in excluded
     )
     return bundles // needs.ranks
+
+
+def _usable_nodes(selector: dict[str, str]) -> list[dict[str, Any]]:
+    """Nodes that are alive, not draining, and have the labels."""
+    leaving = draining_nodes()
+    return [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in leaving
+        if all(has_label(node.get("Labels", {}), *label) for label in selector.items())
+    ]
+
+
+def has_label(labels: dict[str, str], key: str, condition: str) -> bool:
+    """Whether labels meet a condition in Ray's form: `value`, `!value`, `in(a, b)`, `!in(a, b)`."""
+    is_negated, condition = condition.startswith("!"), condition.removeprefix("!")
+    values = condition.removeprefix("in(").removesuffix(")") if "(" in condition else condition
+    return (labels.get(key) in [value.strip() for value in values.split(",")]) != is_negated
+
+
+def without_nodes(selector: dict[str, str], excluded: frozenset[str]) -> dict[str, str]:
+    """The selector, and none of these nodes."""
+    if not excluded:
+        return dict(selector)
+    return {**selector, NODE_LABEL: f"!in({', '.join(sorted(excluded))})"}
+
+
+def alive_nodes() -> frozenset[str]:
+    """Ids of the nodes that are alive."""
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
 def draining_nodes() -> frozenset[str]:

@@ -7,24 +7,28 @@ Ray never restarts these actors. When one is lost, its whole slot and placement 
 because Ray would restart only one rank of a gang. Orders that had not begun move to another slot.
 """
 
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError
 
 from orchestrator import config
 from orchestrator.config import Experiment
 from orchestrator.config.sections import FleetConfig
 from orchestrator.fleet.cluster import (
     SlotResources,
+    alive_nodes,
     capacity,
     connect,
     device,
     draining_nodes,
     refuse_infeasible,
+    without_nodes,
 )
+from orchestrator.fleet.nodes import UNKNOWN_NODE, Nodes
 from orchestrator.fleet.slot import QueuedOrder, Slot, create_merge_slot, create_slot
 from workers.errors import UserError, first_line
 from workers.heartbeat import Heartbeat
@@ -36,8 +40,8 @@ HEARTBEAT_PERIOD_S = 2.0
 NODES_PERIOD_S = 5.0
 """Between two checks of the cluster for new or draining nodes."""
 
-MAX_START_FAILURES = 3
-"""Slots in a row that may fail to start before the fleet gives up."""
+NODE_DEATH_S = 5.0
+"""Longest wait, after an actor died, for the news that its node has died."""
 
 PEER_FAILURE_S = 5.0
 """Wait for the errors of the other ranks of a gang once one has failed."""
@@ -50,8 +54,6 @@ RECYCLE = frozenset({"oom", "error"})
 class _Timers:
     nodes_checked_at: float = field(default_factory=time.monotonic)
     heartbeats_checked_at: float = 0.0
-    start_failures: int = 0
-    """Slots in a row that failed to start."""
 
 
 class RayFleet:
@@ -68,6 +70,7 @@ class RayFleet:
         self._waiting: list[tuple[AnyOrder, int]] = []
         """Orders whose slot was lost before they began."""
         self._timers = _Timers()
+        self._nodes = Nodes()
         self._num_created = 0
         self._grow()
 
@@ -82,13 +85,14 @@ class RayFleet:
 
         A queued order starts without a round trip to the driver. The last orders are not queued, so
         that they get the first free slot. Nothing is queued while a slot is starting, because it
-        will be free sooner than a slot that may hang.
+        will be free sooner than a slot that may hang; nor behind a gang, whose ranks would have to
+        give it back together.
         """
         if place == "merge":
             return max(0, 4 - len(self._merge.held))
         ready = [slot for slot in self._slots if slot.is_open]
         idle = sum(not slot.held for slot in ready) - len(self._waiting)
-        ahead = sum(len(slot.held) == 1 for slot in ready)
+        ahead = sum(len(slot.held) == 1 and not slot.is_gang for slot in ready)
         may_queue = len(ready) == len(self._slots) and num_due > idle + len(self._slots)
         return max(0, idle) + (ahead if may_queue else 0)
 
@@ -106,7 +110,7 @@ class RayFleet:
 
     def _best_slot(self, order: AnyOrder) -> Slot | None:
         """The open slot with fewest orders; of equals one that has the model in memory."""
-        ready = [slot for slot in self._slots if slot.is_open and len(slot.held) < 2]
+        ready = [slot for slot in self._slots if slot.is_open and len(slot.held) < slot.num_places]
         return min(ready, key=lambda s: (len(s.held), not s.is_warm_for(order)), default=None)
 
     def cancel(self, order: str) -> None:
@@ -124,9 +128,10 @@ class RayFleet:
 
     def events(self, timeout_s: float) -> list[AnyEvent]:
         """Wait for the first event, then take all that have arrived."""
-        self._check_starts()
+        events = [*self._check_starts(), *self._settle_losses()]
+        self._take_back()
         self._place_waiting()
-        events = self._ready_events(timeout_s)
+        events += self._ready_events(0.0 if events else timeout_s)
         while more := self._ready_events(0.0):
             events += more
         return [*events, *self._check_heartbeats(), *self._check_nodes()]
@@ -146,10 +151,12 @@ class RayFleet:
         try:
             event: AnyEvent = ray.get(next(stream))
         except StopIteration:
-            slot.on_stream_end(stream)
+            if (given_back := slot.on_stream_end(stream)) is not None:
+                self._requeue([given_back])
             return self._after_end(slot)
-        except (RayActorError, RayTaskError, RayError) as error:
-            return self._on_actor_lost(slot, error)
+        except RayError as error:
+            slot.lost = time.monotonic(), error
+            return []
         slot.on_event(event)
         if event.kind == "failed" and (slot.is_gang or event.error in RECYCLE):
             event = self._root_cause(slot, event)
@@ -183,8 +190,17 @@ class RayFleet:
             self._rebuild(slot)
         return []
 
-    def _on_actor_lost(self, slot: Slot, error: Exception) -> list[AnyEvent]:
-        return self._fail(slot, *_loss(slot, error))
+    def _settle_losses(self) -> list[AnyEvent]:
+        """Fail the orders of dead actors, once it is known whether their nodes died with them."""
+        events: list[AnyEvent] = []
+        for slot in self._all():
+            if slot.lost is None:
+                continue
+            since, error = slot.lost
+            has_dead_node = bool(slot.nodes - alive_nodes())
+            if has_dead_node or time.monotonic() - since > NODE_DEATH_S:
+                events += self._fail(slot, *_loss(slot, error, has_dead_node))
+        return events
 
     def _fail(self, slot: Slot, kind: ErrorClass, message: str) -> list[AnyEvent]:
         """Fail the running order, move those queued behind it, and rebuild the slot."""
@@ -197,6 +213,16 @@ class RayFleet:
 
     def _requeue(self, held: list[QueuedOrder]) -> None:
         self._waiting += [(h.order, h.attempt) for h in held if not h.is_over]
+
+    def _take_back(self) -> None:
+        """Orders that wait behind others return from draining slots, and where a slot is idle."""
+        for slot in self._slots:
+            if (order := slot.poll_retraction()) is not None:
+                self._requeue([order])
+        num_idle = sum(slot.is_open and not slot.held for slot in self._slots) - len(self._waiting)
+        for slot in self._slots:
+            if (slot.draining or num_idle > 0) and slot.retract():
+                num_idle -= 1
 
     def _place_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -219,25 +245,43 @@ class RayFleet:
 
     def _grow(self) -> None:
         """Create slots up to the current size of the cluster and fleet.max_concurrent_runs."""
-        limit = self._spec.max_concurrent_runs or capacity(self._needs)
-        wanted = min(limit, capacity(self._needs))
+        excluded = self._nodes.excluded
+        room = capacity(self._needs, self._spec.label_selector, excluded)
+        wanted = min(self._spec.max_concurrent_runs or room, room)
+        selector = without_nodes(self._spec.label_selector, excluded)
         while len(self._slots) < wanted:
             name = f"slot-{self._num_created}"
             self._num_created += 1
-            self._slots.append(create_slot(name, self._worker_config, self._spec, self._needs))
+            self._slots.append(create_slot(name, self._worker_config, selector, self._needs))
 
-    def _check_starts(self) -> None:
+    def _check_starts(self) -> list[AnyEvent]:
+        events: list[AnyEvent] = []
         for slot in self._all():
             try:
                 if slot.poll_start():
-                    self._timers.start_failures = 0
-            except (RayActorError, RayTaskError, RayError) as error:
-                self._timers.start_failures += 1
-                if self._timers.start_failures >= MAX_START_FAILURES:
-                    raise RuntimeError(
-                        f"{MAX_START_FAILURES} slots in a row could not start: {error}"
-                    ) from error
-                self._rebuild(slot)
+                    self._nodes.note_start(slot.nodes)
+            except RayError as error:
+                events += self._on_start_failed(slot, error)
+        return events
+
+    def _on_start_failed(self, slot: Slot, error: RayError) -> list[AnyEvent]:
+        """Try elsewhere. That a node died, or left, says nothing about the others.
+
+        Raises:
+            UserError: no slot is open, and there is no node left to try.
+        """
+        nodes, alive = slot.reserved_nodes(), alive_nodes()
+        events: list[AnyEvent] = []
+        if nodes <= alive:
+            events += self._nodes.note_failure(nodes, cause_of_death(error))
+        self._rebuild(slot)
+        is_stuck = not any(slot.is_open or slot.starting for slot in self._slots)
+        if is_stuck and alive <= self._nodes.excluded or UNKNOWN_NODE in self._nodes.excluded:
+            raise UserError(
+                f"no worker can start on any node of the cluster ({cause_of_death(error)}); mend "
+                "that, and the same command continues"
+            )
+        return events
 
     # Heartbeats and nodes
 
@@ -251,7 +295,12 @@ class RayFleet:
         self._timers.heartbeats_checked_at = time.monotonic()
         events: list[AnyEvent] = []
         for slot in list(self._all()):
-            silent_s = slot.poll_heartbeat()
+            try:
+                slot.poll_heartbeats()
+            except RayError as error:
+                slot.lost = slot.lost or (time.monotonic(), error)
+                continue
+            silent_s = slot.silent_s
             if slot.held and silent_s > max(self._spec.heartbeat_s, slot.limit_s):
                 message = (
                     f"{slot.name} made no progress for {silent_s:.0f} s "
@@ -298,17 +347,31 @@ def open_cluster(experiment: Experiment, address: str) -> WorkerConfig:
     connect(address, experiment.fleet.env)
     try:
         worker_config = config.worker_config(experiment, device(experiment.fleet))
-        refuse_infeasible(SlotResources.of(experiment.fleet, worker_config))
+        needs = SlotResources.of(experiment.fleet, worker_config)
+        refuse_infeasible(needs, experiment.fleet.label_selector)
     except UserError:
         ray.shutdown()
         raise
     return worker_config
 
 
-def _loss(slot: Slot, error: Exception) -> tuple[ErrorClass, str]:
-    preempted = bool(getattr(error, "preempted", False))
-    message = f"{slot.name} died: {type(error).__name__}: {first_line(error)}"
-    return "preempted" if preempted else "lost", message
+def _loss(slot: Slot, error: Exception, has_dead_node: bool = False) -> tuple[ErrorClass, str]:
+    """The class of a failure whose cause is the death of an actor, and the cause in words."""
+    if has_dead_node:
+        return "preempted", f"{slot.name} died with its node"
+    if getattr(error, "preempted", False):
+        return "preempted", f"{slot.name} died: its node was reclaimed"
+    kind: ErrorClass = "oom" if isinstance(error, OutOfMemoryError) else "lost"
+    return kind, f"{slot.name} died: {cause_of_death(error)}"
+
+
+def cause_of_death(error: Exception) -> str:
+    """Why an actor died, as one line: what Ray knows of the exit of its process, if anything."""
+    exit_ = re.search(r"Worker exit type: (\w+) Worker exit detail: ([^\n]+)", str(error))
+    if exit_ is not None:
+        return f"{exit_[1]}, {exit_[2].strip().partition('. There are')[0]}"
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {first_line(cause)}"
 
 
 def _failed(held: QueuedOrder, slot: str, kind: ErrorClass, message: str) -> Failed:

@@ -325,7 +325,7 @@ def _extended(state: State, event: Extended) -> None:
 
 
 def _unchanged(state: State, event: AnyEvent) -> None:
-    """Closing the order was all."""
+    """There is nothing to do but to close its order, if it has one."""
 
 
 def _stopped(state: State, event: Stopped) -> None:
@@ -364,6 +364,7 @@ REDUCERS: dict[str, Reducer] = {
     "served_damaged": _served_damaged,
     "retired": _retired,
     "failed": _failed,
+    "node_excluded": _unchanged,
     "retry_decided": _retry_decided,
     "backoff_over": _backoff_over,
     "gave_up": _gave_up,

@@ -30,6 +30,7 @@ from workers.types.events import (
     FinishRequested,
     GaveUp,
     Interrupted,
+    NodeExcluded,
     Opened,
     Ordered,
     Preflighted,
@@ -163,6 +164,7 @@ AnyEvent = Annotated[
     | Failed
     | RetryDecided
     | BackoffOver
+    | NodeExcluded
     | GaveUp
     | Revived
     | MergeOpened

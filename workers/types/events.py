@@ -226,6 +226,17 @@ class BackoffOver(Event):
     kind: Literal["backoff_over"] = "backoff_over"
 
 
+class NodeExcluded(Event):
+    """Slots fail to start on a node of the cluster, which gets none for a while."""
+
+    kind: Literal["node_excluded"] = "node_excluded"
+    node: str
+    """Ray's id of the node."""
+    for_s: float
+    """Seconds until it may be used again."""
+    reason: str
+
+
 class GaveUp(Event):
     """The order is not tried again. Its run, if it has one, has failed."""
 

@@ -147,6 +147,9 @@ LINES: dict[str, Callable[[Moment, Any], str | None]] = {
     "interrupted": lambda moment, event: f"run {event.run} was interrupted: {event.reason}",
     "failed": lambda moment, event: f"{_subject(event)} failed ({event.error}): {event.message}",
     "retry_decided": lambda moment, event: f"{_subject(event)}: {event.reason}",
+    "node_excluded": lambda moment, event: (
+        f"node {event.node[:12]} gets no slots for {event.for_s:.0f} s: {event.reason}"
+    ),
     "gave_up": lambda moment, event: f"gave up on {_subject(event)}: {event.reason}",
     "revived": lambda moment, event: f"{_subject(event)} is tried again: {event.reason}",
     "merge_opened": _merge_opened,

@@ -59,5 +59,5 @@ def test_a_queued_order_loads_its_model_after_a_failure() -> None:
 def test_silent_work_may_take_longer_than_a_heartbeat() -> None:
     slot = slot_with(train("test_vit"))
     assert slot.limit_s == 0.0
-    slot.heartbeat = Heartbeat(slot="slot-0", silent_s=300, busy="compiling", limit_s=1800)
+    slot.beats[0] = Heartbeat(slot="slot-0", silent_s=300, busy="compiling", limit_s=1800)
     assert slot.limit_s == 1800
