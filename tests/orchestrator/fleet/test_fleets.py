@@ -11,6 +11,7 @@ import pytest
 from orchestrator import schedule
 from orchestrator.commands import run
 from orchestrator.commands.run import Options
+from orchestrator.driver.lease import Lease
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.fleet.base import Fleet
 from orchestrator.schedule.moment import Moment
@@ -33,8 +34,10 @@ class Bench:
         self.expanded: ExpandedExperiment = run.planned(self.experiment)
         self.state = State()
         self.store = Store(run.config.uri(self.experiment))
-        fleet_kind = "local" if kind == "local" else "ray"
-        self.fleet: Fleet = run.open_fleet(self.experiment, Options(fleet=fleet_kind))
+        lease = Lease(self.store, owner="bench")
+        lease.acquire()
+        options = Options(fleet="local" if kind == "local" else "ray")
+        self.fleet: Fleet = run.open_fleet(self.experiment, options, lease)
         self._attempt = 0
         for _ in ("preflight", "base"):
             self.commit(self.perform(self.next()))
