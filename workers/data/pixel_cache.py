@@ -25,7 +25,7 @@ import torch
 from PIL import Image, features
 
 from workers.data.augment import eval_transform
-from workers.data.decode import DECODE_ERRORS, DRAFT, decode, reduce, reduced_size
+from workers.data.decode import DRAFT, decode, reduce, reduced_size
 from workers.data.images import Images, Sample
 from workers.data.pixel_file import (
     READ_ERRORS,
@@ -207,7 +207,7 @@ def _eval_pixels(
 def _whole_image(images: Images, split: str, i: int) -> Image.Image:
     try:
         return images.image(split, i)
-    except DECODE_ERRORS as error:
+    except OSError as error:
         key = images.samples(split)[i].key
         raise OSError(f"{split} image {key} can no longer be read: {error}") from error
 
@@ -219,7 +219,7 @@ def reduced_image(images: Images, i: int, size: int) -> Image.Image:
         if not sample.path:
             return reduce(images.image("train", i), size)
         return reduce(decode(images.content("train", i), at_least=DRAFT * size), size)
-    except DECODE_ERRORS as error:
+    except OSError as error:
         raise OSError(f"training image {sample.key} can no longer be read: {error}") from error
 
 
