@@ -106,6 +106,7 @@ def _as_begun(experiment: Experiment, stored: Experiment, extend: bool) -> Exper
     """The experiment with its stored values; refuses a changed one, and reports the values kept."""
     merged = with_stored_values(experiment, stored)
     check(identity(stored), merged, extend=extend)
+    config.import_recipes(merged)  # its own, and those that the store names
     if kept := kept_values(experiment, merged):
         print(f"{experiment.name} keeps the values that it began with: {'; '.join(kept)}")
     return merged

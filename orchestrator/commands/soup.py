@@ -91,7 +91,9 @@ def experiment_of(request: SoupRequest) -> Experiment:
             "ingredients": "last",
         },
     }
-    return config.read(yaml_document.render(tree), "soupfleet soup")
+    experiment = config.read(yaml_document.render(tree), "soupfleet soup")
+    config.import_recipes(experiment)
+    return experiment
 
 
 def _files(checkpoints: tuple[str, ...]) -> list[Path]:

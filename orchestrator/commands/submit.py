@@ -102,10 +102,14 @@ def _host(address: str) -> str:
     """The host of a dashboard's address."""
     if not address:
         raise UserError(f"submit needs an address; {EXPECTED}")
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
+    except ValueError:  # of a host or port that is none
+        host = None
+    if host is None:
         raise UserError(f"--address {address} is not the address of a dashboard; {EXPECTED}")
-    return parts.hostname
+    return host
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from orchestrator.config.experiment import (
     Experiment,
     dump,
+    import_recipes,
     infinite,
     load,
     num_ranks,
@@ -11,4 +12,14 @@ from orchestrator.config.experiment import (
     worker_config,
 )
 
-__all__ = ["Experiment", "dump", "infinite", "load", "num_ranks", "read", "worker_config", "uri"]
+__all__ = [
+    "Experiment",
+    "dump",
+    "import_recipes",
+    "infinite",
+    "load",
+    "num_ranks",
+    "read",
+    "uri",
+    "worker_config",
+]

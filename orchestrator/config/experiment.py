@@ -9,6 +9,7 @@ where timm has the flag, torchvision's otherwise. Sections that a worker reads a
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,7 @@ from orchestrator.config.sections import (
     SoupConfig,
     SweepConfig,
 )
+from workers import recipes
 from workers.config import Section
 from workers.config.data import DataConfig
 from workers.config.model import BaseConfig, ModelConfig
@@ -43,6 +45,7 @@ __all__ = [
     "SoupConfig",
     "SweepConfig",
     "dump",
+    "import_recipes",
     "load",
     "num_ranks",
     "read",
@@ -100,19 +103,37 @@ def load(path: str | Path, overrides: Sequence[str] = (), **cli: Any) -> Experim
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with file.open("rb") as opened:
+            text = opened.read(yaml_document.MAX_BYTES + 1).decode()
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable ({error}); give the path of a YAML file") from error
     tree = yaml_document.override(yaml_document.parse(text, str(path)), overrides)
     tree |= {key: value for key, value in cli.items() if value is not None}
     tree = {"name": file.stem, "model": {}} | _without_empty_sections(tree)
     experiment = _validated(path_settings.resolved(tree, str(path)), str(path))
+    import_recipes(experiment)
     _refuse_missing_root(experiment, text, str(path))
     return experiment
 
 
+def import_recipes(experiment: Experiment) -> None:
+    """Import the recipes that are given by path and check their options, after naming the modules
+    on stderr.
+
+    Raises:
+        UserError: a module cannot be imported, or an option does not fit.
+    """
+    methods = [experiment.merge.method] if experiment.merge.mode != "off" else []
+    foreign = [recipe for recipe in (*experiment.soup.recipes, *methods) if recipe.module]
+    for module in sorted({recipe.module for recipe in foreign if recipe.module} - set(sys.modules)):
+        print(f"Importing the recipe module {module}, which the config names.", file=sys.stderr)
+    for recipe in foreign:
+        recipes.load_recipe(recipe.name, recipe.options)
+
+
 def read(text: str, source: str) -> Experiment:
-    """The experiment in a text that `dump` wrote; `source` names it in errors."""
+    """The experiment in a text that `dump` wrote; `source` names it in errors. Recipes that are
+    given by path are not imported."""
     return _validated(yaml_document.parse(text, source), source)
 
 

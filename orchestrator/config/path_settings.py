@@ -88,6 +88,8 @@ def _resolve_path(value: Any, dotted: str, source: str, absolute: bool = True) -
     if not isinstance(value, str):
         return value
     path = re.sub(r"\$\{(\w+)\}", variable, value)
+    if "\0" in path:
+        raise UserError(f"{source}: {dotted} is {value!r}; a path has no zero byte")
     if "://" in path:
         return path
     path = os.path.expanduser(path)

@@ -3,6 +3,7 @@
 Those that a worker reads are in `workers.config`; `orchestrator.config` composes them all.
 """
 
+import math
 import re
 from typing import Any, Literal
 
@@ -12,6 +13,9 @@ from workers import recipes
 from workers.config import Section
 from workers.config.train import period_steps
 from workers.types import BatchNormPolicy, Metric, OptimizerState
+
+MAX_RUNS = 1_000_000
+"""Most runs that a sweep may have. A plan for so many takes hours already."""
 
 Whole = tuple[int, int]
 """An inclusive range of integers. It has a name because `Axis.int` hides the builtin."""
@@ -129,6 +133,18 @@ class SweepConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _runs_are_countable(self) -> "SweepConfig":
+        lengths = [len(axis.choice or ()) for axis in self.space.values()]
+        settings = {"grid": math.prod(lengths), "random": self.num_runs or 0}.get(self.sampler, 1)
+        seeds = self.seeds if isinstance(self.seeds, int) else len(self.seeds or (0,))
+        if settings * seeds > MAX_RUNS:
+            raise ValueError(
+                f"{settings:,} settings with {seeds:,} seeds are more than {MAX_RUNS:,} runs; "
+                "lower num_runs or seeds, or give the axes fewer values"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _seeds_are_distinct(self) -> "SweepConfig":
         if self.seeds is None:
             return self
@@ -204,8 +220,16 @@ class RecipeConfig(Section):
 
     @model_validator(mode="after")
     def _is_known(self) -> "RecipeConfig":
-        recipes.load_recipe(self.name, self.options)
+        if self.module is None:
+            recipes.load_recipe(self.name, self.options)
+        recipes.require_name(self.name)
         return self
+
+    @property
+    def module(self) -> str | None:
+        """The module of a recipe by path, which reading a configuration does not import. None: a
+        recipe of the table."""
+        return recipes.module_of(self.name)
 
     @property
     def label(self) -> str:
@@ -233,7 +257,10 @@ class MethodConfig(RecipeConfig):
 
     @model_validator(mode="after")
     def _is_known(self) -> "MethodConfig":
-        recipes.load_recipe("uniform" if self.name in MEANS else self.name, self.options)
+        name = "uniform" if self.name in MEANS else self.name
+        if self.module is None:
+            recipes.load_recipe(name, self.options)
+        recipes.require_name(name)
         return self
 
 
@@ -361,6 +388,8 @@ class SoupConfig(Section):
         """Whether both make the same soup; a written default equals one that is left out."""
         if one.name != other.name:
             return False
+        if one.module is not None:
+            return one.options == other.options
         first, second = (
             recipes.load_recipe(recipe.name, recipe.options_under(self.tie))
             for recipe in (one, other)
