@@ -45,7 +45,7 @@ Rooms, from the ground up; a room imports only rooms below it:
     ray_actor.py   a worker as a Ray actor
     model.py       `import workers.model` registers our architectures with timm
 
-`text.py`, `errors.py`, `config`, `types`, `heartbeat.py`, `recipes` and the parts of `storage` that the
-orchestrator imports are free of torch. Each heavy dependency is imported only in the files that
+`text.py`, `errors.py`, `config`, `types`, `heartbeat.py`, `recipes` and the parts of `storage` that
+the orchestrator imports are free of torch. Each heavy dependency is imported only in the files that
 `tests/test_house.py` lists. Nothing is unpickled.
 """

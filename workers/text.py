@@ -22,9 +22,7 @@ _CONTROLS = (
     "\ud800-\udfff"  # bytes of a file name that are not UTF-8
 )
 _CONTROL = re.compile(f"[{_CONTROLS}]")
-_MARKUP = str.maketrans(
-    {"<": "&lt;", ">": "&gt;", "|": r"\|", "`": r"\`", "[": r"\[", "]": r"\]"}
-)
+_MARKUP = str.maketrans({"<": "&lt;", ">": "&gt;", "|": r"\|", "`": r"\`", "[": r"\[", "]": r"\]"})
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """First characters of a cell that spreadsheets evaluate, and their full-width forms."""
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -67,8 +65,8 @@ def markdown(name: str) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """A value as a cell of a CSV file. Text that is a formula gets an apostrophe, which spreadsheets
-    take as the mark of text; a number stays as it is."""
+    """A value as a cell of a CSV file. A formula gets an apostrophe, by which spreadsheets know
+    text; a number stays as it is."""
     if not isinstance(value, str):
         return value
     text = one_line(value)

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from orchestrator import config, schedule
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, secrets
 from orchestrator.driver.driver import Driver, refused_reason
 from orchestrator.driver.lease import Lease, LeaseLost
 from orchestrator.driver.ledger import Ledger
@@ -29,9 +29,10 @@ from orchestrator.report.write import write_report
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 from workers.storage.layout import CONFIG, ENV, LEASE, STORE_ENTRIES
 from workers.storage.store import Store
+from workers.text import one_line
 from workers.types import WorkerConfig
 
 DONE, BAD, PARTLY = 0, 2, 3
@@ -108,15 +109,28 @@ def _as_begun(experiment: Experiment, stored: Experiment, extend: bool) -> Exper
     check(identity(stored), merged, extend=extend)
     config.import_recipes(merged)  # its own, and those that the store names
     if kept := kept_values(experiment, merged):
-        print(f"{experiment.name} keeps the values that it began with: {'; '.join(kept)}")
+        text = f"{experiment.name} keeps the values that it began with: {'; '.join(kept)}"
+        print(one_line(text))
     return merged
 
 
 def read_experiment(store: Store) -> Experiment | None:
     """The experiment in the store. None: it has no config.yaml."""
-    if not store.exists(CONFIG):
-        return None
-    return config.read(store.read(CONFIG).decode(), f"{CONFIG} in {store}")
+    text = _text_of(store)
+    return None if text is None else config.read(text, f"{CONFIG} in {store}")
+
+
+def _text_of(store: Store) -> str | None:
+    """The text of config.yaml. None: it is missing."""
+    try:
+        return store.read(CONFIG).decode() if store.exists(CONFIG) else None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{CONFIG} in {store} is not text ({error}); restore it") from error
+    except OSError as error:
+        raise UserError(
+            f"storage {store} does not answer ({first_line(error)}); check its name, the "
+            "credentials and the network"
+        ) from error
 
 
 def planned(experiment: Experiment) -> ExpandedExperiment:
@@ -156,7 +170,7 @@ def _run(
         _remove_new(store, is_new)
         raise
     try:
-        store.write(CONFIG, config.dump(experiment).encode())
+        store.write(CONFIG, config.public_dump(experiment).encode())
         store.write(ENV, _environment(options).encode())
         return _drive(expanded, store, lease, fleet, options, is_new)
     finally:
@@ -256,7 +270,7 @@ def _local_fleet(experiment: Experiment) -> Fleet:
     device: Literal["cpu", "cuda"] = "cpu"
     if asked != "cpu" and cuda_is_available():
         device = "cuda"
-    os.environ.update(experiment.fleet.env)
+    os.environ.update(secrets.environment(experiment.fleet.env))
     worker = WorkerContext(config.worker_config(experiment, device))
     return LocalFleet(lambda order, att: perform_safely(worker, order, att), worker.progress)
 
@@ -288,7 +302,7 @@ def _environment(options: Options) -> str:
         "machine": platform.machine(),
         "system": platform.platform(),
         "host": socket.gethostname(),
-        "command": sys.argv,
+        "command": secrets.public_arguments(sys.argv),
         "fleet": options.fleet,
         "versions": {name: _version(name) for name in packages},
     }

@@ -23,6 +23,7 @@ from orchestrator import config
 from orchestrator.config import Experiment
 from orchestrator.fleet.address import require_dashboard
 from workers.errors import UserError, first_line
+from workers.storage.local_disk import expanded
 
 READY_TIMEOUT_S = 120.0
 """Time for a head that has just started to accept a job."""
@@ -59,7 +60,7 @@ def submit_job(experiment: Experiment, address: str, wait: bool) -> int:
         fill(Path(folder), experiment)
         client = _client(address)
         job = _submit(client, folder, experiment.name)
-        print(f"Submitted {job}: {config.uri(_absolute(experiment))}")
+        print(f"Submitted {job}: {config.shown_uri(_absolute(experiment))}")
         print(f"  ray job logs --address {address} --follow {job}")
         print(f"  ray job stop --address {address} {job}")
         return _follow(client, job) if wait else 0
@@ -91,7 +92,7 @@ def _absolute(experiment: Experiment) -> Experiment:
     """The experiment with an absolute storage; the job's working folder is deleted by Ray."""
     if "://" in experiment.storage:
         return experiment
-    storage = str(Path(experiment.storage).expanduser().absolute())
+    storage = str(expanded(experiment.storage).absolute())
     return experiment.model_copy(update={"storage": storage})
 
 

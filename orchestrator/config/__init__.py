@@ -7,7 +7,9 @@ from orchestrator.config.experiment import (
     infinite,
     load,
     num_ranks,
+    public_dump,
     read,
+    shown_uri,
     uri,
     worker_config,
 )
@@ -19,6 +21,8 @@ __all__ = [
     "infinite",
     "load",
     "num_ranks",
+    "public_dump",
+    "shown_uri",
     "read",
     "uri",
     "worker_config",

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationError, model_validator
 
-from orchestrator.config import path_settings, yaml_document
+from orchestrator.config import path_settings, secrets, yaml_document
 from orchestrator.config.error_messages import config_error
 from orchestrator.config.sections import (
     Axis,
@@ -33,6 +33,8 @@ from workers.config.data import DataConfig
 from workers.config.model import BaseConfig, ModelConfig
 from workers.config.train import TrainConfig
 from workers.errors import UserError
+from workers.storage import local_disk
+from workers.text import without_credentials
 from workers.types import WorkerConfig
 
 __all__ = [
@@ -48,6 +50,8 @@ __all__ = [
     "import_recipes",
     "load",
     "num_ranks",
+    "public_dump",
+    "shown_uri",
     "read",
     "worker_config",
     "uri",
@@ -145,13 +149,23 @@ def dump(experiment: Experiment, named_only: bool = False) -> str:
     return yaml_document.render(experiment.model_dump(mode="json", exclude_unset=named_only))
 
 
+def public_dump(experiment: Experiment) -> str:
+    """The resolved configuration as YAML for the store, without its secrets."""
+    return yaml_document.render(secrets.public(experiment.model_dump(mode="json")))
+
+
 def uri(experiment: Experiment) -> str:
     """URI of the experiment: `<storage>/<name>`. A `?query` of the storage is kept."""
     storage = experiment.storage
     if "://" not in storage:
-        return str(Path(storage).expanduser().absolute() / experiment.name)
+        return str(local_disk.expanded(storage).absolute() / experiment.name)
     place, question, query = storage.partition("?")
     return f"{place.rstrip('/')}/{experiment.name}{question}{query}"
+
+
+def shown_uri(experiment: Experiment) -> str:
+    """URI of the experiment without credentials, to be shown."""
+    return without_credentials(uri(experiment))
 
 
 def num_ranks(experiment: Experiment) -> int:

@@ -14,7 +14,7 @@ from workers.config import Section
 from workers.config.train import period_steps
 from workers.types import BatchNormPolicy, Metric, OptimizerState
 
-MAX_RUNS = 1_000_000
+MAX_SWEEP_RUNS = 1_000_000
 """Most runs that a sweep may have. A plan for so many takes hours already."""
 
 Whole = tuple[int, int]
@@ -137,10 +137,10 @@ class SweepConfig(Section):
         lengths = [len(axis.choice or ()) for axis in self.space.values()]
         settings = {"grid": math.prod(lengths), "random": self.num_runs or 0}.get(self.sampler, 1)
         seeds = self.seeds if isinstance(self.seeds, int) else len(self.seeds or (0,))
-        if settings * seeds > MAX_RUNS:
+        if settings * seeds > MAX_SWEEP_RUNS:
             raise ValueError(
-                f"{settings:,} settings with {seeds:,} seeds are more than {MAX_RUNS:,} runs; "
-                "lower num_runs or seeds, or give the axes fewer values"
+                f"{settings:,} settings with {seeds:,} seeds are more than {MAX_SWEEP_RUNS:,} "
+                "runs; lower num_runs or seeds, or give the axes fewer values"
             )
         return self
 
@@ -188,7 +188,9 @@ class FleetConfig(Section):
     """Seconds that a worker gets to write a checkpoint before it is stopped. May change at a
     restart."""
     env: dict[str, str] = {}
-    """Environment variables of the workers. May change at a restart."""
+    """Environment variables of the workers. `${NAME}` is the value of NAME in the environment of
+    the command. The store never holds other values: a restart takes them from its own
+    configuration, or else from its environment. May change at a restart."""
     label_selector: dict[str, str] = {}
     """Labels that a Ray node must have to be used. Empty: all nodes."""
 
@@ -332,7 +334,8 @@ class SoupConfig(Section):
         RecipeConfig(name="greedy"),
     )
     """Recipes, in the order of tables, with options as {name: {option: value}}. A recipe may appear
-    again with other options. `--extend` may add more."""
+    again with other options. `module:Class` is a recipe of your own: `run`, `plan` and `submit`
+    name the module and import it; verbs that only read do not. `--extend` may add more."""
     metric: Metric = "top1"
     """Score on the selection split that recipes optimise: top1 and macro_f1 upwards, nll
     downwards."""

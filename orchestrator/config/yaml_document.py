@@ -144,7 +144,7 @@ def _require_small(text: str, source: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes and event.anchor in [anchor for anchor, _ in open_nodes]:
                 raise UserError(f"{source}: *{event.anchor} contains itself; write it out")
-            count += sizes.get(event.anchor, 1)
+            count += sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.ScalarEvent):
             count += 1
             if event.anchor is not None:

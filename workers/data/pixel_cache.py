@@ -7,6 +7,7 @@ The name of a cache file is a hash of its images' content and of all that affect
 experiments on the same images share it.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -46,6 +47,8 @@ MIN_CACHED_IMAGES = 64
 """`auto` caches no fewer images, because decoding them again is faster than building a file."""
 NUM_PROBED = 16
 """Number of images that are decoded to estimate the size of all."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""Errors of a full disk. It costs time but no experiment: images are then decoded in every run."""
 OVERHEAD_BYTES = 1 << 16
 """Approximate bytes of a file beside its pixels."""
 
@@ -106,8 +109,8 @@ def train_pixels(
 ) -> TrainPixels:
     """The training images, cached as `data.cache` says.
 
-    `touch` is called while they are decoded, also by another process. Raises UserError if the cache
-    has no room.
+    `touch` is called while they are decoded, also by another process. A cache without room is not
+    used. Raises UserError for one that cannot be opened.
     """
     size = reduced_size(images.spec, preprocessing)
     key = ("train", f"reduced to {size}", images.count("train"))
@@ -243,12 +246,12 @@ def _from_cache(
     except OSError as error:
         if error.errno is None:  # an image cannot be read, which is no fault of the cache
             raise
-        if mode == "auto":
+        if mode == "auto" or error.errno in NO_ROOM:
             logger.warning("images are decoded in every run, not cached: %s", error)
             return None
         raise UserError(
-            f"data.cache={mode} has no room ({error}); set data.cache=off, or "
-            "SOUPFLEET_CACHE and SOUPFLEET_CACHE_GB to a folder with room"
+            f"data.cache={mode} cannot be used ({error}); set data.cache=off, or "
+            "SOUPFLEET_CACHE to a folder that can be written to"
         ) from error
 
 

@@ -52,9 +52,7 @@ def test_every_listed_format_decodes(format: str) -> None:
     ("content", "name"),
     [(POSTSCRIPT, "EPS"), (FITS, "FITS"), (_encoded("PPM"), "PPM"), (_encoded("ICO"), "ICO")],
 )
-def test_other_formats_are_refused_by_name(
-    content: bytes, name: str, programs: list[str]
-) -> None:
+def test_other_formats_are_refused_by_name(content: bytes, name: str, programs: list[str]) -> None:
     assert decoding_fault(content) == f"its format is {name}"
     assert not programs
 
