@@ -105,8 +105,8 @@ def _members(shard: DataFile, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
             if not member.isdir():
                 _refuse_unsafe(shard, member)
                 yield member
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-        # Beside TarError: of sizes and times that are none, and of headers before headers.
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        # Beside TarError: of sizes and times that are none, and of headers without end.
         if isinstance(error, UserError):
             raise
         if str(error) == "unexpected end of data":
