@@ -7,7 +7,6 @@ where timm has the flag, torchvision's otherwise. Sections that a worker reads a
 `workers.config`.
 """
 
-import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,6 +55,10 @@ __all__ = [
     "worker_config",
     "uri",
 ]
+
+
+MAX_FLOAT = 3.4e38
+"""Largest number of a 32-bit float, in which models are trained."""
 
 
 def _plain_folder_name(value: Any) -> Any:
@@ -200,7 +203,9 @@ def _validated(tree: dict[str, Any], source: str) -> Experiment:
     except ValidationError as error:
         raise config_error(error, Experiment, tree, source) from error
     for path, number in infinite(experiment.model_dump()):
-        raise UserError(f"{source}: {path} is {number}; write a finite number")
+        raise UserError(
+            f"{source}: {path} is {number}; write a finite number, below {MAX_FLOAT:g}"
+        )
     for path in _booleans_as_numbers(tree, experiment.model_dump()):
         raise UserError(f"{source}: {path} is true or false; write a number")
     return experiment
@@ -216,13 +221,14 @@ def _booleans_as_numbers(written: Any, read: Any, path: str = "") -> Iterator[st
 
 
 def infinite(value: Any, path: str = "") -> list[tuple[str, float]]:
-    """Dotted paths and values of all numbers that are not finite."""
+    """Dotted paths and values of all numbers that are not finite as 32-bit floats."""
     if isinstance(value, dict):
         items = [(f"{path}.{key}" if path else str(key), inner) for key, inner in value.items()]
         return [number for key, inner in items for number in infinite(inner, key)]
     if isinstance(value, (list, tuple)):
         return [number for inner in value for number in infinite(inner, path)]
-    return [(path, value)] if isinstance(value, float) and not math.isfinite(value) else []
+    is_finite = not isinstance(value, float) or abs(value) <= MAX_FLOAT
+    return [] if is_finite else [(path, value)]
 
 
 def _refuse_missing_root(experiment: Experiment, text: str, source: str) -> None:

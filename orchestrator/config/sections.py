@@ -14,8 +14,8 @@ from workers.config import Section
 from workers.config.train import period_steps
 from workers.types import BatchNormPolicy, Metric, OptimizerState
 
-MAX_SWEEP_RUNS = 1_000_000
-"""Most runs that a sweep may have. A plan for so many takes hours already."""
+MAX_SWEEP_RUNS = 20_000
+"""Most runs that a sweep may have. The ids of more would be likely to collide."""
 
 Whole = tuple[int, int]
 """An inclusive range of integers. It has a name because `Axis.int` hides the builtin."""

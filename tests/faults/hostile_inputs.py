@@ -58,6 +58,7 @@ HOSTILE_TEXTS = (
     *("x-{000000000..999999999}.tar", "{" * 40, "{a,b}" * 12, "os:system", "evil:Recipe", "%n"),
     *("!!python/object:os.system", "9" * 5000, "1e999", "-1", "nan", "a\nb", "C:\\x", "*", "."),
 )
+HOSTILE_NUMBERS = (0, -1, 1, 2, 3, 0.5, 1e-9, 1e9, 1e300, 10**6, 2**31, 2**63, 10**30, -(10**30))
 HOSTILE_VALUES: tuple[Any, ...] = (
     *(None, True, 0, -1, 1, 2**31, 2**63, 10**30, -(10**30), 1e-320, 1e300, float("nan")),
     *(float("inf"), [], {}, [[]], {"": None}, {"a": {"b": {"c": 1}}}, [1, "a", None]),
@@ -103,7 +104,7 @@ def try_input(kind: str, seed: int, folder: Path) -> str:
         try:
             KINDS[kind](rng, folder)
         except REFUSALS as error:
-            assert str(error) and len(str(error)) < 4000
+            assert str(error) and (isinstance(error, CorruptFile) or len(str(error)) < 4000)
             return "refused"
     return "accepted"
 
@@ -141,7 +142,16 @@ def changed_tree(rng: random.Random, tree: Any) -> Any:
     if isinstance(tree, list) and tree and rng.random() < 0.7:
         at = rng.randrange(len(tree))
         return [*tree[:at], changed_tree(rng, tree[at]), *tree[at + 1 :]]
-    return rng.choice(HOSTILE_VALUES)
+    return _hostile_value(rng, tree)
+
+
+def _hostile_value(rng: random.Random, value: Any) -> Any:
+    """Mostly of the kind of the value, so that more than its type is checked."""
+    if rng.random() < 0.2:
+        return rng.choice(HOSTILE_VALUES)
+    if isinstance(value, str):
+        return rng.choice(HOSTILE_TEXTS)
+    return rng.choice(HOSTILE_NUMBERS)
 
 
 def hostile_document(rng: random.Random) -> str:
@@ -172,7 +182,7 @@ def hostile_document(rng: random.Random) -> str:
 
 
 def try_config(rng: random.Random, folder: Path) -> None:
-    tree = BASE_CONFIG
+    tree = _whole_config()
     for _ in range(rng.randint(1, 3)):
         tree = changed_tree(rng, tree)
     text = hostile_document(rng)
@@ -190,14 +200,22 @@ def try_override(rng: random.Random, folder: Path) -> None:
     file = folder / "x.yaml"
     file.write_text(yaml.safe_dump(BASE_CONFIG))
     paths = [f"{section}.{key}" for section in BASE_CONFIG for key in _keys(section)]
-    values = [str(value) for value in HOSTILE_VALUES] + [hostile_document(rng)]
-    overrides = [f"{rng.choice(paths)}={rng.choice(values)}" for _ in range(rng.randint(1, 3))]
+    values = [*HOSTILE_NUMBERS, *HOSTILE_NUMBERS, *HOSTILE_VALUES, hostile_document(rng)]
+    overrides = [f"{rng.choice(paths)}={rng.choice(values)}" for _ in range(rng.randint(1, 2))]
     _expanded(file, overrides)
 
 
 def _keys(section: str) -> list[str]:
     annotation = config.Experiment.model_fields[section].annotation
     return sorted(getattr(annotation, "model_fields", {"x": None}))
+
+
+@cache
+def _whole_config() -> dict[str, Any]:
+    """The base configuration with all defaults."""
+    tree = config.Experiment.model_validate(BASE_CONFIG).model_dump(mode="json")
+    tree["sweep"]["space"] = BASE_CONFIG["sweep"]["space"]
+    return tree
 
 
 def _expanded(file: Path, overrides: list[str]) -> None:
@@ -210,9 +228,9 @@ def _expanded(file: Path, overrides: list[str]) -> None:
 def try_plan(rng: random.Random, folder: Path) -> None:
     """The whole verb, preflight and timing included, of a configuration that is nearly valid."""
     images = _folder_of_images(folder / "data", rng)
-    tree = BASE_CONFIG | {"data": {"root": str(images), "image_size": 32}, "name": "x"}
-    tree |= {"sweep": {"seeds": 2}, "merge": {"mode": "off"}, "storage": str(folder / "runs")}
-    section = rng.choice(("data", "model", "base", "train", "soup"))
+    tree = _whole_config() | {"storage": str(folder / "runs"), "merge": {"mode": "off"}}
+    tree |= {"data": {"root": str(images), "image_size": 32}, "sweep": {"seeds": 2}}
+    section = rng.choice(("data", "model", "base", "train", "train", "soup", "fleet", "sweep"))
     changed = {**tree, section: changed_tree(rng, tree[section])}
     file = folder / "x.yaml"
     file.write_bytes(yaml.safe_dump(changed).encode())

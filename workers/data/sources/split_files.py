@@ -114,7 +114,7 @@ def _expand(files: Files, root: str, setting: str, pattern: str, suffix: str) ->
     _refuse_many(setting, pattern)
     try:
         names: list[str] = expand_urls(pattern)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # AssertionError: of a variable that is not set
         raise UserError(f"{setting} {pattern!r}: {error}; write e.g. {{000..099}}") from error
     if not is_remote(join(root, pattern)) and os.path.isdir(join(root, pattern)):
         raise UserError(
