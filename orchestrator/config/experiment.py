@@ -203,9 +203,7 @@ def _validated(tree: dict[str, Any], source: str) -> Experiment:
     except ValidationError as error:
         raise config_error(error, Experiment, tree, source) from error
     for path, number in infinite(experiment.model_dump()):
-        raise UserError(
-            f"{source}: {path} is {number}; write a finite number, below {MAX_FLOAT:g}"
-        )
+        raise UserError(f"{source}: {path} is {number}; write a finite number, below {MAX_FLOAT:g}")
     for path in _booleans_as_numbers(tree, experiment.model_dump()):
         raise UserError(f"{source}: {path} is true or false; write a number")
     return experiment

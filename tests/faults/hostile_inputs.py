@@ -30,6 +30,15 @@ from safetensors.torch import save
 from orchestrator import cli, config
 from orchestrator.commands.run import planned
 from orchestrator.driver.ledger import Ledger
+from tests.faults.hostile_values import (
+    BASE_CONFIG,
+    HOSTILE_NUMBERS,
+    HOSTILE_TEXTS,
+    HOSTILE_VALUES,
+    changed_bytes,
+    changed_tree,
+    hostile_document,
+)
 from tests.simulator.simulator import live
 from tests.simulator.world import World
 from workers.config.data import DataConfig
@@ -50,33 +59,8 @@ TIME_LIMIT_S = 30.0
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "EPS", "PPM", "ICO", "TGA", "PDF", "MPO")
 """Formats that Pillow can write, of which only some are decoded."""
-
-HOSTILE_TEXTS = (
-    *("", "\x1b[31m", "\u202egnp.exe", "=cmd|'/c calc'!A1", "<script>alert(1)</script>", "a" * 300),
-    *("../../etc/passwd", "~nosuchuser/x", "s3://", "gs://", "hdfs://nowhere/x", "az://x", "\0"),
-    *("pipe:touch /tmp/pwned", "${HOME}", "${NOT_SET}", "file:///dev/null", "http://[", "\udcff"),
-    *("x-{000000000..999999999}.tar", "{" * 40, "{a,b}" * 12, "os:system", "evil:Recipe", "%n"),
-    *("!!python/object:os.system", "9" * 5000, "1e999", "-1", "nan", "a\nb", "C:\\x", "*", "."),
-)
-HOSTILE_NUMBERS = (0, -1, 1, 2, 3, 0.5, 1e-9, 1e9, 1e300, 10**6, 2**31, 2**63, 10**30, -(10**30))
-HOSTILE_VALUES: tuple[Any, ...] = (
-    *(None, True, 0, -1, 1, 2**31, 2**63, 10**30, -(10**30), 1e-320, 1e300, float("nan")),
-    *(float("inf"), [], {}, [[]], {"": None}, {"a": {"b": {"c": 1}}}, [1, "a", None]),
-    *HOSTILE_TEXTS,
-)
-
-BASE_CONFIG: dict[str, Any] = {
-    "name": "x",
-    "data": {"source": "digits", "image_size": 32},
-    "model": {"name": "test_resnet", "kwargs": {}},
-    "base": {"init": "zero"},
-    "train": {"epochs": 2, "batch_size": 8, "lr": 0.003, "aa": None},
-    "sweep": {"seeds": 2, "space": {"train.lr": [0.1, 0.01]}},
-    "fleet": {"device": "cpu", "env": {"A": "b"}},
-    "merge": {"mode": "observe", "method": "greedy"},
-    "soup": {"recipes": ["best", {"greedy": {"tie": "strict"}}], "ingredients": "best"},
-    "ensemble": {"stacking": False},
-}
+FOREIGN = (b"%!PS\n{} loop\n", b"\xc5\xd0\xd3\xc6", b"SIMPLE  =  T", b"%PDF-1.7")
+"""Beginnings of files that another program would be asked to read."""
 
 
 class TookTooLong(BaseException):
@@ -107,75 +91,6 @@ def try_input(kind: str, seed: int, folder: Path) -> str:
             assert str(error) and (isinstance(error, CorruptFile) or len(str(error)) < 4000)
             return "refused"
     return "accepted"
-
-
-# Changes
-
-
-def changed_bytes(rng: random.Random, content: bytes) -> bytes:
-    """The content with some bytes flipped, cut, repeated, inserted or overwritten."""
-    data = bytearray(content)
-    for _ in range(rng.choice((1, 1, 2, 8))):
-        at = rng.randrange(len(data) + 1)
-        length = rng.choice((1, 4, 64))
-        match rng.randrange(5):
-            case 0:
-                data[at : at + 1] = bytes([rng.randrange(256)])
-            case 1:
-                del data[at:]
-            case 2:
-                data[at:at] = data[at : at + length]
-            case 3:
-                data[at:at] = rng.randbytes(length)
-            case _:
-                data[at : at + length] = rng.choice((b"\xff", b"\0", b"9")) * length
-    return bytes(data)
-
-
-def changed_tree(rng: random.Random, tree: Any) -> Any:
-    """The tree with one hostile value, or one hostile key, somewhere in it."""
-    if isinstance(tree, dict) and tree and rng.random() < 0.8:
-        key = rng.choice(sorted(tree))
-        if rng.random() < 0.1:
-            return {**tree, rng.choice(HOSTILE_TEXTS): tree[key]}
-        return {**tree, key: changed_tree(rng, tree[key])}
-    if isinstance(tree, list) and tree and rng.random() < 0.7:
-        at = rng.randrange(len(tree))
-        return [*tree[:at], changed_tree(rng, tree[at]), *tree[at + 1 :]]
-    return _hostile_value(rng, tree)
-
-
-def _hostile_value(rng: random.Random, value: Any) -> Any:
-    """Mostly of the kind of the value, so that more than its type is checked."""
-    if rng.random() < 0.2:
-        return rng.choice(HOSTILE_VALUES)
-    if isinstance(value, str):
-        return rng.choice(HOSTILE_TEXTS)
-    return rng.choice(HOSTILE_NUMBERS)
-
-
-def hostile_document(rng: random.Random) -> str:
-    """YAML that is deep, of aliases, of long numbers, or of other kinds than a configuration."""
-    n = rng.choice((5, 60, 3000))
-    aliases = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
-    return rng.choice(
-        (
-            "model: {kwargs: " + "[" * n + "]" * n + "}",
-            "model:\n" + "".join(f"{' ' * i}a:\n" for i in range(1, min(n, 400))),
-            f"a0: &a0 [1, 2]\n{aliases}model: {{kwargs: *a8}}",
-            "model: &m {kwargs: *m}",
-            f"seed: {'7' * n}",
-            f"sweep: {{seeds: {10**rng.randrange(12)}}}",
-            f"sweep: {{num_runs: {10**rng.randrange(3, 12)}, space: {{train.lr: [1, 2]}}}}",
-            "? [a, b]\n: c",
-            "&a *a",
-            "- 1\n- 2",
-            "a: !!python/object/apply:os.system ['true']",
-            "<<: *none",
-            "\x00",
-            "a: 2026-13-45",
-        )
-    )
 
 
 # Kinds
@@ -308,7 +223,9 @@ def hostile_image(rng: random.Random) -> bytes:
     if rng.random() < 0.8:
         content = changed_bytes(rng, content)
     if rng.random() < 0.1:
-        content = rng.choice((b"%!PS\n{} loop\n", b"\xc5\xd0\xd3\xc6", b"SIMPLE  =  T", b"%PDF-1.7"))
+        content = rng.choice(
+            (b"%!PS\n{} loop\n", b"\xc5\xd0\xd3\xc6", b"SIMPLE  =  T", b"%PDF-1.7")
+        )
     return content
 
 
@@ -355,7 +272,9 @@ def try_shard(rng: random.Random, folder: Path) -> None:
     with tarfile.open(fileobj=content, mode="w", format=rng.choice((0, 1, 2))) as tar:
         for i, name in enumerate(names):
             label = _hostile_label(rng) if rng.random() < 0.1 else b"%d" % (i % 2)
-            picture = hostile_image(rng) if rng.random() < 0.2 else encoded("PNG", "RGB") + b"%d" % i
+            picture = (
+                hostile_image(rng) if rng.random() < 0.2 else encoded("PNG", "RGB") + b"%d" % i
+            )
             for suffix, data in (("png", picture), (rng.choice(("cls", "json")), label)):
                 member = tarfile.TarInfo(f"{name}.{suffix}")
                 member.size = len(data)
@@ -391,7 +310,9 @@ def try_parquet(rng: random.Random, folder: Path) -> None:
     if rng.random() < 0.3:
         pictures[2] = hostile_image(rng)
     names = ("=cmd", "\x1b[31m", "bee", "ant")
-    labels: list[Any] = [i % 2 if rng.random() < 0.9 else rng.randrange(-5, 10**9) for i in range(8)]
+    labels: list[Any] = [
+        i % 2 if rng.random() < 0.9 else rng.randrange(-5, 10**9) for i in range(8)
+    ]
     if rng.random() < 0.3:
         labels = [rng.choice(names) for _ in range(8)]
     columns = [pa.array(pictures, pa.binary()), pa.array(labels)]
@@ -484,7 +405,11 @@ def try_manifest(rng: random.Random, folder: Path) -> None:
     store = _changed_store(rng, folder, path)
     kind, owner, *_ = path.split("/")
     manifest.complete(store, owner, 1)
-    ids = {"base": f"base/{owner}", "soups": f"soup/{owner}", "runs": f"{owner}/{path.split(chr(47))[-2]}"}
+    ids = {
+        "base": f"base/{owner}",
+        "soups": f"soup/{owner}",
+        "runs": f"{owner}/{path.split(chr(47))[-2]}",
+    }
     manifest.verify_files(store, ids[kind])
 
 
