@@ -55,6 +55,7 @@ def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Ite
     for spec in order.models:
         models[model_key(spec)] = _model_info(spec, order, images, worker)
         worker.progress.touch()
+    _refuse_other_images(order, images)
     images.save(worker.store)
     result = PreflightResult(
         classes=images.classes,
@@ -66,6 +67,17 @@ def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Ite
     )
     _refuse_endless_round(order, images, worker)
     yield Preflighted(facts=result)
+
+
+def _refuse_other_images(order: PreflightOrder, images: Images) -> None:
+    """An experiment that gains a model must still have the images that it began with."""
+    for split, fingerprint in order.fingerprints.items():
+        has_split = split == "train" or split in images.split_names
+        if not has_split or images.fingerprint(split) != fingerprint:
+            raise UserError(
+                f"the images of split {split} are not those that the experiment began with; "
+                "restore them, or pass --name OTHER to start another"
+            )
 
 
 def _refuse_endless_round(order: PreflightOrder, images: Images, worker: WorkerContext) -> None:

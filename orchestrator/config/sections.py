@@ -5,7 +5,7 @@ Those that a worker reads are in `workers.config`; `orchestrator.config` compose
 
 import math
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
@@ -165,6 +165,8 @@ class SweepConfig(Section):
 class FleetConfig(Section):
     """Resources per run, and limits on failures and time."""
 
+    first_defaults: ClassVar[dict[str, Any]] = {"grace_s": 2}
+
     gpus_per_run: float = Field(default=1, gt=0)
     """GPUs of one run, each with a rank of its own. Below 1: a share of a GPU, for one rank. With
     `device: cpu` the number of ranks on CPUs. With `auto`, a single rank also trains on a cluster
@@ -184,9 +186,10 @@ class FleetConfig(Section):
     heartbeat_s: float = Field(default=120, gt=0)
     """Seconds without progress after which a worker is considered hanging and replaced. May change
     at a restart."""
-    grace_s: float = Field(default=2, ge=0)
-    """Seconds that a worker gets to write a checkpoint before it is stopped. May change at a
-    restart."""
+    grace_s: float | None = Field(default=None, ge=0)
+    """Longest time in seconds that workers get to write a checkpoint before they are stopped. None:
+    three times the slowest checkpoint so far, at least 10, and 60 before the first one. May change
+    at a restart."""
     env: dict[str, str] = {}
     """Environment variables of the workers. `${NAME}` is the value of NAME in the environment of
     the command. The store never holds other values: a restart takes them from its own

@@ -252,7 +252,7 @@ class RayFleet:
         events: list[AnyEvent] = []
         for slot in list(self._all()):
             silent_s = slot.poll_heartbeat()
-            if slot.held and silent_s > self._spec.heartbeat_s:
+            if slot.held and silent_s > max(self._spec.heartbeat_s, slot.limit_s):
                 message = (
                     f"{slot.name} made no progress for {silent_s:.0f} s "
                     f"(fleet.heartbeat_s is {self._spec.heartbeat_s:g})"

@@ -49,6 +49,8 @@ NUM_PROBED = 16
 """Number of images that are decoded to estimate the size of all."""
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """Errors of a full disk. It costs time but no experiment: images are then decoded in every run."""
+SYNC_EVERY = 1024
+"""Images between two waits for the disk."""
 OVERHEAD_BYTES = 1 << 16
 """Approximate bytes of a file beside its pixels."""
 
@@ -173,7 +175,9 @@ def _train_pixels(images: Images, size: int, touch: Touch) -> TrainPixels:
         [samples[i] for i in order],
         {"reduced to": size},
         lambda: int(1.1 * len(samples) * mean_bytes()) + OVERHEAD_BYTES,
-        lambda file: write_images(file, in_threads(read, order, touch), mean_bytes()),
+        lambda file: write_images(
+            file, _synced(file, in_threads(read, order, touch)), mean_bytes()
+        ),
         lambda path: CachedImages(path, rows),
         touch,
     )
@@ -195,7 +199,7 @@ def _eval_pixels(
         images.samples(split)[:num],
         preprocessing,
         lambda: math.prod(shape) + OVERHEAD_BYTES,
-        lambda file: write_pixels(file, shape, in_threads(render, order, touch)),
+        lambda file: write_pixels(file, shape, _synced(file, in_threads(render, order, touch))),
         lambda path: mapped_pixels(path, shape),
         touch,
     )
@@ -205,6 +209,15 @@ def _eval_pixels(
     for i, row in in_threads(render, order, touch):
         pixels[i] = torch.from_numpy(row)
     return pixels
+
+
+def _synced(file: BinaryIO, rows: Iterator[Result]) -> Iterator[Result]:
+    """The rows; what was written of them goes to the disk now and then, so that the end of a large
+    file waits for little."""
+    for number, row in enumerate(rows, start=1):
+        yield row
+        if number % SYNC_EVERY == 0:
+            os.fdatasync(file.fileno())
 
 
 def _whole_image(images: Images, split: str, i: int) -> Image.Image:

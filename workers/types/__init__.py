@@ -24,6 +24,7 @@ from workers.types.events import (
     ErrorClass,
     Evaluated,
     Event,
+    Extended,
     Failed,
     Finished,
     FinishRequested,
@@ -41,6 +42,7 @@ from workers.types.events import (
     Trained,
 )
 from workers.types.merge_events import (
+    Abandoned,
     Answered,
     Asked,
     Diversity,
@@ -161,9 +163,11 @@ AnyEvent = Annotated[
     | GaveUp
     | MergeOpened
     | RoundClosed
+    | Abandoned
     | Rejoined
     | Diversity
     | FinishRequested
+    | Extended
     | Cancelled
     | Stopped
     | Finished,
