@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from orchestrator import config
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, secrets
 from orchestrator.config.sections import FleetConfig
 from orchestrator.fleet.cluster import (
     SlotResources,
@@ -295,7 +295,7 @@ def open_cluster(experiment: Experiment, address: str) -> WorkerConfig:
     Raises:
         UserError: nothing answers, or the cluster can never run this experiment.
     """
-    connect(address, experiment.fleet.env)
+    connect(address, secrets.environment(experiment.fleet.env))
     try:
         worker_config = config.worker_config(experiment, device(experiment.fleet))
         refuse_infeasible(SlotResources.of(experiment.fleet, worker_config))
