@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 a mistake that the user can correct, a damaged store, or a
 bug of ours.
 """
 
+import errno
 import json
 import os
 import sys
@@ -13,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
-from rich.console import Console
 
 from orchestrator import config
 from orchestrator.commands.run import (
@@ -27,17 +27,16 @@ from orchestrator.commands.run import (
 from orchestrator.driver.contents import read_experiment, read_state
 from orchestrator.driver.patience import StoreUnavailable
 from orchestrator.driver.signals import STOPPED
+from orchestrator.report.terminal.console import console
 from orchestrator.report.terminal.tables import final_table, status_json, status_view
 from orchestrator.report.write import write_report
 from orchestrator.schedule.moment import Moment
 from workers.errors import UserError, first_line
 from workers.storage.layout import FINISH
 from workers.storage.store import Store
+from workers.text import one_line, printable, shortened
 
 OS_REMEDY = "repair the file or the disk, and repeat the command"
-
-PIPE_WIDTH = 130
-"""Columns of tables in a pipe or log, which has no width."""
 
 
 class Verbs(typer.core.TyperGroup):
@@ -90,7 +89,7 @@ def plan(
     if as_json:
         print(json.dumps(made.summary))
     else:
-        _console().print(plan_view(made))
+        console().print(plan_view(made))
 
 
 @app.command()
@@ -135,7 +134,7 @@ def run(
         take_over=take_over,
         plain=plain,
     )
-    _show_outcome(run_experiment(experiment, options), config.uri(experiment))
+    _show_outcome(run_experiment(experiment, options), config.shown_uri(experiment))
 
 
 @app.command()
@@ -156,7 +155,7 @@ def status(
     if as_json:
         print(json.dumps(status_json(moment)))
     else:
-        _console().print(status_view(moment, uri))
+        console().print(status_view(moment, uri))
 
 
 @app.command()
@@ -164,7 +163,7 @@ def report(uri: Uri) -> None:
     """Write results.json, summary.csv and report.html again."""
     moment, store = _replayed(uri)
     results = write_report(moment, store)
-    _console().print(final_table(results, uri))
+    console().print(final_table(results, uri))
 
 
 @app.command()
@@ -188,7 +187,7 @@ def logs(
     """Print the logs of all attempts of a run."""
     from orchestrator.commands.status import run_log
 
-    sys.stdout.write(run_log(_existing(uri), run_id))
+    sys.stdout.write(printable(run_log(_existing(uri), run_id)))
 
 
 @app.command()
@@ -273,7 +272,7 @@ def evaluate(
     if as_json:
         print(json.dumps(score.model_dump()))
     else:
-        _console().print(score_view(score, model_dir, data))
+        console().print(score_view(score, model_dir, data))
 
 
 @app.command()
@@ -292,7 +291,7 @@ def predict(
     from orchestrator.commands.predict import label_images
 
     store = _existing(model) if ensemble is not None else None
-    print(label_images(Path(model), Path(images), Path(out), store, ensemble))
+    _say(label_images(Path(model), Path(images), Path(out), store, ensemble))
 
 
 @app.command()
@@ -301,7 +300,7 @@ def verify(uri: Uri) -> None:
     from orchestrator.commands.verify import verify_experiment
 
     moment, store = _replayed(uri)
-    problems = verify_experiment(moment, store, say=print)
+    problems = verify_experiment(moment, store, say=_say)
     if problems:
         raise UserError(f"{uri} is not intact: {'; '.join(problems)}")
 
@@ -333,13 +332,13 @@ def _show_outcome(outcome: RunOutcome, uri: str) -> None:
             for path in outcome.repaired:
                 print(f"{path} in {uri} was missing or changed, and was written again.")
             print(f"{uri} is already finished; nothing {'else ' * bool(outcome.repaired)}was done.")
-        _console().print(final_table(outcome.results, uri))
+        console().print(final_table(outcome.results, uri))
     raise typer.Exit(outcome.exit_code)
 
 
-def _console() -> Console:
-    """A console as wide as the terminal, or PIPE_WIDTH in a pipe or log."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+def _say(text: str) -> None:
+    """Print a line, in which names from data cannot steer the terminal."""
+    print(one_line(text))
 
 
 def _existing(uri: str) -> Store:
@@ -359,19 +358,26 @@ def _replayed(uri: str) -> tuple[Moment, Store]:
     return Moment(planned(experiment), read_state(store)), store
 
 
+def _os_problem(error: OSError) -> str:
+    if error.errno == errno.ENAMETOOLONG:
+        name = one_line(shortened(str(error.filename), 200))
+        return f"the name {name} is too long for a file; shorten it"
+    return f"{one_line(first_line(error))}; {OS_REMEDY}"
+
+
 def main() -> None:
     """Run a verb. A mistake of the user, or a file or disk that fails, is one sentence on stderr
     and exit code 2."""
     try:
         app(standalone_mode=True)
     except UserError as error:
-        print(f"soupfleet: {error}", file=sys.stderr)
+        print(f"soupfleet: {one_line(str(error))}", file=sys.stderr)
         sys.exit(BAD)
     except StoreUnavailable as error:
-        print(f"soupfleet: {error}", file=sys.stderr)
+        print(f"soupfleet: {one_line(str(error))}", file=sys.stderr)
         sys.exit(PARTLY)
     except OSError as error:
-        print(f"soupfleet: {first_line(error)}; {OS_REMEDY}", file=sys.stderr)
+        print(f"soupfleet: {_os_problem(error)}", file=sys.stderr)
         sys.exit(BAD)
     except KeyboardInterrupt:
         print("soupfleet: stopped before it began", file=sys.stderr)

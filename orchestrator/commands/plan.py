@@ -223,7 +223,7 @@ def plan_view(plan: Plan) -> RenderableType:
     """Runs, resources, data, storage, time, and warnings."""
     experiment = plan.expanded.experiment
     head = Text(f"{experiment.name}: plan; nothing was started", style="bold")
-    head.append(f"  {config.uri(experiment)}", style="dim")
+    head.append(f"  {config.shown_uri(experiment)}", style="dim")
     lines = [Text(line) for line in _lines(plan)]
     warnings = [Text(f"Warning: {text}", style="yellow") for text in _warnings(plan)]
     return Group(head, _runs_table(plan), *lines, *warnings)

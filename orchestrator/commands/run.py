@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from orchestrator import config, schedule
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, secrets
 from orchestrator.driver.contents import (
     clear,
     read_experiment,
@@ -52,6 +52,7 @@ from orchestrator.state.state import State
 from workers.errors import UserError
 from workers.storage.layout import CONFIG, ENV, LEASE, STAGED
 from workers.storage.store import Store
+from workers.text import one_line
 from workers.types import Extended, WorkerConfig
 
 _Say = Callable[[str], object]
@@ -205,15 +206,18 @@ def as_begun(
     """
     merged = with_extensions(with_stored_values(experiment, stored), stored, original)
     check(identity(stored), merged, extend=extend)
+    config.import_recipes(merged)  # its own, and those that the store names
     if original is not None:
         if gained := additions(grown_like(merged, experiment), merged):
-            say(
+            text = (
                 f"{experiment.name} now has {format.listing(gained)} (added with --extend); write "
                 "this into the file to make it part of it"
             )
+            say(one_line(text))
         experiment = grown_like(experiment, merged)
     if kept := kept_values(experiment, merged):
-        say(f"{experiment.name} keeps the values that it began with: {'; '.join(kept)}")
+        text = f"{experiment.name} keeps the values that it began with: {'; '.join(kept)}"
+        say(one_line(text))
     return merged
 
 
@@ -277,7 +281,7 @@ def _drive(
     from orchestrator.report.terminal.live import open_view
 
     about = {
-        CONFIG: config.dump(expanded.experiment).encode(),
+        CONFIG: config.public_dump(expanded.experiment).encode(),
         ENV: _environment(options, store).encode(),
     }
     with open_view(options.plain) as view:
@@ -312,7 +316,7 @@ def _drive(
 def _undo(store: Store, lease: Lease, begun: Begun | None) -> None:
     """Undo what was written for an experiment, or for its extension, that preflight refused."""
     if begun is not None:
-        Publisher(store, lease).write(CONFIG, config.dump(begun.stored).encode())
+        Publisher(store, lease).write(CONFIG, config.public_dump(begun.stored).encode())
         return
     clear(store)
     store.delete(LEASE)
@@ -353,7 +357,7 @@ def _local_fleet(experiment: Experiment, lease: Lease) -> Fleet:
     device: Literal["cpu", "cuda"] = "cpu"
     if asked != "cpu" and cuda_is_available():
         device = "cuda"
-    os.environ.update(experiment.fleet.env)
+    os.environ.update(secrets.environment(experiment.fleet.env))
     worker = WorkerContext(config.worker_config(experiment, device))
     worker.progress.on_touch = lease.keep
     return LocalFleet(lambda order, att: perform_safely(worker, order, att), worker.progress)
@@ -396,7 +400,8 @@ def _environment(options: Options, store: Store) -> str:
 
 
 def _command() -> list[str]:
-    return sys.argv
+    """The arguments of this command without their secrets."""
+    return secrets.public_arguments(sys.argv)
 
 
 def _earlier_commands(store: Store) -> list[list[str]]:
@@ -406,7 +411,7 @@ def _earlier_commands(store: Store) -> list[list[str]]:
     except (FileNotFoundError, ValueError):  # damaged: it is written anew
         return []
     commands: list[list[str]] = facts.get("commands", [facts.get("command", [])])
-    return commands
+    return [secrets.public_arguments(command) for command in commands]
 
 
 def _version(package: str) -> str:

@@ -32,14 +32,24 @@ def read_experiment(store: Store) -> Experiment | None:
     Raises:
         UserError: its config.yaml is unreadable, or missing beside other parts of an experiment.
     """
-    if not store.is_file(CONFIG):
+    text = _config_text(store)
+    if text is None:
         refuse_parts(store, f"no {CONFIG}")
         return None
+    return config.read(text, f"{CONFIG} in {store}")
+
+
+def _config_text(store: Store) -> str | None:
+    """The text of config.yaml. None: it is missing."""
     try:
-        text = store.read(CONFIG).decode()
+        return store.read(CONFIG).decode() if store.is_file(CONFIG) else None
     except UnicodeDecodeError as error:
         raise UserError(f"{CONFIG} in {store} is not UTF-8 text ({error}); {REMEDY}") from error
-    return config.read(text, f"{CONFIG} in {store}")
+    except OSError as error:
+        raise UserError(
+            f"storage {store} does not answer ({first_line(error)}); check its name, the "
+            "credentials and the network"
+        ) from error
 
 
 def read_state(store: Store) -> State:

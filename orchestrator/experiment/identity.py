@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, secrets
 from orchestrator.config.sections import FleetConfig, RecipeConfig
 from orchestrator.experiment.sweep import expand
 from workers.config import Section
@@ -39,7 +39,9 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 
     Defaults are left out, so a later version may add keys and still recognise an old experiment.
     """
-    tree = _without_mutable_keys(experiment.model_dump(mode="json", exclude_defaults=True))
+    tree = _without_mutable_keys(
+        secrets.public(experiment.model_dump(mode="json", exclude_defaults=True))
+    )
     if not tree.get("fleet", True):
         del tree["fleet"]
     return tree
@@ -156,7 +158,9 @@ def _outdated_defaults(stored: FleetConfig) -> set[str]:
 
 def kept_values(new: Experiment, merged: Experiment) -> list[str]:
     """`dotted.path: value (default: value)` of the keys that keep a stored value in `merged`."""
-    defaults, values = (_leaves(one.model_dump(mode="json")) for one in (new, merged))
+    defaults, values = (
+        _leaves(secrets.public(one.model_dump(mode="json"))) for one in (new, merged)
+    )
     return [
         f"{path}: {value} (default: {defaults.get(path, 'absent')})"
         for path, value in values.items()
@@ -195,7 +199,8 @@ def check(old: dict[str, Any], new: Experiment, extend: bool = False) -> None:
 def config_differences(old: Experiment, new: Experiment) -> list[str]:
     """`dotted.path: old -> new` of every difference in what must stay the same."""
     before, after = (
-        _leaves(_without_mutable_keys(one.model_dump(mode="json"))) for one in (old, new)
+        _leaves(_without_mutable_keys(secrets.public(one.model_dump(mode="json"))))
+        for one in (old, new)
     )
     paths = list(before) + [path for path in after if path not in before]
     absent = "absent"

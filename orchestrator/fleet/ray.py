@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError
 
 from orchestrator import config
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, secrets
 from orchestrator.config.sections import FleetConfig
 from orchestrator.fleet.cluster import (
     SlotResources,
@@ -344,7 +344,7 @@ def open_cluster(experiment: Experiment, address: str) -> WorkerConfig:
     Raises:
         UserError: nothing answers, or the cluster can never run this experiment.
     """
-    connect(address, experiment.fleet.env)
+    connect(address, secrets.environment(experiment.fleet.env))
     try:
         worker_config = config.worker_config(experiment, device(experiment.fleet))
         needs = SlotResources.of(experiment.fleet, worker_config)

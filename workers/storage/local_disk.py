@@ -11,11 +11,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from workers.errors import UserError
+
 _BLOCK = 1 << 20
 """Bytes hashed at a time; a block stays in the processor's cache."""
 
 LOCK_POLL_S = 0.05
 """Seconds between two attempts to take a lock."""
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `~user` filled in. Raises UserError if there is no such user."""
+    local = os.path.expanduser(path)
+    if local.startswith("~"):
+        user = local.partition("/")[0]
+        raise UserError(f"{local}: {user} is the home of no user; write the whole path")
+    return Path(local)
 
 
 def hash_file(local: Path, touch: Callable[[], object] = lambda: None) -> str:

@@ -20,6 +20,7 @@ from workers.errors import UserError, first_line
 from workers.storage import local_disk
 from workers.storage.layout import PROBE
 from workers.storage.node_cache import NodeCache, store_cache
+from workers.text import without_credentials
 
 Bytes = bytes | bytearray | memoryview
 
@@ -95,10 +96,7 @@ class Store:
 
     def __str__(self) -> str:
         """The URI without credentials and query."""
-        parts = urlsplit(self.uri)
-        if self.is_local or "@" not in parts.netloc:
-            return self.uri.partition("?")[0]
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return self.uri if self.is_local else without_credentials(self.uri).partition("?")[0]
 
     def child(self, name: str) -> "Store":
         """The store of a folder inside this one. A query string stays at the end of the URI."""
@@ -365,7 +363,7 @@ class Store:
     @cached_property
     def _cache(self) -> NodeCache:
         named = self._cache_dir
-        folder = None if named is None else Path(named).expanduser().absolute()
+        folder = None if named is None else local_disk.expanded(named).absolute()
         return store_cache(folder, damage=(CorruptFile,))
 
     def _state(self, path: str) -> str:
@@ -402,7 +400,7 @@ class Store:
 def _local_root(uri: str) -> Path | None:
     if uri.startswith("file://"):
         return Path(unquote(urlsplit(uri).path))
-    return None if "://" in uri else Path(os.path.abspath(Path(uri).expanduser()))
+    return None if "://" in uri else Path(os.path.abspath(local_disk.expanded(uri)))
 
 
 def open_filesystem(uri: str, place: str) -> tuple[Any, str]:
@@ -416,9 +414,12 @@ def open_filesystem(uri: str, place: str) -> tuple[Any, str]:
 
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        # OSError: of a region that is looked up, or a library that is missing.
         raise UserError(
             f"{place} cannot be opened ({first_line(error)}); give a folder, or a URI such as "
             "s3://bucket/folder"
         ) from error
+    if not path.strip("/"):
+        raise UserError(f"{place} names no bucket; give a URI such as s3://bucket/folder")
     return filesystem, path.rstrip("/")

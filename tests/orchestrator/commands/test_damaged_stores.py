@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator import cli, config
-from orchestrator.commands import run
+from orchestrator.commands import run, soup
 from orchestrator.commands.run import Options, RunOutcome
+from orchestrator.commands.soup import SoupRequest
 from orchestrator.driver.lease import Lease
 from orchestrator.fleet.base import Fleet
 from tests.orchestrator.small_fleet import run_small, small_experiment
 from workers.errors import UserError
+from workers.storage import manifest
 from workers.storage.store import Store
 
 SMALL = ("sweep.seeds=2", "base.trunk_epochs=0", "train.epochs=1", "merge.mode=off")
@@ -245,3 +247,43 @@ def test_what_another_driver_wrote_before_the_lease_was_taken_is_kept(
     assert {k: v for k, v in ours.items() if "ledger" in k} == {
         k: v for k, v in content(finished / "runs" / "small").items() if "ledger" in k
     }
+
+
+def test_an_interrupted_verify_ends_with_4(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(manifest, "verify_files", interrupt)
+    monkeypatch.setattr(sys, "argv", ["soupfleet", "verify", str(store)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 4 and "stopped" in capsys.readouterr().err
+
+
+def test_a_disk_that_fails_under_a_verb_is_one_sentence(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error", "ledger")
+
+    monkeypatch.setattr(Store, "sizes", fail)
+    monkeypatch.setattr(sys, "argv", ["soupfleet", "report", str(store)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and len(error.splitlines()) == 1 and "Input/output" in error
+
+
+def test_out_of_a_soup_command_killed_at_its_first_writes_can_be_used_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".probe-12ab").write_text("left")
+    (out / "driver.json").write_text("{}")
+    request = SoupRequest((), "test_vit", ".", "uniform", str(out))
+    experiment = config.read(f"name: out\nstorage: {tmp_path}\nmodel: {{name: test_vit}}\n", "test")
+    soup._refuse_other_contents(experiment, request)
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="other files"):
+        soup._refuse_other_contents(experiment, request)

@@ -286,10 +286,18 @@ def test_auto_works_without_a_folder_and_disk_is_refused(
     assert "not cached" in caplog.text
     with pytest.raises(UserError, match=r"data\.cache=disk .*SOUPFLEET_CACHE"):
         train_pixels(write_images(tmp_path, "disk"), PREPROCESSING)
+
+
+@pytest.mark.parametrize("mode", ["disk", "memory"])
+def test_a_full_cache_is_named_and_images_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    expected = eval_pixels(write_images(tmp_path, "off", num=20), "train", PREPROCESSING)
     monkeypatch.setenv("SOUPFLEET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SOUPFLEET_CACHE_GB", "0.00001")
-    with pytest.raises(UserError, match="no room for"):
-        eval_pixels(write_images(tmp_path, "disk", num=20), "train", PREPROCESSING)
+    pixels = eval_pixels(write_images(tmp_path, mode, num=20), "train", PREPROCESSING)
+    assert torch.equal(pixels, expected)
+    assert "decoded in every run, not cached: [Errno 28] no room for" in caplog.text
 
 
 def test_auto_caches_no_file_of_few_images(tmp_path: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ from workers.data.sources.classes import class_list
 from workers.data.sources.image_ref import ImageRef, first_few
 from workers.data.sources.split_files import data_root, report_splits
 from workers.errors import UserError
+from workers.storage.local_disk import expanded
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}
@@ -49,7 +50,7 @@ def _classes(root: Path, spec: DataConfig, trains: list[Path]) -> tuple[str, ...
 
 
 def _split_folder(root: Path, setting: str, path: str) -> Path:
-    folder = Path(os.path.normpath(root / Path(path).expanduser()))
+    folder = Path(os.path.normpath(root / expanded(path)))
     if not folder.is_dir():
         raise UserError(
             f"{setting} {path!r} is not a folder below data.root {root}; "
