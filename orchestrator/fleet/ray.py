@@ -72,7 +72,7 @@ class RayFleet:
         self._timers = _Timers()
         self._nodes = Nodes()
         self._num_created = 0
-        self._grow()
+        self._resize()
 
     @property
     def num_slots(self) -> int:
@@ -241,10 +241,11 @@ class RayFleet:
             self._merge = create_merge_slot(self._worker_config)
         else:
             self._slots.remove(slot)
-            self._grow()
+            self._resize()
 
-    def _grow(self) -> None:
-        """Create slots up to the current size of the cluster and fleet.max_concurrent_runs."""
+    def _resize(self) -> None:
+        """As many slots as fit the cluster now, and as fleet.max_concurrent_runs allows. Too many
+        are left when a node is gone: those that wait for a place would wait for its return."""
         excluded = self._nodes.excluded
         room = capacity(self._needs, self._spec.label_selector, excluded)
         wanted = min(self._spec.max_concurrent_runs or room, room)
@@ -253,6 +254,10 @@ class RayFleet:
             name = f"slot-{self._num_created}"
             self._num_created += 1
             self._slots.append(create_slot(name, self._worker_config, selector, self._needs))
+        surplus = max(0, len(self._slots) - wanted)
+        for slot in [slot for slot in reversed(self._slots) if slot.starting][:surplus]:
+            slot.destroy()
+            self._slots.remove(slot)
 
     def _check_starts(self) -> list[AnyEvent]:
         events: list[AnyEvent] = []
@@ -321,7 +326,7 @@ class RayFleet:
                 slot.interrupt("its node is being drained")
                 if not slot.held:
                     self._rebuild(slot)
-        self._grow()
+        self._resize()
         return []
 
     def waiting_for(self) -> str | None:

@@ -25,7 +25,7 @@ def test_every_key_and_every_option_has_a_row() -> None:
 
 def test_values_bounds_and_defaults_are_in_plain_words() -> None:
     text = reference()
-    assert "| `image_size` | whole number (at least 8) | `null` |" in text
+    assert "| `image_size` | whole number (at least 8, at most 8192) | `null` |" in text
     assert "| `crop` | [number, number] or `center` | `[0.35, 1.0]` |" in text
     assert "| `recipes` | [recipe or {recipe: options}, ...] |" in text
     assert "| `alpha` | number (above 0, below 1) | `0.05` |" in text
