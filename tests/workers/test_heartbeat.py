@@ -1,6 +1,8 @@
 """Progress: what counts as a sign of life, and how long silence is allowed."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,19 +74,10 @@ def test_waiting_for_a_slow_store_is_no_hang(
     worker.store.on_bytes = lambda: beats.append(time.monotonic())
     writing = worker.store.writing
 
-    def slowly(path: str) -> Any:
-        sink = writing(path)
-        enter = type(sink).__enter__
-        slow = SimpleNamespace(sink=sink)
-
-        class Slow:
-            def __enter__(self) -> SlowSink:
-                return SlowSink(enter(slow.sink), worker.progress, seen)
-
-            def __exit__(self, *error: Any) -> Any:
-                return slow.sink.__exit__(*error)
-
-        return Slow()
+    @contextlib.contextmanager
+    def slowly(*arguments: Any) -> Iterator[SlowSink]:
+        with writing(*arguments) as sink:
+            yield SlowSink(sink, worker.progress, seen)
 
     monkeypatch.setattr(worker.store, "writing", slowly)
     events = perform(worker, run, start)
