@@ -14,6 +14,7 @@ from workers.errors import UserError
 from workers.models.build import create_model, has_batchnorm, preprocessing
 from workers.models.components import components_of
 from workers.models.pretrained import load_initial
+from workers.storage.layout import SPLITS
 from workers.storage.safetensors_writer import file_size
 from workers.storage.store import Store
 from workers.training.import_weights import require_weights
@@ -55,7 +56,6 @@ def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Ite
     for spec in order.models:
         models[model_key(spec)] = _model_info(spec, order, images, worker)
         worker.progress.touch()
-    images.save(worker.store)
     result = PreflightResult(
         classes=images.classes,
         splits={s: _split_info(images, s) for s in dict.fromkeys(("train", *images.split_names))},
@@ -65,7 +65,20 @@ def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Ite
         warnings=(*warnings, *_disk_warning(worker.store, models)),
     )
     _refuse_endless_round(order, images, worker)
-    yield Preflighted(facts=result)
+    if order.expected is not None:
+        _refuse_other_images(order.expected, result, worker.store)
+        result = order.expected
+    yield Preflighted(facts=result, files={SPLITS: images.save(worker.store)})
+
+
+def _refuse_other_images(expected: PreflightResult, seen: PreflightResult, store: Store) -> None:
+    """Refuse to write splits.parquet again for other images than the experiment began with."""
+    for split, info in expected.splits.items():
+        if seen.splits.get(split) != info or seen.classes != expected.classes:
+            raise UserError(
+                f"{SPLITS} in {store} is missing or damaged, and the images of {split} are not "
+                "those that the experiment began with; restore that file or the images"
+            )
 
 
 def _refuse_endless_round(order: PreflightOrder, images: Images, worker: WorkerContext) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from orchestrator import config, schedule
 from orchestrator.config import Experiment
 from orchestrator.driver.driver import Driver, refused_reason
+from orchestrator.driver.inventory import damaged_files
 from orchestrator.driver.lease import Lease, LeaseLost
 from orchestrator.driver.ledger import Ledger
 from orchestrator.driver.signals import STOPPED, stop_signals_handled, stoppable
@@ -85,7 +86,7 @@ def run_experiment(experiment: Experiment, options: Options) -> RunOutcome:
         experiment = _as_begun(experiment, stored, extend=options.extend)
     expanded = planned(experiment)
     moment = Moment(expanded, state)
-    if has_begun and is_finished(moment):
+    if has_begun and is_finished(moment) and not damaged_files(store, state):
         return RunOutcome(exit_code(moment), moment, _results(store), worked=False)
     ttl_s = LOCAL_LEASE_S if options.fleet == "local" else RAY_LEASE_S
     if stored is None:

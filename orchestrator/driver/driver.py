@@ -16,12 +16,14 @@ from collections import Counter
 from collections.abc import Callable
 
 from orchestrator import schedule
+from orchestrator.driver.inventory import damaged_files
 from orchestrator.driver.lease import Lease
 from orchestrator.driver.ledger import Ledger
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.fleet.base import Fleet
 from orchestrator.schedule import serving
 from orchestrator.schedule.moment import Moment
+from orchestrator.schedule.repairs import with_expected_files
 from orchestrator.state.reducers import apply, fold, is_stale
 from orchestrator.state.state import State
 from workers.heartbeat import Heartbeat
@@ -122,6 +124,7 @@ class Driver:
             time=self.now(),
         )
         self._commit([*adopted, opened])
+        self._commit(damaged_files(self.store, self.state))
 
     def _stop(self, reason: str) -> None:
         """The ledger is consistent first; then training gets its grace period."""
@@ -153,7 +156,7 @@ class Driver:
         attempts = {order.id: self._next_attempt(order) for order in taken}
         self._commit([self._ordered(order, attempts[order.id]) for order in taken])
         for order in taken:
-            self.fleet.submit(order, attempts[order.id])
+            self.fleet.submit(with_expected_files(self.state, order), attempts[order.id])
 
     def _affordable(self, orders: tuple[AnyOrder, ...], place: str) -> list[AnyOrder]:
         due = [order for order in orders if order.place == place]

@@ -54,7 +54,7 @@ def retry_decisions(moment: Moment, now: float) -> Iterator[AnyEvent]:
 
 def decide(moment: Moment, order: str, failed: Failed) -> AnyEvent:
     """Retry or give up, with the reason in words."""
-    same = [f for f in moment.state.failures.get(order, ()) if f.error == failed.error]
+    same = [f for f in moment.state.failures.get(order, ()) if _is_same(f, failed)]
     policy = POLICIES[failed.error]
     retries = moment.config.fleet.max_failures if policy.retries is None else policy.retries
     seen = f"{failed.error}: {failed.message}"
@@ -69,6 +69,11 @@ def decide(moment: Moment, order: str, failed: Failed) -> AnyEvent:
     return RetryDecided(
         order=order, run=failed.run, time=failed.time, after_s=pause_s, reason=reason
     )
+
+
+def _is_same(earlier: Failed, failed: Failed) -> bool:
+    """Another corrupt file is another failure: the one before was made again."""
+    return earlier.error == failed.error and earlier.path == failed.path
 
 
 def _shrink(moment: Moment, order: str, failed: Failed) -> AnyEvent:

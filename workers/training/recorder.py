@@ -21,7 +21,17 @@ from workers.storage.checkpoints import TrainState
 from workers.storage.manifest import read_manifest
 from workers.storage.predictions import write_predictions
 from workers.training.run_log import RunLog
-from workers.types import SELECTION, AnyEvent, Checkpointed, Evaluated, Score, TrainOrder, ema_id
+from workers.types import (
+    SELECTION,
+    AnyEvent,
+    Checkpoint,
+    Checkpointed,
+    Evaluated,
+    FileInfo,
+    Score,
+    TrainOrder,
+    ema_id,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ class RunRecorder:
         self._held_out = fold
         self._splits = (SELECTION, fold) if fold else (SELECTION,)
         self._scores: dict[str, Score | None] = {}
+        self._files: dict[str, dict[str, FileInfo]] = {}
+        """Files of predictions, by name of the checkpoint."""
         self._evaluations: dict[str, Evaluation] = {}
         """The latest evaluations, by id: the run's and its moving average's."""
         self._log.log(
@@ -127,7 +139,8 @@ class RunRecorder:
 
         def before_manifest() -> None:
             for split, values in evaluation.logits.items() if evaluation else ():
-                self._write_predictions(f"{name}-{self._attempt}", split, values)
+                files = self._write_predictions(f"{name}-{self._attempt}", split, values)
+                self._files.setdefault(name, {}).update(files)
             self._log.put()
 
         self._writer.submit(
@@ -143,19 +156,25 @@ class RunRecorder:
 
     def completed(self) -> Iterator[AnyEvent]:
         """Checkpoints that became complete since the last call."""
-        for checkpoint in self._writer.done():
-            yield Checkpointed(checkpoint=checkpoint, score=self._scores.pop(checkpoint.name))
+        yield from map(self._checkpointed, self._writer.done())
 
     def flush(self) -> Iterator[AnyEvent]:
         """Wait for all checkpoints to become complete."""
-        for checkpoint in self._writer.flush():
-            yield Checkpointed(checkpoint=checkpoint, score=self._scores.pop(checkpoint.name))
+        yield from map(self._checkpointed, self._writer.flush())
         self._log.log(f"done; checkpoints held training up for {self._writer.stall_s:.2f} s")
 
-    def _write_predictions(self, checkpoint_id: str, split: str, values: np.ndarray) -> None:
+    def _checkpointed(self, checkpoint: Checkpoint) -> Checkpointed:
+        name = checkpoint.name
+        return Checkpointed(
+            checkpoint=checkpoint, score=self._scores.pop(name), files=self._files.pop(name, {})
+        )
+
+    def _write_predictions(
+        self, checkpoint_id: str, split: str, values: np.ndarray
+    ) -> dict[str, FileInfo]:
         images = self._worker.images
         keys, labels = images.keys(split), images.labels(split)
-        write_predictions(self._worker.store, checkpoint_id, split, keys, labels, values)
+        return write_predictions(self._worker.store, checkpoint_id, split, keys, labels, values)
 
     def _log_epoch(self, event: Evaluated) -> None:
         top1 = f"{SELECTION} top-1 {100 * event.score.top1:.2f} %"

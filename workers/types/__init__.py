@@ -19,12 +19,14 @@ from workers.types.events import (
     Cancelled,
     Checkpointed,
     Compared,
+    Damaged,
     Delta,
     EnsembleResult,
     ErrorClass,
     Evaluated,
     Event,
     Failed,
+    FilesEvent,
     Finished,
     FinishRequested,
     GaveUp,
@@ -101,6 +103,7 @@ from workers.types.values import (
     Checkpoint,
     Cohort,
     Component,
+    FileInfo,
     FrozenModel,
     Metric,
     Mix,
@@ -156,6 +159,7 @@ AnyEvent = Annotated[
     | Served
     | Retired
     | Failed
+    | Damaged
     | RetryDecided
     | BackoffOver
     | GaveUp
