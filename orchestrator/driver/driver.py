@@ -16,14 +16,13 @@ from collections import Counter
 from collections.abc import Callable
 
 from orchestrator import schedule
-from orchestrator.driver.inventory import damaged_files
+from orchestrator.driver.inventory import damaged_files, with_expected_files
 from orchestrator.driver.lease import Lease
 from orchestrator.driver.ledger import Ledger
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.fleet.base import Fleet
 from orchestrator.schedule import serving
 from orchestrator.schedule.moment import Moment
-from orchestrator.schedule.repairs import with_expected_files
 from orchestrator.state.reducers import apply, fold, is_stale
 from orchestrator.state.state import State
 from workers.heartbeat import Heartbeat

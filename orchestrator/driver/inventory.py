@@ -9,15 +9,16 @@ A difference becomes a `damaged` event. The state forgets the file, and the sche
 import io
 import json
 from collections.abc import Iterator
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.state.state import State
 from workers.storage import manifest
-from workers.storage.layout import MANIFEST, SPLITS, checkpoint_dir
+from workers.storage.layout import MANIFEST, SPLITS, checkpoint_dir, predictions_dir
 from workers.storage.store import CorruptFile, Store
-from workers.types import AnyEvent, Checkpoint, Damaged, FileInfo
+from workers.types import AnyEvent, AnyOrder, Checkpoint, Damaged, FileInfo
 
 HASHED_BYTES = 256 << 20
 """Bytes of all files that are hashed at the start of a driver."""
@@ -140,3 +141,25 @@ def _within_budget(sizes: dict[str, int]) -> set[str]:
             break
         names.add(name)
     return names
+
+
+def with_expected_files(state: State, order: AnyOrder) -> AnyOrder:
+    """The order with the sha256 of the files that it may read."""
+    files = {path: file.sha256 for path, file in _files_read(state, order)}
+    return order.model_copy(update={"files": files})
+
+
+def _files_read(state: State, order: AnyOrder) -> Iterator[tuple[str, FileInfo]]:
+    """An order that compares models may read all."""
+    if order.kind in ("compare", "analyse", "diversity"):
+        yield from chain.from_iterable(files.items() for files in state.files.values())
+        return
+    if order.kind != "preflight":
+        yield from state.files.get("", {}).items()
+    ids: tuple[str, ...] = ()
+    if order.kind == "taste":
+        ids = order.hard_images_first
+    elif order.kind == "score":
+        ids = (order.checkpoint.id,)
+    for id_ in ids:
+        yield from state.files.get(predictions_dir(id_), {}).items()
