@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 a mistake that the user can correct, or a failed `verify`;
 all runs failed; 4 stopped by the user; 1 a bug of ours.
 """
 
+import errno
 import json
 import os
 import sys
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from orchestrator import config
 from orchestrator.commands.run import (
@@ -24,6 +24,7 @@ from orchestrator.commands.run import (
 )
 from orchestrator.driver.ledger import Ledger
 from orchestrator.driver.signals import STOPPED
+from orchestrator.report.terminal.console import console
 from orchestrator.report.terminal.tables import final_table, status_json, status_view
 from orchestrator.report.write import write_report
 from orchestrator.schedule.moment import Moment
@@ -31,9 +32,7 @@ from orchestrator.state.reducers import fold
 from workers.errors import UserError
 from workers.storage.layout import FINISH
 from workers.storage.store import Store
-
-PIPE_WIDTH = 130
-"""Columns of tables in a pipe or log, which has no width."""
+from workers.text import one_line, printable, shortened
 
 app = typer.Typer(
     help="Fine-tune a fleet of image classifiers and get back one better model: a soup.",
@@ -73,7 +72,7 @@ def plan(
     if as_json:
         print(json.dumps(made.summary))
     else:
-        _console().print(plan_view(made))
+        console().print(plan_view(made))
 
 
 @app.command()
@@ -114,7 +113,7 @@ def run(
         take_over=take_over,
         plain=plain,
     )
-    _show_outcome(run_experiment(experiment, options), config.uri(experiment))
+    _show_outcome(run_experiment(experiment, options), config.shown_uri(experiment))
 
 
 @app.command()
@@ -135,7 +134,7 @@ def status(
     if as_json:
         print(json.dumps(status_json(moment)))
     else:
-        _console().print(status_view(moment, uri))
+        console().print(status_view(moment, uri))
 
 
 @app.command()
@@ -143,7 +142,7 @@ def report(uri: Uri) -> None:
     """Write results.json, summary.csv and report.html again."""
     moment, store = _replayed(uri)
     results = write_report(moment, store)
-    _console().print(final_table(results, uri))
+    console().print(final_table(results, uri))
 
 
 @app.command()
@@ -167,7 +166,7 @@ def logs(
     """Print the logs of all attempts of a run."""
     from orchestrator.commands.status import run_log
 
-    sys.stdout.write(run_log(_existing(uri), run_id))
+    sys.stdout.write(printable(run_log(_existing(uri), run_id)))
 
 
 @app.command()
@@ -252,7 +251,7 @@ def evaluate(
     if as_json:
         print(json.dumps(score.model_dump()))
     else:
-        _console().print(score_view(score, model_dir, data))
+        console().print(score_view(score, model_dir, data))
 
 
 @app.command()
@@ -271,7 +270,7 @@ def predict(
     from orchestrator.commands.predict import label_images
 
     store = _existing(model) if ensemble is not None else None
-    print(label_images(Path(model), Path(images), Path(out), store, ensemble))
+    _say(label_images(Path(model), Path(images), Path(out), store, ensemble))
 
 
 @app.command()
@@ -280,7 +279,7 @@ def verify(uri: Uri) -> None:
     from orchestrator.commands.verify import verify_experiment
 
     moment, store = _replayed(uri)
-    problems = verify_experiment(moment, store, say=print)
+    problems = verify_experiment(moment, store, say=_say)
     if problems:
         raise UserError(f"{uri} is not intact: {'; '.join(problems)}")
 
@@ -310,13 +309,13 @@ def _show_outcome(outcome: RunOutcome, uri: str) -> None:
     else:
         if not outcome.worked:
             print(f"{uri} is already finished; nothing was done.")
-        _console().print(final_table(outcome.results, uri))
+        console().print(final_table(outcome.results, uri))
     raise typer.Exit(outcome.exit_code)
 
 
-def _console() -> Console:
-    """A console as wide as the terminal, or PIPE_WIDTH in a pipe or log."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+def _say(text: str) -> None:
+    """Print a line, in which names from data cannot steer the terminal."""
+    print(one_line(text))
 
 
 def _existing(uri: str) -> Store:
@@ -341,7 +340,13 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except UserError as error:
-        print(f"soupfleet: {error}", file=sys.stderr)
+        print(f"soupfleet: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(BAD)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = one_line(shortened(str(error.filename), 200))
+        print(f"soupfleet: the name {name} is too long for a file; shorten it", file=sys.stderr)
         sys.exit(BAD)
     except KeyboardInterrupt:
         print("soupfleet: stopped before it began", file=sys.stderr)

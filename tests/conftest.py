@@ -27,6 +27,18 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file share its fixtures, so they run in one process. All that may start a Ray
+    cluster are a group: one cluster at a time."""
+    root = Path(__file__).parent
+    for item in items:
+        file = item.path.relative_to(root)
+        is_cluster = file.parts[0] == "faults" or file.stem in ("test_fleets", "test_submit")
+        group = "clusters" if is_cluster else str(file)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Decoded images of tests lie beside their other files, not in the home folder."""

@@ -24,7 +24,7 @@ MAX_FILES = 17
 
 FLOORS = {
     "workers": (
-        *("errors", "config", "types", "storage", "heartbeat", "data", "models", "context"),
+        *("text", "errors", "config", "types", "storage", "heartbeat", "data", "models", "context"),
         *("scoring", "recipes", "merging", "training", "analysis", "serving", "preflight"),
         *("dispatch", "ray_actor", "model"),
     ),
@@ -54,6 +54,7 @@ DOORS = {
 
 TORCH_FREE = (
     "orchestrator",
+    "workers/text.py",
     "workers/errors.py",
     "workers/config",
     "workers/types",

@@ -24,6 +24,7 @@ BatchNorm, every mix is scored with the statistics that it would be served with.
 
 Rooms, from the ground up; a room imports only rooms below it:
 
+    text.py        text from data, made safe for terminal, page, Markdown and CSV
     errors.py      errors that a user can mend, as one sentence
     config/        the sections of the configuration that a worker reads: data, model, train
     types/         what crosses a boundary: values, orders, events, questions of recipes
@@ -44,7 +45,7 @@ Rooms, from the ground up; a room imports only rooms below it:
     ray_actor.py   a worker as a Ray actor
     model.py       `import workers.model` registers our architectures with timm
 
-`errors.py`, `config`, `types`, `heartbeat.py`, `recipes` and the parts of `storage` that the
-orchestrator imports are free of torch. Each heavy dependency is imported only in the files that
+`text.py`, `errors.py`, `config`, `types`, `heartbeat.py`, `recipes` and the parts of `storage` that
+the orchestrator imports are free of torch. Each heavy dependency is imported only in the files that
 `tests/test_house.py` lists. Nothing is unpickled.
 """

@@ -27,8 +27,10 @@ class WorkerContext:
         self.config = config
         self.slot = slot
         self.rank = rank
-        self.store = Store(config.uri, cache_dir=config.cache_dir)
         self.progress = Progress()
+        self.store = Store(
+            config.uri, cache_dir=config.cache_dir, on_bytes=lambda: self.progress.beat()
+        )
         self.last_step_at: float | None = None
         """Monotonic time of the last step in this process. None: no step yet."""
         self.loaded_checkpoint_id: str | None = None

@@ -17,6 +17,7 @@ from workers.errors import UserError, first_line
 from workers.storage.layout import checkpoint_of, made_file_of, predictions_dir
 from workers.storage.manifest import discard
 from workers.storage.store import CorruptFile
+from workers.text import without_credentials
 from workers.types import AnyEvent, AnyOrder, ErrorClass, Failed, Retired, RetireOrder, Started
 
 OrderFunction = Callable[[Any, int, WorkerContext], Iterator[AnyEvent]]
@@ -99,8 +100,8 @@ def failed(error: BaseException) -> Failed:
     is_expected = kind in ("refused", "storage", "corrupt", "diverged")
     return Failed(
         error=kind,
-        message=line if is_expected else f"{type(error).__name__}: {line}",
-        traceback="".join(traceback.format_exception(error)),
+        message=without_credentials(line if is_expected else f"{type(error).__name__}: {line}"),
+        traceback=without_credentials("".join(traceback.format_exception(error))),
         checkpoint=checkpoint_of(str(error)) if kind == "corrupt" else None,
         path=made_file_of(str(error)) if kind == "corrupt" else None,
     )

@@ -3,12 +3,20 @@
 import difflib
 from collections.abc import Iterable
 
+from workers.text import shortened, without_credentials
+
 SIMILARITY = 0.4
 """Least similarity (difflib, 0..1) of a name that is worth suggesting."""
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct: one sentence of what, where, value seen and remedy."""
+    """A mistake that the user can correct: one sentence of what, where, value seen and remedy.
+
+    Long values are cut in it, and credentials of URIs are left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_credentials(shortened(message)))
 
 
 def first_line(error: BaseException) -> str:

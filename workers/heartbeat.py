@@ -1,6 +1,13 @@
-"""The progress of a worker, which another thread sends to the driver as heartbeats."""
+"""The progress of a worker, which another thread sends to the driver as heartbeats.
 
+step, image, tensor --touch--> |          |
+bytes read or written --beat-> | Progress | --heartbeat--> silent for longer than allowed?
+compiling, waiting ----busy--> |          |
+"""
+
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +29,10 @@ class Heartbeat(FrozenModel):
     images_per_s: float | None = None
     silent_s: float = 0.0
     """Seconds since the last progress."""
+    busy: str | None = None
+    """What the worker does that shows no progress while it lasts. None: ordinary work."""
+    limit_s: float = 0.0
+    """Seconds that it may be silent, if that is more than fleet.heartbeat_s."""
     rss_bytes: int = 0
 
 
@@ -29,7 +40,7 @@ class Heartbeat(FrozenModel):
 class Progress:
     """Progress of the current order: one writer (the work), one reader (the heartbeat).
 
-    There is no lock; at worst a number is stale.
+    Threads that move bytes only `beat`. There is no lock; at worst a number is stale.
     """
 
     order: str | None = None
@@ -37,15 +48,33 @@ class Progress:
     touched_at: float = field(default_factory=time.monotonic)
     interrupt: str | None = None
     """Reason to write a checkpoint and stop at the next step. None: continue."""
+    silence: tuple[str | None, float] = (None, 0.0)
+    """`busy` and `limit_s` of the heartbeat."""
 
     def begin(self, order: str) -> None:
         self.order, self.facts, self.touched_at = order, {}, time.monotonic()
         self.interrupt = None
+        self.silence = (None, 0.0)
 
     def touch(self, **facts: Any) -> None:
         """Record progress. `facts` are fields of Heartbeat, e.g. step=12, loss=0.3."""
         self.facts.update(facts)
+        self.beat()
+
+    def beat(self) -> None:
+        """Record that bytes flow. From any thread."""
         self.touched_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def busy(self, reason: str, limit_s: float) -> Iterator[None]:
+        """Work that cannot touch while it lasts, and that may be silent for `limit_s`."""
+        before, self.silence = self.silence, (reason, limit_s)
+        self.beat()
+        try:
+            yield
+        finally:
+            self.silence = before
+            self.beat()
 
     def end(self) -> None:
         self.order, self.facts, self.touched_at = None, {}, time.monotonic()
@@ -53,6 +82,13 @@ class Progress:
     def heartbeat(self, slot: str) -> Heartbeat:
         silent_s = time.monotonic() - self.touched_at if self.order else 0.0
         rss = psutil.Process().memory_info().rss
+        busy, limit_s = self.silence
         return Heartbeat(
-            slot=slot, order=self.order, silent_s=silent_s, rss_bytes=rss, **self.facts
+            slot=slot,
+            order=self.order,
+            silent_s=silent_s,
+            busy=busy,
+            limit_s=limit_s,
+            rss_bytes=rss,
+            **self.facts,
         )

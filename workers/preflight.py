@@ -56,6 +56,7 @@ def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Ite
     for spec in order.models:
         models[model_key(spec)] = _model_info(spec, order, images, worker)
         worker.progress.touch()
+    _refuse_other_images(order, images)
     result = PreflightResult(
         classes=images.classes,
         splits={s: _split_info(images, s) for s in dict.fromkeys(("train", *images.split_names))},
@@ -66,18 +67,29 @@ def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Ite
     )
     _refuse_endless_round(order, images, worker)
     if order.expected is not None:
-        _refuse_other_images(order.expected, result, worker.store)
+        _refuse_new_splits(order.expected, result, worker.store)
         result = order.expected
     yield Preflighted(facts=result, files={SPLITS: images.save(worker.store)})
 
 
-def _refuse_other_images(expected: PreflightResult, seen: PreflightResult, store: Store) -> None:
+def _refuse_new_splits(expected: PreflightResult, seen: PreflightResult, store: Store) -> None:
     """Refuse to write splits.parquet again for other images than the experiment began with."""
     for split, info in expected.splits.items():
         if seen.splits.get(split) != info or seen.classes != expected.classes:
             raise UserError(
                 f"{SPLITS} in {store} is missing or damaged, and the images of {split} are not "
                 "those that the experiment began with; restore that file or the images"
+            )
+
+
+def _refuse_other_images(order: PreflightOrder, images: Images) -> None:
+    """An experiment that gains a model must still have the images that it began with."""
+    for split, fingerprint in order.fingerprints.items():
+        has_split = split == "train" or split in images.split_names
+        if not has_split or images.fingerprint(split) != fingerprint:
+            raise UserError(
+                f"the images of split {split} are not those that the experiment began with; "
+                "restore them, or pass --name OTHER to start another"
             )
 
 

@@ -6,8 +6,10 @@ experiment -> preflight on a temporary store -> facts  -> runs, steps, bytes
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Group, RenderableType
@@ -29,6 +31,9 @@ from workers.errors import UserError
 from workers.storage.store import Store
 from workers.types import PreflightResult, RunSpec, RunTiming, model_key
 
+_PROBE = ".probe-plan"
+PROBE_BYTES = 16 << 20
+"""Bytes written to measure the storage."""
 MAX_NAMED = 10
 """Most corrupt images that are listed by name."""
 
@@ -66,6 +71,9 @@ class Plan:
     """Bytes at the peak."""
     free_bytes: int | None
     """Free bytes of the storage. None: unknown."""
+    checkpoint_s: float | None
+    """Seconds to write the largest training checkpoint. None: not measured, because fleet.grace_s
+    follows it."""
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -117,7 +125,25 @@ def make_plan(experiment: Experiment) -> Plan:
         timed_steps,
         storage_bytes=peak_bytes(expanded, resolved, max(1, slots)),
         free_bytes=store.free_bytes(),
+        checkpoint_s=_checkpoint_s(store, resolved)
+        if experiment.fleet.grace_s is not None
+        else None,
     )
+
+
+def _checkpoint_s(store: Store, resolved: ResolvedExperiment) -> float:
+    """Estimated from a small file that is written and deleted."""
+    num_bytes = max(model.checkpoint_bytes for model in resolved.preflight.models.values())
+    probe = bytes(min(num_bytes, PROBE_BYTES))
+    began = time.perf_counter()
+    if store.local_root is None:
+        store.write(_PROBE, probe)
+        store.delete(_PROBE)
+    else:
+        with tempfile.NamedTemporaryFile(dir=_existing(store.local_root)) as file:
+            file.write(probe)
+            os.fsync(file.fileno())
+    return (time.perf_counter() - began) * num_bytes / len(probe)
 
 
 def _require_writable(store: Store) -> None:
@@ -126,12 +152,17 @@ def _require_writable(store: Store) -> None:
     if store.local_root is None:
         store.probe()
         return
-    parent = next(p for p in (store.local_root, *store.local_root.parents) if p.exists())
+    parent = _existing(store.local_root)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(
             f"storage {store} cannot be written to: {parent} is not a writable folder; give a "
             "folder or bucket that is writable from here and from every node"
         )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _device(experiment: Experiment, machine: Machine) -> Literal["cpu", "cuda"]:
@@ -192,7 +223,7 @@ def plan_view(plan: Plan) -> RenderableType:
     """Runs, resources, data, storage, time, and warnings."""
     experiment = plan.expanded.experiment
     head = Text(f"{experiment.name}: plan; nothing was started", style="bold")
-    head.append(f"  {config.uri(experiment)}", style="dim")
+    head.append(f"  {config.shown_uri(experiment)}", style="dim")
     lines = [Text(line) for line in _lines(plan)]
     warnings = [Text(f"Warning: {text}", style="yellow") for text in _warnings(plan)]
     return Group(head, _runs_table(plan), *lines, *warnings)
@@ -287,6 +318,13 @@ def _warnings(plan: Plan) -> Iterator[str]:
         yield f"{len(facts.corrupt)} images do not decode and are left out: {names}{more}"
     if not plan.slots:
         yield "not even one run fits this machine; the time is for one slot of a larger machine"
+    grace_s = plan.expanded.experiment.fleet.grace_s
+    if grace_s is not None and plan.checkpoint_s is not None and grace_s < plan.checkpoint_s:
+        yield (
+            f"fleet.grace_s is {grace_s:g}, but a checkpoint takes about {plan.checkpoint_s:.0f} s "
+            "to be written, so runs that are stopped lose what they did since the last one; leave "
+            "it out, and it follows the measured time"
+        )
     if plan.free_bytes is not None and plan.free_bytes < plan.storage_bytes:
         yield (
             f"storage has {size(plan.free_bytes)} free, the peak needs {size(plan.storage_bytes)}"

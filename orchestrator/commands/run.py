@@ -16,24 +16,35 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from orchestrator import config, schedule
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, secrets
 from orchestrator.driver.driver import Driver, refused_reason
 from orchestrator.driver.inventory import damaged_files
 from orchestrator.driver.lease import Lease, LeaseLost
 from orchestrator.driver.ledger import Ledger
 from orchestrator.driver.signals import STOPPED, stop_signals_handled, stoppable
-from orchestrator.experiment.identity import check, identity, kept_values, with_stored_values
+from orchestrator.experiment.identity import (
+    added_runs,
+    additions,
+    check,
+    grown_like,
+    identity,
+    kept_values,
+    with_extensions,
+    with_stored_values,
+)
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.experiment.sweep import expand
 from orchestrator.fleet.base import Fleet, LocalFleet
+from orchestrator.report import format
 from orchestrator.report.write import write_report
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 from workers.storage.layout import CONFIG, ENV, LEASE, STORE_ENTRIES
 from workers.storage.store import Store
-from workers.types import WorkerConfig
+from workers.text import one_line
+from workers.types import Extended, WorkerConfig
 
 DONE, BAD, PARTLY = 0, 2, 3
 """Exit codes of `run_experiment`; 1 is a bug of ours."""
@@ -72,6 +83,15 @@ class RunOutcome:
     """False: the experiment was finished already."""
 
 
+@dataclass(frozen=True)
+class Begun:
+    """An experiment that passed preflight before this command."""
+
+    stored: Experiment
+    extended: Extended | None
+    """What this command adds. None: nothing."""
+
+
 def run_experiment(experiment: Experiment, options: Options) -> RunOutcome:
     """Drive the experiment to its end, or until it is stopped.
 
@@ -82,11 +102,13 @@ def run_experiment(experiment: Experiment, options: Options) -> RunOutcome:
     stored = read_experiment(store)
     state = fold(Ledger(store).replay()) if stored is not None else State()
     has_begun = stored is not None and state.preflight is not None
+    extended = None
     if stored is not None and has_begun:
-        experiment = _as_begun(experiment, stored, extend=options.extend)
+        experiment = as_begun(experiment, stored, state.original, extend=options.extend)
+        extended = extension(stored, experiment)
     expanded = planned(experiment)
     moment = Moment(expanded, state)
-    if has_begun and is_finished(moment) and not damaged_files(store, state):
+    if has_begun and extended is None and is_finished(moment) and not damaged_files(store, state):
         return RunOutcome(exit_code(moment), moment, _results(store), worked=False)
     ttl_s = LOCAL_LEASE_S if options.fleet == "local" else RAY_LEASE_S
     if stored is None:
@@ -96,27 +118,62 @@ def run_experiment(experiment: Experiment, options: Options) -> RunOutcome:
     with stoppable():
         lease.acquire(options.take_over)
         try:
-            return _run(experiment, options, expanded, store, lease, is_new=not has_begun)
+            begun = Begun(stored, extended) if stored is not None and has_begun else None
+            return _run(experiment, options, expanded, store, lease, begun)
         except LeaseLost as error:
             raise UserError(str(error)) from error
         finally:
             lease.release()
 
 
-def _as_begun(experiment: Experiment, stored: Experiment, extend: bool) -> Experiment:
-    """The experiment with its stored values; refuses a changed one, and reports the values kept."""
-    merged = with_stored_values(experiment, stored)
+def as_begun(
+    experiment: Experiment, stored: Experiment, original: dict[str, Any] | None, extend: bool
+) -> Experiment:
+    """The experiment with its stored values, and with what it gained since it began.
+
+    Refuses a changed one, and reports the values kept and what was gained.
+    """
+    merged = with_extensions(with_stored_values(experiment, stored), stored, original)
     check(identity(stored), merged, extend=extend)
+    config.import_recipes(merged)  # its own, and those that the store names
+    if original is not None:
+        if gained := additions(grown_like(merged, experiment), merged):
+            text = (
+                f"{experiment.name} now has {format.listing(gained)} (added with --extend); write "
+                "this into the file to make it part of it"
+            )
+            print(one_line(text))
+        experiment = grown_like(experiment, merged)
     if kept := kept_values(experiment, merged):
-        print(f"{experiment.name} keeps the values that it began with: {'; '.join(kept)}")
+        text = f"{experiment.name} keeps the values that it began with: {'; '.join(kept)}"
+        print(one_line(text))
     return merged
+
+
+def extension(stored: Experiment, experiment: Experiment) -> Extended | None:
+    """The event of what the experiment gains. None: nothing."""
+    if not additions(stored, experiment):
+        return None
+    return Extended(before=identity(stored), runs=added_runs(stored, experiment))
 
 
 def read_experiment(store: Store) -> Experiment | None:
     """The experiment in the store. None: it has no config.yaml."""
-    if not store.exists(CONFIG):
-        return None
-    return config.read(store.read(CONFIG).decode(), f"{CONFIG} in {store}")
+    text = _text_of(store)
+    return None if text is None else config.read(text, f"{CONFIG} in {store}")
+
+
+def _text_of(store: Store) -> str | None:
+    """The text of config.yaml. None: it is missing."""
+    try:
+        return store.read(CONFIG).decode() if store.exists(CONFIG) else None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{CONFIG} in {store} is not text ({error}); restore it") from error
+    except OSError as error:
+        raise UserError(
+            f"storage {store} does not answer ({first_line(error)}); check its name, the "
+            "credentials and the network"
+        ) from error
 
 
 def planned(experiment: Experiment) -> ExpandedExperiment:
@@ -146,19 +203,22 @@ def _run(
     expanded: ExpandedExperiment,
     store: Store,
     lease: Lease,
-    is_new: bool,
+    begun: Begun | None,
 ) -> RunOutcome:
-    if is_new:
+    if begun is None:
         _clear(store)
     try:
         fleet = open_fleet(experiment, options)
     except UserError:
-        _remove_new(store, is_new)
+        _undo(store, begun)
         raise
     try:
-        store.write(CONFIG, config.dump(experiment).encode())
-        store.write(ENV, _environment(options).encode())
-        return _drive(expanded, store, lease, fleet, options, is_new)
+        if begun is not None and begun.extended is not None:
+            # Before config.yaml: a driver that is killed in between can be extended again.
+            Ledger(store).append([begun.extended])
+        store.write(CONFIG, config.public_dump(experiment).encode())
+        store.write(ENV, _environment(options, store).encode())
+        return _drive(expanded, store, lease, fleet, options, begun)
     finally:
         fleet.close()
 
@@ -169,7 +229,7 @@ def _drive(
     lease: Lease,
     fleet: Fleet,
     options: Options,
-    is_new: bool,
+    begun: Begun | None,
 ) -> RunOutcome:
     from orchestrator.report.terminal.live import open_view
 
@@ -186,7 +246,7 @@ def _drive(
             state = driver.run()
     refused = refused_reason(state)
     if refused is not None:
-        _remove_new(store, is_new)
+        _undo(store, begun)
         raise UserError(refused)
     if driver.stop_reason is not None:
         return RunOutcome(STOPPED, driver.moment, None, worked=True)
@@ -196,9 +256,10 @@ def _drive(
     return RunOutcome(exit_code(driver.moment), driver.moment, results, worked=True)
 
 
-def _remove_new(store: Store, is_new: bool) -> None:
-    """Remove what was written for a new experiment that was refused before it began."""
-    if not is_new:
+def _undo(store: Store, begun: Begun | None) -> None:
+    """Undo what was written for an experiment, or for its extension, that preflight refused."""
+    if begun is not None:
+        store.write(CONFIG, config.dump(begun.stored).encode())
         return
     _clear(store)
     store.delete(LEASE)
@@ -256,7 +317,7 @@ def _local_fleet(experiment: Experiment) -> Fleet:
     device: Literal["cpu", "cuda"] = "cpu"
     if asked != "cpu" and cuda_is_available():
         device = "cuda"
-    os.environ.update(experiment.fleet.env)
+    os.environ.update(secrets.environment(experiment.fleet.env))
     worker = WorkerContext(config.worker_config(experiment, device))
     return LocalFleet(lambda order, att: perform_safely(worker, order, att), worker.progress)
 
@@ -271,8 +332,9 @@ def _ray_fleet(experiment: Experiment, options: Options) -> Fleet:
     return RayFleet(worker_config, experiment.fleet)
 
 
-def _environment(options: Options) -> str:
-    """Content of env.json: software and machine, on which the bytes of a soup may depend."""
+def _environment(options: Options, store: Store) -> str:
+    """Content of env.json: software and machine, on which the bytes of a soup may depend, and all
+    commands that drove the experiment."""
     packages = (
         "soupfleet",
         "torch",
@@ -288,11 +350,27 @@ def _environment(options: Options) -> str:
         "machine": platform.machine(),
         "system": platform.platform(),
         "host": socket.gethostname(),
-        "command": sys.argv,
+        "command": _command(),
+        "commands": [*_earlier_commands(store), _command()],
         "fleet": options.fleet,
         "versions": {name: _version(name) for name in packages},
     }
     return json.dumps(facts, indent=2) + "\n"
+
+
+def _command() -> list[str]:
+    """The arguments of this command without their secrets."""
+    return secrets.public_arguments(sys.argv)
+
+
+def _earlier_commands(store: Store) -> list[list[str]]:
+    """The commands in env.json; older versions kept the latest alone."""
+    try:
+        facts = json.loads(store.read(ENV))
+    except (FileNotFoundError, ValueError):  # damaged: it is written anew
+        return []
+    commands: list[list[str]] = facts.get("commands", [facts.get("command", [])])
+    return [secrets.public_arguments(command) for command in commands]
 
 
 def _version(package: str) -> str:

@@ -21,7 +21,7 @@ from workers.errors import UserError
 from workers.models.model_files import ModelFile, config_of, weights_file
 from workers.recipes import RECIPES, needs_base
 from workers.storage.layout import SERVED
-from workers.storage.local_disk import hash_file
+from workers.storage.local_disk import expanded, hash_file
 from workers.storage.store import Store
 
 POLICIES_WITHOUT_IMAGES = frozenset({"best", "average", "frozen"})
@@ -71,7 +71,7 @@ def experiment_of(request: SoupRequest) -> Experiment:
     files = _files(request.checkpoints)
     configs = {file: found for file in files if (found := config_of(file)) is not None}
     model_file = _common_config(configs)
-    out = Path(request.out).expanduser().absolute()
+    out = expanded(request.out).absolute()
     ema = {"train.weights_ema": True} if request.ema else {}
     tree = {
         "name": out.name,
@@ -91,7 +91,9 @@ def experiment_of(request: SoupRequest) -> Experiment:
             "ingredients": "last",
         },
     }
-    return config.read(yaml_document.render(tree), "soupfleet soup")
+    experiment = config.read(yaml_document.render(tree), "soupfleet soup")
+    config.import_recipes(experiment)
+    return experiment
 
 
 def _files(checkpoints: tuple[str, ...]) -> list[Path]:
@@ -141,7 +143,7 @@ def _shown(value: Any) -> str:
 
 def _data(request: SoupRequest, model_file: ModelFile | None) -> dict[str, Any]:
     """The section `data`: val/ and test/ of --data, or two stratified halves of its classes."""
-    root = Path(request.data).expanduser().absolute()
+    root = expanded(request.data).absolute()
     if not root.is_dir():
         raise UserError(f"--data {root} is not a folder; give a folder of val/ and test/")
     splits = {name for name in SPLIT_FOLDERS if (root / name).is_dir()}
@@ -161,7 +163,7 @@ def _data(request: SoupRequest, model_file: ModelFile | None) -> dict[str, Any]:
 
 
 def _folder(option: str, path: str) -> Path:
-    folder = Path(path).expanduser().absolute()
+    folder = expanded(path).absolute()
     if not folder.is_dir():
         raise UserError(f"{option} {folder} is not a folder; give a folder of class folders")
     return folder

@@ -13,6 +13,7 @@ from rich.text import Text
 from orchestrator.commands import run
 from orchestrator.driver.ledger import Ledger
 from orchestrator.report import format
+from orchestrator.report.terminal.console import SafeConsole
 from orchestrator.report.terminal.status import phase
 from orchestrator.report.terminal.tables import status_view
 from orchestrator.schedule.moment import Moment
@@ -42,7 +43,7 @@ def watch_status(store: Store, uri: str, refresh_s: float = REFRESH_S) -> None:
     """
     views = views_of(store, uri)
     view, is_over = next(views)
-    with Live(view, auto_refresh=False, vertical_overflow="visible") as live:
+    with Live(view, console=SafeConsole(), auto_refresh=False, vertical_overflow="visible") as live:
         try:
             while not is_over:
                 time.sleep(refresh_s)

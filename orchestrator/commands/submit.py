@@ -23,6 +23,7 @@ from orchestrator import config
 from orchestrator.config import Experiment
 from orchestrator.fleet.address import require_dashboard
 from workers.errors import UserError, first_line
+from workers.storage.local_disk import expanded
 
 READY_TIMEOUT_S = 120.0
 """Time for a head that has just started to accept a job."""
@@ -59,7 +60,7 @@ def submit_job(experiment: Experiment, address: str, wait: bool) -> int:
         fill(Path(folder), experiment)
         client = _client(address)
         job = _submit(client, folder, experiment.name)
-        print(f"Submitted {job}: {config.uri(_absolute(experiment))}")
+        print(f"Submitted {job}: {config.shown_uri(_absolute(experiment))}")
         print(f"  ray job logs --address {address} --follow {job}")
         print(f"  ray job stop --address {address} {job}")
         return _follow(client, job) if wait else 0
@@ -91,7 +92,7 @@ def _absolute(experiment: Experiment) -> Experiment:
     """The experiment with an absolute storage; the job's working folder is deleted by Ray."""
     if "://" in experiment.storage:
         return experiment
-    storage = str(Path(experiment.storage).expanduser().absolute())
+    storage = str(expanded(experiment.storage).absolute())
     return experiment.model_copy(update={"storage": storage})
 
 
@@ -102,10 +103,14 @@ def _host(address: str) -> str:
     """The host of a dashboard's address."""
     if not address:
         raise UserError(f"submit needs an address; {EXPECTED}")
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
+    except ValueError:  # of a host or port that is none
+        host = None
+    if host is None:
         raise UserError(f"--address {address} is not the address of a dashboard; {EXPECTED}")
-    return parts.hostname
+    return host
 
 
 @contextlib.contextmanager

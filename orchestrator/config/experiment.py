@@ -7,15 +7,15 @@ where timm has the flag, torchvision's otherwise. Sections that a worker reads a
 `workers.config`.
 """
 
-import math
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationError, model_validator
 
-from orchestrator.config import path_settings, yaml_document
+from orchestrator.config import path_settings, secrets, yaml_document
 from orchestrator.config.error_messages import config_error
 from orchestrator.config.sections import (
     Axis,
@@ -26,11 +26,14 @@ from orchestrator.config.sections import (
     SoupConfig,
     SweepConfig,
 )
+from workers import recipes
 from workers.config import Section
 from workers.config.data import DataConfig
 from workers.config.model import BaseConfig, ModelConfig
 from workers.config.train import TrainConfig
 from workers.errors import UserError
+from workers.storage import local_disk
+from workers.text import without_credentials
 from workers.types import WorkerConfig
 
 __all__ = [
@@ -43,12 +46,19 @@ __all__ = [
     "SoupConfig",
     "SweepConfig",
     "dump",
+    "import_recipes",
     "load",
     "num_ranks",
+    "public_dump",
+    "shown_uri",
     "read",
     "worker_config",
     "uri",
 ]
+
+
+MAX_FLOAT = 3.4e38
+"""Largest number of a 32-bit float, in which models are trained."""
 
 
 def _plain_folder_name(value: Any) -> Any:
@@ -100,19 +110,37 @@ def load(path: str | Path, overrides: Sequence[str] = (), **cli: Any) -> Experim
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with file.open("rb") as opened:
+            text = opened.read(yaml_document.MAX_BYTES + 1).decode()
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable ({error}); give the path of a YAML file") from error
     tree = yaml_document.override(yaml_document.parse(text, str(path)), overrides)
     tree |= {key: value for key, value in cli.items() if value is not None}
     tree = {"name": file.stem, "model": {}} | _without_empty_sections(tree)
     experiment = _validated(path_settings.resolved(tree, str(path)), str(path))
+    import_recipes(experiment)
     _refuse_missing_root(experiment, text, str(path))
     return experiment
 
 
+def import_recipes(experiment: Experiment) -> None:
+    """Import the recipes that are given by path and check their options, after naming the modules
+    on stderr.
+
+    Raises:
+        UserError: a module cannot be imported, or an option does not fit.
+    """
+    methods = [experiment.merge.method] if experiment.merge.mode != "off" else []
+    foreign = [recipe for recipe in (*experiment.soup.recipes, *methods) if recipe.module]
+    for module in sorted({recipe.module for recipe in foreign if recipe.module} - set(sys.modules)):
+        print(f"Importing the recipe module {module}, which the config names.", file=sys.stderr)
+    for recipe in foreign:
+        recipes.load_recipe(recipe.name, recipe.options)
+
+
 def read(text: str, source: str) -> Experiment:
-    """The experiment in a text that `dump` wrote; `source` names it in errors."""
+    """The experiment in a text that `dump` wrote; `source` names it in errors. Recipes that are
+    given by path are not imported."""
     return _validated(yaml_document.parse(text, source), source)
 
 
@@ -124,13 +152,23 @@ def dump(experiment: Experiment, named_only: bool = False) -> str:
     return yaml_document.render(experiment.model_dump(mode="json", exclude_unset=named_only))
 
 
+def public_dump(experiment: Experiment) -> str:
+    """The resolved configuration as YAML for the store, without its secrets."""
+    return yaml_document.render(secrets.public(experiment.model_dump(mode="json")))
+
+
 def uri(experiment: Experiment) -> str:
     """URI of the experiment: `<storage>/<name>`. A `?query` of the storage is kept."""
     storage = experiment.storage
     if "://" not in storage:
-        return str(Path(storage).expanduser().absolute() / experiment.name)
+        return str(local_disk.expanded(storage).absolute() / experiment.name)
     place, question, query = storage.partition("?")
     return f"{place.rstrip('/')}/{experiment.name}{question}{query}"
+
+
+def shown_uri(experiment: Experiment) -> str:
+    """URI of the experiment without credentials, to be shown."""
+    return without_credentials(uri(experiment))
 
 
 def num_ranks(experiment: Experiment) -> int:
@@ -165,7 +203,7 @@ def _validated(tree: dict[str, Any], source: str) -> Experiment:
     except ValidationError as error:
         raise config_error(error, Experiment, tree, source) from error
     for path, number in infinite(experiment.model_dump()):
-        raise UserError(f"{source}: {path} is {number}; write a finite number")
+        raise UserError(f"{source}: {path} is {number}; write a finite number, below {MAX_FLOAT:g}")
     for path in _booleans_as_numbers(tree, experiment.model_dump()):
         raise UserError(f"{source}: {path} is true or false; write a number")
     return experiment
@@ -181,13 +219,14 @@ def _booleans_as_numbers(written: Any, read: Any, path: str = "") -> Iterator[st
 
 
 def infinite(value: Any, path: str = "") -> list[tuple[str, float]]:
-    """Dotted paths and values of all numbers that are not finite."""
+    """Dotted paths and values of all numbers that are not finite as 32-bit floats."""
     if isinstance(value, dict):
         items = [(f"{path}.{key}" if path else str(key), inner) for key, inner in value.items()]
         return [number for key, inner in items for number in infinite(inner, key)]
     if isinstance(value, (list, tuple)):
         return [number for inner in value for number in infinite(inner, path)]
-    return [(path, value)] if isinstance(value, float) and not math.isfinite(value) else []
+    is_finite = not isinstance(value, float) or abs(value) <= MAX_FLOAT
+    return [] if is_finite else [(path, value)]
 
 
 def _refuse_missing_root(experiment: Experiment, text: str, source: str) -> None:

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from workers.errors import UserError
+from workers.storage import local_disk
 
 FILES = ("model.checkpoint", "train.weights")
 """Keys of paths that a sweep can vary."""
@@ -88,7 +89,9 @@ def _resolve_path(value: Any, dotted: str, source: str, absolute: bool = True) -
     if not isinstance(value, str):
         return value
     path = re.sub(r"\$\{(\w+)\}", variable, value)
+    if "\0" in path:
+        raise UserError(f"{source}: {dotted} is {value!r}; a path has no zero byte")
     if "://" in path:
         return path
-    path = os.path.expanduser(path)
+    path = str(local_disk.expanded(path))
     return os.path.abspath(path) if absolute else path

@@ -3,8 +3,9 @@
 Those that a worker reads are in `workers.config`; `orchestrator.config` composes them all.
 """
 
+import math
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
@@ -12,6 +13,9 @@ from workers import recipes
 from workers.config import Section
 from workers.config.train import period_steps
 from workers.types import BatchNormPolicy, Metric, OptimizerState
+
+MAX_SWEEP_RUNS = 20_000
+"""Most runs that a sweep may have. The ids of more would be likely to collide."""
 
 Whole = tuple[int, int]
 """An inclusive range of integers. It has a name because `Axis.int` hides the builtin."""
@@ -129,6 +133,18 @@ class SweepConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _runs_are_countable(self) -> "SweepConfig":
+        lengths = [len(axis.choice or ()) for axis in self.space.values()]
+        settings = {"grid": math.prod(lengths), "random": self.num_runs or 0}.get(self.sampler, 1)
+        seeds = self.seeds if isinstance(self.seeds, int) else len(self.seeds or (0,))
+        if settings * seeds > MAX_SWEEP_RUNS:
+            raise ValueError(
+                f"{settings:,} settings with {seeds:,} seeds are more than {MAX_SWEEP_RUNS:,} "
+                "runs; lower num_runs or seeds, or give the axes fewer values"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _seeds_are_distinct(self) -> "SweepConfig":
         if self.seeds is None:
             return self
@@ -149,6 +165,8 @@ class SweepConfig(Section):
 class FleetConfig(Section):
     """Resources per run, and limits on failures and time."""
 
+    first_defaults: ClassVar[dict[str, Any]] = {"grace_s": 2}
+
     gpus_per_run: float = Field(default=1, gt=0)
     """GPUs of one run, each with a rank of its own. Below 1: a share of a GPU, for one rank. With
     `device: cpu` the number of ranks on CPUs. With `auto`, a single rank also trains on a cluster
@@ -168,11 +186,14 @@ class FleetConfig(Section):
     heartbeat_s: float = Field(default=120, gt=0)
     """Seconds without progress after which a worker is considered hanging and replaced. May change
     at a restart."""
-    grace_s: float = Field(default=2, ge=0)
-    """Seconds that a worker gets to write a checkpoint before it is stopped. May change at a
-    restart."""
+    grace_s: float | None = Field(default=None, ge=0)
+    """Longest time in seconds that workers get to write a checkpoint before they are stopped. None:
+    three times the slowest checkpoint so far, at least 10, and 60 before the first one. May change
+    at a restart."""
     env: dict[str, str] = {}
-    """Environment variables of the workers. May change at a restart."""
+    """Environment variables of the workers. `${NAME}` is the value of NAME in the environment of
+    the command. The store never holds other values: a restart takes them from its own
+    configuration, or else from its environment. May change at a restart."""
     label_selector: dict[str, str] = {}
     """Labels that a Ray node must have to be used. Empty: all nodes."""
 
@@ -204,8 +225,16 @@ class RecipeConfig(Section):
 
     @model_validator(mode="after")
     def _is_known(self) -> "RecipeConfig":
-        recipes.load_recipe(self.name, self.options)
+        if self.module is None:
+            recipes.load_recipe(self.name, self.options)
+        recipes.require_name(self.name)
         return self
+
+    @property
+    def module(self) -> str | None:
+        """The module of a recipe by path, which reading a configuration does not import. None: a
+        recipe of the table."""
+        return recipes.module_of(self.name)
 
     @property
     def label(self) -> str:
@@ -233,7 +262,10 @@ class MethodConfig(RecipeConfig):
 
     @model_validator(mode="after")
     def _is_known(self) -> "MethodConfig":
-        recipes.load_recipe("uniform" if self.name in MEANS else self.name, self.options)
+        name = "uniform" if self.name in MEANS else self.name
+        if self.module is None:
+            recipes.load_recipe(name, self.options)
+        recipes.require_name(name)
         return self
 
 
@@ -305,7 +337,8 @@ class SoupConfig(Section):
         RecipeConfig(name="greedy"),
     )
     """Recipes, in the order of tables, with options as {name: {option: value}}. A recipe may appear
-    again with other options. `--extend` may add more."""
+    again with other options. `module:Class` is a recipe of your own: `run`, `plan` and `submit`
+    name the module and import it; verbs that only read do not. `--extend` may add more."""
     metric: Metric = "top1"
     """Score on the selection split that recipes optimise: top1 and macro_f1 upwards, nll
     downwards."""
@@ -361,6 +394,8 @@ class SoupConfig(Section):
         """Whether both make the same soup; a written default equals one that is left out."""
         if one.name != other.name:
             return False
+        if one.module is not None:
+            return one.options == other.options
         first, second = (
             recipes.load_recipe(recipe.name, recipe.options_under(self.tie))
             for recipe in (one, other)

@@ -15,6 +15,16 @@ from workers.errors import UserError
 OPEN_TABLES = (("sweep", "space"),)
 """Mappings whose keys are dotted paths: `sweep.space.train.lr=[...]` sets its key `train.lr`."""
 
+MAX_BYTES = 16 << 20
+"""Characters of the longest text that is read."""
+MAX_VALUES = 1_000_000
+"""Most values of a document with all its aliases filled in. Ten lines of aliases of aliases would
+otherwise fill the memory."""
+MAX_DEPTH = 50
+"""Deepest nesting of mappings and lists."""
+MAX_DIGITS = 100
+"""Longest whole number. Python converts thousands of digits slowly, or not at all."""
+
 _RULES = (
     ("tag:yaml.org,2002:merge", r"<<", "<"),
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", "~nN\0"),
@@ -50,6 +60,16 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             keys.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        if len(text) > MAX_DIGITS:
+            problem = f"a whole number has {len(text):,} digits; write at most {MAX_DIGITS}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return int(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -95,17 +115,53 @@ def override(document: dict[str, Any], assignments: Sequence[str]) -> dict[str, 
 
 
 def _value(text: str, source: str) -> Any:
+    if len(text) > MAX_BYTES:
+        raise UserError(f"{source}: is longer than {MAX_BYTES:,} characters; write less into it")
     try:
+        _require_small(text, source)
         return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         raise UserError(f"{source}{place}: not readable as YAML: {error.problem}") from error
-    except (yaml.YAMLError, TypeError) as error:
-        # TypeError: a mapping or list is used as a key.
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        # TypeError: a mapping or list is used as a key. ValueError: a date or number that is none.
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             f"{source}: not readable as YAML: {' '.join(str(error).split())}"
         ) from error
+
+
+def _require_small(text: str, source: str) -> None:
+    """Refuse nesting and aliases whose values would be too many, from events, which are flat."""
+    sizes: dict[str, int] = {}
+    """Number of values below every anchor that is complete."""
+    open_nodes: list[tuple[str | None, int]] = []
+    """(anchor, number of values before it) of the mappings and lists that are not complete."""
+    count = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes and event.anchor in [anchor for anchor, _ in open_nodes]:
+                raise UserError(f"{source}: *{event.anchor} contains itself; write it out")
+            count += sizes.get(event.anchor or "", 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            count += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, count))
+            count += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            if anchor is not None:
+                sizes[anchor] = count - before
+        if len(open_nodes) > MAX_DEPTH:
+            raise UserError(f"{source}: nested more than {MAX_DEPTH} deep; write it flatter")
+        if count > MAX_VALUES:
+            raise UserError(
+                f"{source}: has more than {MAX_VALUES:,} values with its aliases; write fewer"
+            )
 
 
 def _steps(key: str) -> list[str]:

@@ -47,6 +47,12 @@ POLL_S = 0.5
 
 FINISH_POLL_S = 5.0
 
+UNKNOWN_GRACE_S = 60.0
+"""Grace period while no checkpoint was measured."""
+MIN_GRACE_S = 10.0
+CHECKPOINTS_PER_GRACE = 3
+"""A worker may wait for the checkpoints before, then it writes its last one."""
+
 SPARE_ORDERS = 16
 """Orders of a kind that are looked at beyond two per slot: the merge actor takes many at once."""
 
@@ -108,6 +114,17 @@ class Driver:
         events = self._commit(self.fleet.events(POLL_S))
         self.watch(self.moment, events, self.fleet.heartbeats(), self.fleet.waiting_for())
 
+    @property
+    def grace_s(self) -> float:
+        """Longest wait for the last checkpoints of training that was asked to end: as configured,
+        or from the slowest checkpoint so far."""
+        configured, measured = self.expanded.experiment.fleet.grace_s, self.state.checkpoint_s
+        if configured is not None:
+            return configured
+        if measured is None:
+            return UNKNOWN_GRACE_S
+        return max(MIN_GRACE_S, CHECKPOINTS_PER_GRACE * measured)
+
     # Beginning and ending
 
     def _open(self) -> None:
@@ -129,12 +146,19 @@ class Driver:
         """The ledger is consistent first; then training gets its grace period."""
         self.fleet.interrupt(reason)
         self._commit([Stopped(reason=reason, time=self.now())])
-        deadline = time.monotonic() + self.expanded.experiment.fleet.grace_s
-        while self._is_training() and time.monotonic() < deadline:
+        asked = training = self._training()
+        deadline = time.monotonic() + self.grace_s
+        while training and time.monotonic() < deadline:
             self._commit(self.fleet.events(0.1))
+            training = self._training()
+            if not training <= asked:  # an order that was queued has begun
+                self.fleet.interrupt(reason)
+                asked |= training
 
-    def _is_training(self) -> bool:
-        return any(o.what == "train" and o.started_at for o in self.state.open.values())
+    def _training(self) -> set[str]:
+        """Ids of the training orders that run."""
+        open_ = self.state.open.items()
+        return {id for id, order in open_ if order.what == "train" and order.started_at}
 
     # Orders
 
@@ -215,7 +239,7 @@ class Driver:
             self._training_ends_at = None
             return
         if self._training_ends_at is None:
-            self._training_ends_at = time.monotonic() + self.expanded.experiment.fleet.grace_s
+            self._training_ends_at = time.monotonic() + self.grace_s
             self.fleet.interrupt(self.state.finish_reason)
         if time.monotonic() >= self._training_ends_at:
             self._cut_off(training)

@@ -48,14 +48,13 @@ def stop_signals_handled(driver: Driver) -> Iterator[None]:
     All processes end at once at a second SIGINT, or if stopping takes longer than the grace period
     and CLOSING_S.
     """
-    patience_s = driver.expanded.experiment.fleet.grace_s + CLOSING_S
 
     def ask(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and driver.stop_reason is not None:
             kill_everything()
         driver.stop_reason = f"{signal.Signals(number).name} received"
         driver.fleet.interrupt(driver.stop_reason)
-        signal.setitimer(signal.ITIMER_REAL, patience_s)
+        signal.setitimer(signal.ITIMER_REAL, driver.grace_s + CLOSING_S)
 
     before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
     signal.signal(signal.SIGALRM, lambda *_: kill_everything())

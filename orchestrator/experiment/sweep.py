@@ -57,7 +57,11 @@ def expand(experiment: Experiment) -> tuple[RunSpec, ...]:
             raise _twice(experiment, spec)
         for run in _folded(experiment, spec.model_copy(update={"replica": replicas[same]})):
             id = digest(_hashed(run))
-            assert id not in runs, f"two runs hash to {id}"
+            if id in runs:
+                raise UserError(
+                    f"two runs of the sweep have the same id {id} by chance; change the seed of "
+                    "one of them, or ask for fewer runs"
+                )
             runs[id] = run.model_copy(update={"id": id})
         replicas[same] += 1
     _require_snapshots(experiment, list(runs.values()))

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from orchestrator import config
-from orchestrator.config import Experiment
+from orchestrator.config import Experiment, secrets
 from orchestrator.config.sections import FleetConfig
 from orchestrator.fleet.cluster import (
     SlotResources,
@@ -252,7 +252,7 @@ class RayFleet:
         events: list[AnyEvent] = []
         for slot in list(self._all()):
             silent_s = slot.poll_heartbeat()
-            if slot.held and silent_s > self._spec.heartbeat_s:
+            if slot.held and silent_s > max(self._spec.heartbeat_s, slot.limit_s):
                 message = (
                     f"{slot.name} made no progress for {silent_s:.0f} s "
                     f"(fleet.heartbeat_s is {self._spec.heartbeat_s:g})"
@@ -295,7 +295,7 @@ def open_cluster(experiment: Experiment, address: str) -> WorkerConfig:
     Raises:
         UserError: nothing answers, or the cluster can never run this experiment.
     """
-    connect(address, experiment.fleet.env)
+    connect(address, secrets.environment(experiment.fleet.env))
     try:
         worker_config = config.worker_config(experiment, device(experiment.fleet))
         refuse_infeasible(SlotResources.of(experiment.fleet, worker_config))

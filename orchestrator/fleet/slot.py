@@ -127,6 +127,11 @@ class Slot:
             self._request, self._requested_at = self.actors[0].heartbeat.remote(), now
         return self.heartbeat.silent_s if self.heartbeat is not None else 0.0
 
+    @property
+    def limit_s(self) -> float:
+        """Seconds that the work at hand may be silent, if more than fleet.heartbeat_s."""
+        return self.heartbeat.limit_s if self.heartbeat is not None else 0.0
+
     def destroy(self) -> None:
         """Kill the actors, drop all orders, and release the resources."""
         for actor in self.actors:

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.report.results import SCORES, Json, collect_results
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
+from workers.text import csv_cell
 from workers.types import SELECTION
 
 CURVE_SCORES = {"score": SELECTION, "held_out": "held out", "ema": f"ema {SELECTION}"}
@@ -123,5 +124,5 @@ def _csv(columns: list[str], rows: Iterable[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()

@@ -188,5 +188,11 @@ def image_counts(facts: PreflightResult) -> str:
     return f"{counts}; folds of train hold out {folds}" if folds else counts
 
 
+def listing(parts: Sequence[str]) -> str:
+    """`a, b and c`"""
+    *head, last = parts
+    return f"{', '.join(head)} and {last}" if head else last
+
+
 def count_of(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

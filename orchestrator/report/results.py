@@ -49,7 +49,7 @@ def collect_results(moment: Moment) -> Json:
     value = {
         "schema": RESULTS_SCHEMA,
         "name": moment.config.name,
-        "uri": config.uri(moment.config),
+        "uri": config.shown_uri(moment.config),
         "seed": moment.config.seed,
         "metric": moment.config.soup.metric,
         "selection": SELECTION,

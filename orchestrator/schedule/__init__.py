@@ -69,7 +69,11 @@ def _due_by_rule(moment: Moment) -> Iterator[Iterator[AnyOrder]]:
 
 def _preflight(moment: Moment) -> Iterator[AnyOrder]:
     """Before it is done, there is nothing else to do."""
-    yield preparation.preflight_order(moment.expanded)
+    order = preparation.preflight_order(moment.expanded)
+    earlier = moment.state.preflight
+    splits = earlier.splits if earlier is not None else {}
+    fingerprints = {name: split.fingerprint for name, split in splits.items()}
+    yield order.model_copy(update={"fingerprints": fingerprints})
 
 
 def decisions(moment: Moment, now: float) -> tuple[AnyEvent, ...]:

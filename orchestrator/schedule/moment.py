@@ -12,7 +12,12 @@ from functools import cached_property, wraps
 from typing import Any, Literal, TypeVar
 
 from orchestrator.config import Experiment
-from orchestrator.experiment.resolved import ExpandedExperiment, ResolvedExperiment, resolve
+from orchestrator.experiment.resolved import (
+    ExpandedExperiment,
+    ResolvedExperiment,
+    distinct_models,
+    resolve,
+)
 from orchestrator.schedule.ingredients import (
     ingredient,
     representative_checkpoint,
@@ -46,7 +51,7 @@ class Moment:
         self.expanded = expanded
         self._state = state
         self._last_seq = state.last_seq
-        if resolved is None and state.preflight is not None:
+        if resolved is None and state.preflight is not None and _are_checked(expanded, state):
             resolved = resolve(expanded, state.preflight)
         self._resolved = resolved
         self._index = index
@@ -74,7 +79,7 @@ class Moment:
 
     @property
     def is_resolved(self) -> bool:
-        """Whether preflight is done."""
+        """Whether preflight is done, of all models."""
         return self._resolved is not None
 
     @property
@@ -165,6 +170,12 @@ class Moment:
             if self.index.is_usable(variant)
             and (event := self.representative_of(variant)) is not None
         )
+
+
+def _are_checked(expanded: ExpandedExperiment, state: State) -> bool:
+    """Whether preflight knows all models. An extension may bring more."""
+    checked = state.preflight.models if state.preflight is not None else {}
+    return all(key in checked for key in distinct_models(expanded.runs))
 
 
 def once(function: Callable[[Moment], R]) -> Callable[[Moment], R]:

@@ -2,7 +2,8 @@
 
 An epoch of the fleet is as many run-epochs as there are slots (or runs, if fewer). After each
 `merge.every` of them a round opens, unless the last one is unfinished: then it is skipped. A round
-is never a candidate for serving; its tastes run on the merge actor, so training is untouched.
+is never a candidate for serving; its tastes run on the merge actor, so training is untouched. One
+that outlives training is abandoned by an event, before any of its ingredients may be deleted.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from orchestrator.schedule.final_merges import merge_failure, orders_of
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import MergeState
 from workers.config.train import period_steps
-from workers.types import AnyEvent, AnyOrder, Cohort, Ingredient, MergeOpened, run_id_of
+from workers.types import Abandoned, AnyEvent, AnyOrder, Cohort, Ingredient, MergeOpened, run_id_of
 
 
 def is_observing(moment: Moment) -> bool:
@@ -19,13 +20,17 @@ def is_observing(moment: Moment) -> bool:
 
 
 def observe_decisions(moment: Moment) -> Iterator[AnyEvent]:
-    """Open the next round."""
+    """Open the next round, and abandon rounds that will have no soup."""
+    for merge in moment.state.unmixed.values():
+        reason = _abandonment(moment, merge) if merge.opened.observe else None
+        if reason is not None:
+            yield Abandoned(merge=merge.opened.merge, reason=reason)
     if not is_observing(moment):
         return
     for cohort in moment.resolved.cohorts:
         last = _last_round(moment, cohort)
         number = _fleet_rounds(moment, cohort)
-        if number <= _number(last) or not _is_finished(moment, last):
+        if number <= _number(last) or not _is_finished(last):
             continue
         members = _newest(moment, cohort)
         if len(members) >= 2:
@@ -37,7 +42,7 @@ def observe_orders(moment: Moment) -> Iterator[AnyOrder]:
         return
     for cohort in moment.resolved.cohorts:
         last = _last_round(moment, cohort)
-        if last is not None and not _is_finished(moment, last):
+        if last is not None and not _is_finished(last):
             yield from orders_of(moment, last, cohort, width=1)
 
 
@@ -90,11 +95,14 @@ def _number(merge: MergeState | None) -> int:
     return 0 if merge is None or merge.opened.round is None else merge.opened.round
 
 
-def _is_finished(moment: Moment, merge: MergeState | None) -> bool:
-    """Mixed, given up, or abandoned because an ingredient is gone: corrupt, or retired when all
-    runs had ended. After an extension nothing waits for such a round any more."""
-    if merge is None or merge.soup is not None:
-        return True
-    if merge_failure(moment.state, merge) is not None:
-        return True
-    return merge.opened.merge in moment.index.incomplete
+def _is_finished(merge: MergeState | None) -> bool:
+    return merge is None or merge.soup is not None or merge.abandoned is not None
+
+
+def _abandonment(moment: Moment, merge: MergeState) -> str | None:
+    """Why to abandon an unfinished round. None: it goes on."""
+    if not is_observing(moment):
+        return "training ended before it was over"
+    if merge.opened.merge in moment.index.incomplete:
+        return "an ingredient is corrupt"
+    return merge_failure(moment.state, merge)

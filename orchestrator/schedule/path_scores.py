@@ -53,7 +53,10 @@ def _passed(moment: Moment) -> Iterator[ScoreMixOrder]:
 
 
 def _path(moment: Moment, final: FinalMerge) -> Path:
-    recipe = recipes.load_recipe(final.recipe.name, dict(final.recipe.options))
+    name = final.recipe.name
+    if recipes.module_of(name) is not None and recipes.imported_class(name) is None:
+        return ()  # a verb that only reads does not import what a store names
+    recipe = recipes.load_recipe(name, dict(final.recipe.options))
     return recipes.path_of(recipe, final.ingredients, recipe_context(moment, final.cohort))
 
 

@@ -9,7 +9,6 @@ from itertools import chain
 
 from orchestrator.schedule import sync_rounds
 from orchestrator.schedule.moment import Moment
-from orchestrator.schedule.observe import is_observing
 from orchestrator.schedule.sync_merges import is_scored
 from orchestrator.schedule.sync_rounds import merged_soup_name
 from orchestrator.state.state import MergeState, State
@@ -35,19 +34,17 @@ def retire_orders(moment: Moment) -> Iterator[AnyOrder]:
 def _pinned(moment: Moment) -> set[str]:
     """Names that an unfinished merge may still taste, or a soup yet to be written needs."""
     state = moment.state
-    rounds_matter = is_observing(moment) or any(map(_is_of_a_round, state.open))
-    unmixed = [
-        merge.opened
-        for merge in state.unmixed.values()
-        if merge.opened.is_final or (merge.opened.observe and rounds_matter)
-    ]
-    tasted = {ingredient.name for opened in unmixed for ingredient in opened.ingredients}
+    unmixed = [merge for merge in state.unmixed.values() if not merge.opened.is_sync]
+    if any(map(_is_of_a_round, state.open)):
+        unmixed += [merge for merge in state.merges.values() if merge.abandoned is not None]
+    tasted = {ingredient.name for merge in unmixed for ingredient in merge.opened.ingredients}
     soups = (merge.soup for merge in state.finals.values() if merge.soup is not None)
     mixed = {name for soup in soups for name in soup.mix.names}
     return tasted | mixed | _read_by_rounds(moment)
 
 
 def _is_of_a_round(order: str) -> bool:
+    """Whether the order is of an observe round, which may have been abandoned meanwhile."""
     return order.startswith(("observe-", "merge-observe-"))
 
 

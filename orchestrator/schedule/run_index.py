@@ -30,7 +30,7 @@ from workers.types import (
 
 V = TypeVar("V")
 
-CHANGING_ALL = frozenset({"opened", "preflighted", "finish_requested"})
+CHANGING_ALL = frozenset({"opened", "preflighted", "finish_requested", "extended"})
 """Events after which every run may have ended, or go on."""
 CHANGING_A_RUN = frozenset({"checkpoint", "trained", "gave_up", "failed", "damaged", "retired"})
 

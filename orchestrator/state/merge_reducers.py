@@ -2,6 +2,7 @@
 
 from orchestrator.state.state import MergeState, State
 from workers.types import (
+    Abandoned,
     Answer,
     Answered,
     Asked,
@@ -24,6 +25,25 @@ def merge_opened(state: State, event: MergeOpened) -> None:
     state.merges[event.merge] = state.unmixed[event.merge] = merge
     if event.is_final:
         state.finals[event.merge] = merge
+        _abandon_rounds(state)
+
+
+def _abandon_rounds(state: State) -> None:
+    """A final merge opens when training has ended. Old ledgers have no event for the rounds that
+    were unfinished then, and their ingredients may be deleted."""
+    for merge in [merge for merge in state.unmixed.values() if merge.opened.observe]:
+        _abandon(state, merge, "training ended before it was over")
+
+
+def abandoned(state: State, event: Abandoned) -> None:
+    _abandon(state, state.merges[event.merge], event.reason)
+
+
+def _abandon(state: State, merge: MergeState, reason: str) -> None:
+    merge.abandoned = reason
+    state.unmixed.pop(merge.opened.merge, None)
+    if merge.measurement_keys:
+        _drop_measurements(state, merge)
 
 
 def asked(state: State, event: Asked) -> None:

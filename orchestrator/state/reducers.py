@@ -18,6 +18,7 @@ from workers.types import (
     Checkpointed,
     Compared,
     Evaluated,
+    Extended,
     Failed,
     FilesEvent,
     Finished,
@@ -28,6 +29,7 @@ from workers.types import (
     Opened,
     Ordered,
     Preflighted,
+    PreflightOrder,
     Rejoined,
     Retired,
     RetryDecided,
@@ -120,6 +122,7 @@ def _opened(state: State, event: Opened) -> None:
     state.slots = event.slots
     state.open, state.backoff = {}, {}
     damage_reducers.opened(state)
+    state.gave_up.pop(PreflightOrder.id_of(), None)  # of an extension that was refused
     state.training_since = None
     state.stopped, state.finished = None, None
 
@@ -154,7 +157,11 @@ def _count_waste(use: SlotUse, order: OpenOrder, event: Started) -> None:
 
 
 def _preflighted(state: State, event: Preflighted) -> None:
-    state.preflight = event.facts
+    """A later preflight, of an extension, adds models."""
+    facts, earlier = event.facts, state.preflight
+    if earlier is not None:
+        facts = earlier.model_copy(update={"models": {**facts.models, **earlier.models}})
+    state.preflight = facts
 
 
 def _base_ready(state: State, event: BaseReady) -> None:
@@ -175,6 +182,8 @@ def _evaluated(state: State, event: Evaluated) -> None:
 
 
 def _checkpointed(state: State, event: Checkpointed) -> None:
+    if event.write_s is not None:
+        state.checkpoint_s = max(state.checkpoint_s or 0.0, event.write_s)
     add_checkpoint(_run(state, event.checkpoint.name.partition("/")[0]), event)
 
 
@@ -277,6 +286,13 @@ def _finish_requested(state: State, event: FinishRequested) -> None:
     state.finish_reason = event.reason
 
 
+def _extended(state: State, event: Extended) -> None:
+    if state.original is None:
+        state.original = event.before
+    if event.runs:
+        state.finish_reason = None
+
+
 def _unchanged(state: State, event: AnyEvent) -> None:
     """Closing the order was all."""
 
@@ -308,6 +324,7 @@ REDUCERS: dict[str, Reducer] = {
     "blended": _blended,
     "diversity": merge_reducers.diversity,
     "round_closed": merge_reducers.round_closed,
+    "abandoned": merge_reducers.abandoned,
     "rejoined": _rejoined,
     "scored": _scored,
     "compared": _compared,
@@ -320,6 +337,7 @@ REDUCERS: dict[str, Reducer] = {
     "backoff_over": _backoff_over,
     "gave_up": _gave_up,
     "finish_requested": _finish_requested,
+    "extended": _extended,
     "cancelled": _unchanged,
     "stopped": _stopped,
     "finished": _finished,

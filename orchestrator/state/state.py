@@ -10,6 +10,7 @@ replays the ledger has the state of the one that was killed. A state changes onl
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from workers.types import (
     Answer,
@@ -104,7 +105,8 @@ class MergeState:
     """Seconds spent on measurements, likewise."""
     soup: Soup | None = None
     mixed_at: float | None = None
-    failed: str | None = None
+    abandoned: str | None = None
+    """Why an observe round will have no soup. None: it is mixed, or goes on."""
     closed: RoundClosed | None = None
     """How a sync round ended."""
     diversity: Diversity | None = None
@@ -136,6 +138,8 @@ class State:
     """The latest time of any event."""
     slots: int = 1
     preflight: PreflightResult | None = None
+    checkpoint_s: float | None = None
+    """Seconds that the slowest checkpoint took to be written. None: unknown."""
     bases: dict[str, Checkpoint] = field(default_factory=dict)
     runs: dict[str, RunState] = field(default_factory=dict)
     open: dict[str, OpenOrder] = field(default_factory=dict)
@@ -187,6 +191,8 @@ class State:
     """When the first run started under the present driver, Unix seconds."""
     slot_use: SlotUse = field(default_factory=SlotUse)
     finish_reason: str | None = None
+    original: dict[str, Any] | None = None
+    """Identity of the experiment before its first extension. None: it was not extended."""
     stopped: Stopped | None = None
     finished: Finished | None = None
 

@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tests.faults.tiny_experiment import ROOT, environment
@@ -25,11 +25,26 @@ class DriverRun:
 
     config: str
     storage: str
+    verb: str = "run"
+    """`run`, or a verb that takes the URI of the experiment alone, e.g. verify."""
     overrides: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    """Options of the verb `run`, e.g. --take-over."""
     fleet: str = "local"
     env: dict[str, str] = field(default_factory=dict)
     kill_after: int | None = None
     """Ledger writes of this process after which it kills itself. None: it runs to its end."""
+    faults: tuple[dict[str, Any], ...] = ()
+    """See `tests.faults.injected.sitecustomize`."""
+    log: str | None = None
+    """File for its output. None: stderr of the server."""
+
+    @property
+    def argv(self) -> list[str]:
+        if self.verb != "run":
+            return ["soupfleet", self.verb, f"{self.storage}/tiny"]
+        command = ["soupfleet", "run", self.config, *self.overrides, *self.options]
+        return [*command, "--storage", self.storage, "--fleet", self.fleet, "--plain"]
 
 
 @dataclass(frozen=True)
@@ -142,16 +157,18 @@ def _preload() -> None:
 
 
 def _drive(arguments: DriverRun, counter: int) -> int:
-    """In the child: run the experiment with a ledger that kills the process after a given write.
+    """In the child: the command `run`, with a ledger that kills the process after a given write.
 
     Every write is reported as a byte to the pipe `counter`.
     """
-    from orchestrator import config
+    from orchestrator import cli
     from orchestrator.commands import run
     from orchestrator.driver import ledger
-    from workers.errors import UserError
+    from tests.faults.injected.sitecustomize import inject
 
     os.environ.update(arguments.env)
+    _redirect_output(arguments.log)
+    inject(list(arguments.faults))
 
     class DeadlyLedger(ledger.Ledger):
         written = 0
@@ -166,22 +183,30 @@ def _drive(arguments: DriverRun, counter: int) -> int:
             return group
 
     run.Ledger = DeadlyLedger  # type: ignore[misc]
+    sys.argv = arguments.argv
+    return _exit_code(cli.main)
+
+
+def _redirect_output(log: str | None) -> None:
+    if log is not None:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+
+
+def _exit_code(main: Callable[[], object]) -> int:
+    """Run a command line; a traceback is printed, and its exit code is 1, as Python does it."""
     try:
-        experiment = config.load(
-            Path(arguments.config), arguments.overrides, storage=arguments.storage
-        )
-        fleet: Any = arguments.fleet
-        outcome = run.run_experiment(experiment, run.Options(fleet=fleet, plain=True))
-        return outcome.exit_code
-    except UserError as error:
-        print(error)
-        return run.BAD
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
     except BaseException:
         traceback.print_exc()
         return 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+    return 0
 
 
 if __name__ == "__main__":

@@ -28,7 +28,14 @@ def test_the_command_stops_within_seconds_and_names_the_next_command(tmp_path: P
         assert tiny_experiment.session_of(command.process.pid) == []
 
 
-@pytest.mark.parametrize("number", STOP)
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_driver_continues_to_the_same_bytes(
     number: signal.Signals, fork_server: ForkServer, uninterrupted: UninterruptedRun, tmp_path: Path
 ) -> None:

@@ -217,7 +217,7 @@ class LinearWorld(World):
         soup = self.expanded.experiment.soup
         return SimpleNamespace(
             store=self.store,
-            worker_config=SimpleNamespace(metric=soup.metric, seed=self.expanded.experiment.seed),
+            config=SimpleNamespace(metric=soup.metric, seed=self.expanded.experiment.seed),
             images=SimpleNamespace(classes=self._facts().classes),
             progress=Progress(),
             model=lambda config: torch.nn.Identity(),

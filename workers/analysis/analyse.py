@@ -44,6 +44,8 @@ from workers.types import SELECTION, Analysed, AnalysedModel, AnalyseOrder, AnyE
 
 DIGITS = 6
 """Significant digits of every number in the file."""
+SILENCE_LIMIT_S = 1800.0
+"""Longest time that the distances or the map of all models may take."""
 QUANTILE_975, QUANTILE_80 = 1.959964, 0.841621
 """Quantiles of the normal distribution: 95 % two-sided confidence, and a power of 80 %."""
 
@@ -123,7 +125,8 @@ def _split(
         _add_model(models, model, logits, temperatures.get(model.id), order)
         worker.progress.touch()
     assert models is not None, "there is nothing to analyse"
-    return _analysis_of(order, models, worker.config.seed)
+    with worker.progress.busy(f"comparing all models on {split}", SILENCE_LIMIT_S):
+        return _analysis_of(order, models, worker.config.seed)
 
 
 def _predictions(model: AnalysedModel, split: str, worker: WorkerContext) -> Predictions | None:

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from workers.config import NamedPaths, Section
 
+MAX_SIDE = 8192
+"""Longest side of an input in pixels."""
+
 
 class DataConfig(Section):
     """The images, their splits and their cache."""
@@ -36,14 +39,14 @@ class DataConfig(Section):
     hubs."""
     label_column: str = "label"
     """Column of Parquet files with whole numbers or class names."""
-    image_size: int | None = Field(default=None, ge=8)
+    image_size: int | None = Field(default=None, ge=8, le=MAX_SIDE)
     """Side of the square input in pixels. None: the model's own."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
     """Fraction of the image that evaluation's centre crop keeps. None: the model's own."""
     cache: Literal["auto", "memory", "disk", "off"] = "auto"
     """Place of decoded images on a node: shared memory, disk, or none. `auto`: disk if there is
     room. No result depends on it."""
-    cache_size: int | None = Field(default=None, ge=8)
+    cache_size: int | None = Field(default=None, ge=8, le=MAX_SIDE)
     """Shorter side in pixels that training images are reduced to once, before augmentation. None:
     8/7 of the input size, as in 256 for 224. Smaller images keep their size."""
     workers: int = Field(default=0, ge=0)

@@ -122,11 +122,16 @@ def _timm_stages(spec: TrainConfig, preprocessing: dict[str, Any]) -> tuple[Comp
         normalize=spec.reprob > 0,
         separate=True,
     )
+    _keep_one_bit(colours)
+    return shape, colours, to_tensor
+
+
+def _keep_one_bit(colours: Compose) -> None:
+    """Limit timm's posterize, whose strongest level keeps 0 bits, which Pillow 13 refuses."""
     for step in colours.transforms:
         for operation in _operations(step):
             if operation.name.startswith("Posterize"):
                 operation.level_fn = partial(_one_bit_or_more, operation.level_fn)
-    return shape, colours, to_tensor
 
 
 def _operations(step: Any) -> Iterable[Any]:
@@ -135,7 +140,7 @@ def _operations(step: Any) -> Iterable[Any]:
 
 
 def _one_bit_or_more(level_fn: Callable[..., tuple[int]], *level: Any) -> tuple[int]:
-    """Replace the 0 bits of timm's strongest level, which Pillow 13 refuses, by 1."""
+    """timm's argument for a level of posterize, but 1 bit instead of 0."""
     return (max(1, level_fn(*level)[0]),)
 
 
@@ -175,6 +180,7 @@ def _policy_error(policy: str) -> str | None:
     """Error of timm from building the policy and applying it once."""
     try:
         _, colours, _ = transforms_imagenet_train(auto_augment=policy, separate=True)
+        _keep_one_bit(colours)
         colours(Image.new("RGB", (8, 8)))
     except (AssertionError, KeyError, ValueError) as error:
         return str(error) or "unknown"

@@ -3,8 +3,8 @@
 import hashlib
 import io
 import json
-import sys
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from PIL import Image
 
 from workers.config.data import DataConfig
 from workers.data.decode import decode
+from workers.data.remote_files import with_credentials_of
 from workers.data.sources import digit_image, reader
 from workers.storage.layout import SPLITS
 from workers.storage.store import CorruptFile, MissingFile, Store
+from workers.text import without_credentials
 from workers.types import FileInfo
 
 _COLUMNS = ("split", "key", "path", "label", "sha256", "offset", "size", "fold")
@@ -127,7 +129,7 @@ class Images:
         columns = {
             "split": pa.array([row.split for row in rows], pa.string()),
             "key": pa.array([row.key for row in rows], pa.string()),
-            "path": pa.array([row.path for row in rows], pa.string()),
+            "path": pa.array([without_credentials(row.path) for row in rows], pa.string()),
             "label": pa.array([row.label for row in rows], pa.int32()),
             "sha256": pa.array([row.sha256 for row in rows], pa.string()),
             "offset": pa.array([row.offset for row in rows], pa.int64()),
@@ -168,7 +170,8 @@ class Images:
         at unless the hash of the file was."""
         table = pq.read_table(io.BytesIO(content))
         columns = [table[name].to_pylist() for name in _COLUMNS]
-        columns[2] = [sys.intern(path) for path in columns[2]]  # thousands of samples share a path
+        restored = cache(partial(with_credentials_of, others=_uris(spec)))
+        columns[2] = [restored(path) for path in columns[2]]  # thousands of samples share a path
         classes = tuple(json.loads(table.schema.metadata[b"classes"]))
         samples = [Sample(*row) for row in zip(*columns, strict=True)]
         assert spec.source == "digits" or all(sample.path for sample in samples)
@@ -182,3 +185,9 @@ class Images:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "pixels": {}}  # loader processes need no pixels in memory
+
+
+def _uris(spec: DataConfig) -> tuple[str, ...]:
+    """All places that the configuration names; the store holds paths without their credentials."""
+    places = (spec.root, *spec.train.values(), spec.val, spec.test, *spec.ood.values())
+    return tuple(place for place in places if place is not None)

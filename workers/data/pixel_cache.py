@@ -7,6 +7,7 @@ The name of a cache file is a hash of its images' content and of all that affect
 experiments on the same images share it.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -25,7 +26,7 @@ import torch
 from PIL import Image, features
 
 from workers.data.augment import eval_transform
-from workers.data.decode import DECODE_ERRORS, DRAFT, decode, reduce, reduced_size
+from workers.data.decode import DRAFT, decode, reduce, reduced_size
 from workers.data.images import Images, Sample
 from workers.data.pixel_file import (
     READ_ERRORS,
@@ -46,6 +47,10 @@ MIN_CACHED_IMAGES = 64
 """`auto` caches no fewer images, because decoding them again is faster than building a file."""
 NUM_PROBED = 16
 """Number of images that are decoded to estimate the size of all."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""Errors of a full disk. It costs time but no experiment: images are then decoded in every run."""
+SYNC_EVERY = 1024
+"""Images between two waits for the disk."""
 OVERHEAD_BYTES = 1 << 16
 """Approximate bytes of a file beside its pixels."""
 
@@ -106,8 +111,8 @@ def train_pixels(
 ) -> TrainPixels:
     """The training images, cached as `data.cache` says.
 
-    `touch` is called while they are decoded, also by another process. Raises UserError if the cache
-    has no room.
+    `touch` is called while they are decoded, also by another process. A cache without room is not
+    used. Raises UserError for one that cannot be opened.
     """
     size = reduced_size(images.spec, preprocessing)
     key = ("train", f"reduced to {size}", images.count("train"))
@@ -170,7 +175,9 @@ def _train_pixels(images: Images, size: int, touch: Touch) -> TrainPixels:
         [samples[i] for i in order],
         {"reduced to": size},
         lambda: int(1.1 * len(samples) * mean_bytes()) + OVERHEAD_BYTES,
-        lambda file: write_images(file, in_threads(read, order, touch), mean_bytes()),
+        lambda file: write_images(
+            file, _synced(file, in_threads(read, order, touch)), mean_bytes()
+        ),
         lambda path: CachedImages(path, rows),
         touch,
     )
@@ -192,7 +199,7 @@ def _eval_pixels(
         images.samples(split)[:num],
         preprocessing,
         lambda: math.prod(shape) + OVERHEAD_BYTES,
-        lambda file: write_pixels(file, shape, in_threads(render, order, touch)),
+        lambda file: write_pixels(file, shape, _synced(file, in_threads(render, order, touch))),
         lambda path: mapped_pixels(path, shape),
         touch,
     )
@@ -204,10 +211,19 @@ def _eval_pixels(
     return pixels
 
 
+def _synced(file: BinaryIO, rows: Iterator[Result]) -> Iterator[Result]:
+    """The rows; what was written of them goes to the disk now and then, so that the end of a large
+    file waits for little."""
+    for number, row in enumerate(rows, start=1):
+        yield row
+        if number % SYNC_EVERY == 0:
+            os.fdatasync(file.fileno())
+
+
 def _whole_image(images: Images, split: str, i: int) -> Image.Image:
     try:
         return images.image(split, i)
-    except DECODE_ERRORS as error:
+    except OSError as error:
         key = images.samples(split)[i].key
         raise OSError(f"{split} image {key} can no longer be read: {error}") from error
 
@@ -219,7 +235,7 @@ def reduced_image(images: Images, i: int, size: int) -> Image.Image:
         if not sample.path:
             return reduce(images.image("train", i), size)
         return reduce(decode(images.content("train", i), at_least=DRAFT * size), size)
-    except DECODE_ERRORS as error:
+    except OSError as error:
         raise OSError(f"training image {sample.key} can no longer be read: {error}") from error
 
 
@@ -243,12 +259,12 @@ def _from_cache(
     except OSError as error:
         if error.errno is None:  # an image cannot be read, which is no fault of the cache
             raise
-        if mode == "auto":
+        if mode == "auto" or error.errno in NO_ROOM:
             logger.warning("images are decoded in every run, not cached: %s", error)
             return None
         raise UserError(
-            f"data.cache={mode} has no room ({error}); set data.cache=off, or "
-            "SOUPFLEET_CACHE and SOUPFLEET_CACHE_GB to a folder with room"
+            f"data.cache={mode} cannot be used ({error}); set data.cache=off, or "
+            "SOUPFLEET_CACHE to a folder that can be written to"
         ) from error
 
 

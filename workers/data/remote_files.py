@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from glob import glob
@@ -12,7 +12,9 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from workers.errors import UserError, first_line
+from workers.storage.local_disk import expanded
 from workers.storage.store import Store, open_filesystem
+from workers.text import without_credentials
 
 OPEN_FILES = 64
 """Remote files that stay open, because opening one costs a round trip."""
@@ -33,6 +35,21 @@ def public_uri(uri: str) -> str:
     return str(Store(uri)) if is_remote(uri) else uri
 
 
+def with_credentials_of(uri: str, others: Iterable[str]) -> str:
+    """The URI with the credentials and the query of the first of `others` at the same host."""
+    if not is_remote(uri):
+        return uri
+    body = uri.partition("?")[0]
+    scheme, _, place = body.partition("://")
+    for other in filter(is_remote, others):
+        public = without_credentials(other)
+        if public != other and urlsplit(public)[:2] == urlsplit(body)[:2]:
+            user, at, _ = urlsplit(other).netloc.rpartition("@")
+            _, mark, query = other.partition("?")
+            return f"{scheme}://{user}{at}{place}{mark}{query}"
+    return uri
+
+
 def join(root: str, path: str) -> str:
     """`path` below `root`, unless it is a URI or absolute itself.
 
@@ -44,7 +61,7 @@ def join(root: str, path: str) -> str:
         body, mark, query = root.partition("?")
         return f"{body.rstrip('/')}/{path}{mark}{query}"
     local = unquote(urlsplit(root).path) if root.startswith("file://") else root
-    return os.path.abspath(os.path.join(os.path.expanduser(local), os.path.expanduser(path)))
+    return os.path.abspath(os.path.join(expanded(local), expanded(path)))
 
 
 class Files:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from workers.config.data import DataConfig
-from workers.data.decode import DECODE_ERRORS, decode
+from workers.data.decode import DAMAGED, decoding_fault
 from workers.data.images import Images, Sample
 from workers.data.remote_files import is_remote
 from workers.data.sources import ImageRef, Reader, digit_image, find_images, reader
@@ -27,7 +27,8 @@ SCAN_BLOCK = 1024
 class ScannedImage(NamedTuple):
     ref: ImageRef
     sha256: str
-    decodes: bool
+    fault: str | None = None
+    """Why it does not decode. None: it does."""
 
 
 def scan(
@@ -45,16 +46,16 @@ def scan(
     touch = on_image or (lambda: None)
     classes, refs = find_images(spec, touch)
     scanned = list(_scan_images(refs, reader(spec), touch))
-    corrupt = tuple(image.ref.key for image in scanned if not image.decodes)
-    good = [image for image in scanned if image.decodes]
+    broken = [image for image in scanned if image.fault is not None]
+    good = [image for image in scanned if image.fault is None]
     _refuse_empty_classes(classes, refs, good)
     _refuse_overlap(good, spec)
     images = Images(classes, _split(good, spec, seed), spec)
     _refuse_empty_splits(images, spec)
     if spec.folds:
         images = Images(classes, _with_folds(images, spec.folds, seed), spec)
-    warnings = (*_corrupt_warning(corrupt), *_overlap_warnings(images), *_gap_warnings(images))
-    return images, corrupt, warnings
+    warnings = (*_corrupt_warning(broken), *_overlap_warnings(images), *_gap_warnings(images))
+    return images, tuple(image.ref.key for image in broken), warnings
 
 
 def _scan_images(
@@ -70,7 +71,7 @@ def _scan_images(
 def _scan_image(files: Reader, ref: ImageRef) -> ScannedImage:
     if not ref.path:
         content = digit_image(int(ref.key)).tobytes()
-        return ScannedImage(ref, hashlib.sha256(content).hexdigest(), True)
+        return ScannedImage(ref, hashlib.sha256(content).hexdigest())
     try:
         content = files.read(ref.path, ref.offset, ref.size)
     except OSError as error:
@@ -80,12 +81,7 @@ def _scan_image(files: Reader, ref: ImageRef) -> ScannedImage:
         raise UserError(
             f"image {ref.path} cannot be read ({reason}); make it readable, or remove it"
         ) from error
-    sha256 = hashlib.sha256(content).hexdigest()
-    try:
-        decode(content)
-    except DECODE_ERRORS:
-        return ScannedImage(ref, sha256, False)
-    return ScannedImage(ref, sha256, True)
+    return ScannedImage(ref, hashlib.sha256(content).hexdigest(), decoding_fault(content))
 
 
 def _refuse_empty_classes(
@@ -187,12 +183,16 @@ def _refuse_too_many_folds(images: Images, folds: int) -> None:
         )
 
 
-def _corrupt_warning(corrupt: tuple[str, ...]) -> list[str]:
-    if not corrupt:
+def _corrupt_warning(broken: list[ScannedImage]) -> list[str]:
+    if not broken:
         return []
-    names = ", ".join(corrupt[:5]) + (", ..." if len(corrupt) > 5 else "")
-    verb = "image does" if len(corrupt) == 1 else "images do"
-    return [f"{len(corrupt)} {verb} not decode and belong to no split: {names}"]
+    names = ", ".join(map(_with_fault, broken[:5])) + (", ..." if len(broken) > 5 else "")
+    verb = "image does" if len(broken) == 1 else "images do"
+    return [f"{len(broken)} {verb} not decode and belong to no split: {names}"]
+
+
+def _with_fault(image: ScannedImage) -> str:
+    return image.ref.key if image.fault == DAMAGED else f"{image.ref.key} ({image.fault})"
 
 
 def _overlap_warnings(images: Images) -> list[str]:

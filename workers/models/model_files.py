@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workers.errors import UserError
 from workers.storage.layout import MANIFEST, WEIGHTS
+from workers.storage.local_disk import expanded
 
 MODEL_CONFIG = "config.json"
 PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
@@ -34,7 +35,7 @@ class ModelFile(BaseModel):
 
 def weights_file(path: str) -> Path:
     """Absolute path of a file of weights, or of the weights in a folder of a checkpoint or soup."""
-    place = Path(path).expanduser().absolute()
+    place = expanded(path).absolute()
     if not place.is_dir():
         return place
     if not (place / WEIGHTS).is_file():

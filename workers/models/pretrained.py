@@ -5,7 +5,6 @@ file or published weights -> timm's filter of the architecture -> the model with
 
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from workers.config.model import ModelConfig
 from workers.errors import UserError, first_line
 from workers.models.heads import in_head, timm_entrypoint, weight_filter
+from workers.storage.local_disk import expanded
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 """Suffixes of files of weights."""
@@ -92,7 +92,7 @@ def read_weights(
     Raises UserError, starting with `setting`, for a file that is missing, broken, of another kind,
     or that has pickled objects other than tensors.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     place = f"{setting} {file}"
     if not file.is_file():
         raise UserError(f"{place} is not a file; give the path of the weights")

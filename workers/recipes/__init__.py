@@ -18,13 +18,15 @@ Everything that depends on the recipe is asked of the recipe:
 
 import importlib
 import inspect
+import re
+import sys
 from collections.abc import Generator
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
-from workers.errors import UserError, did_you_mean
+from workers.errors import UserError, did_you_mean, first_line
 from workers.recipes.acceptance import Acceptance
 from workers.recipes.best import Best
 from workers.recipes.greedy import Greedy
@@ -54,6 +56,8 @@ RECIPES: dict[str, type] = {
     "manifold": Manifold,
 }
 
+PATH_FORM = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
+"""Regular expression of `package.module:Class`."""
 
 RecipeRun = Generator[Question, Answer, Soup]
 
@@ -94,10 +98,11 @@ def tie_option(name: str, tie: str) -> dict[str, Any]:
     """`soup.tie` as an option of the recipe; empty if the recipe has no option `tie`.
 
     Recipes of the table that follow `Acceptance` record its default `accept` as well, because
-    ledgers identify their merges by a digest of the options.
+    ledgers identify their merges by a digest of the options. A class outside the table must have
+    been imported; this does not import it.
     """
-    recipe = recipe_class(name)
-    if "tie" not in {field.name for field in fields(recipe)}:
+    recipe = recipe_class(name) if ":" not in name else imported_class(name)
+    if recipe is None or "tie" not in {field.name for field in fields(recipe)}:
         return {}
     records_default = name in RECIPES and issubclass(recipe, Acceptance)
     return {"tie": tie} if records_default or tie == "strict" else {}
@@ -132,14 +137,35 @@ def recipe_class(name: str) -> type:
     return recipe
 
 
+def require_name(name: str) -> None:
+    """Check a name, or the form of a path, without importing anything. Raises UserError."""
+    if ":" not in name:
+        recipe_class(name)
+    elif not re.fullmatch(PATH_FORM, name):
+        raise UserError(f"recipe {name!r} is not a path; write package.module:Class")
+
+
+def module_of(name: str) -> str | None:
+    """The module that a recipe's path names. None: it is a recipe of the table."""
+    return name.partition(":")[0] if ":" in name else None
+
+
+def imported_class(path: str) -> type | None:
+    """The class of this path. None: its module was not imported, or it is no dataclass."""
+    module_name, _, class_name = path.partition(":")
+    recipe = getattr(sys.modules.get(module_name), class_name, None)
+    return recipe if isinstance(recipe, type) and is_dataclass(recipe) else None
+
+
 def _imported(path: str) -> type:
+    require_name(path)
     module_name, _, class_name = path.partition(":")
     try:
         recipe = getattr(importlib.import_module(module_name), class_name)
-    except (ModuleNotFoundError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the user's module raises
         raise UserError(
-            f"recipe {path!r} cannot be imported ({error}); write package.module:Class of an "
-            "importable module"
+            f"recipe {path!r} cannot be imported ({first_line(error)}); write "
+            "package.module:Class of an importable module"
         ) from error
     if not is_dataclass(recipe):
         raise UserError(f"recipe {path!r} is no dataclass; decorate it with dataclass(frozen=True)")

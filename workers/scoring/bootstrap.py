@@ -4,6 +4,7 @@ Both models are scored on the same resampled images, so images that are hard for
 For top-1 there is also the p-value of the exact McNemar test.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +38,11 @@ def paired_differences(
     metric: Metric,
     seed: list[int],
     resamples: int = RESAMPLES,
+    touch: Callable[[], object] = lambda: None,
 ) -> dict[str, Delta]:
     """Metric of each of `others` minus that of `single`, with the percentile 95 % interval of a
-    paired bootstrap over images (Efron and Tibshirani, 1993). All share the same resamples."""
+    paired bootstrap over images (Efron and Tibshirani, 1993). All share the same resamples. `touch`
+    is called after each."""
     finite = {name: other for name, other in others.items() if _value(other, metric) is not None}
     base = _value(single, metric)
     if base is None or not finite:
@@ -50,6 +53,7 @@ def paired_differences(
         times = np.bincount(rng.integers(0, len(labels), len(labels)), minlength=len(labels))
         resampled = _resampled(labels, single, metric, times)
         row[:] = [_resampled(labels, other, metric, times) - resampled for other in finite.values()]
+        touch()
     low, high = np.percentile(deltas, [2.5, 97.5], axis=0)
     return {
         name: Delta(

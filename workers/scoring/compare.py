@@ -27,6 +27,9 @@ from workers.types import (
     Score,
 )
 
+FIT_LIMIT_S = 3600.0
+"""Longest time that the fit of a stacked classifier may take."""
+
 
 def compare(order: CompareOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
     """One event: per split, the difference of every soup and ensemble to the best single model.
@@ -35,9 +38,10 @@ def compare(order: CompareOrder, attempt: int, worker: WorkerContext) -> Iterato
     """
     stacker = None
     if order.stacking:
-        stacker = ensembles.fit_stacker(
-            worker.store, order.stacking, order.folds, worker.progress.touch
-        )
+        with worker.progress.busy("fitting the stacked classifier", FIT_LIMIT_S):
+            stacker = ensembles.fit_stacker(
+                worker.store, order.stacking, order.folds, worker.progress.touch
+            )
     deltas: dict[str, dict[str, Delta]] = {soup: {} for soup in order.soups}
     scores: dict[str, dict[str, Score]] = {}
     for split in order.splits:
@@ -46,7 +50,9 @@ def compare(order: CompareOrder, attempt: int, worker: WorkerContext) -> Iterato
         if order.best_single in order.soups:
             outcomes[order.best_single] = single
         seed = [worker.config.seed, zlib.crc32(split.encode())]
-        differences = paired_differences(labels, single, outcomes, worker.config.metric, seed)
+        differences = paired_differences(
+            labels, single, outcomes, worker.config.metric, seed, touch=worker.progress.beat
+        )
         for name, outcome in outcomes.items():
             scores.setdefault(name, {})[split] = outcome.score
         for name, delta in differences.items():

@@ -8,6 +8,7 @@ from workers.context import WorkerContext
 from workers.merging.write_soup import SOUP, SoupFile
 from workers.models.model_files import MODEL_CONFIG
 from workers.storage.layout import SERVED, WEIGHTS, checkpoint_dir
+from workers.text import markdown
 from workers.types import AnyEvent, Served, ServeOrder
 
 README = "README.md"
@@ -37,13 +38,13 @@ def _readme(soup: SoupFile, config: dict[str, Any]) -> str:
     return README_TEMPLATE.format(
         id=soup.id,
         recipe=soup.recipe,
-        architecture=config["architecture"],
+        architecture=markdown(config["architecture"]),
         registers=REGISTERS if config["architecture"].startswith("soupfleet_") else "",
         num_members=len(soup.members),
         metric=soup.metric,
         score=score,
         rows=rows,
-        classes=", ".join(config["label_names"]),
+        classes=", ".join(map(markdown, config["label_names"])),
         input_size=preprocessing["input_size"],
         interpolation=preprocessing["interpolation"],
         crop_pct=preprocessing["crop_pct"],

@@ -26,6 +26,7 @@ from workers.storage import local_disk
 from workers.storage.layout import WEIGHTS, checkpoint_dir
 from workers.storage.manifest import read_manifest
 from workers.storage.store import CorruptFile, Store
+from workers.text import csv_cell
 
 OnImage = Callable[[], object]
 """Called after every image of every member."""
@@ -99,7 +100,7 @@ def write_csv(answers: Answers, files: Sequence[Path], root: Path, out: Path) ->
     for path, choice, row in zip(files, chosen, probabilities, strict=True):
         name = path.relative_to(root).as_posix() if root.is_dir() else path.name
         answer = (answers.labels[choice], f"{row[choice]:.6f}") if choice >= 0 else ("", "")
-        table.writerow([name, *answer])
+        table.writerow(map(csv_cell, (name, *answer)))
     with local_disk.replacing(out, durable=False) as file:
         file.write(text.getvalue().encode())
     return int((chosen < 0).sum())

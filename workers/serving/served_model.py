@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from workers.config.data import DataConfig
 from workers.context import cuda_is_available
 from workers.data.augment import eval_transform
-from workers.data.decode import DECODE_ERRORS, decode
+from workers.data.decode import decode, decoding_fault
 from workers.data.sources import EXTENSIONS, class_folders, image_files
 from workers.errors import UserError, did_you_mean, first_line
 from workers.models.build import preprocessing
@@ -56,7 +56,7 @@ class ServedModel:
         """uint8 (3, H, W)"""
         try:
             return self._transform(decode(file.read_bytes()))
-        except DECODE_ERRORS:
+        except OSError:
             return None
 
     def _forward(self, pixels: list[Tensor | None], on_image: Callable[[], object]) -> np.ndarray:
@@ -84,7 +84,8 @@ def evaluate_folder(model_dir: Path, data: Path) -> Score:
     rows = served.logits([file for file, _ in images])
     for (file, _), broken in zip(images, np.isnan(rows).all(axis=1), strict=True):
         if broken:
-            raise UserError(f"image {file} does not decode; replace it, or move it away")
+            fault = decoding_fault(file.read_bytes())
+            raise UserError(f"image {file} does not decode ({fault}); replace it, or move it away")
     return score(rows, np.array([label for _, label in images], dtype=np.int64))
 
 

@@ -98,6 +98,8 @@ class CheckpointWriter:
         self.store = store
         self.stall_s = 0.0
         """Total seconds that training waited in `submit`."""
+        self.longest_s = 0.0
+        """Seconds that the slowest write took."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._pending: deque[Future[Checkpoint]] = deque()
         self._finished: list[Checkpoint] = []
@@ -121,11 +123,13 @@ class CheckpointWriter:
         weights, state = host.take(tensors, train_state)
 
         def write() -> Checkpoint:
+            began = time.perf_counter()
             try:
                 return write_checkpoint(
                     self.store, name, attempt, step, weights, train_state=state, **options
                 )
             finally:
+                self.longest_s = max(self.longest_s, time.perf_counter() - began)
                 self._copies.append(host)
 
         self._pending.append(self._thread.submit(write))

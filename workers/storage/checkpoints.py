@@ -1,7 +1,7 @@
 """Reading checkpoints: tensors mapped from verified files, and the training state."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,9 @@ class CheckpointTensors(Mapping[str, Tensor]):
     A tensor is a view of the page cache, must not be written to, and stays valid after `close`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, on_tensor: Callable[[], object] = lambda: None) -> None:
+        """`on_tensor` is called whenever a tensor is read."""
+        self._on_tensor = on_tensor
         self._file: Any = safe_open(path, framework="pt")
         self._names: dict[str, None] = dict.fromkeys(self._file.keys())
 
@@ -42,6 +44,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
         if name not in self._names:
             raise KeyError(name)
         tensor: Tensor = self._file.get_tensor(name)
+        self._on_tensor()
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -74,7 +77,7 @@ def open_weights(store: Store, checkpoint: Checkpoint) -> CheckpointTensors:
         FileNotFoundError: there is no such file.
     """
     path = f"{checkpoint_dir(checkpoint.id)}/{WEIGHTS}"
-    return CheckpointTensors(str(store.fetch(path, checkpoint.sha256)))
+    return CheckpointTensors(str(store.fetch(path, checkpoint.sha256)), store.on_bytes)
 
 
 def load_train_state(store: Store, checkpoint: Checkpoint) -> TrainState | None:
@@ -96,7 +99,7 @@ def open_state(store: Store, checkpoint: Checkpoint) -> CheckpointTensors:
     """The tensors of a checkpoint's training state, mapped; errors as in `load_train_state`."""
     sha256 = _files_of(store, checkpoint)[STATE_TENSORS]
     return CheckpointTensors(
-        str(store.fetch(f"{checkpoint_dir(checkpoint.id)}/{STATE_TENSORS}", sha256))
+        str(store.fetch(f"{checkpoint_dir(checkpoint.id)}/{STATE_TENSORS}", sha256)), store.on_bytes
     )
 
 

@@ -11,14 +11,32 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from workers.errors import UserError
+
+_BLOCK = 1 << 20
+"""Bytes hashed at a time; a block stays in the processor's cache."""
+
 LOCK_POLL_S = 0.05
 """Seconds between two attempts to take a lock."""
 
 
-def hash_file(local: Path) -> str:
-    """sha256 of a local file, in hex."""
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `~user` filled in. Raises UserError if there is no such user."""
+    local = os.path.expanduser(path)
+    if local.startswith("~"):
+        user = local.partition("/")[0]
+        raise UserError(f"{local}: {user} is the home of no user; write the whole path")
+    return Path(local)
+
+
+def hash_file(local: Path, touch: Callable[[], object] = lambda: None) -> str:
+    """sha256 of a local file, in hex. `touch` is called after every block."""
+    total = hashlib.sha256()
     with local.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(_BLOCK):
+            total.update(block)
+            touch()
+    return total.hexdigest()
 
 
 def walk(root: Path, folder: Path) -> Iterator[tuple[str, int]]:

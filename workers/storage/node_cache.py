@@ -179,7 +179,7 @@ def _home() -> Path:
     """The folder of everything that is cached on this node."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     path = os.environ.get("SOUPFLEET_CACHE") or f"{cache}/soupfleet"
-    return Path(path).expanduser().absolute()
+    return local_disk.expanded(path).absolute()
 
 
 def _size_limit() -> int | None:

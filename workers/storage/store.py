@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from workers.errors import UserError, first_line
 from workers.storage import local_disk
 from workers.storage.node_cache import NodeCache, store_cache
+from workers.text import without_credentials
 
 Bytes = bytes | bytearray | memoryview
 
@@ -25,6 +26,10 @@ _BLOCK = 8 << 20
 """Bytes per copy, large enough for few parts in an object store."""
 _FLAT = {"s3", "gcs", "abfs"}
 """File systems without folders, which need not be created before an object."""
+
+
+OnBytes = Callable[[], object]
+"""Called while bytes flow, from any thread."""
 
 
 class CorruptFile(OSError):
@@ -41,6 +46,19 @@ class Sink(Protocol):
     def write(self, data: Bytes, /) -> Any: ...
 
 
+class _ReportingSink:
+    """Passes bytes on block by block, and calls `on_bytes` after each."""
+
+    def __init__(self, sink: Sink, on_bytes: OnBytes) -> None:
+        self._sink, self._on_bytes = sink, on_bytes
+
+    def write(self, data: Bytes, /) -> None:
+        view = memoryview(data)
+        for start in range(0, len(view), _BLOCK):
+            self._sink.write(view[start : start + _BLOCK])
+            self._on_bytes()
+
+
 class Store:
     """The files of one experiment by relative path, separated by `/`.
 
@@ -48,27 +66,28 @@ class Store:
     several threads.
     """
 
-    def __init__(self, uri: str, cache_dir: str | None = None) -> None:
+    def __init__(
+        self, uri: str, cache_dir: str | None = None, on_bytes: OnBytes = lambda: None
+    ) -> None:
+        """`on_bytes` is called after every block that is read, written or hashed."""
         self.local_root = _local_root(uri)
         self.is_local = self.local_root is not None
         # Workers may run in another folder than the driver, so a local path is made absolute.
         self.uri = uri if self.local_root is None else str(self.local_root)
         self._cache_dir = cache_dir
+        self.on_bytes = on_bytes
         self._hashed: dict[str, tuple[int, int, str | None]] = {}
         """Local file -> (modification time, bytes, sha256) when it was hashed."""
         self._expected: dict[str, str] = {}
 
     def __str__(self) -> str:
         """The URI without credentials and query."""
-        parts = urlsplit(self.uri)
-        if self.is_local or "@" not in parts.netloc:
-            return self.uri.partition("?")[0]
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return self.uri if self.is_local else without_credentials(self.uri).partition("?")[0]
 
     def child(self, name: str) -> "Store":
         """The store of a folder inside this one. A query string stays at the end of the URI."""
         root, mark, query = self.uri.partition("?") if not self.is_local else (self.uri, "", "")
-        return Store(f"{root.rstrip('/')}/{name}{mark}{query}", self._cache_dir)
+        return Store(f"{root.rstrip('/')}/{name}{mark}{query}", self._cache_dir, self.on_bytes)
 
     def expect(self, files: Mapping[str, str]) -> None:
         """Check these files, path -> sha256, at every read until they are written again."""
@@ -95,9 +114,16 @@ class Store:
 
     def _read(self, path: str) -> bytes:
         if self.local_root is not None:
-            return self._local(path).read_bytes()
+            content = self._local(path).read_bytes()
+            self.on_bytes()
+            return content
         with self._filesystem.open_input_file(self._remote(path)) as file:
-            return bytes(file.read())
+            return b"".join(self._blocks(file))
+
+    def _blocks(self, file: Any) -> Iterator[bytes]:
+        while block := file.read(_BLOCK):
+            self.on_bytes()
+            yield block
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or a folder of this name."""
@@ -146,15 +172,16 @@ class Store:
             num_bytes=lambda: self._info(path).size or 0,
             build=partial(self._download, path),
             opened=lambda local: self._checked(path, local, sha256),
+            touch=self.on_bytes,
         )
 
     def hash(self, path: str) -> str:
         """sha256 of the bytes that are in the store now, in hex, without any cache."""
         if self.local_root is not None:
-            return local_disk.hash_file(self._local(path))
+            return local_disk.hash_file(self._local(path), self.on_bytes)
         total = hashlib.sha256()
         with self._filesystem.open_input_stream(self._remote(path)) as source:
-            while block := source.read(_BLOCK):
+            for block in self._blocks(source):
                 total.update(block)
         return total.hexdigest()
 
@@ -173,11 +200,11 @@ class Store:
         self._expected.pop(path, None)
         if self.local_root is not None:
             with local_disk.replacing(self._local(path)) as file:
-                yield file
+                yield _ReportingSink(file, self.on_bytes)
             return
         self._make_folder(path)
         with self._filesystem.open_output_stream(self._remote(path)) as stream:
-            yield stream
+            yield _ReportingSink(stream, self.on_bytes)
 
     def write(self, path: str, data: Bytes) -> None:
         """Write or replace a file. Folders are created as needed."""
@@ -271,7 +298,7 @@ class Store:
     @cached_property
     def _cache(self) -> NodeCache:
         named = self._cache_dir
-        folder = None if named is None else Path(named).expanduser().absolute()
+        folder = None if named is None else local_disk.expanded(named).absolute()
         return store_cache(folder, damage=(CorruptFile,))
 
     def _state(self, path: str) -> str:
@@ -284,7 +311,7 @@ class Store:
 
     def _download(self, path: str, file: BinaryIO) -> None:
         with self._filesystem.open_input_stream(self._remote(path)) as source:
-            while block := source.read(_BLOCK):
+            for block in self._blocks(source):
                 file.write(block)
 
     def _checked(self, path: str, local: Path, sha256: str | None) -> Path:
@@ -297,7 +324,7 @@ class Store:
         state = (status.st_mtime_ns, status.st_size, sha256)
         if sha256 is None or self._hashed.get(str(local)) == state:
             return local
-        if local_disk.hash_file(local) != sha256:
+        if local_disk.hash_file(local, self.on_bytes) != sha256:
             raise CorruptFile(_corrupt(path, self, sha256))
         self._hashed[str(local)] = state
         return local
@@ -310,7 +337,7 @@ def _corrupt(path: str, store: Store, sha256: str) -> str:
 def _local_root(uri: str) -> Path | None:
     if uri.startswith("file://"):
         return Path(unquote(urlsplit(uri).path))
-    return None if "://" in uri else Path(os.path.abspath(Path(uri).expanduser()))
+    return None if "://" in uri else Path(os.path.abspath(local_disk.expanded(uri)))
 
 
 def open_filesystem(uri: str, place: str) -> tuple[Any, str]:
@@ -324,9 +351,12 @@ def open_filesystem(uri: str, place: str) -> tuple[Any, str]:
 
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        # OSError: of a region that is looked up, or a library that is missing.
         raise UserError(
             f"{place} cannot be opened ({first_line(error)}); give a folder, or a URI such as "
             "s3://bucket/folder"
         ) from error
+    if not path.strip("/"):
+        raise UserError(f"{place} names no bucket; give a URI such as s3://bucket/folder")
     return filesystem, path.rstrip("/")

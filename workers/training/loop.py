@@ -84,6 +84,8 @@ class TrainLoop:
     """Images since `clock`, over all ranks."""
     clock: float = field(default_factory=time.monotonic)
     shown_at: float = 0.0
+    compiled: set[tuple[int, int, int]] = field(default_factory=set)
+    """(first epoch of the phase, images, micro-batches) of the steps that were compiled."""
 
     def __post_init__(self) -> None:
         self.loss_sum = torch.tensor(

@@ -5,6 +5,7 @@ network, average, state --save--> background: predictions, log, weights, manifes
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -32,6 +33,9 @@ from workers.types import (
     TrainOrder,
     ema_id,
 )
+
+CONFIRM_LIMIT_S = 900.0
+"""Longest time in which a store confirms a file without accepting a byte."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,15 @@ class RunRecorder:
         if error is not None:
             self._log.log(f"ended by {type(error).__name__}: {error}")
         try:
-            self._writer.__exit__(kind, error, traceback)
+            with self._waiting():
+                self._writer.__exit__(kind, error, traceback)
         finally:
             self._log.close()
+
+    def _waiting(self) -> AbstractContextManager[None]:
+        """Waiting for the writer, whose bytes are signs of life; an object store or a disk may be
+        silent before it confirms a file."""
+        return self._worker.progress.busy("waiting for a checkpoint to be written", CONFIRM_LIMIT_S)
 
     def show_step(self, step: int, loss: float, lr: float) -> None:
         self._log.scalars(step, train__loss=loss, train__lr=lr)
@@ -126,9 +136,10 @@ class RunRecorder:
         """
         self._log.log(f"checkpoint at step {step}")
         run = self._order.run.id
-        if average is not None:
-            self._submit(ema_id(run), average, step, None)
-        self._submit(run, net, step, state)
+        with self._waiting():
+            if average is not None:
+                self._submit(ema_id(run), average, step, None)
+            self._submit(run, net, step, state)
 
     def _submit(self, run: str, net: nn.Module, step: int, state: TrainState | None) -> None:
         name = f"{run}/{step:08d}"
@@ -156,17 +167,21 @@ class RunRecorder:
 
     def completed(self) -> Iterator[AnyEvent]:
         """Checkpoints that became complete since the last call."""
-        yield from map(self._checkpointed, self._writer.done())
+        yield from map(self._event, self._writer.done())
 
     def flush(self) -> Iterator[AnyEvent]:
         """Wait for all checkpoints to become complete."""
-        yield from map(self._checkpointed, self._writer.flush())
+        with self._waiting():
+            finished = self._writer.flush()
+        yield from map(self._event, finished)
         self._log.log(f"done; checkpoints held training up for {self._writer.stall_s:.2f} s")
 
-    def _checkpointed(self, checkpoint: Checkpoint) -> Checkpointed:
-        name = checkpoint.name
+    def _event(self, checkpoint: Checkpoint) -> Checkpointed:
         return Checkpointed(
-            checkpoint=checkpoint, score=self._scores.pop(name), files=self._files.pop(name, {})
+            checkpoint=checkpoint,
+            score=self._scores.pop(checkpoint.name),
+            files=self._files.pop(checkpoint.name, {}),
+            write_s=self._writer.longest_s,
         )
 
     def _write_predictions(

@@ -30,7 +30,7 @@ from workers.models.build import head_parameter_names
 from workers.storage.checkpoints import TrainState
 from workers.training import train_state
 from workers.training.batches import TrainBatches
-from workers.training.loop import PhaseOptimizer, TrainLoop, learn, read_loss, steps
+from workers.training.loop import PhaseOptimizer, Step, TrainLoop, learn, read_loss, steps
 from workers.training.loss import LossModule
 from workers.training.lr_schedule import Schedule
 from workers.training.optim import body_lr, create_optimizer
@@ -60,6 +60,10 @@ from workers.types import (
 GANG_TIMEOUT = timedelta(hours=1)
 """Ranks wait this long for rank 0 to score and write; heartbeats detect a hang earlier."""
 
+COMPILE_LIMIT_S = 1800.0
+"""Longest time that torch.compile may take for one step: minutes for a large network when several
+ranks share few cores."""
+
 
 def train(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
     """Train `order.run` from `order.start` to `order.stop_step`, or until its patience is over.
@@ -84,7 +88,8 @@ def train(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[An
             if t.phase != t.optimization.phase:
                 _end_phase(t)
                 _begin_phase(t)
-            learn(t, step)
+            with _compiling(t, step):
+                learn(t, step)
             if t.ends_epoch:
                 yield from _end_epoch(t)
             elif t.position.step == order.stop_step:
@@ -178,16 +183,24 @@ def _begin_phase(t: TrainLoop, restored: RestoredState | None = None) -> None:
         raw = restored.optimizer
     else:
         raw = create_optimizer(t.net, spec, head_parameter_names(t.net))
-    loss_module, optimizer = t.accelerator.prepare(
-        LossModule(t.net, spec.smoothing, t.data.weights),
-        raw,
-        # The optimizer's state is already where torch wants it (step counters on the CPU).
-        device_placement=[True, False],
-    )
+    with _waiting_for_ranks(t):
+        loss_module, optimizer = t.accelerator.prepare(
+            LossModule(t.net, spec.smoothing, t.data.weights),
+            raw,
+            # The optimizer's state is already where torch wants it (step counters on the CPU).
+            device_placement=[True, False],
+        )
     if isinstance(restored, TrainState):
         train_state.restore_optimizer(restored, t.net, raw)
     schedule = Schedule(raw, spec, t.steps_per_epoch, t.phase.num_epochs)
     t.optimization = PhaseOptimizer(t.phase, loss_module, optimizer, schedule)
+
+
+def _waiting_for_ranks(t: TrainLoop) -> contextlib.AbstractContextManager[None]:
+    """The first exchange of a gang waits for the rank that builds the cache of its node."""
+    if t.worker.config.ranks == 1:
+        return contextlib.nullcontext()
+    return t.worker.progress.busy("waiting for the other ranks", GANG_TIMEOUT.total_seconds())
 
 
 def _resets_optimizer(t: TrainLoop) -> bool:
@@ -196,6 +209,15 @@ def _resets_optimizer(t: TrainLoop) -> bool:
     if rejoin is None or t.position.step != rejoin.own_checkpoint.step:
         return False
     return rejoin.optimizer_state == "reset"
+
+
+def _compiling(t: TrainLoop, step: Step) -> contextlib.AbstractContextManager[None]:
+    """torch.compile works silently at the first step of every batch size and phase."""
+    key = t.optimization.phase.first, step.num_images, step.num_micro_batches
+    if not t.run.train.compile or key in t.compiled:
+        return contextlib.nullcontext()
+    t.compiled.add(key)
+    return t.worker.progress.busy("compiling the network", COMPILE_LIMIT_S)
 
 
 def _end_phase(t: TrainLoop) -> None:

@@ -25,6 +25,7 @@ from workers.types.events import (
     ErrorClass,
     Evaluated,
     Event,
+    Extended,
     Failed,
     FilesEvent,
     Finished,
@@ -43,6 +44,7 @@ from workers.types.events import (
     Trained,
 )
 from workers.types.merge_events import (
+    Abandoned,
     Answered,
     Asked,
     Diversity,
@@ -165,9 +167,11 @@ AnyEvent = Annotated[
     | GaveUp
     | MergeOpened
     | RoundClosed
+    | Abandoned
     | Rejoined
     | Diversity
     | FinishRequested
+    | Extended
     | Cancelled
     | Stopped
     | Finished,

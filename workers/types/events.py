@@ -1,7 +1,7 @@
 """Events: results of orders and decisions of the driver. Each is one line of the ledger."""
 
 import time
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -90,6 +90,8 @@ class Checkpointed(FilesEvent):
     checkpoint: Checkpoint
     score: Score | None
     """Score on the selection split. None: not the end of an epoch."""
+    write_s: float | None = None
+    """Seconds that the slowest checkpoint of its order took to be written. None: unknown."""
 
 
 class Trained(Event):
@@ -241,6 +243,16 @@ class FinishRequested(Event):
 
     kind: Literal["finish_requested"] = "finish_requested"
     reason: str
+
+
+class Extended(Event):
+    """The experiment gained runs, recipes or ensembles."""
+
+    kind: Literal["extended"] = "extended"
+    before: dict[str, Any]
+    """Identity of the experiment until then."""
+    runs: int
+    """Number of runs added. With more runs, training that was finished on request goes on."""
 
 
 class Cancelled(Event):

@@ -111,6 +111,14 @@ class RoundClosed(Event):
     reason: str
 
 
+class Abandoned(Event):
+    """An observe round that will have no soup. Its ingredients may be deleted from here on."""
+
+    kind: Literal["abandoned"] = "abandoned"
+    merge: str
+    reason: str
+
+
 class Rejoined(Event):
     """A member that missed its round continues from the merged weights of the last closed one."""
 

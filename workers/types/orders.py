@@ -79,6 +79,8 @@ class PreflightOrder(MergeActorOrder):
     None: this is the first one."""
     longest_train: TrainConfig | None = None
     """The longest training config, to check that a sync round happens. None: no check."""
+    fingerprints: dict[str, str] = {}
+    """By split, what an earlier preflight found. Empty: the experiment begins."""
 
     @staticmethod
     def id_of() -> str:

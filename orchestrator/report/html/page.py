@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
@@ -27,6 +28,7 @@ from orchestrator.report.html.weight_space import barrier_figure, cosines_figure
 from orchestrator.report.model_rows import rows
 from orchestrator.schedule.moment import Moment
 from orchestrator.state.state import State
+from workers.text import printable, printable_values
 
 Part = FigureOrReason | (
     tables.Table
@@ -55,7 +57,10 @@ def report_html(results: Json, moment: Moment, analysis: Json | None = None) -> 
         if (parts := tuple(part for part in section.parts if part is not None))
     ]
     figures = [
-        asdict(part) for section in sections for part in section.parts if isinstance(part, Figure)
+        printable_values(asdict(part))
+        for section in sections
+        for part in section.parts
+        if isinstance(part, Figure)
     ]
     return (
         _templates()
@@ -141,12 +146,18 @@ def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("orchestrator.report.html"),
         autoescape=True,
+        finalize=_without_controls,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     return environment
+
+
+def _without_controls(value: Any) -> Any:
+    """What a template inserts; text that is no markup of ours cannot hide or reverse anything."""
+    return printable(value) if type(value) is str else value
 
 
 def _resource(name: str) -> str:

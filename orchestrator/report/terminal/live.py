@@ -12,10 +12,12 @@ from rich.text import Text
 
 from orchestrator.report import format
 from orchestrator.report.terminal import status
+from orchestrator.report.terminal.console import SafeConsole
 from orchestrator.report.terminal.event_lines import line
 from orchestrator.report.terminal.tables import runs_table, soup_line
 from orchestrator.schedule.moment import Moment
 from workers.heartbeat import Heartbeat
+from workers.text import one_line
 from workers.types import AnyEvent
 
 REDRAW_S = 0.5
@@ -45,7 +47,7 @@ class ProgressView(Protocol):
 
 def open_view(plain: bool | None = None, console: Console | None = None) -> ProgressView:
     """`plain` of None: live on a terminal, else plain."""
-    console = console or Console()
+    console = console or SafeConsole()
     is_plain = not console.is_terminal if plain is None else plain
     return PlainView(console) if is_plain else LiveView(console)
 
@@ -147,4 +149,5 @@ class PlainView:
     def _print(self, since_s: float, sentence: str) -> None:
         minutes, seconds = divmod(max(0, int(since_s)), 60)
         stamp = f"{minutes // 60:d}:{minutes % 60:02d}:{seconds:02d}"
-        self._console.print(f"{stamp}  {sentence}", markup=False, highlight=False, soft_wrap=True)
+        text = f"{stamp}  {one_line(sentence)}"
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -60,6 +60,14 @@ def _stages(moment: Moment) -> list[RunSpec]:
     return [stage for plan in plans if plan.final not in bases for stage in plan.stages]
 
 
+SILENT_S = 15.0
+"""Silence that is worth a note."""
+
+
+def _silence(heartbeat: Heartbeat) -> str:
+    return f"{heartbeat.busy or 'no heartbeat'} for {heartbeat.silent_s:.0f} s"
+
+
 def _run(
     moment: Moment,
     run: RunSpec,
@@ -74,7 +82,7 @@ def _run(
     if heartbeat is not None and is_running:
         loss = heartbeat.loss if heartbeat.loss is not None else loss
         rate = heartbeat.images_per_s if heartbeat.images_per_s is not None else rate
-        note = f"no heartbeat for {heartbeat.silent_s:.0f} s" if heartbeat.silent_s > 15 else note
+        note = _silence(heartbeat) if heartbeat.silent_s > SILENT_S else note
     return RunStatus(
         id=run.id,
         role=run.role,

@@ -4,9 +4,11 @@ The environment variable FAULTS lists where a worker dies or freezes, once per e
 
     {"order": ["taste-"], "touches": 2, "signal": "SIGKILL", "mark": FILE}   during an order
     {"write": "model.safetensors", "signal": "SIGKILL", "mark": FILE}      half-way through a file
+    {"refuse": "ENOSPC", "while": FILE}    no write to a local store works while FILE exists
 """
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -18,10 +20,12 @@ Faults = list[dict[str, Any]]
 
 def inject(faults: Faults) -> None:
     import workers.heartbeat
+    import workers.storage.local_disk
     import workers.storage.store
 
     _interrupt(workers.heartbeat.Progress, [fault for fault in faults if "order" in fault])
     _tear(workers.storage.store.Store, [fault for fault in faults if "write" in fault])
+    _refuse(workers.storage.local_disk, [fault for fault in faults if "refuse" in fault])
 
 
 def _interrupt(progress: Any, faults: Faults) -> None:
@@ -58,6 +62,21 @@ def _tear(store: Any, faults: Faults) -> None:
             yield Torn(sink, fits[0]) if fits else sink
 
     store.writing = tearing
+
+
+def _refuse(local_disk: Any, faults: Faults) -> None:
+    """Writes to a local disk fail as they would on a full, read-only or broken one."""
+    make_dirs = local_disk.make_dirs  # the first step of every write
+
+    def refusing_make_dirs(folder: Any) -> None:
+        for fault in faults:
+            if os.path.exists(fault["while"]):
+                number = getattr(errno, fault["refuse"])
+                raise OSError(number, os.strerror(number), str(folder))
+        make_dirs(folder)
+
+    if faults:
+        local_disk.make_dirs = refusing_make_dirs
 
 
 class Torn:

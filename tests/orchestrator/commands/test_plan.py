@@ -148,3 +148,12 @@ def test_merged_weights_need_storage(tmp_path: Path) -> None:
     )
     less, more = (peak_bytes(of, resolve(of, facts(of)), 2) for of in (separate, merged))
     assert more - less == 2 * 4000
+
+
+@pytest.mark.parametrize(("grace", "is_warned"), [("0", True), ("600", False), ("null", False)])
+def test_a_grace_period_shorter_than_a_checkpoint_is_a_warning(
+    folder: Path, grace: str, is_warned: bool
+) -> None:
+    few = ("base.trunk_epochs=0", "sweep.seeds=1")
+    text = shown(plan_view(make_plan(small_experiment(folder, *few, f"fleet.grace_s={grace}"))))
+    assert ("fleet.grace_s is 0, but a checkpoint takes" in text) is is_warned

@@ -7,7 +7,14 @@ import pytest
 
 from orchestrator.config import Experiment, dump, read
 from orchestrator.config.sections import EnsembleConfig
-from orchestrator.experiment.identity import check, identity, kept_values, with_stored_values
+from orchestrator.experiment.identity import (
+    additions,
+    check,
+    identity,
+    kept_values,
+    with_extensions,
+    with_stored_values,
+)
 from workers.config.train import TrainConfig
 from workers.errors import UserError
 
@@ -233,3 +240,56 @@ def test_a_named_key_that_contradicts_a_stored_one_is_refused_with_the_differenc
     stored = _stored(merge={"mode": "sync", "method": "pull"})
     merged = with_stored_values(_experiment(merge={"mode": "observe"}), stored)
     assert "merge.mode: sync -> observe" in _refusal(stored, merged)
+
+
+def test_a_first_default_that_was_stored_gives_way_to_the_present_one() -> None:
+    """`fleet.grace_s` was 2; it affects no result."""
+    stored = _stored(fleet={"grace_s": 2})
+    merged = with_stored_values(_experiment(), stored)
+    assert merged.fleet.grace_s is None and not kept_values(_experiment(), merged)
+    assert with_stored_values(_experiment(fleet={"grace_s": 2}), stored).fleet.grace_s == 2
+    chosen = with_stored_values(_experiment(), _stored(fleet={"grace_s": 30}))
+    assert chosen.fleet.grace_s == 30
+
+
+# Extensions that stay
+
+
+STRICT = {"greedy": {"tie": "strict"}}
+
+
+@pytest.mark.parametrize(
+    ("command", "gained"),
+    [
+        ({}, ("recipe `model_stock`", "2 more runs", "ensemble.stacking")),
+        ({"sweep": {"seeds": 4}}, ("recipe `model_stock`", "ensemble.stacking")),
+        ({"sweep": {"seeds": 5}}, ("recipe `model_stock`", "ensemble.stacking")),
+        ({"soup": {"recipes": ["best", "model_stock"]}}, ("2 more runs", "ensemble.stacking")),
+        ({"seed": 1}, ("recipe `model_stock`", "2 more runs", "ensemble.stacking")),
+    ],
+)
+def test_what_was_added_stays(command: dict[str, Any], gained: tuple[str, ...]) -> None:
+    first = _experiment({"seeds": 2}, soup={"recipes": ["best"]})
+    added = {"soup": {"recipes": ["best", "model_stock"]}, "ensemble": {"stacking": True}}
+    stored = _experiment({"seeds": 4}, **added)
+    new = _experiment(**{"sweep": {"seeds": 2}, "soup": {"recipes": ["best"]}} | command)
+    merged = with_extensions(new, stored, identity(first))
+    assert additions(new, merged) == gained
+    assert with_extensions(new, stored, None) == new
+
+
+def test_an_extension_keeps_the_recipes_that_others_added() -> None:
+    first = _experiment(soup={"recipes": ["greedy"]})
+    stored = _experiment(soup={"recipes": ["greedy", STRICT]})
+    new = _experiment(soup={"recipes": ["uniform", "greedy"]})
+    merged = with_extensions(new, stored, identity(first))
+    assert merged.soup.labels == ("greedy", "greedy-2", "uniform")
+    check(identity(stored), merged, extend=True)
+
+
+def test_what_the_experiment_began_with_is_not_added() -> None:
+    first = _experiment({"seeds": 2}, soup={"recipes": ["best", "greedy"]})
+    stored = _experiment({"seeds": 4}, soup={"recipes": ["best", "greedy", "uniform"]})
+    new = _experiment({"seeds": 1}, soup={"recipes": ["best"]})
+    merged = with_extensions(new, stored, identity(first))
+    assert merged.sweep == new.sweep and merged.soup.labels == ("best", "uniform")

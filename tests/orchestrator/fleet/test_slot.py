@@ -5,6 +5,7 @@ from typing import Any
 from orchestrator.fleet.slot import Slot
 from tests.simulator.experiment import simulated
 from workers.config.model import ModelConfig
+from workers.heartbeat import Heartbeat
 from workers.types import AnyOrder, Checkpoint, ErrorClass, Failed, TrainOrder
 
 BASE = Checkpoint.model_construct(name="base/0", step=0)
@@ -53,3 +54,10 @@ def test_a_queued_order_loads_its_model_after_a_failure() -> None:
     slot = slot_with(train("test_vit"), train("test_resnet"))
     fail(slot, "diverged")
     assert slot.is_warm_for(train("test_resnet"))
+
+
+def test_silent_work_may_take_longer_than_a_heartbeat() -> None:
+    slot = slot_with(train("test_vit"))
+    assert slot.limit_s == 0.0
+    slot.heartbeat = Heartbeat(slot="slot-0", silent_s=300, busy="compiling", limit_s=1800)
+    assert slot.limit_s == 1800

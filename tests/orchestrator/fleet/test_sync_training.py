@@ -1,5 +1,7 @@
 """Sync rounds on real weights: merging equal weights changes no bit."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,30 +27,43 @@ def last_weights(state: State) -> list[str]:
     return [last.sha256 for run in runs if (last := state.run(run).last) is not None]
 
 
+@pytest.fixture(scope="module")
+def plain_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """The last weights of an experiment that merges nothing; trained once for all tests."""
+
+    @cache
+    def train(*overrides: str) -> list[str]:
+        state, _ = trained(tmp_path_factory.mktemp("plain"), *overrides, "merge.mode=off")
+        return last_weights(state)
+
+    return train
+
+
 @pytest.mark.parametrize("network", [VIT, ["train.epochs=3"]], ids=["layernorm", "batchnorm"])
 @pytest.mark.parametrize("method", ["mean", "greedy", "pull"])
-def test_a_single_run_is_plain_training(folder: Path, network: list[str], method: str) -> None:
+def test_a_single_run_is_plain_training(
+    folder: Path, plain_weights: Callable[..., list[str]], network: list[str], method: str
+) -> None:
     single = [*network, "sweep.seeds=1", "train.momentum=0.9"]
-    plain, _ = trained(folder, "name=a", *single, "merge.mode=off")
-    synced, _ = trained(folder, "name=b", *single, f"merge={{mode: sync, method: {method}}}")
-    assert last_weights(plain) == last_weights(synced)
+    synced, _ = trained(folder, *single, f"merge={{mode: sync, method: {method}}}")
+    assert last_weights(synced) == plain_weights(*single)
 
 
 @pytest.mark.parametrize("every", ["1", "4 steps"])
 @pytest.mark.parametrize("optimizer_state", ["keep", "average"])
 def test_the_mean_of_replicas_is_one_of_them(
-    folder: Path, every: str, optimizer_state: str
+    folder: Path, plain_weights: Callable[..., list[str]], every: str, optimizer_state: str
 ) -> None:
     merge = (
         f"merge={{mode: sync, method: mean, every: {every}, optimizer_state: {optimizer_state}}}"
     )
-    plain, _ = trained(folder, "name=a", *VIT, "sweep.seeds=1", "merge.mode=off")
-    synced, _ = trained(folder, "name=b", *VIT, *REPLICAS, merge)
-    (weights,) = last_weights(plain)
+    synced, _ = trained(folder, *VIT, *REPLICAS, merge)
+    (weights,) = plain_weights(*VIT, "sweep.seeds=1")
     assert last_weights(synced) == [weights, weights]
 
 
-def test_a_pull_with_alpha_1_leaves_runs_independent(folder: Path) -> None:
-    plain, _ = trained(folder, "name=a", *VIT, "merge.mode=off")
-    pulled, _ = trained(folder, "name=b", *VIT, "merge={mode: sync, method: pull, alpha: 1}")
-    assert last_weights(plain) == last_weights(pulled)
+def test_a_pull_with_alpha_1_leaves_runs_independent(
+    folder: Path, plain_weights: Callable[..., list[str]]
+) -> None:
+    pulled, _ = trained(folder, *VIT, "merge={mode: sync, method: pull, alpha: 1}")
+    assert last_weights(pulled) == plain_weights(*VIT)

@@ -203,6 +203,13 @@ def test_policies_of_timm_pass() -> None:
         require_policy(TrainConfig(aa=policy))
 
 
+def test_a_valid_policy_passes_whatever_it_draws() -> None:
+    for seed in range(300):
+        random.seed(seed)
+        np.random.seed(seed)
+        require_policy(TrainConfig(aa="rand-m12-mmax15-t3aw"))
+
+
 def test_affine_ranges_are_checked_with_the_configuration() -> None:
     for options in ({"translate": (0.1, 1.5)}, {"scale": (1.2, 0.8)}, {"scale": (0, 1)}):
         with pytest.raises(ValidationError):

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from workers.data import Images, Sample, TrainPixels, eval_pixels, train_pixels
 from workers.data.decode import decode, reduce
 from workers.data.pixel_cache import CachedImages, DecodedImages, content_key
 from workers.errors import UserError
-from workers.storage.node_cache import memory_cache
+from workers.storage import node_cache
 
 PREPROCESSING: dict[str, Any] = {
     "input_size": [3, 14, 14],
@@ -39,11 +40,13 @@ FORMATS = {"RGB": ["png", "jpg", "bmp"], "L": ["png", "jpg"], "RGBA": ["png"], "
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The cache folder of a test. The one in memory is its own as well: others may be using the
+    user's."""
     monkeypatch.setenv("SOUPFLEET_CACHE", str(tmp_path / "cache"))
-    before = set(memory_cache().path.iterdir())
-    yield tmp_path / "cache"
-    for path in set(memory_cache().path.iterdir()) - before:
-        path.unlink()
+    shared = node_cache.SHARED_MEMORY
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as memory:
+        monkeypatch.setattr(node_cache, "SHARED_MEMORY", Path(memory))
+        yield tmp_path / "cache"
 
 
 def write(path: Path, seed: int, size: tuple[int, int], mode: str = "RGB") -> Path:
@@ -283,10 +286,18 @@ def test_auto_works_without_a_folder_and_disk_is_refused(
     assert "not cached" in caplog.text
     with pytest.raises(UserError, match=r"data\.cache=disk .*SOUPFLEET_CACHE"):
         train_pixels(write_images(tmp_path, "disk"), PREPROCESSING)
+
+
+@pytest.mark.parametrize("mode", ["disk", "memory"])
+def test_a_full_cache_is_named_and_images_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    expected = eval_pixels(write_images(tmp_path, "off", num=20), "train", PREPROCESSING)
     monkeypatch.setenv("SOUPFLEET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SOUPFLEET_CACHE_GB", "0.00001")
-    with pytest.raises(UserError, match="no room for"):
-        eval_pixels(write_images(tmp_path, "disk", num=20), "train", PREPROCESSING)
+    pixels = eval_pixels(write_images(tmp_path, mode, num=20), "train", PREPROCESSING)
+    assert torch.equal(pixels, expected)
+    assert "decoded in every run, not cached: [Errno 28] no room for" in caplog.text
 
 
 def test_auto_caches_no_file_of_few_images(tmp_path: Path, folder: Path) -> None:

@@ -87,7 +87,7 @@ def _equal(left: list[Batch], right: list[Batch]) -> bool:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(spec=specs(), scramble=st.integers(0, 2**32 - 1), order=st.permutations(range(8)))
 def test_a_sample_does_not_depend_on_earlier_samples(
     spec: TrainConfig, scramble: int, order: list[int]

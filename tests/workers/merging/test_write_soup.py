@@ -15,7 +15,7 @@ from workers.merging.taste import load_mix
 from workers.merging.write_soup import SoupFile, blend_soup, rebuild
 from workers.models.build import preprocessing
 from workers.scoring.forward import logits
-from workers.serving.export import serve
+from workers.serving.export import _readme, serve
 from workers.storage.store import CorruptFile
 from workers.types import Blended, BlendOrder, Checkpoint, Decision, Mix, Served, ServeOrder, Soup
 
@@ -125,3 +125,14 @@ def test_a_lie_about_the_mix_or_a_changed_member_shows(pool: Pool) -> None:
         rebuild(made, changed, pool.worker)
     with pytest.raises(CorruptFile, match="is missing"):
         rebuild(made, pool.members[:2], pool.worker)
+
+
+def test_names_of_classes_are_text_in_the_readme(pool: Pool) -> None:
+    list(serve(ServeOrder(soup=blended(pool, pool.names)), 0, pool.worker))
+    texts = files(pool, "soup")
+    config = json.loads(texts["config.json"])
+    soup = SoupFile.model_validate_json(texts["soup.json"])
+    assert _readme(soup, config) == texts["README.md"].decode()
+    names = ["<script>x</script>", "a|b", "\x1b[31m", *config["label_names"][3:]]
+    text = _readme(soup, {**config, "label_names": names})
+    assert r"&lt;script&gt;x&lt;/script&gt;, a\|b, \x1b\[31m, " in text

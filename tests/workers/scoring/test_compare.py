@@ -13,6 +13,7 @@ from workers.scoring.compare import compare
 from workers.scoring.metrics import score
 from workers.scoring.stacking import fit
 from workers.storage.predictions import read_predictions, write_predictions
+from workers.storage.store import Store
 from workers.types import Compared, CompareOrder
 
 
@@ -186,3 +187,21 @@ def test_the_best_single_model_may_be_a_soup_too_and_members_may_be_absent(pool:
     (event,) = compare(order, 0, pool.worker)
     assert isinstance(event, Compared)
     assert event.soups[best]["test"].delta == 0 and event.ensembles == ()
+
+
+def test_every_resample_is_a_sign_of_life() -> None:
+    logits, labels = made_up(0)
+    outcome, touched = ImageOutcomes.of(logits, labels), []
+    paired_differences(
+        labels, outcome, {"two": outcome}, "top1", [1], 50, touch=lambda: touched.append(None)
+    )
+    assert len(touched) == 50
+
+
+def test_soft_voting_reports_every_member(pool: Pool) -> None:
+    members = tuple(member.id for member in pool.members)
+    store = Store(pool.worker.store.uri)
+    read: list[None] = []
+    store.on_bytes = lambda: read.append(None)
+    ensembles.soft_vote(store, members, "val")
+    assert len(read) >= len(members) > 1

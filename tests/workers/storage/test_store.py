@@ -257,3 +257,22 @@ def test_a_store_that_cannot_be_written_to_is_a_user_error(tmp_path: Path, s3_ur
         Store(missing).probe()
     with pytest.raises(UserError, match="nonsense://x/y"):
         Store("nonsense://x/y").probe()
+
+
+def test_every_block_is_reported(store: Store) -> None:
+    blocks: list[None] = []
+    store.on_bytes = lambda: blocks.append(None)
+    data = bytes(20 << 20)
+
+    def num_blocks() -> int:
+        count = len(blocks)
+        blocks.clear()
+        return count
+
+    store.write("large", data)
+    assert num_blocks() == 3
+    assert store.read("large") == data and num_blocks() >= 1
+    assert store.hash("large") == sha256(data) and num_blocks() >= 3
+    store.fetch("large", sha256(data))
+    assert num_blocks() >= 3
+    assert store.child("inner").on_bytes is store.on_bytes

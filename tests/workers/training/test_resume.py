@@ -142,7 +142,7 @@ def _check(config: WorkerConfig, base: Checkpoint, run: RunSpec, where: float) -
 
 
 @settings(
-    max_examples=8,
+    max_examples=4,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -117,8 +117,8 @@ def test_the_log_is_in_the_store(config: WorkerConfig, vit_base: Checkpoint) -> 
 
 @pytest.mark.parametrize(
     ("opt", "cut"),
-    [(opt, cut) for opt in ("adamw", "momentum") for cut in range(1, 6)]
-    + [(opt, 2) for opt in ("nadamw", "lion", "lamb", "adafactor", "lookahead_adam")],
+    [("adamw", cut) for cut in range(1, 6)]
+    + [(opt, 2) for opt in ("momentum", "nadamw", "lion", "lamb", "adafactor", "lookahead_adam")],
 )
 def test_a_resumed_run_writes_the_same_bytes(
     config: WorkerConfig, vit_base: Checkpoint, opt: str, cut: int

@@ -40,7 +40,7 @@ def find_images(
         return find_in_shards(spec, Files(), touch)
     if spec.source == "parquet":
         return find_in_parquet(spec, Files(), touch)
-    return find_in_folders(spec, Files())
+    return find_in_folders(spec, Files(), touch)
 
 
 def reader(spec: DataConfig) -> Reader:

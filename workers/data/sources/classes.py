@@ -1,11 +1,15 @@
 """Class names: their order, and the class of a label in a file."""
 
 import json
+from collections import Counter
 
 from workers.config.data import DataConfig
 from workers.data.remote_files import Files, join, public_uri
 from workers.data.sources.image_ref import ImageRef, LabelledRef, first_few
 from workers.errors import UserError, did_you_mean
+
+MAX_NAME = 1000
+"""Characters of the longest class name."""
 
 
 def class_list(spec: DataConfig, files: Files, root: str) -> tuple[str, ...] | None:
@@ -29,7 +33,7 @@ def read_class_list(files: Files, path: str) -> tuple[str, ...]:
     try:
         text = files.read(path).decode()
         names = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.split("\n")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{public_uri(path)} is neither JSON nor text ({error}); write a list of class names"
         ) from error
@@ -44,8 +48,13 @@ def _checked(names: list[str] | tuple[str, ...], where: str) -> tuple[str, ...]:
             f"{where} has {len(names)} class(es) ({first_few(names) or 'none'}); "
             "a classifier needs at least two"
         )
-    if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{where} lists the class {repeated[0]!r} twice; list every class once")
+    if long := [name for name in names if len(name) > MAX_NAME]:
+        raise UserError(
+            f"{where} has a class name of {len(long[0]):,} characters ({long[0][:40]!r}...); "
+            f"write at most {MAX_NAME}"
+        )
     return tuple(names)
 
 

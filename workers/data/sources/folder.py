@@ -1,7 +1,7 @@
 """Class folders on a local disk, as for torchvision's ImageFolder."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from workers.config.data import DataConfig
@@ -10,13 +10,17 @@ from workers.data.sources.classes import class_list
 from workers.data.sources.image_ref import ImageRef, first_few
 from workers.data.sources.split_files import data_root, report_splits
 from workers.errors import UserError
+from workers.storage.local_disk import expanded
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}
 
 
-def find_in_folders(spec: DataConfig, files: Files) -> tuple[tuple[str, ...], list[ImageRef]]:
-    """Class names in order, and every image of every given split."""
+def find_in_folders(
+    spec: DataConfig, files: Files, touch: Callable[[], object]
+) -> tuple[tuple[str, ...], list[ImageRef]]:
+    """Class names in order, and every image of every given split. `touch` is called after each
+    class folder."""
     if spec.root is not None and is_remote(spec.root):
         raise UserError(
             "data.root is a URI, but data.source=folder reads local folders; mount it, or pack "
@@ -29,12 +33,12 @@ def find_in_folders(spec: DataConfig, files: Files) -> tuple[tuple[str, ...], li
     classes = _classes(root, spec, trains) if given is None else given
     for folder in trains if given else ():
         _refuse_unknown_classes(folder, "data.train", classes, "data.classes")
-    refs = [ref for folder in trains for ref in _walk(root, "train", folder, classes)]
+    refs = [ref for folder in trains for ref in _walk(root, "train", folder, classes, touch)]
     listed = "data.classes" if given else "data.train" if trains else "data.val"
     for split, setting, path in report_splits(spec):
         folder = _split_folder(root, setting, path)
         _refuse_unknown_classes(folder, setting, classes, listed)
-        refs += _walk(root, split, folder, classes)
+        refs += _walk(root, split, folder, classes, touch)
     return classes, refs
 
 
@@ -46,7 +50,7 @@ def _classes(root: Path, spec: DataConfig, trains: list[Path]) -> tuple[str, ...
 
 
 def _split_folder(root: Path, setting: str, path: str) -> Path:
-    folder = Path(os.path.normpath(root / Path(path).expanduser()))
+    folder = Path(os.path.normpath(root / expanded(path)))
     if not folder.is_dir():
         raise UserError(
             f"{setting} {path!r} is not a folder below data.root {root}; "
@@ -105,12 +109,15 @@ def _refuse_unknown_classes(
         )
 
 
-def _walk(root: Path, split: str, folder: Path, classes: tuple[str, ...]) -> Iterator[ImageRef]:
+def _walk(
+    root: Path, split: str, folder: Path, classes: tuple[str, ...], touch: Callable[[], object]
+) -> Iterator[ImageRef]:
     for label, name in enumerate(classes):
         class_folder = folder / name
         if not class_folder.is_dir():
             continue
         files = image_files(class_folder)
+        touch()
         if not files:
             raise UserError(
                 f"class folder {class_folder} holds no images ({', '.join(EXTENSIONS)}); "

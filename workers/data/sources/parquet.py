@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,7 +63,10 @@ class RowReader:
             group = bisect_right(ends, offset)
             if group == len(ends):
                 raise OSError(f"{public_uri(uri)} has no row {offset} any more")
-            column = self._group(uri, group, metadata)
+            try:
+                column = self._group(uri, group, metadata)
+            except (pa.ArrowException, KeyError) as error:
+                raise OSError(f"{public_uri(uri)} is damaged: {first_line(error)}") from error
         content = column[offset - (ends[group - 1] if group else 0)].as_py()
         if content is None:
             raise UserError(
@@ -105,7 +108,14 @@ class RowReader:
 def _index(file: DataFile, spec: DataConfig, files: Files) -> list[LabelledRef]:
     """Every row with its label. No image is read."""
     with files.open(file.uri) as opened:
-        return _rows(file, spec, _parquet(file, opened))
+        try:
+            return _rows(file, spec, pq.ParquetFile(opened))
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise UserError(_damaged(file, error)) from error
+
+
+def _damaged(file: DataFile, error: Exception) -> str:
+    return f"{file.name} is not a whole Parquet file ({first_line(error)}); copy or write it again"
 
 
 def _rows(file: DataFile, spec: DataConfig, parquet: pq.ParquetFile) -> list[LabelledRef]:
@@ -116,6 +126,11 @@ def _rows(file: DataFile, spec: DataConfig, parquet: pq.ParquetFile) -> list[Lab
                 f"{file.name} has no column {column!r}; it has {first_few(schema.names)}: "
                 f"set data.{setting}_column to one of them"
             )
+        if schema.names.count(column) > 1:
+            raise UserError(
+                f"{file.name} has several columns {column!r}; rename all but one, or set "
+                f"data.{setting}_column"
+            )
     _refuse_no_images(file, schema, spec.image_column)
     labels = _labels(file, parquet, spec.label_column)
     if not labels:
@@ -124,15 +139,6 @@ def _rows(file: DataFile, spec: DataConfig, parquet: pq.ParquetFile) -> list[Lab
         LabelledRef(file.split_source, f"{file.name}/{row}", file.uri, label, row)
         for row, label in enumerate(labels)
     ]
-
-
-def _parquet(file: DataFile, opened: BinaryIO) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(opened)
-    except pa.ArrowInvalid as error:
-        raise UserError(
-            f"{file.name} is not a whole Parquet file ({first_line(error)}); copy or write it again"
-        ) from error
 
 
 def _is_struct(kind: pa.DataType) -> bool:
@@ -185,12 +191,12 @@ def _labels(file: DataFile, parquet: pq.ParquetFile, column: str) -> list[int | 
 def _hub_classes(file: DataFile, files: Files, column: str) -> tuple[str, ...] | None:
     """Class names in the metadata of Hugging Face's datasets. None: there are none."""
     with files.open(file.uri) as opened:
-        metadata = (_parquet(file, opened).schema_arrow.metadata or {}).get(b"huggingface")
+        metadata = (pq.ParquetFile(opened).schema_arrow.metadata or {}).get(b"huggingface")
     if metadata is None:
         return None
     try:
         names = json.loads(metadata)["info"]["features"][column]["names"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
     whole = isinstance(names, list) and len(names) > 1 and all(isinstance(n, str) for n in names)
     return tuple(names) if whole else None

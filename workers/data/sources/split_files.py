@@ -1,6 +1,8 @@
 """Files of every given split: patterns of shards or Parquet files, expanded."""
 
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
@@ -11,6 +13,11 @@ from workers.data.sources.image_ref import first_few
 from workers.errors import UserError, first_line
 
 Indexed = TypeVar("Indexed")
+
+MAX_FILES = 1_000_000
+"""Most names that one pattern may stand for."""
+MAX_PATTERN, MAX_BRACES, MAX_DIGITS = 4096, 16, 18
+"""Most characters, pairs of braces, and digits of a number in a pattern."""
 
 
 class DataFile(NamedTuple):
@@ -104,9 +111,10 @@ def _expand(files: Files, root: str, setting: str, pattern: str, suffix: str) ->
     from webdataset.shardlists import expand_urls
 
     _refuse_pipe(setting, pattern)
+    _refuse_many(setting, pattern)
     try:
         names: list[str] = expand_urls(pattern)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # AssertionError: of a variable that is not set
         raise UserError(f"{setting} {pattern!r}: {error}; write e.g. {{000..099}}") from error
     if not is_remote(join(root, pattern)) and os.path.isdir(join(root, pattern)):
         raise UserError(
@@ -123,6 +131,40 @@ def _expand(files: Files, root: str, setting: str, pattern: str, suffix: str) ->
             )
         expanded += matching
     return expanded
+
+
+def _refuse_many(setting: str, pattern: str) -> None:
+    """Refuse, before anything is expanded, a pattern that stands for too many names."""
+    if len(pattern) > MAX_PATTERN or pattern.count("{") > MAX_BRACES:
+        raise UserError(
+            f"{setting} {pattern!r} has {len(pattern):,} characters and {pattern.count('{')} "
+            f"braces; write at most {MAX_PATTERN:,} and {MAX_BRACES}, and list several patterns"
+        )
+    if "\0" in pattern:
+        raise UserError(f"{setting} {pattern!r} has a zero byte; a path has none")
+    count = _most_names(pattern)
+    if count > MAX_FILES:
+        raise UserError(
+            f"{setting} {pattern!r} stands for {count:,} files, more than {MAX_FILES:,}; write "
+            "the numbers of the files that there are, as in {000..099}"
+        )
+
+
+def _most_names(pattern: str) -> int:
+    """An upper bound of the names that a pattern expands to: the product over its braces."""
+    count, groups = 1, [1]
+    for low, high in re.findall(r"\{(-?[0-9]+)\.\.(-?[0-9]+)", pattern):
+        if max(len(low), len(high)) > MAX_DIGITS:
+            return sys.maxsize
+        count *= abs(int(high) - int(low)) + 1
+    for character in pattern:
+        if character == "{":
+            groups.append(1)
+        elif character == "," and len(groups) > 1:
+            groups[-1] += 1
+        elif character == "}" and len(groups) > 1:
+            count *= groups.pop()
+    return count
 
 
 def _refuse_pipe(setting: str, pattern: str) -> None:

@@ -18,10 +18,12 @@ from workers.data.sources.classes import class_list, read_class_list, to_class_i
 from workers.data.sources.folder import EXTENSIONS
 from workers.data.sources.image_ref import ImageRef, LabelledRef
 from workers.data.sources.split_files import DataFile, data_files, data_root, map_files
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 
 IMAGE_SUFFIXES = {suffix.removeprefix(".") for suffix in EXTENSIONS}
 LABEL_SUFFIXES = ("cls", "json")
+MAX_LABEL_BYTES = {"cls": 10_000, "json": 16 << 20}
+"""Bytes of the longest label: a number or a name, or a document that has it."""
 JSON_KEYS = ("label", "cls", "class")
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 TAR_BLOCK = 512
@@ -103,11 +105,15 @@ def _members(shard: DataFile, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
             if not member.isdir():
                 _refuse_unsafe(shard, member)
                 yield member
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        # Beside TarError: of sizes and times that are none, and of headers without end.
+        if isinstance(error, UserError):
+            raise
         if str(error) == "unexpected end of data":
             raise UserError(_truncated(shard, file)) from error
         raise UserError(
-            f"shard {shard.name} is not a tar file ({error}); write it with webdataset or tar"
+            f"shard {shard.name} is not a tar file ({first_line(error)}); write it with webdataset "
+            "or tar"
         ) from error
     # tarfile takes a broken header for the end, which in fact is a block of zeros.
     file.seek(tar.offset)
@@ -127,6 +133,18 @@ def _refuse_unsafe(shard: DataFile, member: tarfile.TarInfo) -> None:
         raise UserError(
             f"shard {shard.name} has a member {member.name!r} whose path leads out of it; "
             "write it again with plain names"
+        )
+    try:
+        member.name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"shard {shard.name} has a member {member.name!r} whose name is not UTF-8; write it "
+            "again with such names"
+        ) from error
+    if member.size < 0:
+        raise UserError(
+            f"shard {shard.name} has a member {member.name!r} of {member.size} bytes; write it "
+            "again"
         )
     if not member.isreg() or member.issparse():
         raise UserError(
@@ -172,6 +190,7 @@ def _labelled(shard: DataFile, sample: _Sample, file: BinaryIO) -> LabelledRef |
     value = None
     if suffix is not None:
         start, length = sample.members[suffix]
+        _refuse_long_label(shard, sample, suffix, length)
         file.seek(start)
         value = _label(suffix, file.read(length))
     if not sample.images and value is None:
@@ -193,15 +212,23 @@ def _labelled(shard: DataFile, sample: _Sample, file: BinaryIO) -> LabelledRef |
     )
 
 
+def _refuse_long_label(shard: DataFile, sample: _Sample, suffix: str, length: int) -> None:
+    if length > MAX_LABEL_BYTES[suffix]:
+        raise UserError(
+            f"the .{suffix} member of sample {sample.key!r} of shard {shard.name} has {length:,} "
+            f"bytes; a label has at most {MAX_LABEL_BYTES[suffix]:,}"
+        )
+
+
 def _label(suffix: str, content: bytes) -> int | str | None:
     """A whole number or a name. None: there is neither."""
     try:
         text = content.decode().strip()
         value = text if suffix == "cls" else json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if isinstance(value, dict):
         value = next((value[key] for key in JSON_KEYS if key in value), None)
     if isinstance(value, str):
-        return int(value) if re.fullmatch(r"[+-]?[0-9]+", value) else value or None
+        return int(value) if re.fullmatch(r"[+-]?[0-9]{1,18}", value) else value or None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
