@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from workers.context import WorkerContext
 from workers.errors import UserError, first_line
-from workers.storage.layout import checkpoint_of, predictions_dir
+from workers.storage.layout import checkpoint_of, made_file_of, predictions_dir
 from workers.storage.manifest import discard
 from workers.storage.store import CorruptFile
 from workers.text import without_credentials
@@ -52,6 +52,7 @@ def perform(worker: WorkerContext, order: AnyOrder, attempt: int) -> Iterator[An
     """The events of one order, with order, run, attempt and slot filled in."""
     origin = {"order": order.id, "run": order.run_id, "attempt": attempt, "slot": worker.slot}
     worker.progress.begin(order.id)
+    worker.store.expect(order.files)
     try:
         for event in _events(worker, order, attempt):
             yield event.model_copy(update=origin)
@@ -102,6 +103,7 @@ def failed(error: BaseException) -> Failed:
         message=without_credentials(line if is_expected else f"{type(error).__name__}: {line}"),
         traceback=without_credentials("".join(traceback.format_exception(error))),
         checkpoint=checkpoint_of(str(error)) if kind == "corrupt" else None,
+        path=made_file_of(str(error)) if kind == "corrupt" else None,
     )
 
 

@@ -14,6 +14,7 @@ from workers.errors import UserError
 from workers.models.build import create_model, has_batchnorm, preprocessing
 from workers.models.components import components_of
 from workers.models.pretrained import load_initial
+from workers.storage.layout import SPLITS
 from workers.storage.safetensors_writer import file_size
 from workers.storage.store import Store
 from workers.training.import_weights import require_weights
@@ -56,7 +57,6 @@ def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Ite
         models[model_key(spec)] = _model_info(spec, order, images, worker)
         worker.progress.touch()
     _refuse_other_images(order, images)
-    images.save(worker.store)
     result = PreflightResult(
         classes=images.classes,
         splits={s: _split_info(images, s) for s in dict.fromkeys(("train", *images.split_names))},
@@ -66,7 +66,20 @@ def preflight(order: PreflightOrder, attempt: int, worker: WorkerContext) -> Ite
         warnings=(*warnings, *_disk_warning(worker.store, models)),
     )
     _refuse_endless_round(order, images, worker)
-    yield Preflighted(facts=result)
+    if order.expected is not None:
+        _refuse_new_splits(order.expected, result, worker.store)
+        result = order.expected
+    yield Preflighted(facts=result, files={SPLITS: images.save(worker.store)})
+
+
+def _refuse_new_splits(expected: PreflightResult, seen: PreflightResult, store: Store) -> None:
+    """Refuse to write splits.parquet again for other images than the experiment began with."""
+    for split, info in expected.splits.items():
+        if seen.splits.get(split) != info or seen.classes != expected.classes:
+            raise UserError(
+                f"{SPLITS} in {store} is missing or damaged, and the images of {split} are not "
+                "those that the experiment began with; restore that file or the images"
+            )
 
 
 def _refuse_other_images(order: PreflightOrder, images: Images) -> None:

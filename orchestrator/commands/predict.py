@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from orchestrator.driver.inventory import announced_files
+from orchestrator.driver.ledger import Ledger
+from orchestrator.state.reducers import fold
 from workers.errors import UserError
 from workers.storage.store import CorruptFile, Store
 
@@ -28,8 +31,11 @@ def label_images(
         raise UserError(f"--out {out} {seen}; give the CSV file to write")
     files = predict.images_below(images)
     members = 1
+    if store is not None:
+        announced = announced_files(fold(Ledger(store).replay()))
+        store.expect({path: file.sha256 for path, file in announced})
     if store is not None and ensemble is not None:
-        members = len(predict.open_ensemble(store, ensemble)[0].members)
+        members = _num_members(store, ensemble)
     with _progress() as bar:
         task = bar.add_task("predict", total=len(files) * members)
 
@@ -43,6 +49,15 @@ def label_images(
     broken = predict.write_csv(answers, files, images, out)
     summary = f"{out}: {len(files) - broken} of {len(files)} images labelled"
     return f"{summary}; {broken} do not decode and have no label" if broken else summary
+
+
+def _num_members(store: Store, ensemble: str) -> int:
+    from workers.serving import predict
+
+    try:
+        return len(predict.open_ensemble(store, ensemble)[0].members)
+    except CorruptFile as error:
+        raise UserError(f"{error}; repeat soupfleet run, which makes the ensemble again") from error
 
 
 def _by_ensemble(

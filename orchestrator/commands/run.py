@@ -27,6 +27,7 @@ from orchestrator.driver.contents import (
     refuse_other_contents,
 )
 from orchestrator.driver.driver import Driver, refused_reason
+from orchestrator.driver.inventory import damaged_files
 from orchestrator.driver.lease import Lease, LeaseLost
 from orchestrator.driver.ledger import Ledger
 from orchestrator.driver.publish import Publisher, served_problem
@@ -171,7 +172,7 @@ def _run_holding(
     refuse_lost_events(store, stored.moment.state)
     store.remove_leftovers()
     store.delete(STAGED)
-    if not stored.is_over or served_damage(stored.moment, store):
+    if not stored.is_over or is_to_redo(stored.moment, store):
         return _run(options, stored.moment.expanded, store, lease, stored.begun)
     changed = changed_report_files(stored.moment, store)
     Publisher(store, lease).write_all(changed)
@@ -179,8 +180,13 @@ def _run_holding(
 
 
 def _damage(moment: Moment, store: Store) -> bool:
-    """Whether a file that a finished experiment is read by is not what was written."""
-    return bool(served_damage(moment, store) or changed_report_files(moment, store))
+    """Whether a file of a finished experiment is not what was written."""
+    return bool(is_to_redo(moment, store) or changed_report_files(moment, store))
+
+
+def is_to_redo(moment: Moment, store: Store) -> bool:
+    """Whether a file is damaged that only orders can make again."""
+    return bool(served_damage(moment, store) or damaged_files(store, moment.state))
 
 
 def served_damage(moment: Moment, store: Store) -> str:

@@ -9,13 +9,18 @@ from typing import Literal
 
 from orchestrator import config
 from orchestrator.config import Experiment
+from orchestrator.driver.inventory import (
+    announced_files,
+    checkpoint_problem,
+    committed_checkpoints,
+    file_problems,
+)
 from orchestrator.schedule.moment import Moment
-from orchestrator.state.state import State
 from workers.context import cuda_is_available
 from workers.errors import UserError
 from workers.storage import manifest
-from workers.storage.layout import SERVED, WEIGHTS, checkpoint_dir
-from workers.storage.store import CorruptFile, Store
+from workers.storage.layout import MANIFEST, SERVED, WEIGHTS, checkpoint_dir
+from workers.storage.store import Store
 from workers.types import Checkpoint
 
 Say = Callable[[str], None]
@@ -29,6 +34,7 @@ def verify_experiment(moment: Moment, store: Store, say: Say) -> list[str]:
     """All problems, one sentence each; empty if there are none."""
     state = moment.state
     problems = list(_verify_checkpoints(committed_checkpoints(state), store, say))
+    problems += _verify_files(moment, store, say)
     served = state.served.soup if state.served is not None else None
     if served is None:
         say("no soup is served yet")
@@ -39,34 +45,41 @@ def verify_experiment(moment: Moment, store: Store, say: Say) -> list[str]:
     return [*problems, *wrong]
 
 
-def committed_checkpoints(state: State) -> tuple[Checkpoint, ...]:
-    """Bases, checkpoints of runs and soups that are in the ledger and were not retired."""
-    runs = (event.checkpoint for run in state.runs.values() for event in run.checkpoints)
-    return (*state.bases.values(), *runs, *state.soups.values())
-
-
 def _verify_checkpoints(
     checkpoints: tuple[Checkpoint, ...], store: Store, say: Say
 ) -> Iterator[str]:
     gib = sum(checkpoint.num_bytes for checkpoint in checkpoints) / 2**30
     say(f"hashing {len(checkpoints)} checkpoints, {gib:.2f} GiB")
     for done, checkpoint in enumerate(checkpoints, start=1):
-        problem = _verify_checkpoint(checkpoint, store)
+        problem = checkpoint_problem(store, checkpoint)
         say(f"[{done}/{len(checkpoints)}] {checkpoint.id}: {problem or 'ok'}")
         if problem is not None:
             yield problem
 
 
-def _verify_checkpoint(checkpoint: Checkpoint, store: Store) -> str | None:
-    """The first difference of files, manifest and ledger. None: they agree."""
-    try:
-        manifest.verify_files(store, checkpoint.id)
-    except (CorruptFile, FileNotFoundError) as error:
-        return str(error)
-    stored = manifest.read_manifest(store, checkpoint.id)
-    if stored is None or stored.checkpoint != checkpoint:
-        return f"the manifest of {checkpoint.id} in {store} differs from the ledger"
-    return None
+def _verify_files(moment: Moment, store: Store, say: Say) -> list[str]:
+    """Differences of the files that events announced, and of those that follow from the ledger."""
+    state, sizes = moment.state, store.sizes()
+    if state.preflight is None:
+        return []
+    problems = [problem for _, problem in file_problems(store, state, sizes)]
+    problems += _unlike_runs(moment, store)
+    say(f"{len(list(announced_files(state)))} files of splits, predictions, ensembles, analysis")
+    for replaced in sorted(state.corrupt):
+        if f"{checkpoint_dir(replaced)}/{MANIFEST}" in sizes:
+            say(f"{replaced} was found corrupt earlier, and is used no more")
+    return problems
+
+
+def _unlike_runs(moment: Moment, store: Store) -> Iterator[str]:
+    """Manifests whose score or base is not the run's."""
+    for run in moment.state.runs.values():
+        for event in run.checkpoints:
+            stored = manifest.read_manifest(store, event.checkpoint.id)
+            bases = (None, *moment.state.bases)
+            if stored is not None and (stored.score != event.score or stored.base not in bases):
+                id_ = event.checkpoint.id
+                yield f"the manifest of {id_} in {store} differs from the ledger"
 
 
 def _verify_served(soup: Checkpoint, store: Store) -> Iterator[str]:

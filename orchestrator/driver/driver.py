@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 
 from orchestrator import schedule
 from orchestrator.driver.clock import steady_clock
+from orchestrator.driver.inventory import damaged_files, with_expected_files
 from orchestrator.driver.lease import Lease
 from orchestrator.driver.ledger import Ledger
 from orchestrator.driver.patience import Patience
@@ -202,7 +203,7 @@ class Driver:
         if self._retry_failed:
             revived = self._commit(list(retry.revivals(self.state, self.now())))
             self.watch(self.moment, revived, [], None)
-        if damaged := self._commit(self._damage()):
+        if damaged := self._commit([*self._damage(), *self._damaged_files()]):
             self.watch(self.moment, damaged, [], None)
 
     def _damage(self) -> list[AnyEvent]:
@@ -211,6 +212,10 @@ class Driver:
             lambda: served_problem(self.store, self.state.served, self.state.soups)
         )
         return [ServedDamaged(reason=problem, time=self.now())] if problem else []
+
+    def _damaged_files(self) -> list[AnyEvent]:
+        """Files that are not what their events say, so that they are made again."""
+        return self._patience.persist(lambda: damaged_files(self.store, self.state))
 
     def _stop(self, reason: str) -> None:
         """The ledger is consistent first; then training gets its grace period."""
@@ -249,7 +254,7 @@ class Driver:
         attempts = {order.id: self._next_attempt(order) for order in taken}
         self._commit([self._ordered(order, attempts[order.id]) for order in taken])
         for order in taken:
-            self.fleet.submit(order, attempts[order.id])
+            self.fleet.submit(with_expected_files(self.state, order), attempts[order.id])
 
     def _affordable(self, orders: tuple[AnyOrder, ...], place: str) -> list[AnyOrder]:
         due = [order for order in orders if order.place == place]

@@ -4,9 +4,14 @@
     ledger/00000005.jsonl   seq 5         written once
     ledger/00000006.jsonl   seq 6..9  <-  the last may be torn if its writer was killed
 
+The last line of a group also has `crc32`, the checksum of the group without it; every line is an
+event. A torn file has none, and those of earlier versions have none.
+
 There is one writer. A lease keeps a second one away; on a local disk, so does exclusive creation.
 """
 
+import re
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
@@ -20,6 +25,9 @@ from workers.types import AnyEvent, event_adapter
 
 _READERS = 32
 """Files of a remote ledger that are read at a time; each costs a round trip."""
+
+
+_CHECKSUM = re.compile(rb',"crc32":(\d{1,10})\}\n\Z')
 
 
 class Ledger:
@@ -63,7 +71,7 @@ class Ledger:
             return []
         first = self._next_seq()
         numbered = [e.model_copy(update={"seq": first + i}) for i, e in enumerate(events)]
-        text = "".join(event.model_dump_json() + "\n" for event in numbered)
+        text = with_checksum("".join(event.model_dump_json() + "\n" for event in numbered))
         path = f"{LEDGER}/{first:08d}.jsonl"
         self._write(path, text.encode())
         self._next = first + len(events)
@@ -126,6 +134,7 @@ class Ledger:
                 f"{path} in {self.store} does not follow event {first - 1}: "
                 "a file of the ledger is missing or was added"
             )
+        text = self._checked(path, text)
         try:
             events = [event_adapter.validate_json(line) for line in text.splitlines()]
         except ValidationError as error:
@@ -136,6 +145,19 @@ class Ledger:
             if event.seq != seq:
                 raise CorruptFile(f"{path} in {self.store} has event {event.seq} in place of {seq}")
         return events
+
+    def _checked(self, path: str, text: bytes) -> bytes:
+        """The lines without their checksum, which must be right if there is one."""
+        match = _CHECKSUM.search(text)
+        if match is None:
+            return text
+        plain = text[: match.start()] + b"}\n"
+        if zlib.crc32(plain) != int(match.group(1)):
+            raise CorruptFile(
+                f"{path} in {self.store} was changed: its checksum is not that of its events; "
+                "restore the file from a backup"
+            )
+        return plain
 
     def _next_seq(self) -> int:
         if self._next is None:
@@ -154,3 +176,8 @@ class Ledger:
         else:
             self.store.delete(path)
         self._torn = None
+
+
+def with_checksum(text: str) -> str:
+    """The lines of a group, with their checksum in the last one."""
+    return f'{text[:-2]},"crc32":{zlib.crc32(text.encode())}}}\n'

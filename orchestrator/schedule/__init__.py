@@ -61,6 +61,8 @@ def _due_by_rule(moment: Moment) -> Iterator[Iterator[AnyOrder]]:
     if state.stopped is not None or serving.preflight_refusal(state) is not None:
         return
     rules = RULES if moment.is_resolved else (_preflight,)
+    if any(True for _ in preparation.repair_orders(moment)):
+        rules = (preparation.repair_orders,)
     for rule in rules:
         yield (order for order in rule(moment) if not state.is_blocked(order.id))
 

@@ -1,4 +1,11 @@
-"""Preflight and bases: what must exist before any run can start."""
+"""Preflight and bases: what must exist before any run can start, and repairs of what was damaged.
+
+    splits.parquet   preflight, which refuses other images than those of the beginning
+    base/<hash>      the base order, which refuses other bytes
+    predictions/     a score order of the checkpoint
+
+Damaged files are made again before anything else is ordered.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,19 +14,28 @@ from orchestrator.experiment.resolved import (
     BasePlan,
     ExpandedExperiment,
     distinct_models,
+    run_and_ema,
     stage_train,
 )
+from orchestrator.schedule import sync_rounds
+from orchestrator.schedule.final_merges import written_soups
 from orchestrator.schedule.moment import Moment
 from orchestrator.schedule.training import segment
+from orchestrator.state.damage_reducers import base_of
 from workers.config.model import ModelConfig
 from workers.config.train import TrainConfig, period_steps
+from workers.storage.layout import SPLITS, outcomes_path, predictions_path
 from workers.types import (
     AnyOrder,
     BaseOrder,
+    Checkpoint,
+    Cohort,
     PreflightOrder,
+    ScoreOrder,
     digest,
     dump_without_defaults,
     model_key,
+    run_id_of,
 )
 
 CHECKED_KEYS = (
@@ -115,3 +131,66 @@ def _next_stage(moment: Moment, plan: BasePlan) -> Iterator[AnyOrder]:
         assert last is not None, f"stage {stage.id} ended without a checkpoint"
         start = last
     yield BaseOrder(name=plan.final, model=plan.model, source=start)
+
+
+# Repairs
+
+
+def repair_orders(moment: Moment) -> Iterator[AnyOrder]:
+    """Orders in flight included; those that were given up are left out."""
+    if not moment.state.damaged:
+        return
+    for order in _repairs(moment):
+        if order.id not in moment.state.gave_up:
+            yield order
+
+
+def _repairs(moment: Moment) -> Iterator[AnyOrder]:
+    if SPLITS in moment.state.damaged:
+        order = preflight_order(moment.expanded)
+        yield order.model_copy(update={"expected": moment.state.preflight})
+        return  # the other ones read the images
+    yield from _base_orders(moment)
+    yield from _score_orders(moment)
+
+
+def _base_orders(moment: Moment) -> Iterator[AnyOrder]:
+    state = moment.state
+    names = {base_of(path) for path in state.damaged} & set(state.bases)
+    for plan in moment.resolved.plans:
+        for name in dict.fromkeys((plan.fresh, plan.final)):
+            if name in names:
+                source = None if name == plan.fresh else state.run(plan.stages[-1].id).last
+                expected = state.bases[name].sha256
+                yield BaseOrder(name=name, model=plan.model, source=source, expected=expected)
+
+
+def _score_orders(moment: Moment) -> Iterator[AnyOrder]:
+    for cohort, checkpoint in _scored_checkpoints(moment):
+        folds = tuple(f"fold:{k}" for k in range(moment.config.data.folds or 0))
+        splits = tuple(
+            split
+            for split in (*moment.resolved.splits, *folds)
+            if not moment.state.damaged.isdisjoint(_paths(checkpoint.id, split))
+        )
+        if splits:
+            yield ScoreOrder(cohort=cohort, checkpoint=checkpoint, splits=splits)
+
+
+def _paths(checkpoint: str, split: str) -> set[str]:
+    return {predictions_path(checkpoint, split), outcomes_path(checkpoint, split)}
+
+
+def _scored_checkpoints(moment: Moment) -> Iterator[tuple[Cohort, Checkpoint]]:
+    """All that may have predictions."""
+    resolved, state = moment.resolved, moment.state
+    for run in moment.expanded.runs:
+        for variant in run_and_ema(run):
+            for event in state.run(variant.id).checkpoints:
+                yield resolved.cohort_of[run_id_of(variant.id)], event.checkpoint
+    for final, name in written_soups(moment):
+        yield final.cohort, state.soups[name]
+    for group in sync_rounds.sync_groups(resolved) if moment.expanded.is_sync else ():
+        for merge in sync_rounds.rounds_of(moment, group):
+            if (name := sync_rounds.merged_soup_name(merge)) in state.soups:
+                yield group.cohort, state.soups[name]

@@ -77,7 +77,7 @@ def revivals(state: State, now: float) -> Iterator[AnyEvent]:
 
 def decide(moment: Moment, order: str, failed: Failed) -> AnyEvent:
     """Retry or give up, with the reason in words."""
-    same = [f for f in moment.state.counted_failures(order) if f.error == failed.error]
+    same = [f for f in moment.state.counted_failures(order) if _is_same(f, failed)]
     policy = POLICIES[failed.error]
     retries = moment.config.fleet.max_failures if policy.retries is None else policy.retries
     seen = f"{failed.error}: {failed.message}"
@@ -100,6 +100,11 @@ def decide(moment: Moment, order: str, failed: Failed) -> AnyEvent:
 
 def _patience_s(moment: Moment) -> float:
     return moment.config.fleet.storage_patience * 3600
+
+
+def _is_same(earlier: Failed, failed: Failed) -> bool:
+    """Another corrupt file is another failure: the one before was made again."""
+    return earlier.error == failed.error and earlier.path == failed.path
 
 
 def _shrink(moment: Moment, order: str, failed: Failed) -> AnyEvent:

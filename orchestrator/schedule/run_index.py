@@ -32,7 +32,7 @@ V = TypeVar("V")
 
 CHANGING_ALL = frozenset({"opened", "preflighted", "finish_requested", "extended", "revived"})
 """Events after which every run may have ended, or go on."""
-CHANGING_A_RUN = frozenset({"checkpoint", "trained", "gave_up", "failed", "retired"})
+CHANGING_A_RUN = frozenset({"checkpoint", "trained", "gave_up", "failed", "damaged", "retired"})
 
 
 def is_trained(resolved: ResolvedExperiment, state: State, run: RunSpec) -> bool:
@@ -44,7 +44,7 @@ def is_trained(resolved: ResolvedExperiment, state: State, run: RunSpec) -> bool
 def failure_of(resolved: ResolvedExperiment, state: State, run: RunSpec) -> str | None:
     """Why nothing (more) will come of this run: it was given up, or its base was."""
     failed = state.run(run.id).failed
-    if failed is not None or not state.gave_up:
+    if failed is not None or not state.gave_up or is_trained(resolved, state, run):
         return failed
     plan = resolved.plan_of[run.id]
     for stage in plan.stages:
@@ -127,7 +127,7 @@ class RunIndex:
                 return self._rebuild()
             if event.kind in CHANGING_A_RUN:
                 self.answers.clear()
-            if event.kind == "failed" and event.checkpoint is not None:
+            if event.kind in ("failed", "damaged") and any(_dropped(event)):
                 self._checkpoint_ids.clear()  # a corrupt one is written again, by another attempt
             elif event.kind == "mixed":
                 self._checkpoint_ids.pop(event.merge, None)
@@ -251,8 +251,8 @@ def _owners(event: AnyEvent) -> Iterator[str]:
         yield event.checkpoint.partition("/")[0]
     elif event.kind == "retired":
         yield from (checkpoint.partition("/")[0] for checkpoint in event.checkpoints)
-    elif event.kind == "failed" and event.checkpoint is not None:
-        yield event.checkpoint.partition("/")[0]
+    elif event.kind in ("failed", "damaged"):
+        yield from (checkpoint.partition("/")[0] for checkpoint in _dropped(event))
     elif event.kind in ("evaluated", "trained", "gave_up") and event.run is not None:
         yield event.run
 
@@ -261,4 +261,6 @@ def _dropped(event: AnyEvent) -> Iterable[str]:
     """Ids of checkpoints that are known no longer."""
     if event.kind == "retired":
         return event.checkpoints
-    return (event.checkpoint,) if event.kind == "failed" and event.checkpoint is not None else ()
+    if event.kind in ("failed", "damaged") and event.checkpoint is not None:
+        return (event.checkpoint,)
+    return ()

@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.state import merge_reducers
+from orchestrator.state import damage_reducers, merge_reducers
 from orchestrator.state.checkpoint_reducers import (
     add_checkpoint,
     drop_checkpoints,
-    drop_corrupt,
 )
 from orchestrator.state.state import OpenOrder, RunState, SlotUse, State, attempt_key
 from workers.types import (
@@ -21,6 +20,7 @@ from workers.types import (
     Evaluated,
     Extended,
     Failed,
+    FilesEvent,
     Finished,
     FinishRequested,
     GaveUp,
@@ -66,6 +66,8 @@ def apply(state: State, event: AnyEvent) -> None:
         return
     if event.order is not None and event.kind in CLOSING:
         _close(state, event)
+    if isinstance(event, FilesEvent):
+        damage_reducers.announced(state, event)
     REDUCERS[event.kind](state, event)
 
 
@@ -124,6 +126,7 @@ def _opened(state: State, event: Opened) -> None:
     state.opened_at = event.driver_time
     state.slots = event.slots
     state.open, state.backoff = {}, {}
+    damage_reducers.opened(state)
     state.gave_up.pop(PreflightOrder.id_of(), None)  # of an extension that was refused
     state.training_since = None
     state.stopped, state.finished = None, None
@@ -179,6 +182,7 @@ def _preflighted(state: State, event: Preflighted) -> None:
 
 def _base_ready(state: State, event: BaseReady) -> None:
     state.bases[event.checkpoint.name] = event.checkpoint
+    damage_reducers.base_made(state, event.checkpoint.name)
 
 
 def _run(state: State, run: str | None) -> RunState:
@@ -271,16 +275,15 @@ def _retired(state: State, event: Retired) -> None:
         drop_checkpoints(state.runs[owner], gone)
     state.soups = {name: soup for name, soup in state.soups.items() if soup.id not in gone}
     state.retired |= gone
+    damage_reducers.retired(state, event)
 
 
 def _failed(state: State, event: Failed) -> None:
     assert event.order is not None
     if event.checkpoint is not None:
-        drop_corrupt(state.runs, event.checkpoint)
-        # Without the corrupt soup, the next order that needs it is preceded by a new blend.
-        corrupt = event.checkpoint
-        state.soups = {name: soup for name, soup in state.soups.items() if soup.id != corrupt}
-        state.corrupt.add(corrupt)
+        damage_reducers.drop_checkpoint(state, event.checkpoint)
+    elif event.path is not None:
+        damage_reducers.drop_file(state, event.path)
     state.unresolved_failures[event.order] = event
     state.failures[event.order] = (*state.failures.get(event.order, ()), event)
 
@@ -365,6 +368,7 @@ REDUCERS: dict[str, Reducer] = {
     "retired": _retired,
     "failed": _failed,
     "node_excluded": _unchanged,
+    "damaged": damage_reducers.damaged,
     "retry_decided": _retry_decided,
     "backoff_over": _backoff_over,
     "gave_up": _gave_up,

@@ -20,6 +20,7 @@ from workers.types import (
     Diversity,
     Evaluated,
     Failed,
+    FileInfo,
     Finished,
     Measured,
     MergeOpened,
@@ -185,6 +186,10 @@ class State:
     retired: set[str] = field(default_factory=set)
     corrupt: set[str] = field(default_factory=set)
     """Ids of checkpoints whose bytes are not what was written."""
+    files: dict[str, dict[str, FileInfo]] = field(default_factory=dict)
+    """Files outside of checkpoints, as events announced them, by folder and path."""
+    damaged: set[str] = field(default_factory=set)
+    """Paths of files that are to be made again: splits, bases, predictions."""
     segments: dict[str, set[str]] = field(default_factory=dict)
     """By run: the train orders it was given."""
     has_started: bool = False

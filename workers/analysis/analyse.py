@@ -7,6 +7,7 @@
 One model's predictions are in memory at a time. Distances use as many images as fit for all models.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -36,10 +37,10 @@ from workers.context import WorkerContext
 from workers.scoring import ensembles
 from workers.scoring.ensembles import Predictions
 from workers.scoring.metrics import mcnemar, predictions
-from workers.storage.layout import ANALYSIS, staged_path
+from workers.storage.layout import ANALYSIS, checkpoint_of, staged_path
 from workers.storage.predictions import read_predictions
 from workers.storage.store import CorruptFile
-from workers.types import SELECTION, Analysed, AnalysedModel, AnalyseOrder, AnyEvent
+from workers.types import SELECTION, Analysed, AnalysedModel, AnalyseOrder, AnyEvent, FileInfo
 
 DIGITS = 6
 """Significant digits of every number in the file."""
@@ -59,10 +60,13 @@ def analyse(order: AnalyseOrder, attempt: int, worker: WorkerContext) -> Iterato
     try:
         analysis = analysed(order, worker)
     except CorruptFile as error:
+        if checkpoint_of(str(error)) is None:
+            raise
         raise RuntimeError(f"analysis: {error}") from error
-    text = json.dumps(_rounded(analysis), separators=(",", ":")) + "\n"
-    worker.store.write(staged_path(order.id, attempt, ANALYSIS), text.encode())
-    yield Analysed(key=order.key, busy_s=time.monotonic() - began)
+    content = (json.dumps(_rounded(analysis), separators=(",", ":")) + "\n").encode()
+    worker.store.write(staged_path(order.id, attempt, ANALYSIS), content)
+    file = FileInfo(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    yield Analysed(key=order.key, busy_s=time.monotonic() - began, files={ANALYSIS: file})
 
 
 def analysed(order: AnalyseOrder, worker: WorkerContext) -> Analysis:
@@ -129,12 +133,13 @@ def _predictions(model: AnalysedModel, split: str, worker: WorkerContext) -> Pre
     """The model's predictions. None: an ensemble that was fitted on this split."""
     if model.kind != "ensemble":
         return read_predictions(worker.store, model.predictions or model.id, split)
+    touch = worker.progress.touch
     ensemble, stacker = ensembles.read_ensemble(worker.store, model.id)
     if stacker is None:
-        return ensembles.soft_vote(worker.store, ensemble.members, split)
+        return ensembles.soft_vote(worker.store, ensemble.members, split, touch)
     if split == ensemble.fitted_on:
         return None
-    return ensembles.stack(worker.store, stacker, ensemble.groups, split)
+    return ensembles.stack(worker.store, stacker, ensemble.groups, split, touch)
 
 
 def _add_model(

@@ -17,8 +17,9 @@ from workers.data.decode import decode
 from workers.data.remote_files import with_credentials_of
 from workers.data.sources import digit_image, reader
 from workers.storage.layout import SPLITS
-from workers.storage.store import Store
+from workers.storage.store import CorruptFile, MissingFile, Store
 from workers.text import without_credentials
+from workers.types import FileInfo
 
 _COLUMNS = ("split", "key", "path", "label", "sha256", "offset", "size", "fold")
 FOLD = "fold:"
@@ -122,8 +123,8 @@ class Images:
             digest.update(f"{sample.key}\t{sample.label}\t{sample.sha256}\n".encode())
         return digest.hexdigest()
 
-    def save(self, store: Store) -> None:
-        """Write splits.parquet: a row per sample, and classes and fingerprints as metadata."""
+    def to_bytes(self) -> bytes:
+        """Content of splits.parquet: a row per sample, and classes and fingerprints as metadata."""
         rows = [sample for split in self.split_names for sample in self.samples(split)]
         columns = {
             "split": pa.array([row.split for row in rows], pa.string()),
@@ -139,19 +140,48 @@ class Images:
         metadata = {"classes": json.dumps(self.classes), "fingerprints": json.dumps(fingerprints)}
         buffer = io.BytesIO()
         pq.write_table(pa.table(columns, metadata=metadata), buffer)
-        store.write(SPLITS, buffer.getvalue())
+        return buffer.getvalue()
+
+    def save(self, store: Store) -> FileInfo:
+        """Write splits.parquet."""
+        content = self.to_bytes()
+        store.write(SPLITS, content)
+        return FileInfo(size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
     @classmethod
     def load(cls, store: Store, spec: DataConfig) -> "Images":
-        """The images that preflight wrote, without another scan."""
-        table = pq.read_table(io.BytesIO(store.read(SPLITS)))
+        """The images that preflight wrote, without another scan.
+
+        Raises:
+            CorruptFile: the file is missing, or is not what preflight wrote.
+        """
+        try:
+            is_checked = store.is_expected(SPLITS)
+            images = cls._loaded(store.read(SPLITS), spec, is_checked)
+        except FileNotFoundError as error:
+            raise MissingFile(f"{SPLITS} in {store} is missing") from error
+        except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+            raise CorruptFile(f"{SPLITS} in {store} is not a table of images") from error
+        return images
+
+    @classmethod
+    def _loaded(cls, content: bytes, spec: DataConfig, is_checked: bool) -> "Images":
+        """Raises ValueError if the rows have other fingerprints than the file says, which is looked
+        at unless the hash of the file was."""
+        table = pq.read_table(io.BytesIO(content))
         columns = [table[name].to_pylist() for name in _COLUMNS]
         restored = cache(partial(with_credentials_of, others=_uris(spec)))
         columns[2] = [restored(path) for path in columns[2]]  # thousands of samples share a path
         classes = tuple(json.loads(table.schema.metadata[b"classes"]))
         samples = [Sample(*row) for row in zip(*columns, strict=True)]
         assert spec.source == "digits" or all(sample.path for sample in samples)
-        return cls(classes, samples, spec)
+        images = cls(classes, samples, spec)
+        if is_checked:
+            return images
+        written = json.loads(table.schema.metadata[b"fingerprints"])
+        if written != {split: images.fingerprint(split) for split in images.split_names}:
+            raise ValueError("the rows were changed")
+        return images
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "pixels": {}}  # loader processes need no pixels in memory

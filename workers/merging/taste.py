@@ -18,10 +18,10 @@ from workers.merging.blend import NamedTensors, blend
 from workers.models.build import preprocessing
 from workers.models.pretrained import assign_weights
 from workers.scoring.forward import EVAL_BATCH, logits
-from workers.scoring.metrics import log_softmax, pack_hits, predictions, score
+from workers.scoring.metrics import pack_hits, predictions, score
 from workers.scoring.score import split_logits
 from workers.storage.checkpoints import open_weights
-from workers.storage.predictions import read_predictions
+from workers.storage.predictions import read_outcomes
 from workers.types import (
     SELECTION,
     AnyEvent,
@@ -160,12 +160,13 @@ def _by_hardness(checkpoint_ids: tuple[str, ...], worker: WorkerContext) -> np.n
     count = worker.images.count(SELECTION)
     num_wrong, confidence = np.zeros(count, np.int64), np.zeros(count)
     for checkpoint_id in checkpoint_ids:
+        worker.progress.touch()
         try:
-            _, labels, cached = read_predictions(worker.store, checkpoint_id, SELECTION)
+            hit, probability = read_outcomes(worker.store, checkpoint_id, SELECTION)
         except FileNotFoundError:
             return np.arange(count)
-        num_wrong += predictions(cached) != labels
-        confidence += np.exp(log_softmax(cached)[np.arange(count), labels])
+        num_wrong += ~hit
+        confidence += probability
     return np.lexsort((np.arange(count), np.nan_to_num(confidence), -num_wrong))
 
 

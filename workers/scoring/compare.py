@@ -23,6 +23,7 @@ from workers.types import (
     CompareOrder,
     Delta,
     EnsembleResult,
+    FileInfo,
     Score,
 )
 
@@ -38,7 +39,9 @@ def compare(order: CompareOrder, attempt: int, worker: WorkerContext) -> Iterato
     stacker = None
     if order.stacking:
         with worker.progress.busy("fitting the stacked classifier", FIT_LIMIT_S):
-            stacker = ensembles.fit_stacker(worker.store, order.stacking, order.folds)
+            stacker = ensembles.fit_stacker(
+                worker.store, order.stacking, order.folds, worker.progress.touch
+            )
     deltas: dict[str, dict[str, Delta]] = {soup: {} for soup in order.soups}
     scores: dict[str, dict[str, Score]] = {}
     for split in order.splits:
@@ -56,30 +59,34 @@ def compare(order: CompareOrder, attempt: int, worker: WorkerContext) -> Iterato
             deltas.setdefault(name, {})[split] = delta
         worker.progress.touch()
     results = tuple(_ensemble_results(order, scores, deltas))
+    files: dict[str, FileInfo] = {}
     for result in results:
-        ensembles.write_ensemble(worker.store, result, stacker if result.groups else None)
+        files |= ensembles.write_ensemble(worker.store, result, stacker if result.groups else None)
     soups = {soup: deltas[soup] for soup in order.soups}
-    yield Compared(key=order.key, soups=soups, ensembles=results)
+    yield Compared(key=order.key, soups=soups, ensembles=results, files=files)
 
 
 def _outcomes(
     order: CompareOrder, stacker: Stacker | None, split: str, worker: WorkerContext
 ) -> tuple[np.ndarray, dict[str, ImageOutcomes]]:
     """Labels, and the outcomes of every model and ensemble by id."""
-    keys, labels, logits = read_predictions(worker.store, order.best_single, split)
+    store, touch = worker.store, worker.progress.touch
+    keys, labels, logits = read_predictions(store, order.best_single, split)
     outcomes = {order.best_single: ImageOutcomes.of(logits, labels)}
 
     def add(name: str, predictions: ensembles.Predictions) -> None:
         own_keys, _, logits = predictions
         assert own_keys == keys, f"predictions of {name} on {split} are of other images"
         outcomes[name] = ImageOutcomes.of(logits, labels)
+        touch()
 
     for soup in order.soups:
-        add(soup, read_predictions(worker.store, soup, split))
+        add(soup, read_predictions(store, soup, split))
     if order.members:
-        add(ensembles.SOFT_VOTING, ensembles.soft_vote(worker.store, order.members, split))
+        add(ensembles.SOFT_VOTING, ensembles.soft_vote(store, order.members, split, touch))
     if stacker is not None and split != _fitted_on(order):
-        add(ensembles.STACKING, ensembles.stack(worker.store, stacker, order.stacking, split))
+        stacked = ensembles.stack(store, stacker, order.stacking, split, touch)
+        add(ensembles.STACKING, stacked)
     return labels, outcomes
 
 

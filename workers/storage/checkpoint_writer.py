@@ -23,10 +23,10 @@ from torch import Tensor
 
 from workers.storage.checkpoints import STATE_SCALARS, STATE_TENSORS, TrainState
 from workers.storage.layout import WEIGHTS, checkpoint_dir
-from workers.storage.manifest import FileInfo, Manifest, commit
+from workers.storage.manifest import Manifest, commit
 from workers.storage.safetensors_writer import HashingSink, write_tensors
 from workers.storage.store import Store
-from workers.types import Checkpoint, Score
+from workers.types import Checkpoint, FileInfo, Score
 
 
 def write_checkpoint(

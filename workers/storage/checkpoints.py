@@ -15,6 +15,8 @@ from workers.types import Checkpoint
 
 STATE_TENSORS = "train_state.safetensors"
 STATE_SCALARS = "train_state.json"
+STATE_FILES = frozenset({STATE_TENSORS, STATE_SCALARS})
+"""A checkpoint has both or neither."""
 
 
 @dataclass
@@ -104,9 +106,10 @@ def open_state(store: Store, checkpoint: Checkpoint) -> CheckpointTensors:
 def _files_of(store: Store, checkpoint: Checkpoint) -> dict[str, str]:
     """sha256 of every file in the manifest of a checkpoint."""
     manifest = read_manifest(store, checkpoint.id)
-    if manifest is None or manifest.checkpoint.sha256 != checkpoint.sha256:
+    is_complete = manifest is not None and manifest.checkpoint == checkpoint
+    if manifest is None or not is_complete or len(manifest.files.keys() & STATE_FILES) == 1:
         raise CorruptFile(
             f"{checkpoint_dir(checkpoint.id)}/{MANIFEST} in {store} is missing, cut short, or of "
-            "other weights"
+            "other files"
         )
     return {name: file.sha256 for name, file in manifest.files.items()}

@@ -58,6 +58,14 @@ def checkpoint_of(text: str) -> str | None:
     return f"soup/{soup}" if soup else f"{run}/{checkpoint}"
 
 
+def made_file_of(text: str) -> str | None:
+    """Path of the file that a message begins with, if orders can make it again. None: there is
+    none."""
+    folders = "base|predictions|ensembles"
+    match = re.match(rf"({re.escape(SPLITS)}|{re.escape(ANALYSIS)}|(?:{folders})/\S+) in ", text)
+    return match.group(1) if match is not None else None
+
+
 def predictions_dir(checkpoint_id: str) -> str:
     """Folder of a checkpoint's cached predictions."""
     return f"predictions/{checkpoint_id.replace('/', '_')}"
@@ -66,6 +74,11 @@ def predictions_dir(checkpoint_id: str) -> str:
 def predictions_path(checkpoint_id: str, split: str) -> str:
     """File of a checkpoint's cached predictions on a split."""
     return f"{predictions_dir(checkpoint_id)}/{split.replace(':', '_')}.parquet"
+
+
+def outcomes_path(checkpoint_id: str, split: str) -> str:
+    """File of what these predictions mean for each image."""
+    return f"{predictions_path(checkpoint_id, split).removesuffix('.parquet')}.outcomes.parquet"
 
 
 def run_file(run: str, *parts: str) -> str:

@@ -12,13 +12,7 @@ from pydantic import ValidationError
 
 from workers.storage.layout import MANIFEST, WEIGHTS, checkpoint_dir
 from workers.storage.store import CorruptFile, Store
-from workers.types import Checkpoint, FrozenModel, Score
-
-
-class FileInfo(FrozenModel):
-    size: int
-    """Bytes."""
-    sha256: str
+from workers.types import Checkpoint, FileInfo, FrozenModel, Score
 
 
 class Manifest(FrozenModel):

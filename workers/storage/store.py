@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -55,6 +55,10 @@ class CorruptFile(OSError):
     """A file of the store differs from what was written. The message names it."""
 
 
+class MissingFile(CorruptFile, FileNotFoundError):
+    """A file that must be in the store is not there. The message names it."""
+
+
 class Sink(Protocol):
     """A place that large files are written to."""
 
@@ -93,6 +97,7 @@ class Store:
         self.on_bytes = on_bytes
         self._hashed: dict[str, tuple[int, int, str | None]] = {}
         """Local file -> (modification time, bytes, sha256) when it was hashed."""
+        self._expected: dict[str, str] = {}
 
     def __str__(self) -> str:
         """The URI without credentials and query."""
@@ -103,9 +108,30 @@ class Store:
         root, mark, query = self.uri.partition("?") if not self.is_local else (self.uri, "", "")
         return Store(f"{root.rstrip('/')}/{name}{mark}{query}", self._cache_dir, self.on_bytes)
 
+    def expect(self, files: Mapping[str, str]) -> None:
+        """Check these files, path -> sha256, at every read until they are written again."""
+        self._expected = dict(files)
+
+    def is_expected(self, path: str) -> bool:
+        """Whether the file must be in the store, because its hash is known."""
+        return path in self._expected
+
     # Reading
 
     def read(self, path: str) -> bytes:
+        """Raises CorruptFile for an expected file with another hash, or that is missing."""
+        sha256 = self._expected.get(path)
+        if sha256 is None:
+            return self._read(path)
+        try:
+            content = self._read(path)
+        except FileNotFoundError as error:
+            raise MissingFile(f"{path} in {self} is missing") from error
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise CorruptFile(_corrupt(path, self, sha256))
+        return content
+
+    def _read(self, path: str) -> bytes:
         if self.local_root is not None:
             content = self._local(path).read_bytes()
             self.on_bytes()
@@ -161,11 +187,20 @@ class Store:
     def fetch(self, path: str, sha256: str | None = None) -> Path:
         """Path of a local file with this content, which must not be written to.
 
-        With `sha256`, every state of the file is hashed once per process.
+        With `sha256`, or of an expected file, every state is hashed once per process.
 
         Raises:
-            CorruptFile: the content has another hash.
+            CorruptFile: the content has another hash, or a file whose hash is known is missing.
         """
+        sha256 = sha256 or self._expected.get(path)
+        try:
+            return self._fetch(path, sha256)
+        except FileNotFoundError as error:
+            if sha256 is None:
+                raise
+            raise MissingFile(f"{path} in {self} is missing") from error
+
+    def _fetch(self, path: str, sha256: str | None) -> Path:
         if self.local_root is not None:
             local = self._local(path)
             local.stat()  # a missing file is an error, as in other stores
@@ -204,6 +239,7 @@ class Store:
         `guard` is called as late as possible before the file appears; if it raises, the file stays
         as it was.
         """
+        self._expected.pop(path, None)
         if self.local_root is not None:
             with local_disk.replacing(self._local(path), guard=guard) as file:
                 yield _ReportingSink(file, self.on_bytes)
@@ -390,11 +426,13 @@ class Store:
         if sha256 is None or self._hashed.get(str(local)) == state:
             return local
         if local_disk.hash_file(local, self.on_bytes) != sha256:
-            raise CorruptFile(
-                f"{path} in {self} is corrupt: its sha256 is not {sha256[:12]}... of its manifest"
-            )
+            raise CorruptFile(_corrupt(path, self, sha256))
         self._hashed[str(local)] = state
         return local
+
+
+def _corrupt(path: str, store: Store, sha256: str) -> str:
+    return f"{path} in {store} is corrupt: its sha256 is no longer {sha256[:12]}..."
 
 
 def _local_root(uri: str) -> Path | None:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from workers.config.model import ModelConfig
 from workers.context import WorkerContext
+from workers.errors import UserError
 from workers.models.build import create_model, init_head, timm_config
 from workers.models.pretrained import load_head, load_initial
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.checkpoints import open_weights
+from workers.storage.safetensors_writer import HashingSink, write_tensors
 from workers.types import AnyEvent, BaseOrder, BaseReady, Checkpoint
 
 
@@ -58,4 +60,17 @@ def _write(
 ) -> Checkpoint:
     config = timm_config(model, order.model, worker.images.classes, worker.config.data)
     files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
+    if order.expected is not None:
+        _refuse_other_bytes(order, tensors)
     return write_checkpoint(worker.store, order.name, None, 0, tensors, extra_files=files)
+
+
+def _refuse_other_bytes(order: BaseOrder, tensors: Mapping[str, Tensor]) -> None:
+    sink = HashingSink()
+    write_tensors(sink, tensors)
+    if sink.sha256.hexdigest() != order.expected:
+        raise UserError(
+            f"{order.name} is missing or damaged, and made again it has other bytes than the one "
+            "the runs started from, e.g. because of another version of torch or timm; restore "
+            "its files, or start anew with another --name"
+        )

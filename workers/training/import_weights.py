@@ -25,7 +25,15 @@ from workers.scoring.forward import logits
 from workers.scoring.metrics import score
 from workers.storage.checkpoint_writer import write_checkpoint
 from workers.storage.predictions import write_predictions
-from workers.types import SELECTION, AnyEvent, Checkpointed, Started, Trained, TrainOrder
+from workers.types import (
+    SELECTION,
+    AnyEvent,
+    Checkpointed,
+    FileInfo,
+    Started,
+    Trained,
+    TrainOrder,
+)
 
 COUNTER = "num_batches_tracked"
 """Often missing in converted weights, and never read here."""
@@ -71,9 +79,11 @@ def adopt(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[An
     rows, labels = _selection_logits(model, worker), worker.images.labels(SELECTION)
     name, selection = f"{run.id}/{order.stop_step:08d}", score(rows, labels)
 
+    files: dict[str, FileInfo] = {}
+
     def predictions() -> None:
-        keys = worker.images.keys(SELECTION)
-        write_predictions(worker.store, f"{name}-{attempt}", SELECTION, keys, labels, rows)
+        id_, keys = f"{name}-{attempt}", worker.images.keys(SELECTION)
+        files.update(write_predictions(worker.store, id_, SELECTION, keys, labels, rows))
 
     checkpoint = write_checkpoint(
         worker.store,
@@ -85,7 +95,7 @@ def adopt(order: TrainOrder, attempt: int, worker: WorkerContext) -> Iterator[An
         score=selection,
         before_manifest=predictions,
     )
-    yield Checkpointed(checkpoint=checkpoint, score=selection)
+    yield Checkpointed(checkpoint=checkpoint, score=selection, files=files)
     yield Trained(step=order.stop_step, busy_s=time.monotonic() - began)
 
 

@@ -28,6 +28,7 @@ from workers.types import (
     Checkpoint,
     Checkpointed,
     Evaluated,
+    FileInfo,
     Score,
     TrainOrder,
     ema_id,
@@ -59,6 +60,8 @@ class RunRecorder:
         self._held_out = fold
         self._splits = (SELECTION, fold) if fold else (SELECTION,)
         self._scores: dict[str, Score | None] = {}
+        self._files: dict[str, dict[str, FileInfo]] = {}
+        """Files of predictions, by name of the checkpoint."""
         self._evaluations: dict[str, Evaluation] = {}
         """The latest evaluations, by id: the run's and its moving average's."""
         self._log.log(
@@ -147,7 +150,8 @@ class RunRecorder:
 
         def before_manifest() -> None:
             for split, values in evaluation.logits.items() if evaluation else ():
-                self._write_predictions(f"{name}-{self._attempt}", split, values)
+                files = self._write_predictions(f"{name}-{self._attempt}", split, values)
+                self._files.setdefault(name, {}).update(files)
             self._log.put()
 
         self._writer.submit(
@@ -176,13 +180,16 @@ class RunRecorder:
         return Checkpointed(
             checkpoint=checkpoint,
             score=self._scores.pop(checkpoint.name),
+            files=self._files.pop(checkpoint.name, {}),
             write_s=self._writer.longest_s,
         )
 
-    def _write_predictions(self, checkpoint_id: str, split: str, values: np.ndarray) -> None:
+    def _write_predictions(
+        self, checkpoint_id: str, split: str, values: np.ndarray
+    ) -> dict[str, FileInfo]:
         images = self._worker.images
         keys, labels = images.keys(split), images.labels(split)
-        write_predictions(self._worker.store, checkpoint_id, split, keys, labels, values)
+        return write_predictions(self._worker.store, checkpoint_id, split, keys, labels, values)
 
     def _log_epoch(self, event: Evaluated) -> None:
         top1 = f"{SELECTION} top-1 {100 * event.score.top1:.2f} %"

@@ -19,6 +19,7 @@ from workers.types.events import (
     Cancelled,
     Checkpointed,
     Compared,
+    Damaged,
     Delta,
     EnsembleResult,
     ErrorClass,
@@ -26,6 +27,7 @@ from workers.types.events import (
     Event,
     Extended,
     Failed,
+    FilesEvent,
     Finished,
     FinishRequested,
     GaveUp,
@@ -106,6 +108,7 @@ from workers.types.values import (
     Checkpoint,
     Cohort,
     Component,
+    FileInfo,
     FrozenModel,
     Metric,
     Mix,
@@ -162,6 +165,7 @@ AnyEvent = Annotated[
     | ServedDamaged
     | Retired
     | Failed
+    | Damaged
     | RetryDecided
     | BackoffOver
     | NodeExcluded

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from workers.types.preflight import PreflightResult
-from workers.types.values import Checkpoint, FrozenModel, Metric, Score
+from workers.types.values import Checkpoint, FileInfo, FrozenModel, Metric, Score
 
 
 class Event(FrozenModel):
@@ -26,6 +26,13 @@ class Event(FrozenModel):
     def driver_time(self) -> float:
         """Unix seconds by the driver's clock, on which decisions and durations rest."""
         return self.time if self.heard_at is None else self.heard_at
+
+
+class FilesEvent(Event):
+    """An event that announces files outside of checkpoints, which have manifests of their own."""
+
+    files: dict[str, FileInfo] = {}
+    """Files by path in the store. Empty: none, or an old ledger."""
 
 
 class Opened(Event):
@@ -55,7 +62,7 @@ class Started(Event):
     """Seconds from the last step on this slot to the first batch. None: no step before."""
 
 
-class Preflighted(Event):
+class Preflighted(FilesEvent):
     kind: Literal["preflighted"] = "preflighted"
     facts: PreflightResult
 
@@ -83,7 +90,7 @@ class Evaluated(Event):
     """Score on the images that the run's fold holds out. None: the run has no fold."""
 
 
-class Checkpointed(Event):
+class Checkpointed(FilesEvent):
     """A complete checkpoint: its manifest is in the store."""
 
     kind: Literal["checkpoint"] = "checkpoint"
@@ -117,7 +124,7 @@ class Blended(Event):
     busy_s: float
 
 
-class Scored(Event):
+class Scored(FilesEvent):
     kind: Literal["scored"] = "scored"
     checkpoint: str
     """Name of the checkpoint, or `ScoreMixOrder.name`."""
@@ -149,7 +156,7 @@ class EnsembleResult(FrozenModel):
     """Data that a stacked classifier was fitted on: `out of fold`, or the selection split."""
 
 
-class Compared(Event):
+class Compared(FilesEvent):
     kind: Literal["compared"] = "compared"
     key: str
     """`CompareOrder.key`."""
@@ -158,7 +165,7 @@ class Compared(Event):
     ensembles: tuple[EnsembleResult, ...]
 
 
-class Analysed(Event):
+class Analysed(FilesEvent):
     """`analysis.json` is in the store."""
 
     kind: Literal["analysed"] = "analysed"
@@ -211,6 +218,20 @@ class Failed(Event):
     traceback: str = ""
     checkpoint: str | None = None
     """Id of the corrupt checkpoint. None: another kind of error."""
+    path: str | None = None
+    """Path of another corrupt file, which is made again. None: another kind of error."""
+
+
+class Damaged(Event):
+    """A file of the store is not what was written. What is a function of the rest is made again."""
+
+    kind: Literal["damaged"] = "damaged"
+    path: str
+    """Path in the store."""
+    reason: str
+    """One sentence."""
+    checkpoint: str | None = None
+    """Id of the checkpoint of a run or soup that the file belongs to. None: another file."""
 
 
 class RetryDecided(Event):

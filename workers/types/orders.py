@@ -2,9 +2,12 @@
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from workers.config.data import DataConfig
 from workers.config.model import BaseConfig, ModelConfig
 from workers.config.train import TrainConfig
+from workers.types.preflight import PreflightResult
 from workers.types.recipe_protocol import (
     Answer,
     GramMatrices,
@@ -37,6 +40,9 @@ class WorkerConfig(FrozenModel):
 class Order(FrozenModel):
     """A piece of work to be done once. `place`: a training slot, or the merge actor."""
 
+    files: dict[str, str] = Field(default={}, exclude=True)
+    """sha256 by path of files of the store that the order may read. Part of no hash."""
+
     @property
     def id(self) -> str:
         raise NotImplementedError
@@ -68,6 +74,9 @@ class PreflightOrder(MergeActorOrder):
     unfreeze, auto-augment policies, layer decay."""
     round_steps: int | None = None
     """Steps between sync rounds. None: they are counted in epochs, or there are none."""
+    expected: PreflightResult | None = None
+    """Result of the first preflight, if splits.parquet is made again: the images must be the same.
+    None: this is the first one."""
     longest_train: TrainConfig | None = None
     """The longest training config, to check that a sync round happens. None: no check."""
     fingerprints: dict[str, str] = {}
@@ -91,6 +100,8 @@ class BaseOrder(Order):
     model: ModelConfig
     source: Checkpoint | None = None
     """The last checkpoint of the probe or trunk. None: a fresh model."""
+    expected: str | None = None
+    """sha256 of the weights, if they are made again. None: they are made for the first time."""
 
     @staticmethod
     def id_of(name: str) -> str:

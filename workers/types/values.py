@@ -69,6 +69,14 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
+class FileInfo(FrozenModel):
+    """A file as it was written."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+
+
 class Score(FrozenModel):
     """Metrics of one model on one split: fractions 0..1, and nats. None: not finite."""
 
