@@ -7,7 +7,7 @@ They are computed from cached predictions; no image is read.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from pydantic import ValidationError
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from workers.scoring.stacking import Stacker, fit
 from workers.storage.layout import ensemble_dir
+from workers.storage.node_cache import Touch
 from workers.storage.predictions import read_predictions
 from workers.storage.store import CorruptFile, Store
 from workers.types import SELECTION, EnsembleResult, FileInfo
@@ -25,8 +26,6 @@ OUT_OF_FOLD = "out of fold"
 """`fitted_on` of a stacked classifier that was fitted on images its members did not train on."""
 STACKER = "stacker.safetensors"
 
-Touch = Callable[[], object]
-"""Says that the work goes on, after each member."""
 Groups = Sequence[Sequence[str]]
 Predictions = tuple[list[str], np.ndarray, np.ndarray]
 """(keys, labels int64 (N,), logits float64 (N, C))."""
