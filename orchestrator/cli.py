@@ -1,7 +1,8 @@
 """The command line `soupfleet VERB ...`: options and output. `commands/` does the work.
 
-Exit codes: 0 done; 2 a mistake that the user can correct, or a failed `verify`; 3 done, but some or
-all runs failed; 4 stopped by the user; 1 a bug of ours.
+Exit codes: 0 done; 2 a mistake that the user can correct, a damaged store, or a failed `verify`;
+3 done, but some or all runs failed, or the store failed for too long; 4 stopped by the user; 1 a
+bug of ours.
 """
 
 import errno
@@ -9,32 +10,48 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from orchestrator import config
 from orchestrator.commands.run import (
     BAD,
+    PARTLY,
     Options,
     RunOutcome,
     planned,
-    read_experiment,
     run_experiment,
 )
-from orchestrator.driver.ledger import Ledger
+from orchestrator.driver.contents import read_experiment, read_state
+from orchestrator.driver.patience import StoreUnavailable
 from orchestrator.driver.signals import STOPPED
 from orchestrator.report.terminal.console import console
 from orchestrator.report.terminal.tables import final_table, status_json, status_view
 from orchestrator.report.write import write_report
 from orchestrator.schedule.moment import Moment
-from orchestrator.state.reducers import fold
-from workers.errors import UserError
+from workers.errors import UserError, first_line
 from workers.storage.layout import FINISH
 from workers.storage.store import Store
 from workers.text import one_line, printable, shortened
 
+OS_REMEDY = "repair the file or the disk, and repeat the command"
+
+
+class Verbs(typer.core.TyperGroup):
+    """The verbs. An interrupted one says so; by itself click would end with 1, a bug of ours."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("soupfleet: stopped", file=sys.stderr)
+            sys.exit(STOPPED)
+
+
 app = typer.Typer(
+    cls=Verbs,
     help="Fine-tune a fleet of image classifiers and get back one better model: a soup.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -308,7 +325,9 @@ def _show_outcome(outcome: RunOutcome, uri: str) -> None:
         print(f"Stopped. The same command continues {uri}.")
     else:
         if not outcome.worked:
-            print(f"{uri} is already finished; nothing was done.")
+            for path in outcome.repaired:
+                print(f"{path} in {uri} was missing or changed, and was written again.")
+            print(f"{uri} is already finished; nothing {'else ' * bool(outcome.repaired)}was done.")
         console().print(final_table(outcome.results, uri))
     raise typer.Exit(outcome.exit_code)
 
@@ -332,21 +351,29 @@ def _replayed(uri: str) -> tuple[Moment, Store]:
     store = _existing(uri)
     experiment = read_experiment(store)
     assert experiment is not None
-    return Moment(planned(experiment), fold(Ledger(store).replay())), store
+    return Moment(planned(experiment), read_state(store)), store
+
+
+def _os_problem(error: OSError) -> str:
+    if error.errno == errno.ENAMETOOLONG:
+        name = one_line(shortened(str(error.filename), 200))
+        return f"the name {name} is too long for a file; shorten it"
+    return f"{one_line(first_line(error))}; {OS_REMEDY}"
 
 
 def main() -> None:
-    """Run a verb. A mistake of the user is one sentence on stderr and exit code 2."""
+    """Run a verb. A mistake of the user, or a file or disk that fails, is one sentence on stderr
+    and exit code 2."""
     try:
         app(standalone_mode=True)
     except UserError as error:
         print(f"soupfleet: {one_line(str(error))}", file=sys.stderr)
         sys.exit(BAD)
+    except StoreUnavailable as error:
+        print(f"soupfleet: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(PARTLY)
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        name = one_line(shortened(str(error.filename), 200))
-        print(f"soupfleet: the name {name} is too long for a file; shorten it", file=sys.stderr)
+        print(f"soupfleet: {_os_problem(error)}", file=sys.stderr)
         sys.exit(BAD)
     except KeyboardInterrupt:
         print("soupfleet: stopped before it began", file=sys.stderr)

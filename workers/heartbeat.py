@@ -7,7 +7,7 @@ compiling, waiting ----busy--> |          |
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,8 @@ class Progress:
     """Reason to write a checkpoint and stop at the next step. None: continue."""
     silence: tuple[str | None, float] = (None, 0.0)
     """`busy` and `limit_s` of the heartbeat."""
+    on_touch: Callable[[], None] = lambda: None
+    """Called at every sign of progress."""
 
     def begin(self, order: str) -> None:
         self.order, self.facts, self.touched_at = order, {}, time.monotonic()
@@ -64,6 +66,7 @@ class Progress:
     def beat(self) -> None:
         """Record that bytes flow. From any thread."""
         self.touched_at = time.monotonic()
+        self.on_touch()
 
     @contextlib.contextmanager
     def busy(self, reason: str, limit_s: float) -> Iterator[None]:

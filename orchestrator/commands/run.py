@@ -1,9 +1,10 @@
 """The verb `run`: drive one experiment from the command to the report.
 
-    expand the runs -> new, the same, or another experiment? -> lease -> fleet -> driver -> report
+    expand the runs -> lease -> new, the same, or another experiment? -> fleet -> driver -> report
 
 Mistakes that the configuration alone shows are refused before a fleet starts or torch is imported.
-An experiment without work left starts neither.
+An experiment without work left starts neither. If its soup or report is damaged, they are made
+again.
 """
 
 import json
@@ -11,16 +12,25 @@ import os
 import platform
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from orchestrator import config, schedule
 from orchestrator.config import Experiment, secrets
+from orchestrator.driver.contents import (
+    clear,
+    read_experiment,
+    read_state,
+    refuse_lost_events,
+    refuse_other_contents,
+)
 from orchestrator.driver.driver import Driver, refused_reason
 from orchestrator.driver.inventory import damaged_files
 from orchestrator.driver.lease import Lease, LeaseLost
 from orchestrator.driver.ledger import Ledger
+from orchestrator.driver.publish import Publisher, served_problem
 from orchestrator.driver.signals import STOPPED, stop_signals_handled, stoppable
 from orchestrator.experiment.identity import (
     added_runs,
@@ -36,21 +46,23 @@ from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.experiment.sweep import expand
 from orchestrator.fleet.base import Fleet, LocalFleet
 from orchestrator.report import format
-from orchestrator.report.write import write_report
+from orchestrator.report.results import collect_results
+from orchestrator.report.write import changed_report_files, report_files
 from orchestrator.schedule.moment import Moment
-from orchestrator.state.reducers import fold
 from orchestrator.state.state import State
-from workers.errors import UserError, first_line
-from workers.storage.layout import CONFIG, ENV, LEASE, STORE_ENTRIES
+from workers.errors import UserError
+from workers.storage.layout import CONFIG, ENV, LEASE, STAGED
 from workers.storage.store import Store
 from workers.text import one_line
 from workers.types import Extended, WorkerConfig
 
+_Say = Callable[[str], object]
+
 DONE, BAD, PARTLY = 0, 2, 3
 """Exit codes of `run_experiment`; 1 is a bug of ours."""
 
-LOCAL_LEASE_S = 3600.0
-"""Validity of a lease with a local fleet, which can renew it only between epochs."""
+LOCAL_LEASE_S = 300.0
+"""Validity of a lease with a local fleet, which renews it whenever a step or a batch is over."""
 
 RAY_LEASE_S = 60.0
 """Validity of a lease with a Ray fleet."""
@@ -81,6 +93,8 @@ class RunOutcome:
     """Content of results.json. None: the command was stopped before the end."""
     worked: bool
     """False: the experiment was finished already."""
+    repaired: tuple[str, ...] = ()
+    """Files of a finished experiment that were written again."""
 
 
 @dataclass(frozen=True)
@@ -95,39 +109,96 @@ class Begun:
 def run_experiment(experiment: Experiment, options: Options) -> RunOutcome:
     """Drive the experiment to its end, or until it is stopped.
 
+    Whatever is decided under the lease is read under the lease.
+
     Raises:
         UserError: a mistake that the user can mend.
+        StoreUnavailable: the store failed for longer than fleet.storage_patience.
     """
     store = Store(config.uri(experiment))
-    stored = read_experiment(store)
-    state = fold(Ledger(store).replay()) if stored is not None else State()
-    has_begun = stored is not None and state.preflight is not None
-    extended = None
-    if stored is not None and has_begun:
-        experiment = as_begun(experiment, stored, state.original, extend=options.extend)
-        extended = extension(stored, experiment)
-    expanded = planned(experiment)
-    moment = Moment(expanded, state)
-    if has_begun and extended is None and is_finished(moment) and not damaged_files(store, state):
-        return RunOutcome(exit_code(moment), moment, _results(store), worked=False)
-    ttl_s = LOCAL_LEASE_S if options.fleet == "local" else RAY_LEASE_S
-    if stored is None:
-        _refuse_other_contents(store)
+    stored = _stored(experiment, options, store)
+    if stored.is_over and not _damage(stored.moment, store):
+        return _nothing_to_do(stored.moment)
+    refuse_other_contents(store, is_new=stored.is_empty)
     store.probe()
+    ttl_s = LOCAL_LEASE_S if options.fleet == "local" else RAY_LEASE_S
     lease = Lease(store, owner=f"{socket.gethostname()}:{os.getpid()}", ttl_s=ttl_s)
     with stoppable():
         lease.acquire(options.take_over)
         try:
-            begun = Begun(stored, extended) if stored is not None and has_begun else None
-            return _run(experiment, options, expanded, store, lease, begun)
+            return _run_holding(lease, experiment, options, store)
         except LeaseLost as error:
             raise UserError(str(error)) from error
         finally:
             lease.release()
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """The experiment of the command, and what the store holds of it."""
+
+    moment: Moment
+    is_empty: bool
+    """Whether the store has no config.yaml."""
+    begun: Begun | None
+
+    @property
+    def is_over(self) -> bool:
+        if self.begun is None or self.begun.extended is not None:
+            return False
+        return is_finished(self.moment)
+
+
+def _stored(experiment: Experiment, options: Options, store: Store, say: _Say = print) -> _Stored:
+    stored, begun = read_experiment(store), None
+    state = read_state(store) if stored is not None else State()
+    if stored is not None and state.preflight is not None:
+        experiment = as_begun(experiment, stored, state.original, options.extend, say)
+        begun = Begun(stored, extension(stored, experiment))
+    return _Stored(Moment(planned(experiment), state), stored is None, begun)
+
+
+def _run_holding(
+    lease: Lease, experiment: Experiment, options: Options, store: Store
+) -> RunOutcome:
+    """Continue, begin, or repair, with the lease."""
+    stored = _stored(experiment, options, store, say=lambda text: None)  # said already
+    refuse_lost_events(store, stored.moment.state)
+    store.remove_leftovers()
+    store.delete(STAGED)
+    if not stored.is_over or _is_to_be_made_again(stored.moment, store):
+        return _run(options, stored.moment.expanded, store, lease, stored.begun)
+    changed = changed_report_files(stored.moment, store)
+    Publisher(store, lease).write_all(changed)
+    return _nothing_to_do(stored.moment, repaired=tuple(changed))
+
+
+def _damage(moment: Moment, store: Store) -> bool:
+    """Whether a file that a finished experiment is read by is not what was written."""
+    return _is_to_be_made_again(moment, store) or bool(changed_report_files(moment, store))
+
+
+def _is_to_be_made_again(moment: Moment, store: Store) -> bool:
+    """Whether a file is damaged that only orders can make."""
+    return bool(served_damage(moment, store) or damaged_files(store, moment.state))
+
+
+def served_damage(moment: Moment, store: Store) -> str:
+    """What has happened to `soup/` since it was served. Empty: nothing."""
+    return served_problem(store, moment.state.served, moment.state.soups)
+
+
+def _nothing_to_do(moment: Moment, repaired: tuple[str, ...] = ()) -> RunOutcome:
+    results = collect_results(moment)
+    return RunOutcome(exit_code(moment), moment, results, worked=False, repaired=repaired)
+
+
 def as_begun(
-    experiment: Experiment, stored: Experiment, original: dict[str, Any] | None, extend: bool
+    experiment: Experiment,
+    stored: Experiment,
+    original: dict[str, Any] | None,
+    extend: bool,
+    say: _Say = print,
 ) -> Experiment:
     """The experiment with its stored values, and with what it gained since it began.
 
@@ -142,11 +213,11 @@ def as_begun(
                 f"{experiment.name} now has {format.listing(gained)} (added with --extend); write "
                 "this into the file to make it part of it"
             )
-            print(one_line(text))
+            say(one_line(text))
         experiment = grown_like(experiment, merged)
     if kept := kept_values(experiment, merged):
         text = f"{experiment.name} keeps the values that it began with: {'; '.join(kept)}"
-        print(one_line(text))
+        say(one_line(text))
     return merged
 
 
@@ -155,25 +226,6 @@ def extension(stored: Experiment, experiment: Experiment) -> Extended | None:
     if not additions(stored, experiment):
         return None
     return Extended(before=identity(stored), runs=added_runs(stored, experiment))
-
-
-def read_experiment(store: Store) -> Experiment | None:
-    """The experiment in the store. None: it has no config.yaml."""
-    text = _text_of(store)
-    return None if text is None else config.read(text, f"{CONFIG} in {store}")
-
-
-def _text_of(store: Store) -> str | None:
-    """The text of config.yaml. None: it is missing."""
-    try:
-        return store.read(CONFIG).decode() if store.exists(CONFIG) else None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{CONFIG} in {store} is not text ({error}); restore it") from error
-    except OSError as error:
-        raise UserError(
-            f"storage {store} does not answer ({first_line(error)}); check its name, the "
-            "credentials and the network"
-        ) from error
 
 
 def planned(experiment: Experiment) -> ExpandedExperiment:
@@ -198,7 +250,6 @@ def exit_code(moment: Moment) -> int:
 
 
 def _run(
-    experiment: Experiment,
     options: Options,
     expanded: ExpandedExperiment,
     store: Store,
@@ -206,18 +257,14 @@ def _run(
     begun: Begun | None,
 ) -> RunOutcome:
     if begun is None:
-        _clear(store)
+        lease.check()
+        clear(store)
     try:
-        fleet = open_fleet(experiment, options)
+        fleet = open_fleet(expanded.experiment, options, lease)
     except UserError:
-        _undo(store, begun)
+        _undo(store, lease, begun)
         raise
     try:
-        if begun is not None and begun.extended is not None:
-            # Before config.yaml: a driver that is killed in between can be extended again.
-            Ledger(store).append([begun.extended])
-        store.write(CONFIG, config.public_dump(experiment).encode())
-        store.write(ENV, _environment(options, store).encode())
         return _drive(expanded, store, lease, fleet, options, begun)
     finally:
         fleet.close()
@@ -233,6 +280,10 @@ def _drive(
 ) -> RunOutcome:
     from orchestrator.report.terminal.live import open_view
 
+    about = {
+        CONFIG: config.public_dump(expanded.experiment).encode(),
+        ENV: _environment(options, store).encode(),
+    }
     with open_view(options.plain) as view:
         driver = Driver(
             expanded,
@@ -243,60 +294,48 @@ def _drive(
             watch=view.update,
         )
         with stop_signals_handled(driver):
+            if begun is not None and begun.extended is not None:
+                # Before config.yaml: a driver that is killed in between can be extended again.
+                driver.record(begun.extended)
+            driver.publish(about)
             state = driver.run()
     refused = refused_reason(state)
     if refused is not None:
-        _undo(store, begun)
+        _undo(store, lease, begun)
         raise UserError(refused)
     if driver.stop_reason is not None:
         return RunOutcome(STOPPED, driver.moment, None, worked=True)
-    write_report(driver.moment, store)
+    driver.publish(report_files(driver.moment, store))
     driver.finish()
-    results = write_report(driver.moment, store)
+    driver.publish(report_files(driver.moment, store))
+    results = collect_results(driver.moment)
     return RunOutcome(exit_code(driver.moment), driver.moment, results, worked=True)
 
 
-def _undo(store: Store, begun: Begun | None) -> None:
+def _undo(store: Store, lease: Lease, begun: Begun | None) -> None:
     """Undo what was written for an experiment, or for its extension, that preflight refused."""
     if begun is not None:
-        store.write(CONFIG, config.dump(begun.stored).encode())
+        Publisher(store, lease).write(CONFIG, config.public_dump(begun.stored).encode())
         return
-    _clear(store)
+    clear(store)
     store.delete(LEASE)
     if store.local_root is not None and not store.list():
         store.local_root.rmdir()
 
 
-def _clear(store: Store) -> None:
-    """Delete all files of an experiment that did not pass preflight, except the lease."""
-    for name in STORE_ENTRIES - {LEASE}:
-        store.delete(name)
-
-
-def _refuse_other_contents(store: Store) -> None:
-    """Refuse a folder with files that are not ours: it is cleared if the experiment is refused."""
-    others = sorted({path.partition("/")[0] for path in store.list()} - STORE_ENTRIES)
-    if others:
-        raise UserError(
-            f"{store} is not an experiment and contains {others[0]!r}; give the experiment a "
-            "folder of its own with --name or --storage"
-        )
-
-
-def _results(store: Store) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads(store.read("results.json"))
-    return results
-
-
 # Fleets
 
 
-def open_fleet(experiment: Experiment, options: Options) -> Fleet:
+def open_fleet(experiment: Experiment, options: Options, lease: Lease) -> Fleet:
     """The fleet that `--fleet` names, ready to take orders."""
-    return _local_fleet(experiment) if options.fleet == "local" else _ray_fleet(experiment, options)
+    if options.fleet == "local":
+        return _local_fleet(experiment, lease)
+    return _ray_fleet(experiment, options)
 
 
-def _local_fleet(experiment: Experiment) -> Fleet:
+def _local_fleet(experiment: Experiment, lease: Lease) -> Fleet:
+    """It works in the driver's own thread, so its progress is when the lease can be renewed. A
+    thread for that would renew it while the driver is stuck."""
     from workers.context import WorkerContext, cuda_is_available
     from workers.dispatch import perform_safely
 
@@ -319,6 +358,7 @@ def _local_fleet(experiment: Experiment) -> Fleet:
         device = "cuda"
     os.environ.update(secrets.environment(experiment.fleet.env))
     worker = WorkerContext(config.worker_config(experiment, device))
+    worker.progress.on_touch = lease.keep
     return LocalFleet(lambda order, att: perform_safely(worker, order, att), worker.progress)
 
 

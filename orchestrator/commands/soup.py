@@ -16,11 +16,12 @@ from orchestrator import config
 from orchestrator.commands import run
 from orchestrator.commands.run import Options, RunOutcome
 from orchestrator.config import Experiment, yaml_document
+from orchestrator.driver.contents import read_experiment
 from orchestrator.experiment.identity import config_differences, with_stored_values
 from workers.errors import UserError
 from workers.models.model_files import ModelFile, config_of, weights_file
 from workers.recipes import RECIPES, needs_base
-from workers.storage.layout import SERVED
+from workers.storage.layout import SERVED, STORE_ENTRIES
 from workers.storage.local_disk import expanded, hash_file
 from workers.storage.store import Store
 
@@ -213,9 +214,9 @@ def _names(recipes: Iterable[Any]) -> Iterable[str]:
 def _refuse_other_contents(experiment: Experiment, request: SoupRequest) -> None:
     """Refuse an OUT that is neither new, nor empty, nor that of an earlier identical command."""
     store = Store(config.uri(experiment))
-    stored = run.read_experiment(store)
+    stored = read_experiment(store)
     if stored is None:
-        if store.list():
+        if set(store.entries()) - STORE_ENTRIES:
             raise UserError(f"--out {request.out} contains other files; give a new folder")
         return
     changes = config_differences(stored, with_stored_values(experiment, stored))

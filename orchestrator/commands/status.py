@@ -11,13 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.commands import run
-from orchestrator.driver.ledger import Ledger
+from orchestrator.driver.contents import read_experiment, read_state
 from orchestrator.report import format
 from orchestrator.report.terminal.console import SafeConsole
 from orchestrator.report.terminal.status import phase
 from orchestrator.report.terminal.tables import status_view
 from orchestrator.schedule.moment import Moment
-from orchestrator.state.reducers import fold
 from workers.errors import UserError, did_you_mean
 from workers.storage.layout import run_file
 from workers.storage.store import Store
@@ -56,12 +55,12 @@ def watch_status(store: Store, uri: str, refresh_s: float = REFRESH_S) -> None:
 def views_of(store: Store, uri: str) -> Iterator[tuple[RenderableType, bool]]:
     """The current table, and whether it is the last one; replayed for every item."""
     while True:
-        experiment = run.read_experiment(store)
+        experiment = read_experiment(store)
         if experiment is None:
             raise UserError(
                 f"there is no experiment at {uri}; give STORAGE/NAME, as in runs/quickstart"
             )
-        moment = Moment(run.planned(experiment), fold(Ledger(store).replay()))
+        moment = Moment(run.planned(experiment), read_state(store))
         yield status_view(moment, uri), phase(moment.state) in OVER
 
 
@@ -97,7 +96,7 @@ def _text(store: Store, path: str) -> str:
 def _run_ids(store: Store) -> list[str]:
     """Runs of the configuration, and the stages of bases that have begun."""
     begun = {run_id_of(path.split("/")[1]) for path in store.list("runs")}
-    experiment = run.read_experiment(store)
+    experiment = read_experiment(store)
     planned = run.planned(experiment).runs if experiment is not None else ()
     return sorted(begun | {run.id for run in planned})
 

@@ -190,6 +190,9 @@ class FleetConfig(Section):
     """Longest time in seconds that workers get to write a checkpoint before they are stopped. None:
     three times the slowest checkpoint so far, at least 10, and 60 before the first one. May change
     at a restart."""
+    storage_patience: float = Field(default=12.0, gt=0)
+    """Hours to wait for a store that fails, before its work is given up. May change at a
+    restart."""
     env: dict[str, str] = {}
     """Environment variables of the workers. `${NAME}` is the value of NAME in the environment of
     the command. The store never holds other values: a restart takes them from its own

@@ -6,19 +6,24 @@
              ^
            ledger          every event is in the ledger before anything follows from it
 
-It never touches a tensor. Killed at any line, another one continues from the ledger.
+It never touches a tensor. Killed at any line, another one continues from the ledger. While the
+store fails, it waits, and the fleet works on.
 """
 
+import contextlib
 import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from orchestrator import schedule
+from orchestrator.driver.clock import steady_clock
 from orchestrator.driver.inventory import damaged_files, with_expected_files
 from orchestrator.driver.lease import Lease
 from orchestrator.driver.ledger import Ledger
+from orchestrator.driver.patience import Patience
+from orchestrator.driver.publish import Publisher, served_problem
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.fleet.base import Fleet
 from orchestrator.schedule import serving
@@ -38,6 +43,7 @@ from workers.types import (
     FinishRequested,
     Opened,
     Ordered,
+    ServedDamaged,
     Stopped,
     ema_id,
 )
@@ -46,6 +52,9 @@ POLL_S = 0.5
 """Longest wait for events: bounds how late a pause's end or a finish request is seen."""
 
 FINISH_POLL_S = 5.0
+
+IDLE_S = 0.01
+"""A call for events that returns none earlier than this did not wait."""
 
 UNKNOWN_GRACE_S = 60.0
 """Grace period while no checkpoint was measured."""
@@ -68,7 +77,7 @@ class Driver:
         lease: Lease,
         fleet: Fleet,
         watch: Watch,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] | None = None,
     ) -> None:
         self.expanded = expanded
         self.store = store
@@ -76,7 +85,14 @@ class Driver:
         self.lease = lease
         self.fleet = fleet
         self.watch = watch
-        self.now = now
+        self.now = now or steady_clock()
+        self.publisher = Publisher(store, lease)
+        hours = expanded.experiment.fleet.storage_patience
+        self._patience = Patience(
+            store, hours, self._wait_for_store, lambda: self.stop_reason is not None
+        )
+        self._unread: list[AnyEvent] = []
+        """Events that came while the store failed."""
         self.moment = Moment(expanded, State())
         """Replaced after every commit."""
         self.stop_reason: str | None = None
@@ -92,7 +108,12 @@ class Driver:
         return self.moment.state
 
     def run(self) -> State:
-        """Drive to the end, or to the first stop request."""
+        """Drive to the end, or to the first stop request.
+
+        Raises:
+            LeaseLost: another driver has taken over.
+            StoreUnavailable: the store failed for longer than fleet.storage_patience.
+        """
         self._open()
         while not schedule.is_over(self.moment) and self.stop_reason is None:
             self._turn()
@@ -102,17 +123,45 @@ class Driver:
 
     def finish(self) -> State:
         """After the report is written: nothing will be done again."""
-        wall_s = self.now() - (self.state.began_at or self.now())
-        self._commit([Finished(wall_s=wall_s)])
+        here_s = self.now() - (self.state.opened_at or self.now())
+        self._commit([Finished(wall_s=self.state.earlier_s + here_s)])
         return self.state
+
+    def record(self, event: AnyEvent) -> None:
+        """Append an event of before this driver's life, whose replay follows."""
+        self._patience.persist(lambda: self._append([event]))
+
+    def publish(self, files: Mapping[str, bytes]) -> None:
+        """Write files that readers rely on, in this order, while the lease is held."""
+        self._patience.persist(lambda: self.publisher.write_all(files))
 
     def _turn(self) -> None:
         self._commit(list(schedule.decisions(self.moment, self.now())))
         self._submit(self._due())
         self._end_unwanted_training()
         self._look_for_finish_request()
-        events = self._commit(self.fleet.events(POLL_S))
+        events = self._commit(self._new_events(POLL_S))
         self.watch(self.moment, events, self.fleet.heartbeats(), self.fleet.waiting_for())
+
+    def _new_events(self, timeout_s: float) -> list[AnyEvent]:
+        events, self._unread = self._unread, []
+        return events or self._heard(timeout_s)
+
+    def _heard(self, timeout_s: float) -> list[AnyEvent]:
+        """New events of the fleet, with the time by this driver's clock."""
+        events = self.fleet.events(timeout_s)
+        return [event.model_copy(update={"heard_at": self.now()}) for event in events]
+
+    def _wait_for_store(self, pause_s: float, sentence: str) -> None:
+        """The fleet works on meanwhile. What it reports is written down once the store works."""
+        end = time.monotonic() + pause_s
+        while (left_s := end - time.monotonic()) > 0 and self.stop_reason is None:
+            began = time.monotonic()
+            events = self._heard(min(POLL_S, left_s))
+            self._unread += events
+            self.watch(self.moment, [], self.fleet.heartbeats(), sentence)
+            if not events and time.monotonic() - began < IDLE_S:  # a fleet that does not wait
+                time.sleep(min(POLL_S, left_s))
 
     @property
     def grace_s(self) -> float:
@@ -130,9 +179,17 @@ class Driver:
     def _open(self) -> None:
         """Recover: record checkpoints that killed attempts finished writing, then reopen all
         orders."""
-        self.moment = Moment(self.expanded, fold(self.ledger.replay()))
+        self.moment = Moment(
+            self.expanded, self._patience.persist(lambda: fold(self.ledger.replay()))
+        )
         in_flight = [order for order in self.state.open.values() if order.what == "train"]
-        adopted = [event for o in in_flight for event in self._completed(o.run, o.attempt)]
+        then = {"heard_at": self.state.last_at}
+        adopted = [
+            event.model_copy(update=then)
+            for event in self._patience.persist(
+                lambda: [e for o in in_flight for e in self._completed(o.run, o.attempt)]
+            )
+        ]
         opened = Opened(
             driver=f"{socket.gethostname()}:{os.getpid()}",
             fleet=self.fleet.kind,
@@ -140,7 +197,18 @@ class Driver:
             time=self.now(),
         )
         self._commit([*adopted, opened])
-        self._commit(damaged_files(self.store, self.state))
+        if damaged := self._commit(self._damage()):
+            self.watch(self.moment, damaged, [], None)
+
+    def _damage(self) -> list[AnyEvent]:
+        """What has happened to `soup/` since it was served, and to other files since they were
+        written, so that they are made again."""
+        problem = self._patience.persist(
+            lambda: served_problem(self.store, self.state.served, self.state.soups)
+        )
+        served = [ServedDamaged(reason=problem, time=self.now())] if problem else []
+        others = self._patience.persist(lambda: damaged_files(self.store, self.state))
+        return [*served, *(event.model_copy(update={"time": self.now()}) for event in others)]
 
     def _stop(self, reason: str) -> None:
         """The ledger is consistent first; then training gets its grace period."""
@@ -149,7 +217,7 @@ class Driver:
         asked = training = self._training()
         deadline = time.monotonic() + self.grace_s
         while training and time.monotonic() < deadline:
-            self._commit(self.fleet.events(0.1))
+            self._commit(self._new_events(0.1))
             training = self._training()
             if not training <= asked:  # an order that was queued has begun
                 self.fleet.interrupt(reason)
@@ -202,16 +270,30 @@ class Driver:
 
     def _commit(self, events: list[AnyEvent]) -> list[AnyEvent]:
         """Append one group, then apply it; a failed attempt's last checkpoints come with it."""
-        fresh = [event for event in events if not is_stale(self.state, event)]
-        failed = [event for event in fresh if event.kind == "failed" and event.run is not None]
-        adopted = [e for f in failed for e in self._completed(f.run, f.attempt, beside=fresh)]
-        self.lease.renew()  # no write of a driver that was replaced may follow
-        group = self.ledger.append([*adopted, *fresh])
+        current = [event for event in events if not is_stale(self.state, event)]
+        fresh = self._patience.persist(lambda: self._published(current))
+        group = self._patience.persist(lambda: self._append(fresh))
         state = self.state
         for event in group:
             apply(state, event)
         self.moment = self.moment.later(group)
         return group
+
+    def _published(self, current: list[AnyEvent]) -> list[AnyEvent]:
+        """The events, once the files that they announce are in place."""
+        self.lease.renew()  # no write of a driver that was replaced may follow
+        events = [self.publisher.result(event, self.state.soups) for event in current]
+        failed = [event for event in events if event.kind == "failed" and event.run is not None]
+        adopted = [e for f in failed for e in self._completed(f.run, f.attempt, beside=events)]
+        now = self.now()
+        return [
+            event if event.heard_at is not None else event.model_copy(update={"heard_at": now})
+            for event in (*adopted, *events)
+        ]
+
+    def _append(self, events: list[AnyEvent]) -> list[AnyEvent]:
+        self.lease.renew()
+        return self.ledger.append(events)
 
     def _completed(
         self, run: str | None, attempt: int | None, beside: list[AnyEvent] | None = None
@@ -248,7 +330,13 @@ class Driver:
         open_ = self.state.open
         for id in training:
             self.fleet.cancel(id)
-        adopted = [e for id in training for e in self._completed(open_[id].run, open_[id].attempt)]
+        adopted = self._patience.persist(
+            lambda: [
+                event
+                for id in training
+                for event in self._completed(open_[id].run, open_[id].attempt)
+            ]
+        )
         cancelled = [
             Cancelled(order=id, run=open_[id].run, attempt=open_[id].attempt) for id in training
         ]
@@ -258,11 +346,19 @@ class Driver:
         if time.monotonic() - self._looked_for_finish_at < FINISH_POLL_S:
             return
         self._looked_for_finish_at = time.monotonic()
-        if not self.store.exists(FINISH):
+        if not self._is_finish_requested():
             return
         if self.state.finish_reason is None:
             self._commit([FinishRequested(reason="soupfleet finish was called", time=self.now())])
-        self.store.delete(FINISH)
+        with contextlib.suppress(OSError):  # tried again at the next look
+            self.store.delete(FINISH)
+
+    def _is_finish_requested(self) -> bool:
+        """False too while the store fails."""
+        try:
+            return self.store.is_file(FINISH)
+        except OSError:
+            return False
 
 
 def refused_reason(state: State) -> str | None:

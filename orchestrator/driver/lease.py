@@ -8,6 +8,7 @@ A lease lapses when it expires, or at once if its holder was a process of this m
 ended. The clocks of machines that drive one experiment should agree within some seconds.
 """
 
+import contextlib
 import os
 import socket
 import time
@@ -107,23 +108,49 @@ class Lease:
 
         Raises:
             LeaseLost: another driver holds it, or it was removed.
+            OSError: the store fails; whether the lease is still held is unknown.
         """
         now = time.monotonic()
         if now - self._checked_at < min(_CHECK_S[self.store.is_local], self.ttl_s / 10):
             return
+        self.check()
+        if now - self._renewed_at > self.ttl_s / 3:
+            self._renew_late(now)
         self._checked_at = now
+
+    def check(self) -> None:
+        """Read the lease now, whenever it was read last.
+
+        Raises:
+            LeaseLost: another driver holds it, or it was removed.
+        """
         holder = self._read()
         if holder is None or holder.token != self.token:
             loss = "was removed" if holder is None else f"is held by {holder.owner}"
             raise LeaseLost(f"the lease of {self.store} {loss}; this driver stops")
-        if now - self._renewed_at > self.ttl_s / 3:
-            self._write()
+
+    def keep(self) -> None:
+        """Renew the lease from within the work of a local fleet, which knows no answer to a loss:
+        the driver finds it at its next write."""
+        with contextlib.suppress(LeaseLost, OSError):
+            self.renew()
 
     def release(self) -> None:
-        """Give the lease back, unless another driver has taken it over."""
-        holder = self._read()
-        if holder is not None and holder.token == self.token:
-            self.store.delete(LEASE)
+        """Give the lease back, unless another driver has taken it over. If the store fails, the
+        lease lapses by itself."""
+        with contextlib.suppress(OSError):
+            holder = self._read()
+            if holder is not None and holder.token == self.token:
+                self.store.delete(LEASE)
+
+    def _renew_late(self, now: float) -> None:
+        """Write the lease. One that had expired may be taken over at this moment, so it is read
+        back after a wait."""
+        has_expired = now - self._renewed_at > self.ttl_s
+        self._write()
+        if has_expired:
+            time.sleep(_SETTLE_S[self.store.is_local])
+            self.check()
 
     def _create(self) -> bool:
         try:
@@ -161,6 +188,11 @@ class Lease:
             return Holder.model_validate_json(self.store.read(LEASE))
         except (FileNotFoundError, ValidationError):
             return None
+        except IsADirectoryError as error:
+            raise UserError(
+                f"{LEASE} in {self.store} is a folder, where the name of the driver belongs; "
+                "remove or rename it"
+            ) from error
 
     def _read_twice(self) -> Holder | None:
         """Like `_read`, but tries again after a wait if the file is still being written."""

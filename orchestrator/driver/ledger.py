@@ -39,6 +39,8 @@ class Ledger:
         """Sequence number of the next event. None: the ledger was not read yet."""
         self._torn: tuple[str, bytes] | None = None
         """Path and complete lines of a torn last file."""
+        self._unsure: str | None = None
+        """Path of a file whose writing failed: it may be there, whole or in part."""
 
     def replay(self) -> list[AnyEvent]:
         """All events by seq, without a torn line at the end of the last file.
@@ -60,6 +62,8 @@ class Ledger:
     def append(self, events: list[AnyEvent]) -> list[AnyEvent]:
         """Write one group durably. Returns it with its sequence numbers.
 
+        After an OSError the same group may be appended again, and no other.
+
         Raises:
             UserError: another driver has written to this ledger.
         """
@@ -69,15 +73,35 @@ class Ledger:
         numbered = [e.model_copy(update={"seq": first + i}) for i, e in enumerate(events)]
         text = with_checksum("".join(event.model_dump_json() + "\n" for event in numbered))
         path = f"{LEDGER}/{first:08d}.jsonl"
-        try:
-            self.store.write_new(path, text.encode())
-        except FileExistsError as error:
-            raise UserError(
-                f"{path} in {self.store} was written by another driver while this one was "
-                "running; an experiment has one driver, so stop the other one or this one"
-            ) from error
+        self._write(path, text.encode())
         self._next = first + len(events)
         return numbered
+
+    def _write(self, path: str, text: bytes) -> None:
+        try:
+            self._write_again(path, text) if self._unsure == path else self._write_new(path, text)
+        except OSError:
+            self._unsure = path
+            raise
+        self._unsure = None
+
+    def _write_new(self, path: str, text: bytes) -> None:
+        try:
+            self.store.write_new(path, text)
+        except FileExistsError as error:
+            raise self._written_by_another(path) from error
+
+    def _write_again(self, path: str, text: bytes) -> None:
+        """Replace what a failed attempt left, which is the beginning of the same text."""
+        if self.store.exists(path) and not text.startswith(self.store.read(path)):
+            raise self._written_by_another(path)
+        self.store.write(path, text)
+
+    def _written_by_another(self, path: str) -> UserError:
+        return UserError(
+            f"{path} in {self.store} was written by another driver while this one was "
+            "running; an experiment has one driver, so stop the other one or this one"
+        )
 
     def _paths(self) -> list[str]:
         """Files of the ledger, by number: a name with nine digits comes after those with eight."""
@@ -86,7 +110,7 @@ class Ledger:
 
     def _first_seq(self, path: str) -> int:
         stem = PurePosixPath(path).stem
-        if not stem.isdigit():
+        if not stem.isdecimal():
             raise CorruptFile(f"{path} in {self.store} is not a file of a ledger; remove it")
         return int(stem)
 

@@ -58,10 +58,12 @@ def stop_signals_handled(driver: Driver) -> Iterator[None]:
 
     before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
     signal.signal(signal.SIGALRM, lambda *_: kill_everything())
-    yield
-    if driver.stop_reason is None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        if driver.stop_reason is None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def kill_everything() -> None:

@@ -23,7 +23,10 @@ MUTABLE_KEYS = ("storage",)
 """Top-level keys that may change at any restart."""
 
 MUTABLE_FLEET_KEYS = frozenset(
-    ["max_concurrent_runs", "max_failures", "heartbeat_s", "grace_s", "env", "max_hours"]
+    [
+        *("max_concurrent_runs", "max_failures", "heartbeat_s", "grace_s", "env", "max_hours"),
+        "storage_patience",
+    ]
 )
 """Keys of `fleet` that may change at any restart, because they do not affect the result."""
 

@@ -42,9 +42,9 @@ def fleet_efficiency(state: State) -> Efficiency:
 
 
 def wall_s(state: State) -> float:
-    """Seconds from the first driver's start to the end. Unfinished: to the newest event."""
+    """Seconds that drivers have run, all of them together, up to the newest event."""
     if state.finished is not None:
         return state.finished.wall_s
-    if state.began_at is None or state.last_at is None:
+    if state.opened_at is None or state.last_at is None:
         return 0.0
-    return state.last_at - state.began_at
+    return state.earlier_s + max(0.0, state.last_at - state.opened_at)

@@ -48,7 +48,7 @@ def retry_decisions(moment: Moment, now: float) -> Iterator[AnyEvent]:
     for order, failed in state.unresolved_failures.items():
         yield decide(moment, order, failed)
     for order, pause in state.backoff.items():
-        if now >= pause.time + pause.after_s:
+        if now >= pause.driver_time + pause.after_s:
             yield BackoffOver(order=order, run=pause.run, time=now)
 
 

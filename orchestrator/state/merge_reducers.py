@@ -88,7 +88,7 @@ def mixed(state: State, event: Mixed) -> None:
         _drop_measurements(state, merge)
     decisions = (*merge.opened.left_out, *event.soup.decisions)
     merge.soup = event.soup.model_copy(update={"decisions": decisions})
-    merge.mixed_at = event.time
+    merge.mixed_at = event.driver_time
     state.unmixed.pop(event.merge, None)
 
 

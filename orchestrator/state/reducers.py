@@ -58,7 +58,8 @@ def fold(events: Iterable[AnyEvent]) -> State:
 
 def apply(state: State, event: AnyEvent) -> None:
     """Change the state by one event; one of a superseded attempt changes only what is newest."""
-    state.last_at = max(state.last_at or event.time, event.time)
+    if event.kind not in ("opened", "extended"):  # neither is of the earlier driver's time
+        state.last_at = event.driver_time
     state.last_seq = max(state.last_seq, event.seq)
     if is_stale(state, event):
         return
@@ -106,25 +107,37 @@ def _close(state: State, event: AnyEvent) -> None:
     if order is None or order.slot is None or order.started_at is None:
         return
     use = state.slot_use
-    use.intervals.append((order.slot, event.order or "", order.started_at, event.time))
+    use.intervals.append((order.slot, event.order or "", order.started_at, event.driver_time))
     if not order.slot.startswith(MERGE_SLOT):
-        use.busy_s += event.time - order.started_at
-        use.free_since[order.slot] = event.time
+        use.busy_s += event.driver_time - order.started_at
+        use.free_since[order.slot] = event.driver_time
 
 
 def _opened(state: State, event: Opened) -> None:
     """A new driver: whatever was in flight will be ordered anew."""
     if state.began_at is None:
-        state.began_at = event.time
+        state.began_at = event.driver_time
+    if state.opened_at is not None and state.last_at is not None:
+        state.earlier_s += max(0.0, state.last_at - state.opened_at)
+    _forget_later_times(state, event.driver_time)
     if state.finished is not None:
         state.finish_reason = None
-    state.opened_at = event.time
+    state.opened_at = event.driver_time
     state.slots = event.slots
     state.open, state.backoff = {}, {}
     damage_reducers.opened(state)
     state.gave_up.pop(PreflightOrder.id_of(), None)  # of an extension that was refused
     state.training_since = None
     state.stopped, state.finished = None, None
+
+
+def _forget_later_times(state: State, now: float) -> None:
+    """The clock of an earlier driver may have been ahead of this one's."""
+    for run in state.runs.values():
+        if run.reached_at is not None:
+            run.reached_at = min(run.reached_at, now)
+    use = state.slot_use
+    use.free_since = {slot: min(since, now) for slot, since in use.free_since.items()}
 
 
 def _ordered(state: State, event: Ordered) -> None:
@@ -141,10 +154,10 @@ def _started(state: State, event: Started) -> None:
     order = state.open.get(event.order)
     if order is None:
         return
-    state.open[event.order] = replace(order, started_at=event.time, slot=event.slot)
+    state.open[event.order] = replace(order, started_at=event.driver_time, slot=event.slot)
     state.has_started = True
     if event.run is not None and state.training_since is None:
-        state.training_since = event.time
+        state.training_since = event.driver_time
     _count_waste(state.slot_use, order, event)
 
 
@@ -153,7 +166,7 @@ def _count_waste(use: SlotUse, order: OpenOrder, event: Started) -> None:
     slot = event.slot or ""
     if not slot.startswith(MERGE_SLOT):
         free_since = use.free_since.get(slot, order.due_since)
-        use.wasted_s += max(0.0, event.time - max(free_since, order.due_since))
+        use.wasted_s += max(0.0, event.driver_time - max(free_since, order.due_since))
 
 
 def _preflighted(state: State, event: Preflighted) -> None:
@@ -189,7 +202,7 @@ def _checkpointed(state: State, event: Checkpointed) -> None:
 
 def _trained(state: State, event: Trained) -> None:
     run = _run(state, event.run)
-    run.trained_to, run.ended_early, run.reached_at = event.step, event.early, event.time
+    run.trained_to, run.ended_early, run.reached_at = event.step, event.early, event.driver_time
 
 
 def _rejoined(state: State, event: Rejoined) -> None:
@@ -241,6 +254,10 @@ def _analysed(state: State, event: Analysed) -> None:
 
 def _served(state: State, event: Served) -> None:
     state.served = event
+
+
+def _served_damaged(state: State, event: AnyEvent) -> None:
+    state.served = None
 
 
 def _retired(state: State, event: Retired) -> None:
@@ -330,6 +347,7 @@ REDUCERS: dict[str, Reducer] = {
     "compared": _compared,
     "analysed": _analysed,
     "served": _served,
+    "served_damaged": _served_damaged,
     "retired": _retired,
     "failed": _failed,
     "damaged": damage_reducers.damaged,

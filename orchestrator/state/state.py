@@ -135,7 +135,9 @@ class State:
     opened_at: float | None = None
     """When the present driver did."""
     last_at: float | None = None
-    """The latest time of any event."""
+    """Time of the newest event after `opened`, Unix seconds."""
+    earlier_s: float = 0.0
+    """Seconds that drivers before the present one have run."""
     slots: int = 1
     preflight: PreflightResult | None = None
     checkpoint_s: float | None = None

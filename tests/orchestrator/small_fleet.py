@@ -8,6 +8,7 @@ from orchestrator import config
 from orchestrator.commands import run
 from orchestrator.commands.run import Options, RunOutcome
 from orchestrator.config import Experiment
+from orchestrator.driver.contents import read_experiment
 from orchestrator.driver.ledger import Ledger
 from orchestrator.experiment.resolved import ExpandedExperiment
 from orchestrator.state.reducers import fold
@@ -46,6 +47,6 @@ def run_small(folder: Path, *overrides: str, extend: bool = False) -> tuple[str,
 def replayed(uri: str) -> tuple[ExpandedExperiment, State, Store]:
     """What a reader of the store knows."""
     store = Store(uri)
-    experiment = run.read_experiment(store)
+    experiment = read_experiment(store)
     assert experiment is not None
     return run.planned(experiment), fold(Ledger(store).replay()), store

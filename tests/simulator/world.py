@@ -330,7 +330,8 @@ class World:
 
     def _serve(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=True, gap_s=0.01)
-        yield Served(soup=order.soup.name)
+        files = {WEIGHTS: order.soup.sha256} if self.writes else {}
+        yield Served(soup=order.soup.name, files=files)
 
     def _retire(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         for checkpoint in order.checkpoints:

@@ -37,7 +37,7 @@ from workers.context import WorkerContext
 from workers.scoring import ensembles
 from workers.scoring.ensembles import Predictions
 from workers.scoring.metrics import mcnemar, predictions
-from workers.storage.layout import ANALYSIS, checkpoint_of
+from workers.storage.layout import ANALYSIS, checkpoint_of, staged_path
 from workers.storage.predictions import read_predictions
 from workers.storage.store import CorruptFile
 from workers.types import SELECTION, Analysed, AnalysedModel, AnalyseOrder, AnyEvent, FileInfo
@@ -51,7 +51,7 @@ QUANTILE_975, QUANTILE_80 = 1.959964, 0.841621
 
 
 def analyse(order: AnalyseOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
-    """One event, once `analysis.json` is in the store; the same order writes the same bytes.
+    """One event, once the analysis is staged; the same order writes the same bytes.
 
     A corrupt checkpoint is a plain error here: as `corrupt` it would be dropped as an ingredient,
     and soups that exist already would be dropped with it.
@@ -64,7 +64,7 @@ def analyse(order: AnalyseOrder, attempt: int, worker: WorkerContext) -> Iterato
             raise
         raise RuntimeError(f"analysis: {error}") from error
     content = (json.dumps(_rounded(analysis), separators=(",", ":")) + "\n").encode()
-    worker.store.write(ANALYSIS, content)
+    worker.store.write(staged_path(order.id, attempt, ANALYSIS), content)
     file = FileInfo(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     yield Analysed(key=order.key, busy_s=time.monotonic() - began, files={ANALYSIS: file})
 

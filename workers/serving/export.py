@@ -1,13 +1,15 @@
-"""Export: copy a soup, with a README, to `soup/`, from where plain timm loads it."""
+"""Export: prepare a soup, with a README, for `soup/`, from where plain timm loads it."""
 
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 from workers.context import WorkerContext
 from workers.merging.write_soup import SOUP, SoupFile
 from workers.models.model_files import MODEL_CONFIG
-from workers.storage.layout import SERVED, WEIGHTS, checkpoint_dir
+from workers.storage.layout import checkpoint_dir
+from workers.storage.manifest import read_manifest, verify_files
 from workers.text import markdown
 from workers.types import AnyEvent, Served, ServeOrder
 
@@ -15,16 +17,20 @@ README = "README.md"
 
 
 def serve(order: ServeOrder, attempt: int, worker: WorkerContext) -> Iterator[AnyEvent]:
-    """Copy a soup, with a README, to `soup/`."""
+    """Check the files of a soup and write its README beside them. The driver copies them to
+    `soup/`, because a worker may outlive its driver.
+
+    Every attempt writes the same README.
+    """
     store, folder = worker.store, checkpoint_dir(order.soup.id)
-    weights = store.fetch(f"{folder}/{WEIGHTS}", order.soup.sha256)
-    config, soup = store.read(f"{folder}/{MODEL_CONFIG}"), store.read(f"{folder}/{SOUP}")
-    store.put(weights, f"{SERVED}/{WEIGHTS}")
-    store.write(f"{SERVED}/{MODEL_CONFIG}", config)
-    store.write(f"{SERVED}/{SOUP}", soup)
-    text = _readme(SoupFile.model_validate_json(soup), json.loads(config))
-    store.write(f"{SERVED}/{README}", text.encode())
-    yield Served(soup=order.soup.name)
+    verify_files(store, order.soup.id)
+    manifest = read_manifest(store, order.soup.id)
+    assert manifest is not None, "its files were verified against it"
+    soup = SoupFile.model_validate_json(store.read(f"{folder}/{SOUP}"))
+    readme = _readme(soup, json.loads(store.read(f"{folder}/{MODEL_CONFIG}"))).encode()
+    store.write(f"{folder}/{README}", readme)
+    hashes = {name: file.sha256 for name, file in manifest.files.items()}
+    yield Served(soup=order.soup.name, files=hashes | {README: sha256(readme).hexdigest()})
 
 
 def _readme(soup: SoupFile, config: dict[str, Any]) -> str:

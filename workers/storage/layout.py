@@ -14,10 +14,12 @@ REPORT = "report.html"
 SERVED = "soup"
 FINISH = "finish"
 """A marker that `soupfleet finish` writes and the driver reads."""
+STAGED = "staged"
+"""Folder of files that workers wrote and the driver has not published yet."""
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 
-FOLDERS = ("base", "runs", "soups", "ensembles", "predictions")
+FOLDERS = ("base", "runs", "soups", "ensembles", "predictions", STAGED)
 STORE_ENTRIES = frozenset(
     [
         *(CONFIG, ENV, LEASE, LEDGER, SPLITS, RESULTS, ANALYSIS, SUMMARY, REPORT, SERVED, FINISH),
@@ -25,6 +27,14 @@ STORE_ENTRIES = frozenset(
     ]
 )
 """All files and folders at the top of an experiment."""
+
+PROBE = ".probe-"
+"""Beginning of the names of markers that test whether a store can be written to."""
+
+
+def staged_path(order: str, attempt: int, name: str) -> str:
+    """Where an attempt of an order leaves a file that the driver publishes under `name`."""
+    return f"{STAGED}/{order}-{attempt}/{name}"
 
 
 def checkpoint_dir(checkpoint_id: str) -> str:

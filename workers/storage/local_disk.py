@@ -44,30 +44,56 @@ def walk(root: Path, folder: Path) -> Iterator[tuple[str, int]]:
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent, name)
-            if not _is_unfinished(name):
+            if not is_unfinished(name):
                 with contextlib.suppress(FileNotFoundError):  # deleted since the listing
                     yield path.relative_to(root).as_posix(), path.stat().st_size
 
 
-def _is_unfinished(name: str) -> bool:
+def is_unfinished(name: str) -> bool:
+    """Whether a file of this name is a write that has not ended, or never will."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
 @contextlib.contextmanager
-def replacing(target: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file for writing that gets the name of `target` once it is complete."""
+def replacing(
+    target: Path, durable: bool = True, guard: Callable[[], object] = lambda: None
+) -> Iterator[BinaryIO]:
+    """A file for writing that gets the name of `target` once it is complete.
+
+    It is locked until then, so that `remove_unfinished` can tell it from one of a dead process.
+    `guard` is called last of all; if it raises, the target stays as it was.
+    """
     make_dirs(target.parent)
     unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         with unfinished.open("xb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                try_lock(file)
             yield file
             if durable:
                 sync(file)
-        unfinished.replace(target)
+            guard()
+            unfinished.replace(target)
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error of the write itself matters more
+            unfinished.unlink(missing_ok=True)
     if durable:
         sync_folder(target.parent)
+
+
+def remove_unfinished(folder: Path, before: float) -> None:
+    """Delete unfinished writes of dead processes, last changed before this time, Unix seconds."""
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names if is_unfinished(name)):
+            with contextlib.suppress(OSError):  # deleted since, or it cannot be locked
+                if path.stat().st_mtime < before:
+                    _remove_unless_locked(path)
+
+
+def _remove_unless_locked(path: Path) -> None:
+    with path.open("rb") as file:
+        if try_lock(file):
+            path.unlink()
 
 
 def make_dirs(folder: Path) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
@@ -17,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from workers.errors import UserError, first_line
 from workers.storage import local_disk
+from workers.storage.layout import PROBE
 from workers.storage.node_cache import NodeCache, store_cache
 from workers.text import without_credentials
 
@@ -30,6 +32,23 @@ _FLAT = {"s3", "gcs", "abfs"}
 
 OnBytes = Callable[[], object]
 """Called while bytes flow, from any thread."""
+_COPY_LIMIT = 5 << 30
+"""Largest object, in bytes, that S3 copies in one request."""
+_PROBE_S = 60.0
+"""Longest time that a probe of a live process exists."""
+_LOCKING_S = 1.0
+"""Longest time from the creation of an unfinished file to its lock."""
+
+Guard = Callable[[], object]
+"""Raises if a file must not be published any more."""
+
+
+def _no_guard() -> None:
+    """Always allow it."""
+
+
+def _is_leftover(name: str) -> bool:
+    return name.startswith(PROBE) or local_disk.is_unfinished(name)
 
 
 class CorruptFile(OSError):
@@ -131,6 +150,25 @@ class Store:
             return self._local(path).exists()
         return bool(self._info(path).type.name != "NotFound")
 
+    def is_file(self, path: str) -> bool:
+        """Whether there is a file of this name; a folder is none."""
+        if self.local_root is not None:
+            return self._local(path).is_file()
+        return bool(self._info(path).type.name == "File")
+
+    def entries(self) -> dict[str, bool]:
+        """Names at the top of the store, and whether each is a file. Unfinished writes and probes
+        are left out."""
+        if self.local_root is not None:
+            paths = self.local_root.iterdir() if self.local_root.is_dir() else ()
+            names = {path.name: not path.is_dir() for path in paths}
+        else:
+            names = {
+                info.base_name: info.type.name == "File"
+                for info in self._filesystem.get_file_info(self._top())
+            }
+        return {name: is_file for name, is_file in names.items() if not _is_leftover(name)}
+
     def list(self, prefix: str = "") -> list[str]:
         """Sorted paths of all files under a folder. A missing folder has none."""
         return sorted(self.sizes(prefix))
@@ -195,21 +233,49 @@ class Store:
     # Writing
 
     @contextlib.contextmanager
-    def writing(self, path: str) -> Iterator[Sink]:
-        """Write a file piece by piece. Local files appear at the end, complete and durable."""
+    def writing(self, path: str, guard: Guard = _no_guard) -> Iterator[Sink]:
+        """Write a file piece by piece. Local files appear at the end, complete and durable.
+
+        `guard` is called as late as possible before the file appears; if it raises, the file stays
+        as it was.
+        """
         self._expected.pop(path, None)
         if self.local_root is not None:
-            with local_disk.replacing(self._local(path)) as file:
+            with local_disk.replacing(self._local(path), guard=guard) as file:
                 yield _ReportingSink(file, self.on_bytes)
             return
         self._make_folder(path)
+        guard()
         with self._filesystem.open_output_stream(self._remote(path)) as stream:
             yield _ReportingSink(stream, self.on_bytes)
 
-    def write(self, path: str, data: Bytes) -> None:
+    def write(self, path: str, data: Bytes, guard: Guard = _no_guard) -> None:
         """Write or replace a file. Folders are created as needed."""
-        with self.writing(path) as sink:
+        with self.writing(path, guard) as sink:
             sink.write(data)
+
+    def copy(self, source: str, path: str, sha256: str, guard: Guard = _no_guard) -> None:
+        """Copy a file inside the store, as `writing` does; object stores copy it themselves.
+
+        Raises:
+            CorruptFile: the content of a local file has another hash.
+        """
+        if self.local_root is not None:
+            return self._copy_local(source, path, sha256, guard)
+        if (self._info(source).size or 0) > _COPY_LIMIT:
+            return self._put(self.fetch(source, sha256), path, guard)
+        self._make_folder(path)
+        guard()
+        self._filesystem.copy_file(self._remote(source), self._remote(path))
+
+    def _copy_local(self, source: str, path: str, sha256: str, guard: Guard) -> None:
+        total = hashlib.sha256()
+        with self._local(source).open("rb") as file, self.writing(path, guard) as sink:
+            while block := file.read(_BLOCK):
+                total.update(block)
+                sink.write(block)
+            if total.hexdigest() != sha256:
+                raise CorruptFile(f"{source} in {self} is corrupt: its sha256 is not {sha256}")
 
     def write_new(self, path: str, data: bytes) -> None:
         """Write a file that must not exist yet, durably.
@@ -222,13 +288,21 @@ class Store:
         target = self._local(path)
         local_disk.make_dirs(target.parent)
         with target.open("xb") as file:
-            file.write(data)
-            local_disk.sync(file)
+            try:
+                file.write(data)
+                local_disk.sync(file)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    target.unlink()
+                raise
         local_disk.sync_folder(target.parent)
 
     def put(self, local: Path, path: str) -> None:
         """Copy a local file into the store."""
-        with local.open("rb") as source, self.writing(path) as sink:
+        self._put(local, path, _no_guard)
+
+    def _put(self, local: Path, path: str, guard: Guard) -> None:
+        with local.open("rb") as source, self.writing(path, guard) as sink:
             while block := source.read(_BLOCK):
                 sink.write(block)
 
@@ -250,7 +324,7 @@ class Store:
         Raises:
             UserError: the store cannot be written to.
         """
-        marker, text = f".probe-{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
+        marker, text = f"{PROBE}{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
         try:
             self.write(marker, text)
             seen = self.read(marker)
@@ -264,6 +338,33 @@ class Store:
             raise UserError(
                 f"storage {self} returned other bytes than were written to it; give another storage"
             )
+
+    def remove_leftovers(self) -> None:
+        """Delete what killed processes left behind: probes, and unfinished writes on a local disk.
+
+        Those of a live process stay: its probe is young, its unfinished file is locked.
+        """
+        for name, changed_at in self._probes():
+            if changed_at < time.time() - _PROBE_S:
+                self.delete(name)
+        if self.local_root is not None:
+            local_disk.remove_unfinished(self.local_root, before=time.time() - _LOCKING_S)
+
+    def _probes(self) -> Iterator[tuple[str, float]]:
+        """(name, time of the last change) of the probes in the store."""
+        if self.local_root is not None:
+            for path in self.local_root.glob(f"{PROBE}*"):
+                with contextlib.suppress(FileNotFoundError):  # its owner deleted it
+                    yield path.name, path.stat().st_mtime
+            return
+        for info in self._filesystem.get_file_info(self._top()):
+            if info.base_name.startswith(PROBE):
+                yield info.base_name, (info.mtime_ns or 0) / 1e9
+
+    def _top(self) -> Any:
+        from pyarrow import fs
+
+        return fs.FileSelector(self._remote_root, allow_not_found=True)
 
     def _local(self, path: str) -> Path:
         assert self.local_root is not None

@@ -39,6 +39,7 @@ from workers.types.events import (
     RetryDecided,
     Scored,
     Served,
+    ServedDamaged,
     Started,
     Stopped,
     Trained,
@@ -159,6 +160,7 @@ AnyEvent = Annotated[
     | Compared
     | Analysed
     | Served
+    | ServedDamaged
     | Retired
     | Failed
     | Damaged

@@ -15,10 +15,17 @@ class Event(FrozenModel):
     seq: int = -1
     time: float = Field(default_factory=time.time)
     """Unix seconds, by the clock of the machine where it happened."""
+    heard_at: float | None = None
+    """Unix seconds when the driver took it, by the driver's clock. None: an old ledger."""
     order: str | None = None
     run: str | None = None
     attempt: int | None = None
     slot: str | None = None
+
+    @property
+    def driver_time(self) -> float:
+        """Unix seconds by the driver's clock, on which decisions and durations rest."""
+        return self.time if self.heard_at is None else self.heard_at
 
 
 class FilesEvent(Event):
@@ -171,6 +178,15 @@ class Served(Event):
     kind: Literal["served"] = "served"
     soup: str | None
     """Name of the soup. None: there is nothing to serve."""
+    files: dict[str, str] = {}
+    """sha256 by name of the files in `soup/`, which are copies. Empty: an old ledger."""
+
+
+class ServedDamaged(Event):
+    """A file of `soup/` is not what was served. The soup is served again."""
+
+    kind: Literal["served_damaged"] = "served_damaged"
+    reason: str
 
 
 class Retired(Event):

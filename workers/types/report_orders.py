@@ -154,7 +154,7 @@ class AnalyseOrder(MergeActorOrder):
 
 
 class ServeOrder(MergeActorOrder):
-    """Copy a soup to `soup/`, with a README."""
+    """Check a soup and write its README; then the driver copies both to `soup/`."""
 
     kind: Literal["serve"] = "serve"
     soup: Checkpoint

@@ -113,7 +113,7 @@ def _line(
 ) -> Json:
     return {
         "name": name,
-        "by_time": [(point.time - began) / 60 for point, _ in scored],
+        "by_time": [(point.driver_time - began) / 60 for point, _ in scored],
         "by_epoch": [point.epoch for point, _ in scored],
         "y": [scaled(getattr(score, metric), metric) for _, score in scored],
         "text": [_about(run, point) for point, _ in scored],
@@ -154,7 +154,8 @@ def _soups_so_far(moment: Moment, metric: str, began: float) -> Iterator[Json]:
 def _mean_epoch(moment: Moment, merge: MergeState) -> float:
     """Mean number of epochs that the runs had finished when the round opened."""
     points = [p for run in moment.expanded.runs for p in moment.state.run(run.id).curve.values()]
-    return sum(point.time <= merge.opened.time for point in points) / len(moment.expanded.runs)
+    opened_at = merge.opened.driver_time
+    return sum(point.driver_time <= opened_at for point in points) / len(moment.expanded.runs)
 
 
 def _about_round(merge: MergeState) -> str:

@@ -16,6 +16,7 @@ from workers.types import (
     Rejoined,
     RoundClosed,
     Served,
+    ServedDamaged,
     Started,
     Trained,
 )
@@ -131,8 +132,14 @@ def _served(moment: Moment, event: Served) -> str:
     return f"serving {event.soup}" if event.soup else "nothing to serve: no soup could be made"
 
 
+def _served_damaged(moment: Moment, event: ServedDamaged) -> str:
+    return f"{event.reason}; the soup is served again"
+
+
 LINES: dict[str, Callable[[Moment, Any], str | None]] = {
     "opened": _opened,
+    "served_damaged": _served_damaged,
+    "damaged": lambda moment, event: f"{event.reason}; it is made again",
     "preflighted": _preflighted,
     "base_ready": lambda moment, event: f"{event.checkpoint.name} is ready",
     "started": _started,

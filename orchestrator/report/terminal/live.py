@@ -141,7 +141,8 @@ class PlainView:
         for event in events:
             sentence = line(moment, event)
             if sentence is not None:
-                self._print(event.time - (moment.state.began_at or event.time), sentence)
+                since_s = event.driver_time - (moment.state.began_at or event.driver_time)
+                self._print(since_s, sentence)
         if waiting_for != self._waiting_for and waiting_for is not None:
             self._print(time.time() - (moment.state.began_at or time.time()), waiting_for)
         self._waiting_for = waiting_for

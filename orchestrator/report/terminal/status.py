@@ -259,7 +259,9 @@ def seconds_left(moment: Moment, at: float) -> float | None:
     if opened_at is None or began is None:
         return None
     curves = (moment.run(run.id).curve.values() for run in moment.expanded.runs)
-    times = [point.time for curve in curves for point in curve if point.time >= opened_at]
+    times = [
+        point.driver_time for curve in curves for point in curve if point.driver_time >= opened_at
+    ]
     if not times:
         return None
     done, total = epochs_done(moment)

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.driver.lease import Holder, Lease, LeaseLost
 from workers.errors import UserError
+from workers.heartbeat import Progress
 from workers.storage.layout import LEASE
 from workers.storage.store import Store
 
@@ -169,3 +170,23 @@ def test_exactly_one_of_several_drivers_that_start_together_wins(
     for rival in rivals:
         rival.communicate("end\n")
     assert sorted(answers) == ["refused\n", "refused\n", "won\n"]
+
+
+def test_the_progress_of_a_local_fleet_keeps_the_lease_and_silence_does_not(
+    tmp_path: Path,
+) -> None:
+    store, progress = Store(str(tmp_path)), Progress()
+    lease = Lease(store, owner="local", ttl_s=0.3)
+    lease.acquire()
+    progress.on_touch = lease.keep
+    for _ in range(12):
+        time.sleep(0.05)
+        progress.touch(step=1)
+    assert holder(store).expires > time.time()
+    time.sleep(0.4)
+    assert holder(store).has_lapsed()
+    Lease(store, owner="other host").acquire()
+    progress.touch(step=2)  # the work goes on; the driver finds the loss at its next write
+    assert holder(store).owner == "other host"
+    with pytest.raises(LeaseLost, match="other host"):
+        lease.check()

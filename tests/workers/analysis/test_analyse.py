@@ -1,6 +1,7 @@
 """The analysis of a small fleet: complete, reproducible, and right where that is easy to see."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from workers.analysis.analyse import analyse, detectable
 from workers.analysis.calibration import fit_temperature
 from workers.scoring.compare import compare
 from workers.scoring.metrics import ece, nll, score
-from workers.storage.layout import ANALYSIS, WEIGHTS, checkpoint_dir
+from workers.storage.layout import ANALYSIS, WEIGHTS, checkpoint_dir, staged_path
 from workers.storage.manifest import read_manifest
 from workers.storage.predictions import read_predictions, write_predictions
 from workers.types import Analysed, AnalysedModel, AnalyseOrder, CompareOrder, WeightSpaceGroup
@@ -65,13 +66,18 @@ def order_for(pool: Pool) -> AnalyseOrder:
     )
 
 
+def analysis_of(pool: Pool) -> Any:
+    """What the first attempt at the analysis left for the driver."""
+    return json.loads(pool.worker.store.read(staged_path(order_for(pool).id, 0, ANALYSIS)))
+
+
 def test_an_analysis_has_every_part_and_the_same_order_the_same_bytes(pool: Pool) -> None:
     order, store = order_for(pool), pool.worker.store
     (event,) = analyse(order, 0, pool.worker)
     assert isinstance(event, Analysed) and event.key == order.key
-    content = store.read(ANALYSIS)
+    content = store.read(staged_path(order.id, 0, ANALYSIS))
     list(analyse(order, 1, pool.worker))
-    assert store.read(ANALYSIS) == content
+    assert store.read(staged_path(order.id, 1, ANALYSIS)) == content
     found = json.loads(content)
     ids = [each.id for each in order.subjects]
     assert [each["id"] for each in found["models"]] == ids
@@ -94,7 +100,7 @@ def test_an_analysis_has_every_part_and_the_same_order_the_same_bytes(pool: Pool
 def test_numbers_of_the_analysis_are_those_of_the_predictions(pool: Pool) -> None:
     order, store = order_for(pool), pool.worker.store
     list(analyse(order, 0, pool.worker))
-    found = json.loads(store.read(ANALYSIS))
+    found = analysis_of(pool)
     for subject in order.subjects[:4]:
         _, labels, val = read_predictions(store, subject.id, "val")
         expected = fit_temperature(val, labels)
@@ -121,7 +127,7 @@ def test_numbers_of_the_analysis_are_those_of_the_predictions(pool: Pool) -> Non
 def test_soft_voting_is_at_the_point_of_the_soup_with_its_predictions(pool: Pool) -> None:
     """A soup of one member is at the point of that member."""
     list(analyse(order_for(pool), 0, pool.worker))
-    part = json.loads(pool.worker.store.read(ANALYSIS))["splits"]["test"]
+    part = analysis_of(pool)["splits"]["test"]
     at = {name: i for i, name in enumerate(part["map"]["ids"])}
     apart = np.array(part["distances"]["jeffreys"])
     assert apart[at["soup/s"], at["soft_voting"]] == pytest.approx(0, abs=1e-9)
@@ -134,7 +140,7 @@ def test_images_that_only_one_gets_right_give_the_detectable_gain(
 ) -> None:
     order, store = order_for(pool), pool.worker.store
     list(analyse(order, 0, pool.worker))
-    paired = json.loads(store.read(ANALYSIS))["splits"]["test"]["paired"]
+    paired = analysis_of(pool)["splits"]["test"]["paired"]
     tables = [read_predictions(store, each, "test") for each in (order.best_single, "soup/s")]
     single, soup = (logits.argmax(1) == labels for _, labels, logits in tables)
     assert paired["only_single"] == (single & ~soup).sum()

@@ -8,6 +8,8 @@ import pytest
 import timm
 import torch
 
+from orchestrator.driver.lease import Lease
+from orchestrator.driver.publish import Publisher
 from tests.workers.small_soups import RESNET, VIT, Pool, make_pool
 from workers.config.model import ModelConfig
 from workers.data import eval_pixels, normalise
@@ -17,7 +19,17 @@ from workers.models.build import preprocessing
 from workers.scoring.forward import logits
 from workers.serving.export import _readme, serve
 from workers.storage.store import CorruptFile
-from workers.types import Blended, BlendOrder, Checkpoint, Decision, Mix, Served, ServeOrder, Soup
+from workers.types import (
+    AnyEvent,
+    Blended,
+    BlendOrder,
+    Checkpoint,
+    Decision,
+    Mix,
+    Served,
+    ServeOrder,
+    Soup,
+)
 
 
 @pytest.fixture(scope="module", params=[VIT, RESNET], ids=lambda spec: spec.name)
@@ -59,6 +71,18 @@ def test_a_soup_is_a_checkpoint_with_the_files_of_the_contract(pool: Pool) -> No
     assert "attempt" not in written["soup.json"].decode()
 
 
+def published(pool: Pool, soup: Checkpoint) -> AnyEvent:
+    """Serve a soup as a worker and the driver do together; the event."""
+    store = pool.worker.store
+    (event,) = serve(ServeOrder(soup=soup), 0, pool.worker)
+    lease = Lease(store, owner="test")
+    lease.acquire()
+    try:
+        return Publisher(store, lease).result(event, {soup.name: soup})
+    finally:
+        lease.release()
+
+
 def test_writing_a_soup_again_writes_the_same_bytes(pool: Pool) -> None:
     first = blended(pool, pool.names), files(pool, "soups/s")
     pool.worker.forget()
@@ -71,8 +95,8 @@ def test_a_soup_of_one_has_the_bytes_of_its_checkpoint(pool: Pool) -> None:
 
 def test_plain_timm_loads_what_is_served_and_gives_the_same_answers(pool: Pool) -> None:
     soup = blended(pool, pool.names)
-    (event,) = serve(ServeOrder(soup=soup), 0, pool.worker)
-    assert event == Served(soup="soup/s", time=event.time)
+    event = published(pool, soup)
+    assert isinstance(event, Served) and event.soup == "soup/s"
     assert set(files(pool, "soup")) == {
         "model.safetensors", "config.json", "soup.json", "README.md",
     }  # fmt: skip
@@ -89,7 +113,7 @@ def test_plain_timm_loads_what_is_served_and_gives_the_same_answers(pool: Pool) 
 
 
 def test_the_readme_beside_the_soup_says_how_to_load_it_and_what_is_in_it(pool: Pool) -> None:
-    list(serve(ServeOrder(soup=blended(pool, pool.names)), 0, pool.worker))
+    published(pool, blended(pool, pool.names))
     text = files(pool, "soup")["README.md"].decode()
     assert 'timm.create_model("local-dir:' in text
     assert f"| {pool.names[0]} | yes | first |" in text
@@ -100,7 +124,7 @@ def test_the_readme_beside_the_soup_says_how_to_load_it_and_what_is_in_it(pool: 
 
 def test_the_readme_of_an_architecture_of_ours_says_what_to_import_first(tmp_path: Path) -> None:
     pool = make_pool(tmp_path, ModelConfig(name="test_resnet", head="se"))
-    list(serve(ServeOrder(soup=blended(pool, pool.names)), 0, pool.worker))
+    published(pool, blended(pool, pool.names))
     text = files(pool, "soup")["README.md"].decode()
     assert "import workers.model" in text and text.index("workers.model") < text.index(
         "import timm"
