@@ -172,7 +172,7 @@ def _run_holding(
     refuse_lost_events(store, stored.moment.state)
     store.remove_leftovers()
     store.delete(STAGED)
-    if not stored.is_over or is_to_redo(stored.moment, store):
+    if not stored.is_over or _is_to_be_made_again(stored.moment, store):
         return _run(options, stored.moment.expanded, store, lease, stored.begun)
     changed = changed_report_files(stored.moment, store)
     Publisher(store, lease).write_all(changed)
@@ -180,12 +180,12 @@ def _run_holding(
 
 
 def _damage(moment: Moment, store: Store) -> bool:
-    """Whether a file of a finished experiment is not what was written."""
-    return bool(is_to_redo(moment, store) or changed_report_files(moment, store))
+    """Whether a file that a finished experiment is read by is not what was written."""
+    return _is_to_be_made_again(moment, store) or bool(changed_report_files(moment, store))
 
 
-def is_to_redo(moment: Moment, store: Store) -> bool:
-    """Whether a file is damaged that only orders can make again."""
+def _is_to_be_made_again(moment: Moment, store: Store) -> bool:
+    """Whether a file is damaged that only orders can make."""
     return bool(served_damage(moment, store) or damaged_files(store, moment.state))
 
 

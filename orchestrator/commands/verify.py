@@ -15,6 +15,7 @@ from orchestrator.driver.inventory import (
     committed_checkpoints,
     file_problems,
 )
+from orchestrator.report.write import changed_report_files
 from orchestrator.schedule.moment import Moment
 from workers.context import cuda_is_available
 from workers.errors import UserError
@@ -64,6 +65,9 @@ def _verify_files(moment: Moment, store: Store, say: Say) -> list[str]:
         return []
     problems = [problem for _, problem in file_problems(store, state, sizes)]
     problems += _unlike_runs(moment, store)
+    if state.finished is not None:
+        changed = sorted(changed_report_files(moment, store))
+        problems += [f"{path} in {store} is not what the ledger gives" for path in changed]
     say(f"{len(list(announced_files(state)))} files of splits, predictions, ensembles, analysis")
     for replaced in sorted(state.corrupt):
         if f"{checkpoint_dir(replaced)}/{MANIFEST}" in sizes:

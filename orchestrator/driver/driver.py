@@ -203,19 +203,18 @@ class Driver:
         if self._retry_failed:
             revived = self._commit(list(retry.revivals(self.state, self.now())))
             self.watch(self.moment, revived, [], None)
-        if damaged := self._commit([*self._damage(), *self._damaged_files()]):
+        if damaged := self._commit(self._damage()):
             self.watch(self.moment, damaged, [], None)
 
     def _damage(self) -> list[AnyEvent]:
-        """What has happened to `soup/` since it was served, so that it is served again."""
+        """What has happened to `soup/` since it was served, and to other files since they were
+        written, so that they are made again."""
         problem = self._patience.persist(
             lambda: served_problem(self.store, self.state.served, self.state.soups)
         )
-        return [ServedDamaged(reason=problem, time=self.now())] if problem else []
-
-    def _damaged_files(self) -> list[AnyEvent]:
-        """Files that are not what their events say, so that they are made again."""
-        return self._patience.persist(lambda: damaged_files(self.store, self.state))
+        served = [ServedDamaged(reason=problem, time=self.now())] if problem else []
+        others = self._patience.persist(lambda: damaged_files(self.store, self.state))
+        return [*served, *(event.model_copy(update={"time": self.now()}) for event in others)]
 
     def _stop(self, reason: str) -> None:
         """The ledger is consistent first; then training gets its grace period."""

@@ -139,6 +139,7 @@ def _served_damaged(moment: Moment, event: ServedDamaged) -> str:
 LINES: dict[str, Callable[[Moment, Any], str | None]] = {
     "opened": _opened,
     "served_damaged": _served_damaged,
+    "damaged": lambda moment, event: f"{event.reason}; it is made again",
     "preflighted": _preflighted,
     "base_ready": lambda moment, event: f"{event.checkpoint.name} is ready",
     "started": _started,
