@@ -87,7 +87,7 @@ class Torn:
 
     def write(self, data: Any) -> Any:
         written = self._sink.write(data)
-        self._sink.flush()
+        self._sink._sink.flush()  # the file itself, so that the part is on the disk
         strike(self._fault)
         return written
 
