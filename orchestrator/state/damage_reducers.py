@@ -8,7 +8,7 @@ splits, base, predictions   kept in `State.damaged` until an event says they wer
 
 from orchestrator.state.checkpoint_reducers import drop_corrupt
 from orchestrator.state.state import State
-from workers.storage.layout import ANALYSIS, predictions_dir
+from workers.storage.layout import ANALYSIS, SPLITS, predictions_dir
 from workers.types import BaseOrder, Damaged, FilesEvent, PreflightOrder, Retired
 
 
@@ -40,6 +40,10 @@ def announced(state: State, event: FilesEvent) -> None:
     for path, file in event.files.items():
         state.files.setdefault(folder_of(path), {})[path] = file
     state.damaged -= event.files.keys()
+
+
+def splits_made(state: State) -> None:
+    state.damaged.discard(SPLITS)
 
 
 def base_made(state: State, name: str) -> None:

@@ -178,6 +178,7 @@ def _preflighted(state: State, event: Preflighted) -> None:
     if earlier is not None:
         facts = earlier.model_copy(update={"models": {**facts.models, **earlier.models}})
     state.preflight = facts
+    damage_reducers.splits_made(state)
 
 
 def _base_ready(state: State, event: BaseReady) -> None:

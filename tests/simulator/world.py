@@ -18,7 +18,7 @@ from orchestrator.state.state import State
 from tests.simulator import experiment
 from tests.simulator.experiment import COUNTS, facts
 from workers.merging import recipe_driver
-from workers.storage.layout import MANIFEST, WEIGHTS, checkpoint_dir
+from workers.storage.layout import MANIFEST, SPLITS, WEIGHTS, checkpoint_dir
 from workers.storage.manifest import FileInfo, Manifest
 from workers.storage.store import Store
 from workers.types import (
@@ -171,7 +171,10 @@ class World:
 
     def _preflight(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=False, gap_s=None)
-        yield Preflighted(facts=facts(self.expanded))
+        splits = b"splits"
+        self.store.write(SPLITS, splits)
+        file = FileInfo(size=len(splits), sha256=hashlib.sha256(splits).hexdigest())
+        yield Preflighted(facts=facts(self.expanded), files={SPLITS: file})
 
     def _base(self, order: Any, attempt: int) -> Iterator[AnyEvent]:
         yield Started(warm=False, gap_s=None)
