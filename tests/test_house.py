@@ -46,7 +46,11 @@ DOORS = {
         "workers/data/augment.py",
     },
     "jinja2": {"orchestrator/report/html/page.py"},
-    "pyarrow.fs": {"workers/storage/store.py", "workers/data/remote_files.py"},
+    "pyarrow.fs": {
+        "workers/storage/store.py",
+        "workers/storage/filesystem.py",
+        "workers/data/remote_files.py",
+    },
     "ray": {"orchestrator/fleet", "orchestrator/commands/submit.py", "workers/ray_actor.py"},
     "webdataset": {"workers/data"},
 }

@@ -12,8 +12,9 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from workers.errors import UserError, first_line
+from workers.storage.filesystem import open_filesystem
 from workers.storage.local_disk import expanded
-from workers.storage.store import Store, open_filesystem
+from workers.storage.store import Store
 from workers.text import without_credentials
 
 OPEN_FILES = 64

@@ -6,7 +6,6 @@ other URIs      objects appear complete; `fetch` keeps a copy for all processes 
 
 import contextlib
 import hashlib
-import os
 import shutil
 import time
 import uuid
@@ -14,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
-from urllib.parse import unquote, urlsplit
 
 from workers.errors import UserError, first_line
 from workers.storage import local_disk
+from workers.storage.filesystem import local_root, open_filesystem
 from workers.storage.layout import PROBE
 from workers.storage.node_cache import NodeCache, store_cache
 from workers.text import without_credentials
@@ -89,7 +88,7 @@ class Store:
         self, uri: str, cache_dir: str | None = None, on_bytes: OnBytes = lambda: None
     ) -> None:
         """`on_bytes` is called after every block that is read, written or hashed."""
-        self.local_root = _local_root(uri)
+        self.local_root = local_root(uri)
         self.is_local = self.local_root is not None
         # Workers may run in another folder than the driver, so a local path is made absolute.
         self.uri = uri if self.local_root is None else str(self.local_root)
@@ -433,31 +432,3 @@ class Store:
 
 def _corrupt(path: str, store: Store, sha256: str) -> str:
     return f"{path} in {store} is corrupt: its sha256 is no longer {sha256[:12]}..."
-
-
-def _local_root(uri: str) -> Path | None:
-    if uri.startswith("file://"):
-        return Path(unquote(urlsplit(uri).path))
-    return None if "://" in uri else Path(os.path.abspath(local_disk.expanded(uri)))
-
-
-def open_filesystem(uri: str, place: str) -> tuple[Any, str]:
-    """The pyarrow file system of a URI and the path in it. `place` names the URI in errors.
-
-    Raises:
-        UserError: pyarrow has no file system for this URI.
-    """
-    import pyarrow
-    from pyarrow import fs
-
-    try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        # OSError: of a region that is looked up, or a library that is missing.
-        raise UserError(
-            f"{place} cannot be opened ({first_line(error)}); give a folder, or a URI such as "
-            "s3://bucket/folder"
-        ) from error
-    if not path.strip("/"):
-        raise UserError(f"{place} names no bucket; give a URI such as s3://bucket/folder")
-    return filesystem, path.rstrip("/")
