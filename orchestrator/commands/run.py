@@ -292,6 +292,7 @@ def _drive(
             lease,
             fleet,
             watch=view.update,
+            damage=damaged_files,
         )
         with stop_signals_handled(driver):
             if begun is not None and begun.extended is not None:
