@@ -62,6 +62,7 @@ TORCH_FREE = (
     "workers/errors.py",
     "workers/config",
     "workers/types",
+    "workers/storage/corrupt_file.py",
     "workers/storage/layout.py",
     "workers/storage/local_disk.py",
     "workers/storage/manifest.py",

@@ -299,6 +299,7 @@ def _drive(
             fleet,
             watch=view.update,
             retry_failed=options.retry_failed,
+            damage=damaged_files,
         )
         with stop_signals_handled(driver):
             if begun is not None and begun.extended is not None:

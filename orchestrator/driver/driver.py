@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 
 from orchestrator import schedule
 from orchestrator.driver.clock import steady_clock
-from orchestrator.driver.inventory import damaged_files, with_expected_files
+from orchestrator.driver.inventory import with_expected_files
 from orchestrator.driver.lease import Lease
 from orchestrator.driver.ledger import Ledger
 from orchestrator.driver.patience import Patience
@@ -68,6 +68,9 @@ SPARE_ORDERS = 16
 Watch = Callable[[Moment, list[AnyEvent], list[Heartbeat], str | None], None]
 
 
+Damage = Callable[[Store, State], list[AnyEvent]]
+
+
 class Driver:
     def __init__(
         self,
@@ -79,8 +82,10 @@ class Driver:
         watch: Watch,
         now: Callable[[], float] | None = None,
         retry_failed: bool = False,
+        damage: Damage = lambda store, state: [],
     ) -> None:
-        """`retry_failed`: what was given up before is tried again."""
+        """`retry_failed`: what was given up before is tried again. `damage` finds files that differ
+        from the ledger, when the driver opens."""
         self.expanded = expanded
         self.store = store
         self.ledger = ledger
@@ -90,6 +95,7 @@ class Driver:
         self.now = now or steady_clock()
         self._retry_failed = retry_failed
         self.publisher = Publisher(store, lease)
+        self._find_damage = damage
         hours = expanded.experiment.fleet.storage_patience
         self._patience = Patience(
             store, hours, self._wait_for_store, lambda: self.stop_reason is not None
@@ -213,7 +219,7 @@ class Driver:
             lambda: served_problem(self.store, self.state.served, self.state.soups)
         )
         served = [ServedDamaged(reason=problem, time=self.now())] if problem else []
-        others = self._patience.persist(lambda: damaged_files(self.store, self.state))
+        others = self._patience.persist(lambda: self._find_damage(self.store, self.state))
         return [*served, *(event.model_copy(update={"time": self.now()}) for event in others)]
 
     def _stop(self, reason: str) -> None:

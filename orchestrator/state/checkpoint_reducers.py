@@ -3,6 +3,7 @@
 add_checkpoint     one is complete; the first of its step counts
 drop_checkpoints   some were deleted
 drop_corrupt       the bytes of one are not what was written: an older one takes over
+rewind_before      likewise between two drivers: training writes it, and all later ones, again
 """
 
 from collections.abc import Set
@@ -62,3 +63,25 @@ def _rewind(run: RunState, checkpoint: str) -> None:
     reached = run.last.step if run.last is not None else 0
     if len(run.checkpoints) < num_before and reached < run.trained_to:
         run.trained_to, run.ended_early = reached, False
+
+
+def rewind_before(runs: dict[str, RunState], checkpoint: str) -> None:
+    """Continue the run from before a corrupt checkpoint that may be a soup's ingredient: without it
+    the soup would silently be another. Training writes the later ones again, with equal weights.
+
+    No attempt of the run may be in flight.
+    """
+    owner = checkpoint.partition("/")[0]
+    if owner not in runs:
+        return
+    steps = [e.checkpoint.step for e in runs[owner].checkpoints if e.checkpoint.id == checkpoint]
+    drop_checkpoints(runs[owner], frozenset([checkpoint]))
+    run = runs.get(run_id_of(owner))
+    if not steps or run is None:
+        return
+    later = [e.checkpoint for e in run.checkpoints if e.checkpoint.step >= steps[0]]
+    drop_checkpoints(run, frozenset(each.id for each in later))
+    for each in later:
+        _add_duplicate(run, each)
+    run.trained_to = min(run.trained_to, run.last.step if run.last is not None else 0)
+    run.ended_early = False

@@ -1,22 +1,35 @@
 """Files that are not what was written: what the state forgets, so that orders make them again.
 
-checkpoint of a run   an older one takes over
+checkpoint of a run   trained again from an older one
 soup                  blended again
 ensembles, analysis   compared and analysed again
 splits, base, predictions   kept in `State.damaged` until an event says they were made again
 """
 
-from orchestrator.state.checkpoint_reducers import drop_corrupt
+from orchestrator.state.checkpoint_reducers import drop_corrupt, rewind_before
 from orchestrator.state.state import State
 from workers.storage.layout import ANALYSIS, SPLITS, predictions_dir
-from workers.types import BaseOrder, Damaged, FilesEvent, PreflightOrder, Retired
+from workers.types import (
+    BaseOrder,
+    Damaged,
+    FilesEvent,
+    MergeOpened,
+    PreflightOrder,
+    Retired,
+)
 
 
 def damaged(state: State, event: Damaged) -> None:
-    if event.checkpoint is not None:
-        drop_checkpoint(state, event.checkpoint)
-    else:
-        drop_file(state, event.path)
+    if event.checkpoint is None:
+        return drop_file(state, event.path)
+    # The merged weights that a run of sync rounds continued from may be deleted.
+    if not any(_is_sync_round(merge.opened) for merge in state.merges.values()):
+        rewind_before(state.runs, event.checkpoint)
+    drop_checkpoint(state, event.checkpoint)
+
+
+def _is_sync_round(opened: MergeOpened) -> bool:
+    return not opened.is_final and not opened.observe
 
 
 def drop_checkpoint(state: State, corrupt: str) -> None:

@@ -133,13 +133,12 @@ def _predictions(model: AnalysedModel, split: str, worker: WorkerContext) -> Pre
     """The model's predictions. None: an ensemble that was fitted on this split."""
     if model.kind != "ensemble":
         return read_predictions(worker.store, model.predictions or model.id, split)
-    touch = worker.progress.touch
     ensemble, stacker = ensembles.read_ensemble(worker.store, model.id)
     if stacker is None:
-        return ensembles.soft_vote(worker.store, ensemble.members, split, touch)
+        return ensembles.soft_vote(worker.store, ensemble.members, split)
     if split == ensemble.fitted_on:
         return None
-    return ensembles.stack(worker.store, stacker, ensemble.groups, split, touch)
+    return ensembles.stack(worker.store, stacker, ensemble.groups, split)
 
 
 def _add_model(

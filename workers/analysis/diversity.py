@@ -22,10 +22,10 @@ def measure_diversity(
 ) -> Iterator[AnyEvent]:
     """One event. A mean is None without pairs, a cosine also if a member is equal to the base."""
     began = time.monotonic()
-    predicted = []
-    for member in order.members.ingredients:
-        predicted.append(predictions(read_predictions(worker.store, member.id, SELECTION)[2]))
-        worker.progress.touch()
+    predicted = [
+        predictions(read_predictions(worker.store, member.id, SELECTION)[2])
+        for member in order.members.ingredients
+    ]
     cosines = measure_weight_space(order.members, worker)["cosines"]
     rows = [[np.nan if value is None else value for value in row] for row in cosines]
     yield Diversity(

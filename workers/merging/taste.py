@@ -160,7 +160,6 @@ def _by_hardness(checkpoint_ids: tuple[str, ...], worker: WorkerContext) -> np.n
     count = worker.images.count(SELECTION)
     num_wrong, confidence = np.zeros(count, np.int64), np.zeros(count)
     for checkpoint_id in checkpoint_ids:
-        worker.progress.touch()
         try:
             hit, probability = read_outcomes(worker.store, checkpoint_id, SELECTION)
         except FileNotFoundError:

@@ -39,9 +39,7 @@ def compare(order: CompareOrder, attempt: int, worker: WorkerContext) -> Iterato
     stacker = None
     if order.stacking:
         with worker.progress.busy("fitting the stacked classifier", FIT_LIMIT_S):
-            stacker = ensembles.fit_stacker(
-                worker.store, order.stacking, order.folds, worker.progress.touch
-            )
+            stacker = ensembles.fit_stacker(worker.store, order.stacking, order.folds)
     deltas: dict[str, dict[str, Delta]] = {soup: {} for soup in order.soups}
     scores: dict[str, dict[str, Score]] = {}
     for split in order.splits:
@@ -70,7 +68,7 @@ def _outcomes(
     order: CompareOrder, stacker: Stacker | None, split: str, worker: WorkerContext
 ) -> tuple[np.ndarray, dict[str, ImageOutcomes]]:
     """Labels, and the outcomes of every model and ensemble by id."""
-    store, touch = worker.store, worker.progress.touch
+    store = worker.store
     keys, labels, logits = read_predictions(store, order.best_single, split)
     outcomes = {order.best_single: ImageOutcomes.of(logits, labels)}
 
@@ -78,14 +76,13 @@ def _outcomes(
         own_keys, _, logits = predictions
         assert own_keys == keys, f"predictions of {name} on {split} are of other images"
         outcomes[name] = ImageOutcomes.of(logits, labels)
-        touch()
 
     for soup in order.soups:
         add(soup, read_predictions(store, soup, split))
     if order.members:
-        add(ensembles.SOFT_VOTING, ensembles.soft_vote(store, order.members, split, touch))
+        add(ensembles.SOFT_VOTING, ensembles.soft_vote(store, order.members, split))
     if stacker is not None and split != _fitted_on(order):
-        stacked = ensembles.stack(store, stacker, order.stacking, split, touch)
+        stacked = ensembles.stack(store, stacker, order.stacking, split)
         add(ensembles.STACKING, stacked)
     return labels, outcomes
 

@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 
 from workers.scoring.stacking import Stacker, fit
 from workers.storage.layout import ensemble_dir
-from workers.storage.node_cache import Touch
 from workers.storage.predictions import read_predictions
 from workers.storage.store import CorruptFile, Store
 from workers.types import SELECTION, EnsembleResult, FileInfo
@@ -31,7 +30,7 @@ Predictions = tuple[list[str], np.ndarray, np.ndarray]
 """(keys, labels int64 (N,), logits float64 (N, C))."""
 
 
-def soft_vote(store: Store, members: Sequence[str], split: str, touch: Touch) -> Predictions:
+def soft_vote(store: Store, members: Sequence[str], split: str) -> Predictions:
     """The mean of the members' logits, with one member's predictions in memory at a time."""
     keys, labels, first = read_predictions(store, members[0], split)
     total = first.astype(np.float64)
@@ -39,22 +38,21 @@ def soft_vote(store: Store, members: Sequence[str], split: str, touch: Touch) ->
         own_keys, _, logits = read_predictions(store, member, split)
         assert own_keys == keys, f"predictions of {member} on {split} are of other images"
         total += logits
-        touch()
     return keys, labels, total / len(members)
 
 
-def fit_stacker(store: Store, groups: Groups, folds: Mapping[str, int], touch: Touch) -> Stacker:
+def fit_stacker(store: Store, groups: Groups, folds: Mapping[str, int]) -> Stacker:
     """A stacker fitted out of fold if the members have folds, else on the selection split."""
-    predictions = [_to_fit_on(store, group, folds, touch) for group in groups]
+    predictions = [_to_fit_on(store, group, folds) for group in groups]
     keys, labels, _ = predictions[0]
     same_images = all(own_keys == keys for own_keys, _, _ in predictions)
     assert same_images, "groups were not trained on the same folds"
     return fit([logits for _, _, logits in predictions], labels)
 
 
-def stack(store: Store, stacker: Stacker, groups: Groups, split: str, touch: Touch) -> Predictions:
+def stack(store: Store, stacker: Stacker, groups: Groups, split: str) -> Predictions:
     """Keys, labels and the stacked classifier's logits on a split."""
-    votes = [soft_vote(store, group, split, touch) for group in groups]
+    votes = [soft_vote(store, group, split) for group in groups]
     keys, labels, _ = votes[0]
     return keys, labels, stacker([logits for _, _, logits in votes])
 
@@ -100,11 +98,9 @@ def _read_stacker(store: Store, path: str) -> Stacker:
         raise CorruptFile(f"{path} in {store} is not a stacked classifier") from error
 
 
-def _to_fit_on(
-    store: Store, group: Sequence[str], folds: Mapping[str, int], touch: Touch
-) -> Predictions:
+def _to_fit_on(store: Store, group: Sequence[str], folds: Mapping[str, int]) -> Predictions:
     if not folds:
-        return soft_vote(store, group, SELECTION, touch)
+        return soft_vote(store, group, SELECTION)
     parts = (read_predictions(store, member, f"fold:{folds[member]}") for member in group)
     return _in_key_order(parts)
 

@@ -90,9 +90,11 @@ def _write(store: Store, path: str, columns: dict[str, pa.Array]) -> FileInfo:
 def _read(store: Store, path: str, columns: list[str]) -> pa.Table:
     try:
         with pq.ParquetFile(_local(store, path)) as file:
-            return file.read(columns).combine_chunks()
+            table = file.read(columns).combine_chunks()
     except (pa.ArrowException, KeyError) as error:
         raise CorruptFile(f"{path} in {store} is not a Parquet file of predictions") from error
+    store.on_bytes()
+    return table
 
 
 def _local(store: Store, path: str) -> Path:

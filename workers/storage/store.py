@@ -16,6 +16,9 @@ from typing import Any, BinaryIO, Protocol
 
 from workers.errors import UserError, first_line
 from workers.storage import local_disk
+from workers.storage.corrupt_file import CorruptFile as CorruptFile
+from workers.storage.corrupt_file import MissingFile as MissingFile
+from workers.storage.corrupt_file import corrupt, known_file
 from workers.storage.filesystem import local_root, open_filesystem
 from workers.storage.layout import PROBE
 from workers.storage.node_cache import NodeCache, store_cache
@@ -48,14 +51,6 @@ def _no_guard() -> None:
 
 def _is_leftover(name: str) -> bool:
     return name.startswith(PROBE) or local_disk.is_unfinished(name)
-
-
-class CorruptFile(OSError):
-    """A file of the store differs from what was written. The message names it."""
-
-
-class MissingFile(CorruptFile, FileNotFoundError):
-    """A file that must be in the store is not there. The message names it."""
 
 
 class Sink(Protocol):
@@ -119,15 +114,11 @@ class Store:
 
     def read(self, path: str) -> bytes:
         """Raises CorruptFile for an expected file with another hash, or that is missing."""
-        sha256 = self._expected.get(path)
-        if sha256 is None:
-            return self._read(path)
-        try:
+        with known_file(path, self, is_known=self.is_expected(path)):
             content = self._read(path)
-        except FileNotFoundError as error:
-            raise MissingFile(f"{path} in {self} is missing") from error
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise CorruptFile(_corrupt(path, self, sha256))
+        sha256 = self._expected.get(path)
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise corrupt(path, self, sha256)
         return content
 
     def _read(self, path: str) -> bytes:
@@ -192,12 +183,8 @@ class Store:
             CorruptFile: the content has another hash, or a file whose hash is known is missing.
         """
         sha256 = sha256 or self._expected.get(path)
-        try:
+        with known_file(path, self, is_known=sha256 is not None):
             return self._fetch(path, sha256)
-        except FileNotFoundError as error:
-            if sha256 is None:
-                raise
-            raise MissingFile(f"{path} in {self} is missing") from error
 
     def _fetch(self, path: str, sha256: str | None) -> Path:
         if self.local_root is not None:
@@ -425,10 +412,6 @@ class Store:
         if sha256 is None or self._hashed.get(str(local)) == state:
             return local
         if local_disk.hash_file(local, self.on_bytes) != sha256:
-            raise CorruptFile(_corrupt(path, self, sha256))
+            raise corrupt(path, self, sha256)
         self._hashed[str(local)] = state
         return local
-
-
-def _corrupt(path: str, store: Store, sha256: str) -> str:
-    return f"{path} in {store} is corrupt: its sha256 is no longer {sha256[:12]}..."

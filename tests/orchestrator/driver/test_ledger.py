@@ -1,6 +1,8 @@
 """The ledger: appended events are replayed, at whatever instant the writer was killed."""
 
+import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -146,3 +148,16 @@ def test_a_thousand_runs_are_appended_and_replayed_in_seconds(tmp_path: Path) ->
     # Generous bounds: the machine may be busy.
     assert 20_000 / written_s > 500
     assert time.perf_counter() - began < 20
+
+
+def test_a_changed_digit_is_named_and_ledgers_without_checksums_replay(store: Store) -> None:
+    written = filled(store)
+    path = "ledger/00000001.jsonl"
+    text = store.read(path)
+    assert all(json.loads(line)["kind"] == "started" for line in text.splitlines())
+    store.write(path, text.replace(b'"gap_s":0.5', b'"gap_s":0.7', 1))
+    with pytest.raises(CorruptFile, match=f"{path}.*checksum"):
+        Ledger(store).replay()
+    for old in store.list("ledger"):
+        store.write(old, re.sub(rb',"crc32":\d+', b"", store.read(old) if old != path else text))
+    assert Ledger(store).replay() == written

@@ -81,7 +81,7 @@ def begun(world: World, dies_at: int, how: str, **fleet: Any) -> None:
 def as_before_abandonment(world: World) -> None:
     """The ledger as a version wrote it that had no event for rounds that outlived training."""
     for path in world.store.list(LEDGER):
-        text = re.sub(r',"crc32":\d+}', "}", world.store.read(path).decode())
+        text = re.sub(r',"crc32":\d+}\n', "}\n", world.store.read(path).decode())
         lines = text.splitlines()
         events = [event_adapter.validate_json(line) for line in lines if line.endswith("}")]
         if len(events) == len(lines) and any(isinstance(e, Abandoned) for e in events):

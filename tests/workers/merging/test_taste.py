@@ -1,5 +1,7 @@
 """Tastes: their score, the bound at which they stop, and what stopping must not change."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -11,7 +13,9 @@ from workers.merging.taste import hard_images_first, load_mix, taste
 from workers.models.build import preprocessing
 from workers.scoring.forward import EVAL_BATCH, logits
 from workers.scoring.metrics import score
-from workers.storage.predictions import read_predictions
+from workers.storage.layout import outcomes_path, predictions_path
+from workers.storage.predictions import read_outcomes, read_predictions, write_predictions
+from workers.storage.store import Store
 from workers.types import Mix, Tasted, TasteOrder, TasteResult
 
 
@@ -107,6 +111,22 @@ def test_images_that_most_get_wrong_come_first_then_those_hardly_right(
     sure = sum(softmax(x.astype(float), axis=1)[np.arange(150), y] for _, y, x in cached)
     keys = [(-int(wrong[i]), round(float(sure[i]), 9)) for i in queue]
     assert keys == sorted(keys) and keys[0][0] < 0
+
+
+def test_hardness_reads_no_logits_and_old_stores_without_outcomes_give_the_same_order(
+    pool: Pool, tmp_path: Path
+) -> None:
+    ids = tuple(each.id for each in pool.members)
+    tables = [read_predictions(pool.worker.store, id_, "val") for id_ in ids]
+    orders = []
+    for name, path_of in (("new", predictions_path), ("old", outcomes_path)):
+        store = Store(str(tmp_path / name))
+        for id_, table in zip(ids, tables, strict=True):
+            write_predictions(store, id_, "val", *table)
+            store.delete(path_of(id_, "val"))
+        hits = [read_outcomes(store, id_, "val") for id_ in ids]
+        orders.append([column.tolist() for pair in hits for column in pair])
+    assert orders[0] == orders[1]
 
 
 def test_without_cached_predictions_images_keep_the_order_of_the_split(pool: Pool) -> None:

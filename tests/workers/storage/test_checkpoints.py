@@ -316,3 +316,13 @@ def test_a_state_on_a_device_is_copied_through_pinned_memory(tmp_path: os.PathLi
         [checkpoint] = writer.flush()
     with open_weights(store, checkpoint) as weights:
         assert_same(dict(weights), tensors())
+
+
+@pytest.mark.parametrize("name", ["train_state.json", "train_state.safetensors"])
+def test_a_manifest_that_lost_the_name_of_a_file_is_corrupt(store: Store, name: str) -> None:
+    """Otherwise the run would go on without its optimizer's state, or end in a KeyError."""
+    checkpoint = write_checkpoint(store, "run/00000001", 1, 1, tensors(), train_state=state())
+    manifest = f"{checkpoint_dir(checkpoint.id)}/manifest.json"
+    store.write(manifest, store.read(manifest).replace(name.encode(), b"x" + name[1:].encode()))
+    with pytest.raises(CorruptFile, match=r"manifest\.json"):
+        load_train_state(store, checkpoint)
