@@ -27,16 +27,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Tests of one file share its fixtures, so they run in one process. All that may start a Ray
-    cluster are a group: one cluster at a time."""
-    root = Path(__file__).parent
-    for item in items:
-        file = item.path.relative_to(root)
-        is_cluster = file.parts[0] == "faults" or file.stem in ("test_fleets", "test_submit")
-        group = "clusters" if is_cluster else str(file)
-        item.add_marker(pytest.mark.xdist_group(group))
+    cluster are a group: one cluster at a time. xdist reads the groups after collection."""
+    file = item.path.relative_to(Path(__file__).parent)
+    is_cluster = file.parts[0] == "faults" or file.stem in ("test_fleets", "test_submit")
+    item.add_marker(pytest.mark.xdist_group("clusters" if is_cluster else str(file)))
 
 
 @pytest.fixture(scope="session", autouse=True)
