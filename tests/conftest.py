@@ -27,14 +27,6 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests of one file share its fixtures, so they run in one process. All that may start a Ray
-    cluster are a group: one cluster at a time. xdist reads the groups after collection."""
-    file = item.path.relative_to(Path(__file__).parent)
-    is_cluster = file.parts[0] == "faults" or file.stem in ("test_fleets", "test_submit")
-    item.add_marker(pytest.mark.xdist_group("clusters" if is_cluster else str(file)))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Decoded images of tests lie beside their other files, not in the home folder."""
