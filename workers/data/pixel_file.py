@@ -133,7 +133,8 @@ def write_pixels(
     with pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
     file.flush()
-    _, start = _block(mapped(Path(file.name)))
+    with Path(file.name).open("rb") as laid_out:  # without `mapped`: the writer holds the lock
+        _, start = _block(mmap.mmap(laid_out.fileno(), 0, access=mmap.ACCESS_READ))
     row_bytes = blank[0].nbytes
     for i, pixels in images:
         # Through the map, a full disk would be a signal instead of an error.
