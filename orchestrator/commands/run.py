@@ -417,6 +417,8 @@ def _earlier_commands(store: Store) -> list[list[str]]:
         facts = json.loads(store.read(ENV))
     except (FileNotFoundError, ValueError):  # damaged: it is written anew
         return []
+    if not isinstance(facts, dict):
+        return []
     commands: list[list[str]] = facts.get("commands", [facts.get("command", [])])
     return [secrets.public_arguments(command) for command in commands]
 

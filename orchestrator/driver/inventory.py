@@ -8,7 +8,7 @@ A difference becomes a `damaged` event. The state forgets the file, and the sche
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import chain
 
 import pyarrow as pa
@@ -48,11 +48,17 @@ def checkpoint_problem(store: Store, checkpoint: Checkpoint) -> str | None:
     return _manifest_problem(store, checkpoint)
 
 
-def file_problems(store: Store, state: State, sizes: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """(path, problem) of every file outside of checkpoints that is not what was announced."""
+def file_problems(
+    store: Store, state: State, sizes: dict[str, int], hashed: Set[str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """(path, problem) of every file outside of checkpoints that is not what was announced.
+
+    Only the files in `hashed` are read. None: all are.
+    """
     for path, file in announced_files(state):
         problem = _size_problem(store, path, file.size, sizes)
-        if problem is None and store.hash(path) != file.sha256:
+        is_hashed = hashed is None or path in hashed
+        if problem is None and is_hashed and store.hash(path) != file.sha256:
             problem = f"{path} in {store} is corrupt: its sha256 is not that in the ledger"
         if problem is not None:
             yield path, problem
@@ -108,13 +114,7 @@ def _damaged_checkpoints(store: Store, state: State, sizes: dict[str, int]) -> I
 
 def _damaged_others(store: Store, state: State, sizes: dict[str, int]) -> Iterator[AnyEvent]:
     small = _within_budget({path: file.size for path, file in announced_files(state)})
-    for path, file in announced_files(state):
-        problem = _size_problem(store, path, file.size, sizes)
-        if problem is None and path in small and store.hash(path) != file.sha256:
-            problem = f"{path} in {store} is corrupt: its sha256 is not that in the ledger"
-        if problem is not None:
-            yield Damaged(path=path, reason=problem)
-    for path, problem in _splits_problem(store, state, sizes):
+    for path, problem in file_problems(store, state, sizes, hashed=small):
         yield Damaged(path=path, reason=problem)
 
 

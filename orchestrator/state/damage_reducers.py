@@ -78,7 +78,6 @@ def opened(state: State) -> None:
         return
     for order in (PreflightOrder.id_of(), *map(BaseOrder.id_of, state.bases)):
         state.gave_up.pop(order, None)
-        state.failures.pop(order, None)
 
 
 def folder_of(path: str) -> str:

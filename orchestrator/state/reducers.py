@@ -130,7 +130,7 @@ def _opened(state: State, event: Opened) -> None:
     state.gave_up.pop(PreflightOrder.id_of(), None)  # of an extension that was refused
     state.training_since = None
     state.stopped, state.finished = None, None
-    for order in state.failures.keys() - state.gave_up.keys() - state.unresolved_failures.keys():
+    for order in state.failures.keys() - state.gave_up.keys():
         state.forgive(order)
 
 

@@ -220,8 +220,8 @@ class State:
         return self.failures.get(order, ())[self.num_forgiven.get(order, 0) :]
 
     def forgive(self, order: str) -> None:
-        """Let the failures of an order so far no longer count."""
-        if order in self.failures:
+        """Let the failures of an order so far no longer count, unless one is yet to be decided."""
+        if order in self.failures and order not in self.unresolved_failures:
             self.num_forgiven[order] = len(self.failures[order])
 
     # Checkpoints by name; retention keeps whatever an open merge names.

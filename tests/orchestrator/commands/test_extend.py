@@ -64,10 +64,11 @@ def test_all_commands_are_kept(extended: Path) -> None:
     assert len(facts["commands"]) == 3 and facts["commands"][-1] == facts["command"]
 
 
-def test_a_damaged_env_json_is_written_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ['{"python": "3.1', "[1, 2]"])
+def test_a_damaged_env_json_is_written_anew(tmp_path: Path, text: str) -> None:
     run_small(tmp_path, *TWO)
     file = tmp_path / "runs" / "small" / "env.json"
-    file.write_text(file.read_text()[:40])
+    file.write_text(text)
     run_small(tmp_path, *TWO, "soup.recipes=[best, uniform, greedy]", extend=True)
     assert len(json.loads(file.read_text())["commands"]) == 1
 

@@ -144,6 +144,24 @@ def test_a_new_driver_begins_a_new_count() -> None:
     assert not lost(state, 3, attempt=3).gave_up
 
 
+def test_a_repair_that_failed_under_earlier_drivers_is_still_decided_about() -> None:
+    opened = Opened(driver="h:1", fleet="ray", slots=2)
+
+    def fails(attempt: int) -> list[AnyEvent]:
+        who = {"order": "preflight", "attempt": attempt}
+        return [
+            Ordered(**who, what="preflight", due_since=0.0),
+            Failed(**who, error="lost", message="it died"),
+        ]
+
+    state = fold([opened, *fails(1)])
+    (decision,) = retry.retry_decisions(Moment(PROGRAM, state), now=0.0)
+    events = [decision, BackoffOver(order="preflight"), opened, Preflighted(facts=facts(PROGRAM))]
+    state = then(state, [*events, opened, *fails(2)])
+    (decision,) = retry.retry_decisions(Moment(PROGRAM, state), now=0.0)
+    assert isinstance(decision, RetryDecided) and "retry 1 of 3" in decision.reason
+
+
 def test_a_raised_limit_revives_what_it_had_given_up() -> None:
     state = lost(fold([Preflighted(facts=facts(PROGRAM))]), 4)
     assert ORDER in state.gave_up and state.run(RUN.id).failed
