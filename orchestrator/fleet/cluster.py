@@ -187,6 +187,14 @@ def alive_nodes() -> frozenset[str]:
     return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
+def node_of(actor: Any) -> str | None:
+    """Id of the node that an actor was placed on. None: it was not placed."""
+    from ray._private import state
+
+    info = state.actors(actor._actor_id.hex())
+    return info.get("Address", {}).get("NodeID") or None
+
+
 def draining_nodes() -> frozenset[str]:
     """Ids of nodes that will soon stop; none with a version of Ray that lacks this private call."""
     from ray._private import state

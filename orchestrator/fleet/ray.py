@@ -28,7 +28,7 @@ from orchestrator.fleet.cluster import (
     refuse_infeasible,
     without_nodes,
 )
-from orchestrator.fleet.nodes import UNKNOWN_NODE, Nodes
+from orchestrator.fleet.nodes import Nodes
 from orchestrator.fleet.slot import QueuedOrder, Slot, create_merge_slot, create_slot
 from workers.errors import UserError, first_line
 from workers.heartbeat import Heartbeat
@@ -66,7 +66,7 @@ class RayFleet:
         self._spec = spec
         self._needs = SlotResources.of(spec, worker_config)
         self._slots: list[Slot] = []
-        self._merge = create_merge_slot(worker_config)
+        self._merge = create_merge_slot(worker_config, {})
         self._waiting: list[tuple[AnyOrder, int]] = []
         """Orders whose slot was lost before they began."""
         self._timers = _Timers()
@@ -238,7 +238,9 @@ class RayFleet:
         self._requeue(slot.held)
         slot.destroy()
         if slot is self._merge:
-            self._merge = create_merge_slot(self._worker_config)
+            self._merge = create_merge_slot(
+                self._worker_config, without_nodes({}, self._nodes.excluded)
+            )
         else:
             self._slots.remove(slot)
             self._resize()
@@ -273,15 +275,14 @@ class RayFleet:
         """Try elsewhere. That a node died, or left, says nothing about the others.
 
         Raises:
-            UserError: no slot is open, and there is no node left to try.
+            UserError: no slot is left, and there is no node to try.
         """
-        nodes, alive = slot.reserved_nodes(), alive_nodes()
+        nodes = slot.reserved_nodes()
         events: list[AnyEvent] = []
-        if nodes <= alive:
+        if nodes <= alive_nodes():
             events += self._nodes.note_failure(nodes, cause_of_death(error))
         self._rebuild(slot)
-        is_stuck = not any(slot.is_open or slot.starting for slot in self._slots)
-        if is_stuck and alive <= self._nodes.excluded or UNKNOWN_NODE in self._nodes.excluded:
+        if events and not self._slots:
             raise UserError(
                 f"no worker can start on any node of the cluster ({cause_of_death(error)}); mend "
                 "that, and the same command continues"

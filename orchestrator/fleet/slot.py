@@ -13,7 +13,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.fleet.cluster import SlotResources
+from orchestrator.fleet.cluster import SlotResources, node_of
 from orchestrator.state.reducers import CLOSING
 from workers.heartbeat import Heartbeat
 from workers.ray_actor import WorkerActor
@@ -97,10 +97,9 @@ class Slot:
         return not self.starting
 
     def reserved_nodes(self) -> frozenset[str]:
-        """Ids of the nodes where its resources are reserved. Empty: nowhere yet, or it reserves
-        none."""
+        """Ids of the nodes where it has resources, or an actor. Empty: nowhere yet."""
         if self.group is None:
-            return self.nodes
+            return frozenset(filter(None, map(node_of, self.actors)))
         table = placement_group_table(self.group)
         return frozenset(filter(None, table.get("bundles_to_node_id", {}).values()))
 
@@ -244,8 +243,11 @@ def create_slot(
     return Slot(name, actors, group, starting=[actor.ready.remote() for actor in actors])
 
 
-def create_merge_slot(worker_config: WorkerConfig) -> Slot:
-    """The merge actor: one process on the CPU, beside the slots and without reserved resources."""
+def create_merge_slot(worker_config: WorkerConfig, selector: dict[str, str]) -> Slot:
+    """The merge actor: one process on the CPU, beside the slots and without reserved resources, on
+    a node with the labels of `selector`."""
     single = worker_config.model_copy(update={"device": "cpu", "ranks": 1})
-    actor = _ACTOR.options(num_cpus=0).remote(single, "merge", 0, 1)
+    actor = _ACTOR.options(num_cpus=0, label_selector=selector or None).remote(
+        single, "merge", 0, 1
+    )
     return Slot("merge", [actor], None, starting=[actor.ready.remote()])

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from tests.faults import tiny_experiment
 from tests.faults.driver_processes import DriverRun, ForkServer, UninterruptedRun
+from tests.ray_cluster import ray_cluster
 from workers.storage.store import Store
 
 pytestmark = pytest.mark.slow
@@ -21,21 +21,12 @@ LONGER = ("train.epochs=30", "merge.mode=off")
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator[Any]:
     """A head without CPUs and one node with two."""
-    with pytest.MonkeyPatch.context() as environment:
-        for key, value in tiny_experiment.environment().items():
-            environment.setenv(key, value)
-        cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-        )
+    with ray_cluster() as cluster:
         cluster.node = cluster.add_node(num_cpus=2)
         cluster.wait_for_nodes()
-        try:
-            yield cluster
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+        yield cluster
 
 
 @pytest.fixture(scope="module")

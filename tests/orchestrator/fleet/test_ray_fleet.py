@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from orchestrator.commands.run import planned
 from orchestrator.fleet.ray import RayFleet, open_cluster
@@ -19,6 +18,7 @@ from orchestrator.schedule.moment import Moment
 from orchestrator.state.reducers import apply
 from orchestrator.state.state import State
 from tests.faults import tiny_experiment
+from tests.ray_cluster import ray_cluster
 from workers.types import AnyEvent, AnyOrder, Ordered, TrainOrder
 
 pytestmark = pytest.mark.slow
@@ -37,17 +37,8 @@ sys.meta_path.insert(0, Refuse())
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """A head without CPUs."""
-    with pytest.MonkeyPatch.context() as environment:
-        for key, value in tiny_experiment.environment().items():
-            environment.setenv(key, value)
-        cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-        )
-        try:
-            yield cluster
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+    with ray_cluster() as cluster:
+        yield cluster
 
 
 class Bench:
@@ -85,12 +76,19 @@ class Bench:
             events += new
         return events
 
-    def wait_for_slots(self, count: int, timeout_s: float = 120) -> None:
-        """Wait until so many slots are open."""
+    def wait_for(self, is_done: Callable[[], bool], timeout_s: float = 120) -> list[AnyEvent]:
+        """The events until then."""
+        events: list[AnyEvent] = []
         deadline = time.monotonic() + timeout_s
-        while self.num_open != count:
+        while not is_done():
             assert time.monotonic() < deadline, self.fleet.waiting_for()
-            self.apply(self.fleet.events(0.5))
+            events += self.fleet.events(0.5)
+        self.apply(events)
+        return events
+
+    def wait_for_slots(self, count: int) -> None:
+        """Wait until so many slots are open."""
+        self.wait_for(lambda: self.num_open == count)
 
     @property
     def num_open(self) -> int:
@@ -106,13 +104,10 @@ def test_a_node_that_dies_while_its_slots_start_costs_the_others_nothing(
     bench.submit(order)
     bench.until(lambda event: event.kind == "started")
     node = cluster.add_node(num_cpus=4)
-    tiny_experiment.wait_for(lambda: bench.fleet.events(0.5) is None or bench.fleet.num_slots == 5)
+    bench.wait_for(lambda: bench.fleet.num_slots == 5)
     cluster.remove_node(node, allow_graceful=False)
     events = bench.until(lambda event: event.kind == "evaluated")
-    deadline = time.monotonic() + 40  # the cluster takes a while to see that the node is dead
-    while bench.fleet.num_slots > 1:
-        assert time.monotonic() < deadline
-        events += bench.fleet.events(0.5)
+    events += bench.wait_for(lambda: bench.fleet.num_slots == 1)
     assert {event.kind for event in events} <= {"evaluated", "checkpoint"}
     bench.fleet.close()
 
@@ -162,23 +157,26 @@ def test_an_idle_slot_that_dies_is_replaced(cluster: Any, tmp_path: Path) -> Non
     bench.wait_for_slots(1)
     (slot,) = bench.fleet._slots
     ray.kill(slot.actors[0])
-    deadline = time.monotonic() + 60
-    while slot in bench.fleet._slots:
-        assert time.monotonic() < deadline
-        assert bench.fleet.events(0.5) == []
+    assert bench.wait_for(lambda: slot not in bench.fleet._slots) == []
     bench.wait_for_slots(1)
     bench.fleet.close()
+
+
+def one_slot_with_two_orders(cluster: Any, folder: Path) -> tuple[Bench, TrainOrder, TrainOrder]:
+    """A fleet of one slot, which holds both orders."""
+    cluster.add_node(num_cpus=1)
+    bench = Bench(cluster, folder, "sweep.seeds=3")
+    bench.wait_for_slots(1)
+    first, second, _ = bench.trainings()
+    bench.submit(first)
+    bench.submit(second)
+    return bench, first, second
 
 
 def test_an_order_that_waits_behind_another_moves_to_a_slot_that_is_idle(
     cluster: Any, tmp_path: Path
 ) -> None:
-    cluster.add_node(num_cpus=1)
-    bench = Bench(cluster, tmp_path, "sweep.seeds=3")
-    bench.wait_for_slots(1)
-    first, second, _ = bench.trainings()
-    bench.submit(first)
-    bench.submit(second)
+    bench, first, second = one_slot_with_two_orders(cluster, tmp_path)
     (slot,) = bench.fleet._slots
     assert [held.order.id for held in slot.held] == [first.id, second.id]
     cluster.add_node(num_cpus=1)
@@ -192,12 +190,7 @@ def test_an_order_that_waits_behind_another_moves_to_a_slot_that_is_idle(
 def test_a_stop_that_comes_before_an_order_begins_is_not_forgotten(
     cluster: Any, tmp_path: Path
 ) -> None:
-    cluster.add_node(num_cpus=1)
-    bench = Bench(cluster, tmp_path, "sweep.seeds=3")
-    bench.wait_for_slots(1)
-    first, second, _ = bench.trainings()
-    bench.submit(first)
-    bench.submit(second)
+    bench, first, second = one_slot_with_two_orders(cluster, tmp_path)
     bench.until(lambda event: event.kind == "started" and event.order == first.id)
     bench.fleet.interrupt("enough")
     events = bench.until(lambda e: e.kind == "interrupted" and e.order == second.id)
