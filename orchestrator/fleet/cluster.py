@@ -75,8 +75,6 @@ def connect(address: str, env: dict[str, str]) -> None:
 
 def _start_here() -> None:
     """Start Ray, several times if need be: on a busy machine its own processes may be too slow."""
-    # Otherwise loader processes of a killed worker hold its GPU for seconds.
-    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "1")
     before = set(psutil.Process().children(recursive=True))
     for tries_left in reversed(range(MAX_STARTS)):
         try:

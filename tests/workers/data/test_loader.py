@@ -3,9 +3,11 @@
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,8 +76,19 @@ def _read(
     stream: str = "s",
     epoch: int = 0,
 ) -> list[Batch]:
+    return list(_loader(spec, plan, workers, seed, stream, epoch))
+
+
+def _loader(
+    spec: TrainConfig,
+    plan: list[np.ndarray] = PLAN,
+    workers: int = 0,
+    seed: int = 0,
+    stream: str = "s",
+    epoch: int = 0,
+) -> Iterator[Batch]:
     transform = train_transform(spec, PREPROCESSING)
-    return list(train_batches(pictures(), LABELS, transform, plan, seed, stream, epoch, workers))
+    return train_batches(pictures(), LABELS, transform, plan, seed, stream, epoch, workers)
 
 
 def _equal(left: list[Batch], right: list[Batch]) -> bool:
@@ -150,6 +163,25 @@ def test_loader_processes_use_one_thread_and_no_global_generator_here() -> None:
         torch.set_num_threads(before)
     assert all((x == 1).all() for x, _ in batches)
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a signal for it")
+def test_loader_processes_end_with_a_killed_parent() -> None:
+    """torch's own watchdog notices after five seconds."""
+    code = """
+import multiprocessing, time
+from tests.workers.data.test_loader import TrainConfig, _loader
+batches = _loader(TrainConfig(), workers=2)
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        children = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        parent.kill()
+        assert len(children) == 2
+        assert psutil.wait_procs(children, timeout=3)[1] == []
 
 
 @pytest.mark.gpu
